@@ -1,0 +1,79 @@
+//! Labels and annotations. They are about the sidecar itself; how traffic is treated is said by policies.
+
+/// Label of a namespace, and annotation or label of a pod: [`ENABLED`] or [`DISABLED`]. The pod's word wins.
+pub const INJECT: &str = "outrigger.dev/inject";
+/// The sidecar is put into the pod.
+pub const ENABLED: &str = "enabled";
+/// The sidecar is left out.
+pub const DISABLED: &str = "disabled";
+
+/// Label that the injector puts on a pod: the version of its sidecar. The controller takes a pod that has it for one in
+/// the mesh.
+pub const PROXY_VERSION: &str = "outrigger.dev/proxy-version";
+
+/// Annotation of a pod, a Service or a namespace: ports whose bytes are not looked into, "3306,9000-9010".
+pub const OPAQUE_PORTS: &str = "outrigger.dev/opaque-ports";
+/// Annotation of a pod: ports at which incoming connections reach the app untouched.
+pub const SKIP_INBOUND_PORTS: &str = "outrigger.dev/skip-inbound-ports";
+/// Annotation of a pod: ports to which outgoing connections leave untouched.
+pub const SKIP_OUTBOUND_PORTS: &str = "outrigger.dev/skip-outbound-ports";
+/// Annotation of a pod: addresses (CIDR, comma-separated) to which outgoing connections leave untouched.
+pub const SKIP_OUTBOUND_CIDRS: &str = "outrigger.dev/skip-outbound-cidrs";
+/// Annotation of a pod: users (numeric, comma-separated) whose connections leave untouched.
+pub const SKIP_UIDS: &str = "outrigger.dev/skip-uids";
+/// Annotation of a pod or a namespace: `strict` refuses plaintext to the pod's ports (its own probes excepted),
+/// `permissive`, the default, lets it in.
+pub const MTLS: &str = "outrigger.dev/mtls";
+/// Annotation of a pod: "false" puts the sidecar in as an ordinary container even where native sidecars work.
+pub const NATIVE_SIDECAR: &str = "outrigger.dev/native-sidecar";
+/// Annotation of a pod: the sidecar's log filter, "info" or "outrigger_proxy=debug".
+pub const LOG_LEVEL: &str = "outrigger.dev/log-level";
+/// Annotation of a pod: "true" switches the access log on.
+pub const ACCESS_LOG: &str = "outrigger.dev/access-log";
+/// Annotations of a pod: the sidecar's resources, as Kubernetes quantities.
+pub const CPU_REQUEST: &str = "outrigger.dev/proxy-cpu-request";
+/// See [`CPU_REQUEST`].
+pub const CPU_LIMIT: &str = "outrigger.dev/proxy-cpu-limit";
+/// See [`CPU_REQUEST`].
+pub const MEMORY_REQUEST: &str = "outrigger.dev/proxy-memory-request";
+/// See [`CPU_REQUEST`].
+pub const MEMORY_LIMIT: &str = "outrigger.dev/proxy-memory-limit";
+
+/// The audience of the projected ServiceAccount token that proves who a sidecar is.
+pub const TOKEN_AUDIENCE: &str = "outrigger";
+/// The ConfigMap with the trust bundle in every namespace that is labelled for injection.
+pub const TRUST_BUNDLE_CONFIG_MAP: &str = "outrigger-trust-bundle";
+/// The key in that ConfigMap: PEM certificates, one or more roots.
+pub const TRUST_BUNDLE_KEY: &str = "ca.crt";
+
+/// Parses a list of ports and ranges of ports, "3306, 9000-9010".
+///
+/// # Errors
+/// Says which element is not a port or a range.
+pub fn parse_ports(list: &str) -> Result<Vec<std::ops::RangeInclusive<u16>>, String> {
+    list.split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .map(|part| {
+            let (low, high) = part.split_once('-').unwrap_or((part, part));
+            match (low.trim().parse::<u16>(), high.trim().parse::<u16>()) {
+                (Ok(low), Ok(high)) if 0 < low && low <= high => Ok(low..=high),
+                _ => Err(format!("{part:?} is neither a port (1 to 65535) nor a range of ports")),
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_ports;
+
+    #[test]
+    fn ports_and_ranges() {
+        assert_eq!(parse_ports("25, 9000-9002").unwrap(), [25..=25, 9000..=9002]);
+        assert_eq!(parse_ports("").unwrap(), []);
+        for wrong in ["0", "http", "9-8", "70000", "1-"] {
+            assert!(parse_ports(wrong).unwrap_err().contains(wrong));
+        }
+    }
+}

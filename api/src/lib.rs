@@ -1,0 +1,22 @@
+//! Outrigger's shared vocabulary: the wire protocol between sidecar and controller, the CRD types, the labels and
+//! annotations, and SPIFFE IDs.
+//!
+//! Architecture Invariant: no I/O here, and nothing that only one of the rooms needs.
+
+pub mod duration;
+pub mod labels;
+pub mod policy;
+pub mod ports;
+pub mod spiffe;
+
+/// `outrigger.identity.v1`: CSR in, SVID out.
+#[allow(missing_docs, unreachable_pub, clippy::unwrap_used)] // generated; the documentation is in the .proto
+pub mod identity {
+    tonic::include_proto!("outrigger.identity.v1");
+}
+
+/// `outrigger.discovery.v1`: what is behind an address, and how it is called.
+#[allow(missing_docs, unreachable_pub, clippy::unwrap_used)] // generated; the documentation is in the .proto
+pub mod discovery {
+    tonic::include_proto!("outrigger.discovery.v1");
+}

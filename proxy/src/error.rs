@@ -1,0 +1,163 @@
+//! One value for everything that can go wrong with a request: what to answer, whether another attempt is safe, and the
+//! code that the response, the log line, the span and the metric all carry.
+
+use http::StatusCode;
+
+/// A stable short code, sent as `outrigger-error`. `docs/errors.md` says for each what it means and what to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// No ready endpoint.
+    NoEndpoints,
+    /// The controller has not answered yet, and there is nothing to go on with.
+    DiscoveryUnavailable,
+    /// This sidecar has no SVID yet.
+    IdentityUnavailable,
+    /// The TCP connection could not be made.
+    ConnectFailed,
+    /// The TCP connection or the TLS handshake took too long.
+    ConnectTimeout,
+    /// The TLS handshake failed.
+    TlsFailed,
+    /// The endpoint is somebody else than discovery named.
+    IdentityMismatch,
+    /// The endpoint closed or reset the connection before a response.
+    UpstreamReset,
+    /// The endpoint refused the stream unprocessed (REFUSED_STREAM, GOAWAY).
+    UpstreamRefused,
+    /// The endpoint's answer is not HTTP.
+    UpstreamProtocol,
+    /// `timeouts.request` ran out.
+    RequestTimeout,
+    /// `timeouts.backendRequest` ran out, and no attempt was left.
+    AttemptTimeout,
+    /// The Service has routes, and none matches.
+    NoRoute,
+    /// The route's backend does not exist.
+    InvalidBackend,
+    /// The app on this pod does not accept the connection.
+    AppUnavailable,
+    /// The request is malformed.
+    BadRequest,
+    /// The header section is larger than the limit.
+    HeadersTooLarge,
+    /// Plaintext, where mutual TLS is required.
+    PlaintextRefused,
+    /// The client went away before the response.
+    ClientClosed,
+}
+
+impl Reason {
+    /// Every reason, for the documentation's test.
+    pub const ALL: [Reason; 19] = [
+        Reason::NoEndpoints,
+        Reason::DiscoveryUnavailable,
+        Reason::IdentityUnavailable,
+        Reason::ConnectFailed,
+        Reason::ConnectTimeout,
+        Reason::TlsFailed,
+        Reason::IdentityMismatch,
+        Reason::UpstreamReset,
+        Reason::UpstreamRefused,
+        Reason::UpstreamProtocol,
+        Reason::RequestTimeout,
+        Reason::AttemptTimeout,
+        Reason::NoRoute,
+        Reason::InvalidBackend,
+        Reason::AppUnavailable,
+        Reason::BadRequest,
+        Reason::HeadersTooLarge,
+        Reason::PlaintextRefused,
+        Reason::ClientClosed,
+    ];
+
+    /// The code as it is sent.
+    pub fn code(self) -> &'static str {
+        match self {
+            Reason::NoEndpoints => "no-endpoints",
+            Reason::DiscoveryUnavailable => "discovery-unavailable",
+            Reason::IdentityUnavailable => "identity-unavailable",
+            Reason::ConnectFailed => "connect-failed",
+            Reason::ConnectTimeout => "connect-timeout",
+            Reason::TlsFailed => "tls-failed",
+            Reason::IdentityMismatch => "identity-mismatch",
+            Reason::UpstreamReset => "upstream-reset",
+            Reason::UpstreamRefused => "upstream-refused",
+            Reason::UpstreamProtocol => "upstream-protocol",
+            Reason::RequestTimeout => "request-timeout",
+            Reason::AttemptTimeout => "attempt-timeout",
+            Reason::NoRoute => "no-route",
+            Reason::InvalidBackend => "invalid-backend",
+            Reason::AppUnavailable => "app-unavailable",
+            Reason::BadRequest => "bad-request",
+            Reason::HeadersTooLarge => "headers-too-large",
+            Reason::PlaintextRefused => "plaintext-refused",
+            Reason::ClientClosed => "client-closed",
+        }
+    }
+
+    /// The HTTP status that it is answered with.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Reason::NoEndpoints
+            | Reason::DiscoveryUnavailable
+            | Reason::IdentityUnavailable
+            | Reason::ConnectFailed
+            | Reason::TlsFailed
+            | Reason::IdentityMismatch
+            | Reason::UpstreamRefused
+            | Reason::AppUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Reason::ConnectTimeout | Reason::RequestTimeout | Reason::AttemptTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Reason::UpstreamReset | Reason::UpstreamProtocol => StatusCode::BAD_GATEWAY,
+            Reason::NoRoute => StatusCode::NOT_FOUND,
+            Reason::InvalidBackend => StatusCode::INTERNAL_SERVER_ERROR,
+            Reason::BadRequest | Reason::ClientClosed => StatusCode::BAD_REQUEST,
+            Reason::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Reason::PlaintextRefused => StatusCode::FORBIDDEN,
+        }
+    }
+
+    /// The gRPC status that a gRPC client gets (grpc's statuscodes.md).
+    pub fn grpc_status(self) -> u16 {
+        match self.status() {
+            StatusCode::GATEWAY_TIMEOUT => 4,                                  // DEADLINE_EXCEEDED
+            StatusCode::FORBIDDEN => 7,                                        // PERMISSION_DENIED
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => 8,                  // RESOURCE_EXHAUSTED
+            StatusCode::NOT_FOUND => 12,                                       // UNIMPLEMENTED
+            StatusCode::BAD_REQUEST | StatusCode::INTERNAL_SERVER_ERROR => 13, // INTERNAL
+            _ => 14,                                                           // UNAVAILABLE
+        }
+    }
+
+    /// Whether the app at the other end cannot have seen the request, so that another attempt is safe for every method.
+    pub fn never_processed(self) -> bool {
+        matches!(
+            self,
+            Reason::ConnectFailed
+                | Reason::ConnectTimeout
+                | Reason::TlsFailed
+                | Reason::IdentityMismatch
+                | Reason::UpstreamRefused
+                | Reason::AppUnavailable
+        )
+    }
+}
+
+/// A request that this sidecar could not carry out.
+#[derive(Debug, thiserror::Error)]
+#[error("{detail}")]
+pub struct ProxyError {
+    /// The code.
+    pub reason: Reason,
+    /// For a person: what was tried, where, and what to check next. It goes into the response's body and the log.
+    pub detail: String,
+}
+
+impl ProxyError {
+    /// An error with its reason and the sentence for a person.
+    pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self {
+            reason,
+            detail: detail.into(),
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Outrigger's sidecar. `ARCHITECTURE.md` follows a request through these modules.
+
+pub mod error;
+pub mod identity;
+pub mod model;
