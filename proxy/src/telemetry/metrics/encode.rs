@@ -1,0 +1,278 @@
+//! Metrics as OpenMetrics text.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeLabelSet, LabelSetEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use crate::error::Reason;
+
+use super::super::request::Direction;
+use super::{Metrics, ServiceMetrics, process};
+
+const DIRECTIONS: [Direction; 2] = [Direction::Outbound, Direction::Inbound];
+const OUTCOMES: [&str; 2] = ["success", "failure"];
+const HANDSHAKES: [&str; 3] = ["ok", "failed", "identity-mismatch"];
+const BOOLS: [&str; 2] = ["false", "true"];
+
+pub(super) fn text(metrics: &Arc<Metrics>) -> String {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Scrape(Arc::clone(metrics))));
+    let mut text = String::with_capacity(16 * 1024);
+    if prometheus_client::encoding::text::encode(&mut text, &registry).is_err() {
+        // Writing to a String cannot fail, so an encoder refused a value.
+        tracing::warn!("the metrics could not be encoded");
+    }
+    text
+}
+
+struct Scrape(Arc<Metrics>);
+
+impl fmt::Debug for Scrape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Scrape")
+    }
+}
+
+impl Collector for Scrape {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let metrics = &*self.0;
+        let mut services = metrics.services.snapshot();
+        if metrics.external.activity() > 0 {
+            services.push(Arc::clone(&metrics.external));
+        }
+        let ports = metrics.ports.snapshot();
+        let mut to = Families(encoder);
+        to.durations(&services, &ports)?;
+        to.requests(&services, &ports)?;
+        to.attempts(&services)?;
+        to.connections(metrics)?;
+        to.own(metrics)?;
+        to.process()
+    }
+}
+
+/// The labels of one series. Those that are `None` are left out: Prometheus takes an empty label for an absent one.
+struct Labels<const N: usize>([(&'static str, Option<String>); N]);
+
+impl<const N: usize> EncodeLabelSet for Labels<N> {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        let present = self.0.iter().filter_map(|(name, value)| Some((*name, value.as_deref()?)));
+        for label in present {
+            prometheus_client::encoding::EncodeLabel::encode(&label, encoder.encode_label())?;
+        }
+        Ok(())
+    }
+}
+
+struct Families<'a>(DescriptorEncoder<'a>);
+
+impl Families<'_> {
+    fn durations(&mut self, services: &[Arc<ServiceMetrics>], ports: &[Arc<ServiceMetrics>]) -> fmt::Result {
+        let client = (
+            "http_client_request_duration_seconds",
+            "Requests of this pod's app, all attempts together, by the Service called.",
+            "service",
+        );
+        let server = (
+            "http_server_request_duration_seconds",
+            "Requests to this pod's app, by its port.",
+            "server_port",
+        );
+        for ((name, help, label), all) in [(client, services), (server, ports)] {
+            let mut family = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
+            for of in all {
+                for (key, histogram) in of.durations.snapshot() {
+                    let labels = Labels([
+                        (label, Some(of.label.clone())),
+                        ("http_request_method", Some(key.method().to_owned())),
+                        ("http_response_status_code", key.status.map(|status| status.to_string())),
+                        ("rpc_grpc_status_code", key.grpc_status.map(|status| status.to_string())),
+                        ("error_type", key.error_type().map(str::to_owned)),
+                    ]);
+                    let (sum, count, buckets) = histogram.snapshot();
+                    family
+                        .encode_family(&labels)?
+                        .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn requests(&mut self, services: &[Arc<ServiceMetrics>], ports: &[Arc<ServiceMetrics>]) -> fmt::Result {
+        let mut series = Vec::new();
+        for (direction, all) in DIRECTIONS.into_iter().zip([services, ports]) {
+            for of in all {
+                for (outcome, counts) in OUTCOMES.iter().zip(&of.requests) {
+                    for (tls, count) in BOOLS.iter().zip(counts) {
+                        let outbound = direction == Direction::Outbound;
+                        let labels = Labels([
+                            ("direction", Some(direction.as_str().to_owned())),
+                            ("service", outbound.then(|| of.label.clone())),
+                            ("server_port", (!outbound).then(|| of.label.clone())),
+                            ("outcome", Some((*outcome).to_owned())),
+                            ("tls", Some((*tls).to_owned())),
+                        ]);
+                        series.push((labels, count.load(Relaxed)));
+                    }
+                }
+            }
+        }
+        let help = "Requests that ended, all attempts together; tls: mutual TLS between sidecars.";
+        self.counters("outrigger_requests", help, series)
+    }
+
+    fn attempts(&mut self, services: &[Arc<ServiceMetrics>]) -> fmt::Result {
+        let by = |label: &'static str, select: fn(&ServiceMetrics) -> [u64; 2]| {
+            services
+                .iter()
+                .flat_map(|of| {
+                    let counts = OUTCOMES.into_iter().zip(select(of));
+                    counts.map(|(outcome, count)| {
+                        let service = ("service", Some(of.label.clone()));
+                        (Labels([service, (label, Some(outcome.to_owned()))]), count)
+                    })
+                })
+                .collect()
+        };
+        self.counters(
+            "outrigger_upstream_attempts",
+            "Attempts to call an endpoint: what a client would have seen without retries.",
+            by("outcome", |of| of.attempts.each_ref().map(|count| count.load(Relaxed))),
+        )?;
+        self.counters(
+            "outrigger_retries",
+            "Attempts that were retries, by how they ended.",
+            by("result", |of| of.retries.each_ref().map(|count| count.load(Relaxed))),
+        )?;
+        let exhausted = services.iter().map(|of| {
+            let labels = Labels([("service", Some(of.label.clone()))]);
+            (labels, of.budget_exhausted.load(Relaxed))
+        });
+        self.counters(
+            "outrigger_retry_budget_exhausted",
+            "Retries that were wanted and that the budget did not allow.",
+            exhausted.collect(),
+        )
+    }
+
+    fn connections(&mut self, metrics: &Metrics) -> fmt::Result {
+        let mut handshakes = Vec::new();
+        let mut open = Vec::new();
+        for direction in DIRECTIONS {
+            let label = || ("direction", Some(direction.as_str().to_owned()));
+            for (result, count) in HANDSHAKES.iter().zip(&metrics.handshakes[direction as usize]) {
+                let result = ("result", Some((*result).to_owned()));
+                handshakes.push((Labels([label(), result]), count.load(Relaxed)));
+            }
+            for (tls, count) in BOOLS.iter().zip(&metrics.connections[direction as usize]) {
+                let tls = ("tls", Some((*tls).to_owned()));
+                open.push((Labels([label(), tls]), count.load(Relaxed)));
+            }
+        }
+        self.counters(
+            "outrigger_tls_handshakes",
+            "TLS handshakes between sidecars.",
+            handshakes,
+        )?;
+        self.gauges(
+            "outrigger_connections_open",
+            "Open connections; tls: mutual TLS between sidecars.",
+            open,
+        )
+    }
+
+    fn own(&mut self, metrics: &Metrics) -> fmt::Result {
+        let errors = Reason::ALL.iter().zip(&metrics.errors);
+        let errors = errors.filter(|(_, count)| count.load(Relaxed) > 0).map(|(reason, count)| {
+            let labels = Labels([("reason", Some(reason.code().to_owned()))]);
+            (labels, count.load(Relaxed))
+        });
+        let help = "Requests and connections that failed in this sidecar, by the code of outrigger-error.";
+        self.counters("outrigger_errors", help, errors.collect())?;
+        let plain = |count: u64| vec![(Labels([]), count)];
+        self.counters(
+            "outrigger_detect_timeouts",
+            "Connections that went on as opaque because their first bytes did not come in time.",
+            plain(metrics.detect_timeouts.load(Relaxed)),
+        )?;
+        self.counters(
+            "outrigger_spans_exported",
+            "Spans that the collector took.",
+            plain(metrics.spans_exported.load(Relaxed)),
+        )?;
+        self.counters(
+            "outrigger_spans_dropped",
+            "Spans dropped: the queue was full, or the collector did not take them.",
+            plain(metrics.spans_dropped.load(Relaxed)),
+        )?;
+        self.counters(
+            "outrigger_access_log_dropped",
+            "Lines of the access log dropped because the log is not read fast enough.",
+            plain(metrics.access_log_dropped.load(Relaxed)),
+        )?;
+        let expiries = metrics.expiries.lock();
+        let expiries = expiries.iter().filter_map(|expiry| {
+            let labels = Labels([("kind", Some(expiry.kind.to_owned()))]);
+            Some((labels, (expiry.seconds)()?))
+        });
+        self.gauges(
+            "outrigger_cert_expiry_seconds",
+            "Seconds until this sidecar's certificate, and the first of its roots, expires.",
+            expiries.collect(),
+        )?;
+        let version = Labels([("version", Some(env!("CARGO_PKG_VERSION").to_owned()))]);
+        self.gauges("outrigger_build_info", "1, with the version.", vec![(version, 1_u64)])
+    }
+
+    fn process(&mut self) -> fmt::Result {
+        let process = process::read();
+        let plain = |value: u64| vec![(Labels([]), value)];
+        if let Some(bytes) = process.resident_bytes {
+            self.gauges("process_resident_memory_bytes", "Resident memory.", plain(bytes))?;
+        }
+        if let Some(fds) = process.open_fds {
+            self.gauges("process_open_fds", "Open file descriptors.", plain(fds))?;
+        }
+        if let Some(seconds) = process.cpu_seconds {
+            let help = "CPU time, user and system.";
+            let mut family = self.0.encode_descriptor("process_cpu_seconds", help, None, MetricType::Counter)?;
+            family.encode_counter::<NoLabelSet, f64, u64>(&seconds, None)?;
+        }
+        Ok(())
+    }
+
+    /// `name` without "_total", which the format adds.
+    fn counters<const N: usize>(&mut self, name: &str, help: &str, series: Vec<(Labels<N>, u64)>) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, count) in series {
+            if N == 0 {
+                family.encode_counter::<NoLabelSet, u64, u64>(&count, None)?;
+            } else {
+                let mut metric = family.encode_family(&labels)?;
+                metric.encode_counter::<NoLabelSet, u64, u64>(&count, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn gauges<const N: usize, V>(&mut self, name: &str, help: &str, series: Vec<(Labels<N>, V)>) -> fmt::Result
+    where
+        V: EncodeGaugeValue,
+    {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (labels, value) in series {
+            if N == 0 {
+                family.encode_gauge(&value)?;
+            } else {
+                family.encode_family(&labels)?.encode_gauge(&value)?;
+            }
+        }
+        Ok(())
+    }
+}

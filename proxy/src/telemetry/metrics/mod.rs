@@ -1,0 +1,332 @@
+//! Metrics: plain atomics that the request path reaches without a lock, and Prometheus text made from them at a scrape.
+//!
+//! Names are OpenTelemetry's where it has one, and `outrigger_*` else. Labels come from closed sets: the Services called,
+//! the app's ports, methods, status codes and [`Reason`]s; never a path, an address, or anything else that a peer chooses.
+//! Each set has a cap; what is beyond it is counted in a series named `_overflow`.
+//!
+//! A Service that nobody calls any more leaves its set an hour later, so a cluster that changes all the time does not fill it.
+
+mod encode;
+mod histogram;
+mod process;
+mod series;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::error::Reason;
+use crate::model::ServiceName;
+
+use super::request::{Direction, RequestEnd};
+use series::{SeriesKey, SeriesSet};
+
+/// Services whose series are kept apart.
+const MAX_SERVICES: usize = 512;
+/// The app's ports whose series are kept apart.
+const MAX_PORTS: usize = 64;
+/// How long the series of a Service live that nobody calls.
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// How an attempt ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Success,
+    Failure,
+}
+
+/// How a TLS handshake between sidecars ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handshake {
+    Ok,
+    Failed,
+    /// The peer is somebody else than discovery named.
+    IdentityMismatch,
+}
+
+/// All metrics of a process.
+pub struct Metrics {
+    services: Table<ServiceName>,
+    ports: Table<u16>,
+    /// What is called outside the cluster, all together.
+    external: Arc<ServiceMetrics>,
+    errors: [AtomicU64; Reason::ALL.len()],
+    handshakes: [[AtomicU64; 3]; 2],
+    connections: [[AtomicI64; 2]; 2],
+    detect_timeouts: AtomicU64,
+    spans_exported: AtomicU64,
+    spans_dropped: AtomicU64,
+    access_log_dropped: AtomicU64,
+    expiries: Mutex<Vec<Expiry>>,
+}
+
+/// Seconds until a certificate expires, asked for at each scrape.
+struct Expiry {
+    kind: &'static str,
+    seconds: Box<dyn Fn() -> Option<f64> + Send + Sync>,
+}
+
+impl Metrics {
+    pub(super) fn new() -> Self {
+        Self {
+            services: Table::new(MAX_SERVICES),
+            ports: Table::new(MAX_PORTS),
+            external: Arc::new(ServiceMetrics::new("_external".into())),
+            errors: Default::default(),
+            handshakes: Default::default(),
+            connections: Default::default(),
+            detect_timeouts: AtomicU64::new(0),
+            spans_exported: AtomicU64::new(0),
+            spans_dropped: AtomicU64::new(0),
+            access_log_dropped: AtomicU64::new(0),
+            expiries: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// The counters of a Service, or of everything outside the cluster. Finding them takes no lock and, from the second
+    /// time on, no memory; whoever keeps the handle saves even the look-up.
+    pub fn service(&self, name: Option<&ServiceName>) -> Arc<ServiceMetrics> {
+        match name {
+            // The same Service's ports share their series.
+            Some(name) => self.services.entry(name, |name| format!("{}/{}", name.namespace, name.name)),
+            None => Arc::clone(&self.external),
+        }
+    }
+
+    /// A TLS handshake with another sidecar ended.
+    pub fn handshake(&self, direction: Direction, result: Handshake) {
+        self.handshakes[direction as usize][result as usize].fetch_add(1, Relaxed);
+    }
+
+    /// A connection was opened; it counts until the guard is dropped. `tls`: mutual TLS between sidecars.
+    pub fn connection(self: &Arc<Self>, direction: Direction, tls: bool) -> OpenConnection {
+        self.connections[direction as usize][usize::from(tls)].fetch_add(1, Relaxed);
+        OpenConnection {
+            metrics: Arc::clone(self),
+            direction,
+            tls,
+        }
+    }
+
+    /// The first bytes of a connection did not come within the time limit of detection.
+    pub fn detect_timeout(&self) {
+        self.detect_timeouts.fetch_add(1, Relaxed);
+    }
+
+    /// Something failed that is not a request: a connection that carries no HTTP, for instance. Requests are counted by
+    /// [`super::Telemetry::request_ended`].
+    pub fn error(&self, reason: Reason) {
+        // `Reason::ALL` lists every reason in the order of the enum; a test holds it to that.
+        self.errors[reason as usize].fetch_add(1, Relaxed);
+    }
+
+    /// Adds `outrigger_cert_expiry_seconds{kind}`: `seconds` is asked at each scrape, and negative after the expiry.
+    pub fn expiry(&self, kind: &'static str, seconds: impl Fn() -> Option<f64> + Send + Sync + 'static) {
+        self.expiries.lock().push(Expiry {
+            kind,
+            seconds: Box::new(seconds),
+        });
+    }
+
+    /// All of it as OpenMetrics text.
+    pub fn text(self: &Arc<Self>) -> String {
+        self.services.expire();
+        self.ports.expire();
+        encode::text(self)
+    }
+
+    pub(super) fn request_ended(&self, request: &RequestEnd<'_>) {
+        let of = match request.direction {
+            Direction::Outbound => self.service(request.service),
+            Direction::Inbound => self.ports.entry(&request.port, u16::to_string),
+        };
+        of.request_ended(request);
+        if let Some(reason) = request.reason {
+            self.error(reason);
+        }
+    }
+
+    pub(super) fn spans_exported(&self, count: usize) {
+        self.spans_exported.fetch_add(count as u64, Relaxed);
+    }
+
+    pub(super) fn spans_dropped(&self, count: usize) {
+        self.spans_dropped.fetch_add(count as u64, Relaxed);
+    }
+
+    pub(super) fn access_log_dropped(&self) {
+        self.access_log_dropped.fetch_add(1, Relaxed);
+    }
+}
+
+/// Counts an open connection for as long as it lives.
+pub struct OpenConnection {
+    metrics: Arc<Metrics>,
+    direction: Direction,
+    tls: bool,
+}
+
+impl OpenConnection {
+    /// The connection turned out to be mutual TLS.
+    pub fn set_tls(&mut self) {
+        if !self.tls {
+            self.tls = true;
+            let of = &self.metrics.connections[self.direction as usize];
+            of[0].fetch_sub(1, Relaxed);
+            of[1].fetch_add(1, Relaxed);
+        }
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.metrics.connections[self.direction as usize][usize::from(self.tls)].fetch_sub(1, Relaxed);
+    }
+}
+
+/// What is counted for one Service that is called, or for one port of the app.
+pub struct ServiceMetrics {
+    /// "namespace/name", or the port.
+    label: String,
+    durations: SeriesSet,
+    /// By outcome, and by whether it was mutual TLS.
+    requests: [[AtomicU64; 2]; 2],
+    attempts: [AtomicU64; 2],
+    retries: [AtomicU64; 2],
+    budget_exhausted: AtomicU64,
+}
+
+impl ServiceMetrics {
+    fn new(label: String) -> Self {
+        Self {
+            label,
+            durations: SeriesSet::default(),
+            requests: Default::default(),
+            attempts: Default::default(),
+            retries: Default::default(),
+            budget_exhausted: AtomicU64::new(0),
+        }
+    }
+
+    /// An attempt to call an endpoint ended: success rates before retries come from these.
+    pub fn attempt(&self, outcome: Outcome) {
+        self.attempts[outcome as usize].fetch_add(1, Relaxed);
+    }
+
+    /// An attempt that was a retry ended. It is counted as an attempt too, by [`ServiceMetrics::attempt`].
+    pub fn retry(&self, outcome: Outcome) {
+        self.retries[outcome as usize].fetch_add(1, Relaxed);
+    }
+
+    /// A retry was wanted, and the budget did not allow it.
+    pub fn budget_exhausted(&self) {
+        self.budget_exhausted.fetch_add(1, Relaxed);
+    }
+
+    fn request_ended(&self, request: &RequestEnd<'_>) {
+        let outcome = if request.failed() { Outcome::Failure } else { Outcome::Success };
+        self.requests[outcome as usize][usize::from(request.mtls)].fetch_add(1, Relaxed);
+        self.durations.observe(SeriesKey::of(request), request.duration);
+    }
+
+    /// Grows with everything that is counted.
+    fn activity(&self) -> u64 {
+        let counters = self.requests.iter().flatten().chain(&self.attempts);
+        counters.map(|counter| counter.load(Relaxed)).sum()
+    }
+}
+
+/// A bounded map that is read without a lock. Entries are added under one, which only the first request to a Service takes.
+struct Table<K> {
+    entries: ArcSwap<HashMap<K, Arc<ServiceMetrics>>>,
+    /// When each label was last seen busy, and its activity then. Taken to change `entries`.
+    idle: Mutex<HashMap<String, (u64, Instant)>>,
+    overflow: Arc<ServiceMetrics>,
+    capacity: usize,
+}
+
+impl<K: Clone + Eq + Hash> Table<K> {
+    fn new(capacity: usize) -> Self {
+        Self {
+            entries: ArcSwap::default(),
+            idle: Mutex::default(),
+            overflow: Arc::new(ServiceMetrics::new("_overflow".into())),
+            capacity,
+        }
+    }
+
+    fn entry(&self, key: &K, label: impl Fn(&K) -> String) -> Arc<ServiceMetrics> {
+        match self.entries.load().get(key) {
+            Some(found) => Arc::clone(found),
+            None => self.add(key, label(key)),
+        }
+    }
+
+    fn add(&self, key: &K, label: String) -> Arc<ServiceMetrics> {
+        let _adding = self.idle.lock();
+        let now = self.entries.load_full();
+        if let Some(found) = now.get(key) {
+            return Arc::clone(found);
+        }
+        let added = match now.values().find(|entry| entry.label == label) {
+            Some(same) if now.len() < 4 * self.capacity => Arc::clone(same),
+            None if now.len() < self.capacity => Arc::new(ServiceMetrics::new(label)),
+            // Not kept in the map either: keys beyond the cap take no memory.
+            _ => return Arc::clone(&self.overflow),
+        };
+        let mut more = HashMap::clone(&now);
+        more.insert(key.clone(), Arc::clone(&added));
+        self.entries.store(Arc::new(more));
+        added
+    }
+
+    /// Drops what has not been used for [`IDLE`] and is held by nobody. A handle is held by the map, once for each key.
+    fn expire(&self) {
+        let mut idle = self.idle.lock();
+        let (entries, now) = (self.entries.load_full(), Instant::now());
+        for entry in entries.values() {
+            let activity = entry.activity();
+            match idle.get_mut(&entry.label) {
+                Some((seen, _)) if *seen == activity => {}
+                Some(seen) => *seen = (activity, now),
+                None => _ = idle.insert(entry.label.clone(), (activity, now)),
+            }
+        }
+        let mut holders: HashMap<&str, usize> = HashMap::new();
+        for entry in entries.values() {
+            *holders.entry(&entry.label).or_default() += 1;
+        }
+        let expired = |entry: &Arc<ServiceMetrics>| {
+            Arc::strong_count(entry) == holders[entry.label.as_str()]
+                && idle.get(&entry.label).is_some_and(|(_, since)| now.duration_since(*since) >= IDLE)
+        };
+        if entries.values().any(expired) {
+            let kept: HashMap<_, _> = entries
+                .iter()
+                .filter(|(_, entry)| !expired(entry))
+                .map(|(key, entry)| (key.clone(), Arc::clone(entry)))
+                .collect();
+            idle.retain(|label, _| kept.values().any(|entry| entry.label == *label));
+            self.entries.store(Arc::new(kept));
+        }
+    }
+
+    /// Each entry once, by label, and the overflow if it was used.
+    fn snapshot(&self) -> Vec<Arc<ServiceMetrics>> {
+        let mut all: Vec<_> = self.entries.load().values().map(Arc::clone).collect();
+        if self.overflow.activity() > 0 {
+            all.push(Arc::clone(&self.overflow));
+        }
+        all.sort_by(|a, b| a.label.cmp(&b.label));
+        all.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        all
+    }
+}
