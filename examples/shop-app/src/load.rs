@@ -1,0 +1,224 @@
+//! Customers: buys at a constant rate, whatever the shop's answers, and tells how it went.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::Method;
+use hyper::header::{HeaderMap, HeaderValue};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use crate::dice::Dice;
+use crate::http::{self, Upstream};
+
+/// Requests that may be in flight at once. What goes beyond is a failed request: a customer who did not get in.
+const MAX_IN_FLIGHT: usize = 512;
+/// A customer's patience.
+const TIMEOUT: Duration = Duration::from_secs(10);
+const ITEMS: [&str; 4] = ["canoe", "float", "paddle", "sail"];
+
+/// How the load is set.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Settings {
+    /// URL of web.
+    #[arg(long, env = "SHOP_WEB_URL", default_value = "http://web:8080")]
+    pub web_url: String,
+    /// Requests a second, whatever the answers.
+    #[arg(long, env = "SHOP_RATE", default_value_t = 5.0)]
+    pub rate: f64,
+    /// Makes the customers' choices the same in every run.
+    #[arg(long, env = "SHOP_SEED")]
+    pub seed: Option<u64>,
+}
+
+/// How one purchase went.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// From the request to the last byte of the response.
+    pub latency: Duration,
+    /// Why it failed, if it did.
+    pub result: Result<(), String>,
+}
+
+/// Buys until `stop` completes, and then to the end of the purchases in flight.
+///
+/// # Errors
+/// The rate is not a number above 0 and up to 100,000.
+pub async fn buy(
+    settings: &Settings,
+    stop: impl Future<Output = ()>,
+    tell: impl Fn(Outcome) + Send + Sync + 'static,
+) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        settings.rate > 0.0 && settings.rate <= 100_000.0,
+        "the rate must be above 0 and at most 100000 requests a second, and is {}",
+        settings.rate
+    );
+    let customers = Arc::new(Customers {
+        web: Upstream::new(&settings.web_url),
+        dice: Dice::new(settings.seed),
+        places: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
+        tell: Box::new(tell),
+    });
+    let mut ticks = tokio::time::interval(Duration::from_secs_f64(1.0 / settings.rate));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst); // the rate is kept on average, even after a hiccup
+    let mut stop = std::pin::pin!(stop);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = &mut stop => break,
+        }
+        match Arc::clone(&customers.places).try_acquire_owned() {
+            Ok(place) => {
+                let customers = Arc::clone(&customers);
+                tokio::spawn(async move {
+                    (customers.tell)(customers.buy().await);
+                    drop(place);
+                });
+            }
+            Err(_) => (customers.tell)(Outcome {
+                latency: Duration::ZERO,
+                result: Err(format!("{MAX_IN_FLIGHT} purchases are in flight already")),
+            }),
+        }
+    }
+    let everybody = u32::try_from(MAX_IN_FLIGHT)?;
+    let _ = tokio::time::timeout(TIMEOUT, customers.places.acquire_many(everybody)).await;
+    Ok(())
+}
+
+struct Customers {
+    web: Upstream,
+    dice: Dice,
+    places: Arc<Semaphore>,
+    tell: Box<dyn Fn(Outcome) + Send + Sync>,
+}
+
+impl Customers {
+    async fn buy(&self) -> Outcome {
+        let start = Instant::now();
+        let mut headers = HeaderMap::new();
+        headers.insert("content-type", HeaderValue::from_static("application/json"));
+        if let Ok(key) = HeaderValue::try_from(format!("{:016x}", self.dice.word())) {
+            headers.insert("idempotency-key", key);
+        }
+        let item = self.dice.pick(&ITEMS).copied().unwrap_or_default();
+        let purchase = format!(r#"{{"item":"{item}"}}"#);
+        let answer = tokio::time::timeout(TIMEOUT, self.web.send(Method::POST, "/buy", headers, purchase)).await;
+        let result = match answer {
+            Ok(Ok((status, _))) if status.is_success() => Ok(()),
+            Ok(Ok((status, body))) => Err(format!("{status}: {}", String::from_utf8_lossy(&body).trim())),
+            Ok(Err(error)) => Err(format!("{error:#}")),
+            Err(_) => Err(format!("no answer within {} s", TIMEOUT.as_secs())),
+        };
+        Outcome {
+            latency: start.elapsed(),
+            result,
+        }
+    }
+}
+
+/// Prints a line every five seconds, until SIGTERM.
+pub(crate) async fn run(settings: Settings) -> anyhow::Result<()> {
+    let (send, mut outcomes) = tokio::sync::mpsc::channel(2 * MAX_IN_FLIGHT);
+    let load = buy(&settings, http::terminated(), move |outcome| {
+        let _ = send.try_send(outcome); // the printer below always keeps up
+    });
+    let print = async {
+        let (mut total, mut failed) = (0_u64, 0_u64);
+        let mut latencies = Latencies::default();
+        let mut ticks = tokio::time::interval(Duration::from_secs(5));
+        loop {
+            tokio::select! {
+                outcome = outcomes.recv() => match outcome {
+                    Some(Outcome { latency, result }) => {
+                        total += 1;
+                        latencies.record(latency);
+                        if let Err(reason) = result {
+                            failed += 1;
+                            tracing::warn!("a purchase failed: {reason}");
+                        }
+                    }
+                    None => return,
+                },
+                _ = ticks.tick() => if total > 0 {
+                    tracing::info!(
+                        "{total} purchases, {failed} failed, {:.2} % succeeded; p50 {:.1} ms, p99 {:.1} ms",
+                        100.0 * (total - failed) as f64 / total as f64,
+                        latencies.percentile(50.0).as_secs_f64() * 1e3,
+                        latencies.percentile(99.0).as_secs_f64() * 1e3,
+                    );
+                },
+            }
+        }
+    };
+    let (result, ()) = tokio::join!(load, print);
+    result
+}
+
+/// Latencies in buckets that are 2 % wide, from 1 µs to beyond an hour: percentiles to 2 % in 10 KB, however many.
+#[derive(Clone, Debug)]
+pub struct Latencies {
+    buckets: Vec<u64>,
+    count: u64,
+}
+
+const GROWTH: f64 = 1.02;
+const BUCKETS: usize = 1200;
+
+impl Default for Latencies {
+    fn default() -> Self {
+        Self {
+            buckets: vec![0; BUCKETS],
+            count: 0,
+        }
+    }
+}
+
+impl Latencies {
+    /// Counts one.
+    pub fn record(&mut self, latency: Duration) {
+        let micros = (latency.as_secs_f64() * 1e6).max(1.0);
+        let bucket = (micros.ln() / GROWTH.ln()) as usize;
+        self.buckets[bucket.min(BUCKETS - 1)] += 1;
+        self.count += 1;
+    }
+
+    /// The latency that this share of the requests, 0 to 100, did not exceed. Zero while there are none.
+    pub fn percentile(&self, percent: f64) -> Duration {
+        let rank = (percent / 100.0 * self.count as f64).ceil().max(1.0) as u64;
+        let mut seen = 0;
+        for (bucket, count) in self.buckets.iter().enumerate() {
+            seen += count;
+            if seen >= rank {
+                // The middle of the bucket.
+                return Duration::from_secs_f64(GROWTH.powf(bucket as f64 + 0.5) / 1e6);
+            }
+        }
+        Duration::ZERO
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Latencies;
+    use std::time::Duration;
+
+    #[test]
+    fn percentiles_are_within_two_percent() {
+        let mut latencies = Latencies::default();
+        assert_eq!(latencies.percentile(99.0), Duration::ZERO);
+        for ms in 1..=1000 {
+            latencies.record(Duration::from_millis(ms));
+        }
+        for (percent, ms) in [(50.0, 500.0), (99.0, 990.0), (100.0, 1000.0), (0.0, 1.0)] {
+            let got = latencies.percentile(percent).as_secs_f64() * 1e3;
+            assert!(
+                (got / ms - 1.0).abs() < 0.02,
+                "p{percent} is {got} ms instead of {ms} ms"
+            );
+        }
+        latencies.record(Duration::ZERO);
+        latencies.record(Duration::from_secs(1_000_000));
+    }
+}
