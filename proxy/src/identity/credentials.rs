@@ -1,11 +1,29 @@
+use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use outrigger_api::spiffe::SpiffeId;
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, ServerConfig};
+use rustls_pki_types::{CertificateDer, DnsName, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use super::MeshProtocol;
+use super::bundle::TrustBundle;
+use super::clock::{Clock, written};
+use super::tls::{client_config, explain, provider, server_config};
+use super::verify::{Leaf, Verifier};
 use crate::error::{ProxyError, Reason};
+
+/// An SVID: a chain, the leaf first, and the leaf's key.
+#[derive(Clone)]
+pub struct Svid {
+    pub(super) leaf: Leaf,
+    key: Arc<CertifiedKey>,
+}
 
 /// An SVID with its key, and the trust bundle that peers are checked against: one state of both.
 pub struct Credentials {
@@ -18,9 +36,56 @@ pub struct Credentials {
     pub not_after: SystemTime,
     /// When each root ends.
     pub roots_not_after: Vec<SystemTime>,
+    clock: Clock,
+    /// By protocol, in the order of [`MeshProtocol::ALL`]. They share their tickets.
+    clients: [Arc<ClientConfig>; 3],
+    /// To the controller.
+    control: Arc<ClientConfig>,
+    server: Arc<ServerConfig>,
+}
+
+impl Svid {
+    /// Takes a chain and its key, PKCS#8.
+    ///
+    /// # Errors
+    /// When the leaf is no SVID, or the key is not its key.
+    pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, String> {
+        let leaf = chain.first().ok_or("the chain is empty")?;
+        let leaf = Leaf::parse(leaf).map_err(|error| error.to_string())?;
+        let key =
+            CertifiedKey::from_der(chain, key, provider()).map_err(|error| format!("the key is wrong: {error}"))?;
+        Ok(Self {
+            leaf,
+            key: Arc::new(key),
+        })
+    }
 }
 
 impl Credentials {
+    /// Makes everything that handshakes need.
+    ///
+    /// # Errors
+    /// When the bundle cannot be used.
+    pub fn new(svid: &Svid, bundle: &TrustBundle, generation: u64, clock: &Clock) -> Result<Self, String> {
+        let verifier = Arc::new(Verifier::new(provider(), bundle, svid.leaf.id.trust_domain())?);
+        let base = client_config(&verifier, Some(&svid.key), b"", clock)?;
+        let clients = MeshProtocol::ALL.map(|protocol| {
+            let mut config = base.clone();
+            config.alpn_protocols = vec![protocol.alpn().to_vec()];
+            Arc::new(config)
+        });
+        Ok(Self {
+            id: svid.leaf.id.clone(),
+            generation,
+            not_after: svid.leaf.not_after,
+            roots_not_after: bundle.not_after().collect(),
+            clock: clock.clone(),
+            clients,
+            control: Arc::new(client_config(&verifier, Some(&svid.key), b"h2", clock)?),
+            server: Arc::new(server_config(&verifier, &svid.key, clock)?),
+        })
+    }
+
     /// Client side: TLS 1.3 with our SVID. After the handshake, a resumed one too, the peer's SPIFFE ID equals `peer`.
     /// Has no timeout of its own.
     ///
@@ -28,23 +93,118 @@ impl Credentials {
     /// [`Reason::TlsFailed`] and [`Reason::IdentityMismatch`].
     pub async fn connect<IO: AsyncRead + AsyncWrite + Unpin>(
         &self,
-        _io: IO,
+        io: IO,
         address: IpAddr,
         peer: &SpiffeId,
-        _protocol: MeshProtocol,
-    ) -> Result<tokio_rustls::client::TlsStream<IO>, ProxyError> {
-        Err(ProxyError::new(Reason::TlsFailed, format!("{address} {peer}")))
+        protocol: MeshProtocol,
+    ) -> Result<client::TlsStream<IO>, ProxyError> {
+        let config = &self.clients[protocol as usize];
+        connect_as(config, io, address, peer, &self.clock).await
     }
 
     /// Server side: the client must present an SVID of our trust domain. Gives the client's ID and the protocol that it
     /// asked for. Has no timeout of its own.
     ///
     /// # Errors
-    /// [`Reason::TlsFailed`].
+    /// [`Reason::TlsFailed`] and [`Reason::IdentityMismatch`].
     pub async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
         &self,
-        _io: IO,
-    ) -> Result<(tokio_rustls::server::TlsStream<IO>, SpiffeId, MeshProtocol), ProxyError> {
-        Err(ProxyError::new(Reason::TlsFailed, ""))
+        io: IO,
+    ) -> Result<(server::TlsStream<IO>, SpiffeId, MeshProtocol), ProxyError> {
+        let failed = |detail: String| ProxyError::new(Reason::TlsFailed, format!("TLS from a client failed: {detail}"));
+        let stream = TlsAcceptor::from(self.server.clone())
+            .accept(io)
+            .await
+            .map_err(|error| {
+                let failure = explain(&error);
+                match failure.wrong_identity {
+                    true => ProxyError::new(
+                        Reason::IdentityMismatch,
+                        format!("a client was refused: {}", failure.words),
+                    ),
+                    false => failed(failure.words),
+                }
+            })?;
+        let connection = stream.get_ref().1;
+        let id = peer_id(connection.peer_certificates(), &self.clock).map_err(failed)?;
+        let alpn = connection.alpn_protocol();
+        let protocol = MeshProtocol::ALL.into_iter().find(|p| Some(p.alpn()) == alpn);
+        let protocol = protocol.ok_or_else(|| failed(format!("{id} asked for no protocol of the mesh")))?;
+        Ok((stream, id, protocol))
     }
+
+    /// For connections to the controller: ALPN is h2.
+    pub(crate) fn control(&self) -> &Arc<ClientConfig> {
+        &self.control
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Credentials({}, generation {})", self.id, self.generation)
+    }
+}
+
+/// A handshake that ends with exactly `peer` and the protocol that `config` offers, or not at all.
+pub(crate) async fn connect_as<IO: AsyncRead + AsyncWrite + Unpin>(
+    config: &Arc<ClientConfig>,
+    io: IO,
+    address: IpAddr,
+    peer: &SpiffeId,
+    clock: &Clock,
+) -> Result<client::TlsStream<IO>, ProxyError> {
+    let failed =
+        |words: String| ProxyError::new(Reason::TlsFailed, format!("TLS to {peer} at {address} failed: {words}"));
+    let mismatch = |words: String| ProxyError::new(Reason::IdentityMismatch, words);
+    let connector = TlsConnector::from(config.clone());
+    let stream = connector
+        .connect(session_name(address, peer)?, io)
+        .await
+        .map_err(|error| {
+            let failure = explain(&error);
+            match failure.wrong_identity {
+                true => mismatch(format!("expected {peer} at {address}: {}", failure.words)),
+                false => failed(failure.words),
+            }
+        })?;
+    let connection = stream.get_ref().1;
+    let found = peer_id(connection.peer_certificates(), clock).map_err(failed)?;
+    if found != *peer {
+        return Err(mismatch(format!(
+            "expected {peer} at {address}, found {found}: check that no pod of another service account has taken the \
+             address, and that the controller knows the pod"
+        )));
+    }
+    if connection.alpn_protocol() != config.alpn_protocols.first().map(Vec::as_slice) {
+        return Err(failed("the peer did not agree to the mesh's protocol".to_owned()));
+    }
+    Ok(stream)
+}
+
+/// Who the peer is, also after a resumed handshake, in which no certificate is sent: rustls gives the chain of the
+/// handshake that made the ticket. A ticket does not outlive the SVID it was made with.
+fn peer_id(chain: Option<&[CertificateDer<'_>]>, clock: &Clock) -> Result<SpiffeId, String> {
+    let leaf = chain.and_then(<[_]>::first).ok_or("the peer shows no SVID")?;
+    let leaf = Leaf::parse(leaf).map_err(|error| error.to_string())?;
+    let now = clock.now();
+    if leaf.not_after < now {
+        return Err(format!(
+            "the SVID of {} ended at {}, and the clock here says {}",
+            leaf.id,
+            written(leaf.not_after),
+            written(now)
+        ));
+    }
+    Ok(leaf.id)
+}
+
+/// Names a peer for the store of tickets, which takes nothing but names and addresses: two sidecars on one address (a
+/// standalone mesh) must not take each other's. A collision costs a full handshake; the identity is checked in any case.
+fn session_name(address: IpAddr, peer: &SpiffeId) -> Result<ServerName<'static>, ProxyError> {
+    let mut hasher = DefaultHasher::new();
+    (address, peer).hash(&mut hasher);
+    let name = format!("{:016x}.peer", hasher.finish());
+    DnsName::try_from(name)
+        .map(ServerName::DnsName)
+        .map_err(|error| ProxyError::new(Reason::TlsFailed, format!("a session has no name: {error}")))
 }

@@ -1,7 +1,13 @@
 //! Who this sidecar is, and who it talks to: SVIDs, the trust bundle, and mutual TLS between sidecars.
 
+mod bundle;
+mod clock;
 mod credentials;
 mod hello;
+#[cfg(test)]
+pub(crate) mod testing;
+mod tls;
+mod verify;
 
 use std::sync::Arc;
 
@@ -9,7 +15,9 @@ use tokio::sync::watch;
 
 use crate::config::IdentityConfig;
 
-pub use credentials::Credentials;
+pub use bundle::TrustBundle;
+pub use clock::Clock;
+pub use credentials::{Credentials, Svid};
 pub use hello::{Hello, inspect_hello};
 
 /// What travels inside a mesh connection. It is the ALPN protocol, so the server needs no detection and can tell a mesh
