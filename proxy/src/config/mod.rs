@@ -2,6 +2,7 @@
 //! parsed once, completely, before anything binds; all mistakes are reported together.
 
 mod env;
+mod limits;
 mod yaml;
 
 use std::collections::HashMap;
@@ -188,7 +189,8 @@ impl FromStr for HostPort {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is not a host and a port, like \"controller.example:14150\" or \"[::1]:14150\"");
+        let wrong =
+            || format!("{text:?} is not a host and a port, like \"controller.example:14150\" or \"[::1]:14150\"");
         let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
         let port = port.parse::<u16>().ok().filter(|&p| p > 0).ok_or_else(wrong)?;
         let host = match host.strip_prefix('[') {
@@ -199,7 +201,9 @@ impl FromStr for HostPort {
             None => host,
         };
         let name = |h: &str| {
-            (1..=253).contains(&h.len()) && h.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
+            (1..=253).contains(&h.len())
+                && h.bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
         };
         if !name(host) && host.parse::<IpAddr>().is_err() || host.contains(':') && !text.starts_with('[') {
             return Err(wrong());

@@ -1,5 +1,7 @@
 //! What is behind an address: asked of the controller while it is used, or known from a standalone file.
 
+pub mod convert;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,0 +1,75 @@
+//! What a value may be: the same in the environment and in a file.
+
+use std::time::Duration;
+
+use outrigger_api::duration;
+use outrigger_api::spiffe::SpiffeId;
+
+use super::{Mtls, TracingProtocol};
+
+pub(super) fn spiffe_id(text: &str) -> Result<SpiffeId, String> {
+    text.parse::<SpiffeId>().map_err(|error| error.to_string())
+}
+
+pub(super) fn mtls(text: &str) -> Result<Mtls, String> {
+    match text {
+        "permissive" => Ok(Mtls::Permissive),
+        "strict" => Ok(Mtls::Strict),
+        _ => Err(format!("{text:?} is neither \"permissive\" nor \"strict\"")),
+    }
+}
+
+pub(super) fn tracing_endpoint(text: &str) -> Result<http::Uri, String> {
+    text.parse::<http::Uri>()
+        .ok()
+        .filter(|uri| uri.scheme_str() == Some("http") && uri.host().is_some())
+        .ok_or_else(|| format!("{text:?} is not a URL like \"http://jaeger.tracing.svc:4317\""))
+}
+
+pub(super) fn tracing_protocol(text: &str) -> Result<TracingProtocol, String> {
+    match text {
+        "grpc" => Ok(TracingProtocol::Grpc),
+        "http" => Ok(TracingProtocol::Http),
+        _ => Err(format!("{text:?} is neither \"grpc\" nor \"http\"")),
+    }
+}
+
+pub(super) fn sample_ratio(ratio: f64) -> Result<f64, String> {
+    match (0.0..=1.0).contains(&ratio) {
+        true => Ok(ratio),
+        false => Err(format!("{ratio} is not between 0 and 1")),
+    }
+}
+
+pub(super) fn log_filter(text: &str) -> Result<String, String> {
+    match tracing_subscriber::EnvFilter::try_new(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!(
+            "{text:?} is not a filter like \"info\" or \"outrigger_proxy=debug\": {error}"
+        )),
+    }
+}
+
+pub(super) fn drain_timeout(text: &str) -> Result<Duration, String> {
+    within(text, Duration::ZERO, Duration::from_secs(3600))
+}
+
+pub(super) fn detect_timeout(text: &str) -> Result<Duration, String> {
+    within(text, Duration::from_millis(100), Duration::from_secs(60))
+}
+
+pub(super) fn workers(number: u64) -> Result<usize, String> {
+    match number {
+        // At most 64: fits every usize.
+        1..=64 => Ok(number as usize),
+        _ => Err(format!("{number} is not between 1 and 64")),
+    }
+}
+
+fn within(text: &str, low: Duration, high: Duration) -> Result<Duration, String> {
+    let value = duration::parse(text)?;
+    match (low..=high).contains(&value) {
+        true => Ok(value),
+        false => Err(format!("{text} is not between {low:?} and {high:?}")),
+    }
+}

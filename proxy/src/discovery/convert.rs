@@ -1,0 +1,387 @@
+//! Discovery's messages as the request path's model. The conversion is total: what is not understood is passed over where
+//! that changes no decision, and otherwise matches nothing, so that a newer controller, or a mistake, never makes a
+//! decision stricter or looser than it was meant.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, Method, StatusCode};
+use outrigger_api::discovery as proto;
+use outrigger_api::discovery::{backend, filter, path_modifier, string_match, target};
+use regex::{Regex, RegexBuilder};
+
+use super::WorkloadInfo;
+use crate::model::{
+    Backend, Endpoint, Endpoints, Filter, HeaderModifier, HostnameMatch, PathMatch, PathModifier, Policy, Protocol,
+    Redirect, Route, RouteMatch, Service, ServiceName, Target, ValueMatch, WeightedBackend,
+};
+
+/// Equal to no path and no host name of a request: both are without NUL.
+const NEVER: &str = "\0";
+/// Bytes that a compiled pattern may take, and as much again for its lazy DFA.
+const REGEX_LIMIT: usize = 256 * 1024;
+/// Stands for "no limit" where a limit must be given.
+const NO_CONNECT_LIMIT: Duration = Duration::from_secs(3600);
+const MAX_ATTEMPTS: u32 = 10;
+const MAX_BODY: u64 = 1 << 20;
+const MAX_BUDGET_PER_SECOND: u32 = 10_000;
+
+/// What is behind an address.
+pub fn target(message: &proto::Target) -> Target {
+    match &message.kind {
+        None => Target::External,
+        Some(target::Kind::Service(message)) => Target::Service(Arc::new(service(message))),
+        Some(target::Kind::Pod(message)) => Target::Service(Arc::new(pod(message))),
+    }
+}
+
+/// What the controller knows of this pod.
+pub fn workload(message: &proto::Workload) -> WorkloadInfo {
+    let port = |port: u32| u16::try_from(port).ok().filter(|&port| port > 0);
+    WorkloadInfo {
+        protocols: message
+            .protocols
+            .iter()
+            .filter_map(|(&number, &kind)| Some((port(number)?, protocol(kind))))
+            .collect(),
+        opaque_ports: message.opaque_ports.iter().filter_map(|&number| port(number)).collect(),
+    }
+}
+
+/// A Service with its routes, backends and policies.
+pub fn service(message: &proto::Service) -> Service {
+    let name = service_name(message.r#ref.as_ref());
+    let outer = policy(&Policy::default(), message.policy.as_ref());
+    let mut backends: Vec<_> = message.backends.iter().map(|b| Arc::new(backend(b))).collect();
+    if backends.is_empty() {
+        backends.push(Arc::new(Backend {
+            name: name.clone(),
+            endpoints: Endpoints::Known(Vec::new()),
+        }));
+    }
+    // Indices are those of the message: the one put in above is none of them.
+    let indexed = &backends[..message.backends.len()];
+    Service {
+        routes: message.routes.iter().map(|r| route(r, indexed, &outer)).collect(),
+        protocol: protocol(message.protocol),
+        policy: Arc::new(outer),
+        name,
+        backends,
+    }
+}
+
+/// The outer policy with what the inner one says.
+pub fn policy(outer: &Policy, inner: Option<&proto::Policy>) -> Policy {
+    let mut policy = outer.clone();
+    let Some(inner) = inner else {
+        return policy;
+    };
+    let limit = |ms: u64| (ms > 0).then(|| Duration::from_millis(ms));
+    if let Some(ms) = inner.request_timeout_ms {
+        policy.request_timeout = limit(ms);
+    }
+    if let Some(ms) = inner.backend_request_timeout_ms {
+        policy.backend_request_timeout = limit(ms);
+    }
+    if let Some(ms) = inner.connect_timeout_ms {
+        policy.connect_timeout = limit(ms).unwrap_or(NO_CONNECT_LIMIT);
+    }
+    if let Some(inner) = &inner.retry {
+        retry(&mut policy.retry, inner);
+    }
+    policy
+}
+
+fn retry(policy: &mut crate::model::RetryPolicy, inner: &proto::Retry) {
+    let statuses = inner.statuses.iter().filter_map(|&status| {
+        let status = u16::try_from(status).ok()?;
+        StatusCode::from_u16(status).ok()
+    });
+    if inner.statuses_set {
+        policy.statuses = statuses.collect();
+    } else {
+        for status in statuses {
+            if !policy.statuses.contains(&status) {
+                policy.statuses.push(status);
+            }
+        }
+    }
+    if !inner.grpc_statuses.is_empty() {
+        let numbers = inner.grpc_statuses.iter();
+        policy.grpc_statuses = numbers.filter_map(|&status| u16::try_from(status).ok()).collect();
+    }
+    if let Some(attempts) = inner.attempts {
+        policy.attempts = attempts.min(MAX_ATTEMPTS);
+    }
+    if let Some(ms) = inner.backoff_base_ms {
+        policy.backoff_base = Duration::from_millis(ms);
+    }
+    if let Some(ms) = inner.backoff_max_ms {
+        policy.backoff_max = Duration::from_millis(ms);
+    }
+    policy.backoff_max = policy.backoff_max.max(policy.backoff_base);
+    if let Some(percent) = inner.budget_percent {
+        policy.budget_ratio = f64::from(percent.min(100)) / 100.0;
+    }
+    if let Some(number) = inner.budget_min_per_second {
+        policy.budget_min_per_second = number.min(MAX_BUDGET_PER_SECOND);
+    }
+    if let Some(also) = inner.non_idempotent {
+        policy.non_idempotent = also;
+    }
+    if let Some(bytes) = inner.max_body_bytes {
+        // At most 1 MiB: fits every usize.
+        policy.max_body_bytes = bytes.min(MAX_BODY) as usize;
+    }
+}
+
+fn protocol(number: i32) -> Protocol {
+    match proto::Protocol::try_from(number) {
+        Ok(proto::Protocol::Http1) => Protocol::Http1,
+        Ok(proto::Protocol::Http2) => Protocol::Http2,
+        Ok(proto::Protocol::Tls) => Protocol::Tls,
+        Ok(proto::Protocol::Opaque) => Protocol::Opaque,
+        Ok(proto::Protocol::Unspecified) | Err(_) => Protocol::Detect,
+    }
+}
+
+fn service_name(message: Option<&proto::ServiceRef>) -> ServiceName {
+    match message {
+        Some(message) => ServiceName {
+            namespace: message.namespace.as_str().into(),
+            name: message.name.as_str().into(),
+            port: u16::try_from(message.port).unwrap_or(0),
+        },
+        // One name for all: it is a label of metrics.
+        None => ServiceName {
+            namespace: "".into(),
+            name: "unknown".into(),
+            port: 0,
+        },
+    }
+}
+
+fn pod(message: &proto::Pod) -> Service {
+    let mut name = service_name(message.service.as_ref());
+    let endpoint = message.endpoint.as_ref().and_then(endpoint);
+    if let (None, Some(endpoint)) = (&message.service, &endpoint) {
+        name.port = endpoint.address.port();
+    }
+    Service {
+        protocol: protocol(message.protocol),
+        routes: Vec::new(),
+        backends: vec![Arc::new(Backend {
+            name: name.clone(),
+            endpoints: Endpoints::Known(endpoint.into_iter().collect()),
+        })],
+        policy: Arc::new(policy(&Policy::default(), message.policy.as_ref())),
+        name,
+    }
+}
+
+fn backend(message: &proto::Backend) -> Backend {
+    let endpoints = match &message.kind {
+        Some(backend::Kind::Endpoints(list)) => Endpoints::Known(list.endpoints.iter().filter_map(endpoint).collect()),
+        Some(backend::Kind::Dns(name)) => match u16::try_from(name.port) {
+            Ok(port) if port > 0 && !name.host.is_empty() => Endpoints::Dns {
+                host: name.host.as_str().into(),
+                port,
+            },
+            _ => Endpoints::Known(Vec::new()),
+        },
+        None => Endpoints::Known(Vec::new()),
+    };
+    Backend {
+        name: service_name(message.r#ref.as_ref()),
+        endpoints,
+    }
+}
+
+/// An endpoint whose identity cannot be read is none: without an identity it would be called in plaintext.
+fn endpoint(message: &proto::Endpoint) -> Option<Arc<Endpoint>> {
+    let address = message.address.parse();
+    let identity = match message.identity.as_str() {
+        "" => Ok(None),
+        id => id.parse().map(Some),
+    };
+    let text = |text: &str| (!text.is_empty()).then(|| text.into());
+    match (address, identity) {
+        (Ok(address), Ok(identity)) => Some(Arc::new(Endpoint {
+            address,
+            identity,
+            zone: text(&message.zone),
+            pod: text(&message.pod),
+        })),
+        _ => {
+            tracing::warn!(
+                address = message.address,
+                identity = message.identity,
+                pod = message.pod,
+                "leaving out an endpoint that cannot be read"
+            );
+            None
+        }
+    }
+}
+
+fn route(message: &proto::Route, backends: &[Arc<Backend>], outer: &Policy) -> Route {
+    let mut matches: Vec<_> = message
+        .matches
+        .iter()
+        .filter_map(|m| {
+            let converted = route_match(m);
+            if converted.is_none() {
+                tracing::warn!(
+                    route = message.name,
+                    "a match cannot be understood and matches nothing: {m:?}"
+                );
+            }
+            converted
+        })
+        .collect();
+    if matches.is_empty() && !message.matches.is_empty() {
+        // No match at all would match everything.
+        matches.push(RouteMatch {
+            path: Some(PathMatch::Exact(NEVER.to_owned())),
+            ..RouteMatch::default()
+        });
+    }
+    Route {
+        name: message.name.as_str().into(),
+        hostnames: hostnames(&message.hostnames),
+        matches,
+        filters: filters(&message.filters, backends),
+        backends: message
+            .backends
+            .iter()
+            .map(|b| WeightedBackend {
+                backend: indexed(backends, b.backend),
+                weight: b.weight,
+                filters: filters(&b.filters, backends),
+            })
+            .collect(),
+        policy: Arc::new(policy(outer, message.policy.as_ref())),
+    }
+}
+
+fn indexed(backends: &[Arc<Backend>], index: u32) -> Option<Arc<Backend>> {
+    backends.get(usize::try_from(index).ok()?).cloned()
+}
+
+fn hostnames(names: &[String]) -> Vec<HostnameMatch> {
+    let names = names.iter().map(|name| {
+        let name = name.to_ascii_lowercase();
+        match name.strip_prefix('*') {
+            Some(suffix) if suffix.starts_with('.') && suffix.len() > 1 => HostnameMatch::Suffix(suffix.to_owned()),
+            Some(_) => HostnameMatch::Exact(NEVER.to_owned()),
+            None if name.is_empty() => HostnameMatch::Exact(NEVER.to_owned()),
+            None => HostnameMatch::Exact(name),
+        }
+    });
+    names.collect()
+}
+
+/// `None`: there is something in it that is not understood, and it matches nothing.
+fn route_match(message: &proto::Match) -> Option<RouteMatch> {
+    let path = match &message.path {
+        None => None,
+        Some(path) => Some(match path.kind.as_ref()? {
+            string_match::Kind::Exact(path) => PathMatch::Exact(path.clone()),
+            string_match::Kind::PathPrefix(path) => PathMatch::Prefix(path.trim_end_matches('/').to_owned()),
+            string_match::Kind::Regex(pattern) => PathMatch::Regex(regex(pattern)?),
+        }),
+    };
+    let method = match message.method.as_str() {
+        "" => None,
+        method => Some(Method::from_bytes(method.as_bytes()).ok()?),
+    };
+    let headers = message.headers.iter().map(|header| {
+        let name = HeaderName::from_bytes(header.name.as_bytes()).ok()?;
+        Some((name, value_match(header)?))
+    });
+    let query = message.query.iter().map(|q| Some((q.name.clone(), value_match(q)?)));
+    Some(RouteMatch {
+        path,
+        method,
+        headers: headers.collect::<Option<_>>()?,
+        query: query.collect::<Option<_>>()?,
+    })
+}
+
+fn value_match(message: &proto::NamedMatch) -> Option<ValueMatch> {
+    match message.value.as_ref()?.kind.as_ref()? {
+        string_match::Kind::Exact(value) => Some(ValueMatch::Exact(value.clone())),
+        string_match::Kind::Regex(pattern) => Some(ValueMatch::Regex(regex(pattern)?)),
+        string_match::Kind::PathPrefix(_) => None,
+    }
+}
+
+/// A pattern for a whole value.
+fn regex(pattern: &str) -> Option<Regex> {
+    let compile = |pattern: &str| {
+        let mut builder = RegexBuilder::new(pattern);
+        builder.size_limit(REGEX_LIMIT).dfa_size_limit(REGEX_LIMIT).build()
+    };
+    // By itself first: "a)|(b" would be valid once it is wrapped.
+    let compiled = compile(pattern).and_then(|_| compile(&format!("^(?:{pattern})$")));
+    compiled
+        .map_err(|error| tracing::warn!(pattern, "a pattern cannot be used and matches nothing: {error}"))
+        .ok()
+}
+
+fn filters(messages: &[proto::Filter], backends: &[Arc<Backend>]) -> Vec<Filter> {
+    let filters = messages.iter().filter_map(|message| match message.kind.as_ref()? {
+        filter::Kind::RequestHeaders(m) => Some(Filter::RequestHeaders(header_modifier(m))),
+        filter::Kind::ResponseHeaders(m) => Some(Filter::ResponseHeaders(header_modifier(m))),
+        filter::Kind::Rewrite(m) => Some(Filter::Rewrite {
+            hostname: text(&m.hostname).and_then(|host| HeaderValue::from_str(&host).ok()),
+            path: path_modifier(m.path.as_ref()),
+        }),
+        filter::Kind::Redirect(m) => Some(Filter::Redirect(redirect(m))),
+        filter::Kind::Mirror(m) => Some(Filter::Mirror {
+            backend: indexed(backends, m.backend)?,
+            parts_per_million: m.parts_per_million.min(1_000_000),
+        }),
+    });
+    filters.collect()
+}
+
+fn header_modifier(message: &proto::HeaderModifier) -> HeaderModifier {
+    let name = |name: &str| HeaderName::from_bytes(name.as_bytes()).ok();
+    let pairs = |headers: &[proto::Header]| {
+        let pairs = headers
+            .iter()
+            .filter_map(|header| Some((name(&header.name)?, HeaderValue::from_str(&header.value).ok()?)));
+        pairs.collect()
+    };
+    HeaderModifier {
+        set: pairs(&message.set),
+        add: pairs(&message.add),
+        remove: message.remove.iter().filter_map(|header| name(header)).collect(),
+    }
+}
+
+fn path_modifier(message: Option<&proto::PathModifier>) -> Option<PathModifier> {
+    Some(match message?.kind.as_ref()? {
+        path_modifier::Kind::ReplaceFull(path) => PathModifier::ReplaceFull(path.clone()),
+        path_modifier::Kind::ReplacePrefix(path) => PathModifier::ReplacePrefix(path.clone()),
+    })
+}
+
+fn redirect(message: &proto::Redirect) -> Redirect {
+    let status = u16::try_from(message.status).unwrap_or(0);
+    Redirect {
+        scheme: text(&message.scheme),
+        hostname: text(&message.hostname),
+        port: u16::try_from(message.port).ok().filter(|&port| port > 0),
+        path: path_modifier(message.path.as_ref()),
+        status: StatusCode::from_u16(status)
+            .ok()
+            .filter(StatusCode::is_redirection)
+            .unwrap_or(StatusCode::FOUND),
+    }
+}
+
+fn text(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
+}
