@@ -1,12 +1,37 @@
 //! The admin port: probes, metrics, what the sidecar believes, and switches that work from loopback only.
 
+use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::net::TcpListener;
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::Telemetry;
 use crate::telemetry::logging::LogFilter;
+
+/// Connections at a time; more wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 64;
+/// How long a client may take to send its request's head.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// What is read of a body: a filter or a word.
+const MAX_BODY: usize = 4096;
+
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const OPEN_METRICS: HeaderValue =
+    HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 
 /// What the admin port shows and switches.
 #[derive(Clone)]
@@ -22,7 +47,141 @@ pub struct AdminState {
     pub shutdown: CancellationToken,
 }
 
-/// Serves the admin port until the task is dropped.
-pub async fn serve(_listener: TcpListener, _state: AdminState) {
-    std::future::pending().await
+/// Serves the admin port until the future is dropped, and its connections with it.
+pub async fn serve(listener: TcpListener, state: AdminState) {
+    let state = Arc::new(state);
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        // The semaphore is never closed.
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
+            return;
+        };
+        while connections.try_join_next().is_some() {}
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let state = Arc::clone(&state);
+                connections.spawn(async move {
+                    connection(stream, peer, state).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the admin port accepts no connection; are there too many open files?");
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
 }
+
+async fn connection(stream: TcpStream, peer: SocketAddr, state: Arc<AdminState>) {
+    let service = service_fn(move |request| {
+        let state = Arc::clone(&state);
+        async move { Ok::<_, Infallible>(respond(request, peer, &state).await) }
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(16 * 1024)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = served.await {
+        tracing::debug!(%error, %peer, "a connection to the admin port ended");
+    }
+}
+
+async fn respond(request: Request<Incoming>, peer: SocketAddr, state: &AdminState) -> Response<Full<Bytes>> {
+    let path = request.uri().path().to_owned();
+    let reads: &[Method] = &[Method::GET, Method::HEAD];
+    let switches: &[Method] = &[Method::GET, Method::HEAD, Method::PUT];
+    let allowed = match path.as_str() {
+        "/livez" | "/readyz" | "/metrics" | "/config" => reads,
+        "/loglevel" | "/accesslog" => switches,
+        "/shutdown" => &[Method::POST],
+        _ => return text(StatusCode::NOT_FOUND, "not found\n"),
+    };
+    let method = request.method().clone();
+    if !allowed.contains(&method) {
+        let names: Vec<&str> = allowed.iter().map(Method::as_str).collect();
+        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
+        if let Ok(names) = HeaderValue::from_str(&names.join(", ")) {
+            response.headers_mut().insert(header::ALLOW, names);
+        }
+        return response;
+    }
+    if !matches!(method, Method::GET | Method::HEAD) {
+        // The app's own pages must not do it either: a browser's request names where it comes from.
+        if !peer.ip().to_canonical().is_loopback() || request.headers().contains_key(header::ORIGIN) {
+            return text(StatusCode::FORBIDDEN, "only from inside the pod, over loopback\n");
+        }
+        return change(&path, request, state).await;
+    }
+    show(&path, state)
+}
+
+fn show(path: &str, state: &AdminState) -> Response<Full<Bytes>> {
+    match path {
+        "/livez" => text(StatusCode::OK, "live\n"),
+        "/readyz" => match (state.ready)() {
+            Ok(()) => text(StatusCode::OK, "ready\n"),
+            Err(waits) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {waits}\n")),
+        },
+        "/metrics" => answer(StatusCode::OK, OPEN_METRICS, state.telemetry.metrics().text()),
+        "/config" => answer(StatusCode::OK, JSON, format!("{:#}\n", (state.config)())),
+        "/loglevel" => match &state.log {
+            Some(log) => text(StatusCode::OK, format!("{}\n", log.current())),
+            None => no_log(),
+        },
+        _ => text(StatusCode::OK, format!("{}\n", state.telemetry.access_log())),
+    }
+}
+
+async fn change(path: &str, request: Request<Incoming>, state: &AdminState) -> Response<Full<Bytes>> {
+    let body = match Limited::new(request.into_body(), MAX_BODY).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(_) => return text(StatusCode::PAYLOAD_TOO_LARGE, "a word is enough\n"),
+    };
+    let word = String::from_utf8_lossy(body.trim_ascii()).into_owned();
+    match path {
+        "/shutdown" => {
+            tracing::info!("asked to shut down through the admin port");
+            state.shutdown.cancel();
+            text(StatusCode::OK, "shutting down\n")
+        }
+        "/loglevel" => match &state.log {
+            Some(log) => match log.set(&word) {
+                Ok(()) => text(StatusCode::OK, format!("{}\n", log.current())),
+                Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+            },
+            None => no_log(),
+        },
+        _ => match word.parse() {
+            Ok(on) => {
+                state.telemetry.set_access_log(on);
+                text(StatusCode::OK, format!("{on}\n"))
+            }
+            Err(_) => text(StatusCode::BAD_REQUEST, "the body is true or false\n"),
+        },
+    }
+}
+
+fn no_log() -> Response<Full<Bytes>> {
+    text(
+        StatusCode::NOT_FOUND,
+        "this process's log is not the sidecar's to change\n",
+    )
+}
+
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    answer(status, TEXT, body)
+}
+
+fn answer(status: StatusCode, content_type: HeaderValue, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    response
+}
+
+#[cfg(test)]
+#[path = "admin_tests.rs"]
+mod tests;

@@ -1,14 +1,186 @@
-//! One line of JSON a request.
-use std::sync::Arc;
+//! The access log: one line of JSON a request, on standard output.
+//!
+//! The request path makes the line and hands it to a thread of its own, which is started with the first line; a reader
+//! that is too slow costs lines, which are counted, and never time.
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::Duration;
+
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::{Metrics, RequestEnd};
 
-pub(super) struct AccessLog {}
+/// Lines that wait at most.
+const QUEUE: usize = 1024;
+/// Longest text of one field, in bytes.
+const MAX_TEXT: usize = 1024;
+/// How many bytes are gathered before they are written, when lines come fast.
+const BUFFER: usize = 64 * 1024;
+const FLUSH: Duration = Duration::from_secs(1);
+
+pub(super) struct AccessLog {
+    lines: OnceLock<SyncSender<Item>>,
+    metrics: Arc<Metrics>,
+}
+
+enum Item {
+    Line(String),
+    /// Answered when all that came before is written.
+    Flush(SyncSender<()>),
+}
 
 impl AccessLog {
-    pub(super) fn new(_metrics: Arc<Metrics>) -> Self {
-        Self {}
+    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+        Self {
+            lines: OnceLock::new(),
+            metrics,
+        }
     }
-    pub(super) fn write(&self, _request: &RequestEnd<'_>) {}
-    pub(super) fn flush(&self) {}
+
+    #[cfg(test)]
+    fn writing_to(output: impl Write + Send + 'static, metrics: Arc<Metrics>) -> Self {
+        Self {
+            lines: OnceLock::from(start(output)),
+            metrics,
+        }
+    }
+
+    pub(super) fn write(&self, request: &RequestEnd<'_>) {
+        let lines = self.lines.get_or_init(|| start(io::stdout()));
+        let written = serde_json::to_string(&Line::of(request)).is_ok_and(|mut line| {
+            line.push('\n');
+            lines.try_send(Item::Line(line)).is_ok()
+        });
+        if !written {
+            self.metrics.access_log_dropped();
+        }
+    }
+
+    /// Waits until the lines so far are written, at most a second.
+    pub(super) fn flush(&self) {
+        let Some(lines) = self.lines.get() else { return };
+        let (done, flushed) = sync_channel(1);
+        if lines.try_send(Item::Flush(done)).is_ok() {
+            // A reader that does not read has had its second.
+            _ = flushed.recv_timeout(FLUSH);
+        }
+    }
 }
+
+fn start(output: impl Write + Send + 'static) -> SyncSender<Item> {
+    let (lines, queue) = sync_channel(QUEUE);
+    let spawned = thread::Builder::new()
+        .name("access-log".into())
+        .spawn(move || run(output, &queue));
+    if let Err(error) = spawned {
+        // The queue's other end is gone now, so that each line counts as dropped.
+        tracing::error!(%error, "no thread for the access log");
+    }
+    lines
+}
+
+/// Writes until the sender is gone.
+fn run(mut output: impl Write, queue: &Receiver<Item>) {
+    let mut buffer = Vec::new();
+    let mut waiting = Vec::new();
+    while let Ok(first) = queue.recv() {
+        let mut next = Some(first);
+        while let Some(item) = next {
+            match item {
+                Item::Line(line) => buffer.extend_from_slice(line.as_bytes()),
+                Item::Flush(done) => waiting.push(done),
+            }
+            next = if buffer.len() < BUFFER {
+                queue.try_recv().ok()
+            } else {
+                None
+            };
+        }
+        if let Err(error) = output.write_all(&buffer).and_then(|()| output.flush()) {
+            tracing::warn!(%error, "the access log cannot be written");
+        }
+        buffer.clear();
+        for done in waiting.drain(..) {
+            // Whoever asked may have given up.
+            _ = done.send(());
+        }
+    }
+}
+
+/// The line's fields, in their order.
+#[derive(Serialize)]
+struct Line<'a> {
+    time: String,
+    direction: &'static str,
+    method: &'a str,
+    path: &'a str,
+    authority: &'a str,
+    protocol: &'static str,
+    status: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grpc_status: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'static str>,
+    duration_ms: f64,
+    retries: u32,
+    request_bytes: u64,
+    response_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peer: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoint: Option<SocketAddr>,
+    mtls: bool,
+    trace_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<&'a str>,
+}
+
+impl<'a> Line<'a> {
+    fn of(request: &RequestEnd<'a>) -> Self {
+        let now = OffsetDateTime::from(std::time::SystemTime::now());
+        let now = now
+            .replace_nanosecond(now.nanosecond() / 1_000_000 * 1_000_000)
+            .unwrap_or(now);
+        let path = request.path.split('?').next().unwrap_or_default();
+        Self {
+            time: now.format(&Rfc3339).unwrap_or_default(),
+            direction: request.direction.as_str(),
+            method: bounded(request.method.as_str()),
+            path: bounded(path),
+            authority: bounded(request.authority),
+            protocol: request.protocol.as_str(),
+            status: request.status,
+            grpc_status: request.grpc_status,
+            error: request.reason.map(crate::error::Reason::code),
+            // Microseconds are enough, and shorter to read.
+            duration_ms: (request.duration.as_secs_f64() * 1e6).round() / 1e3,
+            retries: request.retries,
+            request_bytes: request.request_bytes,
+            response_bytes: request.response_bytes,
+            service: request
+                .service
+                .map(|service| format!("{}/{}", service.namespace, service.name)),
+            peer: request.peer.map(bounded),
+            endpoint: request.endpoint,
+            mtls: request.mtls,
+            trace_id: format!("{:032x}", u128::from_be_bytes(request.trace_id)),
+            request_id: request.request_id.map(bounded),
+        }
+    }
+}
+
+fn bounded(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_TEXT)]
+}
+
+#[cfg(test)]
+#[path = "access_log_tests.rs"]
+mod tests;

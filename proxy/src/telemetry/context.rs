@@ -100,7 +100,10 @@ pub(super) fn continue_or_start(headers: &HeaderMap, tracer: bool, ratio: f64, i
 }
 
 /// The low 56 bits are the ones that W3C Trace Context level 2 asks to be random, and that OpenTelemetry samples by.
-#[expect(clippy::cast_precision_loss, reason = "56 bits against a ratio: the last bits do not matter")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "56 bits against a ratio: the last bits do not matter"
+)]
 fn sampled_by_ratio(trace_id: [u8; 16], ratio: f64) -> bool {
     const BITS: u32 = 56;
     let random = u128::from_be_bytes(trace_id) & ((1 << BITS) - 1);

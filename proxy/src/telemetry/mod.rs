@@ -23,27 +23,12 @@ pub use metrics::{Metrics, Outcome, ServiceMetrics};
 pub use request::{Direction, Protocol, RequestEnd};
 pub use span::{SpanKind, SpanRecord};
 
+use crate::config::{Config, TracingConfig};
+use crate::dns::Resolver;
+
 use access_log::AccessLog;
 use export::Exporter;
 use ids::Ids;
-
-/// Where spans go.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ExportSettings {
-    /// "http://jaeger:4317"; for [`OtlpProtocol::Http`] the part before `/v1/traces`.
-    pub endpoint: String,
-    pub protocol: OtlpProtocol,
-    /// The share of new traces that is sampled, 0.0 to 1.0. A decision that came with a request is kept.
-    pub sample_ratio: f64,
-}
-
-/// How spans travel to the collector.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OtlpProtocol {
-    Grpc,
-    /// HTTP with protobuf bodies.
-    Http,
-}
 
 /// Who the spans are from: OpenTelemetry's resource.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,10 +46,27 @@ pub struct Resource {
 pub struct Settings {
     pub resource: Resource,
     /// `None`: no spans are made; contexts that come in are still passed on.
-    pub export: Option<ExportSettings>,
+    pub tracing: Option<TracingConfig>,
     pub access_log: bool,
     /// Makes the IDs repeatable, for tests.
     pub seed: Option<u64>,
+}
+
+impl From<&Config> for Settings {
+    fn from(config: &Config) -> Self {
+        let workload = &config.workload;
+        Self {
+            resource: Resource {
+                name: Arc::clone(&workload.name),
+                namespace: Arc::clone(&workload.namespace),
+                pod: Arc::clone(&workload.pod),
+                node: Arc::clone(&workload.node),
+            },
+            tracing: config.tracing.clone(),
+            access_log: config.access_log,
+            seed: None,
+        }
+    }
 }
 
 /// Tracer, metrics and access log of one process. A cheap handle.
@@ -82,15 +84,19 @@ struct Inner {
 }
 
 impl Telemetry {
-    /// Starts the export task on the tokio runtime of the caller (the control runtime, never a worker's).
+    /// Starts the export task on the tokio runtime of the caller: the control runtime, never a worker's. `resolver` finds
+    /// the collector.
     ///
     /// # Errors
     /// When the collector's endpoint is not a URL that can be used.
-    pub fn start(settings: Settings) -> Result<Self, String> {
+    pub fn start(settings: &Settings, resolver: &Resolver) -> Result<Self, String> {
         let metrics = Arc::new(Metrics::new());
-        let sample_ratio = settings.export.as_ref().map_or(0.0, |export| export.sample_ratio);
-        let exporter = match &settings.export {
-            Some(export) => Some(Exporter::start(export, &settings.resource, Arc::clone(&metrics))?),
+        let sample_ratio = settings.tracing.as_ref().map_or(0.0, |tracing| tracing.sample_ratio);
+        let exporter = match &settings.tracing {
+            Some(tracing) => {
+                let metrics = Arc::clone(&metrics);
+                Some(Exporter::start(tracing, &settings.resource, resolver.clone(), metrics)?)
+            }
             None => None,
         };
         Ok(Self(Arc::new(Inner {

@@ -222,7 +222,10 @@ fn sampling_state(state: &[u8]) -> Option<(bool, bool)> {
 fn uber(value: &[u8]) -> Option<Word> {
     let mut rest = value;
     let mut next = || {
-        let end = rest.iter().position(|byte| matches!(byte, b':' | b'%')).unwrap_or(rest.len());
+        let end = rest
+            .iter()
+            .position(|byte| matches!(byte, b':' | b'%'))
+            .unwrap_or(rest.len());
         let (part, tail) = rest.split_at(end);
         rest = match tail {
             [b':', tail @ ..] | [b'%', b'3', b'A' | b'a', tail @ ..] => tail,
@@ -247,7 +250,10 @@ fn uber(value: &[u8]) -> Option<Word> {
     let flags = number(flags, 2)?;
     let debug = flags & 2 != 0;
     Some(Word {
-        ids: Some((nonzero(number(trace_id, 32)?.to_be_bytes())?, nonzero(span.to_be_bytes())?)),
+        ids: Some((
+            nonzero(number(trace_id, 32)?.to_be_bytes())?,
+            nonzero(span.to_be_bytes())?,
+        )),
         sampled: Some(debug || flags & 1 != 0),
         debug,
         short: trace_id.len() <= 16,

@@ -61,7 +61,10 @@ struct Labels<const N: usize>([(&'static str, Option<String>); N]);
 
 impl<const N: usize> EncodeLabelSet for Labels<N> {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
-        let present = self.0.iter().filter_map(|(name, value)| Some((*name, value.as_deref()?)));
+        let present = self
+            .0
+            .iter()
+            .filter_map(|(name, value)| Some((*name, value.as_deref()?)));
         for label in present {
             prometheus_client::encoding::EncodeLabel::encode(&label, encoder.encode_label())?;
         }
@@ -189,10 +192,12 @@ impl Families<'_> {
 
     fn own(&mut self, metrics: &Metrics) -> fmt::Result {
         let errors = Reason::ALL.iter().zip(&metrics.errors);
-        let errors = errors.filter(|(_, count)| count.load(Relaxed) > 0).map(|(reason, count)| {
-            let labels = Labels([("reason", Some(reason.code().to_owned()))]);
-            (labels, count.load(Relaxed))
-        });
+        let errors = errors
+            .filter(|(_, count)| count.load(Relaxed) > 0)
+            .map(|(reason, count)| {
+                let labels = Labels([("reason", Some(reason.code().to_owned()))]);
+                (labels, count.load(Relaxed))
+            });
         let help = "Requests and connections that failed in this sidecar, by the code of outrigger-error.";
         self.counters("outrigger_errors", help, errors.collect())?;
         let plain = |count: u64| vec![(Labels([]), count)];
@@ -241,7 +246,9 @@ impl Families<'_> {
         }
         if let Some(seconds) = process.cpu_seconds {
             let help = "CPU time, user and system.";
-            let mut family = self.0.encode_descriptor("process_cpu_seconds", help, None, MetricType::Counter)?;
+            let mut family = self
+                .0
+                .encode_descriptor("process_cpu_seconds", help, None, MetricType::Counter)?;
             family.encode_counter::<NoLabelSet, f64, u64>(&seconds, None)?;
         }
         Ok(())

@@ -96,7 +96,9 @@ impl Metrics {
     pub fn service(&self, name: Option<&ServiceName>) -> Arc<ServiceMetrics> {
         match name {
             // The same Service's ports share their series.
-            Some(name) => self.services.entry(name, |name| format!("{}/{}", name.namespace, name.name)),
+            Some(name) => self
+                .services
+                .entry(name, |name| format!("{}/{}", name.namespace, name.name)),
             None => Arc::clone(&self.external),
         }
     }
@@ -232,7 +234,11 @@ impl ServiceMetrics {
     }
 
     fn request_ended(&self, request: &RequestEnd<'_>) {
-        let outcome = if request.failed() { Outcome::Failure } else { Outcome::Success };
+        let outcome = if request.failed() {
+            Outcome::Failure
+        } else {
+            Outcome::Success
+        };
         self.requests[outcome as usize][usize::from(request.mtls)].fetch_add(1, Relaxed);
         self.durations.observe(SeriesKey::of(request), request.duration);
     }
@@ -306,7 +312,9 @@ impl<K: Clone + Eq + Hash> Table<K> {
         }
         let expired = |entry: &Arc<ServiceMetrics>| {
             Arc::strong_count(entry) == holders[entry.label.as_str()]
-                && idle.get(&entry.label).is_some_and(|(_, since)| now.duration_since(*since) >= IDLE)
+                && idle
+                    .get(&entry.label)
+                    .is_some_and(|(_, since)| now.duration_since(*since) >= IDLE)
         };
         if entries.values().any(expired) {
             let kept: HashMap<_, _> = entries

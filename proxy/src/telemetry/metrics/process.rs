@@ -12,7 +12,10 @@ pub(super) struct Process {
 
 pub(super) fn read() -> Process {
     Process {
-        resident_bytes: fs::read_to_string("/proc/self/status").ok().as_deref().and_then(resident),
+        resident_bytes: fs::read_to_string("/proc/self/status")
+            .ok()
+            .as_deref()
+            .and_then(resident),
         open_fds: fs::read_dir("/proc/self/fd").ok().map(|fds| fds.count() as u64),
         cpu_seconds: getrusage(UsageWho::RUSAGE_SELF).ok().map(|usage| {
             let seconds = |time: nix::sys::time::TimeVal| {

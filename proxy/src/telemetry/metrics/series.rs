@@ -106,7 +106,11 @@ impl SeriesSet {
     fn add(&self, key: SeriesKey) -> Arc<Histogram> {
         let _adding = self.adding.lock();
         let now = self.series.load_full();
-        let key = if now.len() < MAX_SERIES { key } else { SeriesKey::OVERFLOW };
+        let key = if now.len() < MAX_SERIES {
+            key
+        } else {
+            SeriesKey::OVERFLOW
+        };
         if let Some((_, known)) = now.iter().find(|(known, _)| *known == key) {
             return Arc::clone(known);
         }

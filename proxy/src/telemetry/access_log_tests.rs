@@ -1,0 +1,120 @@
+#![allow(clippy::unwrap_used)]
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use http::Method;
+
+use super::{AccessLog, QUEUE};
+use crate::error::Reason;
+use crate::model::ServiceName;
+use crate::telemetry::{Direction, Metrics, Protocol, RequestEnd};
+
+fn request<'a>(method: &'a Method, service: Option<&'a ServiceName>, path: &'a str) -> RequestEnd<'a> {
+    RequestEnd {
+        direction: Direction::Outbound,
+        service,
+        port: 8080,
+        protocol: Protocol::Http11,
+        method,
+        path,
+        authority: "orders.shop:8080",
+        status: Some(503),
+        grpc_status: None,
+        reason: Some(Reason::NoEndpoints),
+        duration: Duration::from_micros(12_345),
+        retries: 2,
+        request_bytes: 3,
+        response_bytes: 4,
+        trace_id: 0xabc_u128.to_be_bytes(),
+        request_id: Some("r\"1"),
+        peer: Some("spiffe://cluster.local/ns/shop/sa/orders"),
+        endpoint: Some(SocketAddr::from(([10, 0, 0, 1], 8080))),
+        mtls: true,
+    }
+}
+
+#[derive(Clone, Default)]
+struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Buffer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_line_is_json_escaped_and_bounded() {
+    let output = Buffer::default();
+    let log = AccessLog::writing_to(output.clone(), Arc::new(Metrics::new()));
+    let service = ServiceName {
+        namespace: "shop".into(),
+        name: "orders".into(),
+        port: 8080,
+    };
+    let odd = format!("/a\n\"b\"{}é?token=secret", "x".repeat(2000));
+    log.write(&request(&Method::GET, Some(&service), &odd));
+    log.write(&request(&Method::GET, None, "/short?q"));
+    log.flush();
+    let text = String::from_utf8(output.0.lock().unwrap().clone()).unwrap();
+    let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2);
+    assert!(!text.contains("secret"));
+    let path = lines[0]["path"].as_str().unwrap();
+    assert!(path.starts_with("/a\n\"b\"xxx") && path.len() == 1024);
+    let line = &lines[1];
+    assert_eq!(line["direction"], "outbound");
+    assert_eq!(line["path"], "/short");
+    assert_eq!(line["status"], 503);
+    assert_eq!(line["error"], "no-endpoints");
+    assert_eq!(line["duration_ms"], 12.345);
+    assert_eq!(line["retries"], 2);
+    assert_eq!(line["endpoint"], "10.0.0.1:8080");
+    assert_eq!(line["trace_id"], "00000000000000000000000000000abc");
+    assert_eq!(line["request_id"], "r\"1");
+    assert_eq!(line["mtls"], true);
+    assert!(line.get("service").is_none() && lines[0]["service"] == "shop/orders");
+    let time = line["time"].as_str().unwrap();
+    assert!(time.ends_with('Z') && time::OffsetDateTime::parse(time, &super::Rfc3339).is_ok());
+}
+
+/// Writes only when it is allowed to, as a terminal that was stopped.
+struct Stopped {
+    entered: Sender<()>,
+    go_on: Receiver<()>,
+}
+
+impl Write for Stopped {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        _ = self.entered.send(());
+        _ = self.go_on.recv();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_reader_that_does_not_read_costs_lines_only() {
+    let (entered, was_entered) = channel();
+    let (allow, go_on) = channel();
+    let metrics = Arc::new(Metrics::new());
+    let log = AccessLog::writing_to(Stopped { entered, go_on }, Arc::clone(&metrics));
+    log.write(&request(&Method::GET, None, "/"));
+    was_entered.recv().unwrap(); // the thread is stuck in the first line now
+    for _ in 0..QUEUE + 7 {
+        log.write(&request(&Method::GET, None, "/"));
+    }
+    assert!(metrics.text().contains("outrigger_access_log_dropped_total 7\n"));
+    drop(allow);
+    log.flush();
+}
