@@ -1,1 +1,22 @@
-//! Placeholder.
+//! Outrigger's injector: the sidecar is put into a pod by [`inject::patch`], a pure function, which the admission webhook
+//! ([`app::start`]) and `outrigger inject` ([`manifest::inject`]) call alike.
+//!
+//! Architecture Invariant: `inject`, `manifest`, `settings` and `review` do no I/O.
+//!
+//! What the webhook needs of Kubernetes (the chart's RBAC says exactly this): `get` of namespaces; `get`, `list`, `watch`
+//! and `patch` of its own MutatingWebhookConfiguration; in its own namespace `create` of Secrets, and `get`, `list`,
+//! `watch` and `update` of its own one.
+
+mod admin;
+pub mod app;
+pub mod certs;
+pub mod inject;
+pub mod manifest;
+mod metrics;
+mod quantity;
+mod review;
+pub mod rotation;
+pub mod settings;
+mod webhook;
+
+pub use webhook::PATH as WEBHOOK_PATH;

@@ -1,0 +1,209 @@
+//! The two containers and their volumes, as JSON.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use outrigger_api::{labels, ports};
+use serde_json::{Map, Value, json};
+
+use super::annotations::Overrides;
+use super::{INIT_CONTAINER, PROXY_CONTAINER, TOKEN_VOLUME, TRUST_VOLUME, probes, workload};
+use crate::settings::{Resources, Settings};
+
+/// Everything that a sidecar is made of.
+pub(super) struct Parts<'a> {
+    pub(super) pod: &'a Pod,
+    pub(super) spec: &'a PodSpec,
+    pub(super) settings: &'a Settings,
+    pub(super) overrides: &'a Overrides,
+}
+
+const ENTRYPOINT: &str = "/outrigger-proxy";
+const TOKEN_DIRECTORY: &str = "/var/run/secrets/outrigger";
+const TRUST_DIRECTORY: &str = "/var/run/secrets/outrigger-trust";
+/// Seconds. kubelet renews a token at 80 % of its life.
+const TOKEN_LIFE: u32 = 3600;
+/// How often kubelet asks a starting sidecar, once a second, before it starts it anew.
+const STARTUP_TRIES: u32 = 120;
+
+impl Parts<'_> {
+    /// `outrigger-init`: runs as root with `NET_ADMIN` alone, and exits.
+    pub(super) fn init_container(&self) -> Value {
+        let overrides = self.overrides;
+        let mut env = Env::default();
+        env.unless_empty("OUTRIGGER_SKIP_INBOUND_PORTS", &overrides.skip_inbound_ports);
+        env.unless_empty("OUTRIGGER_SKIP_OUTBOUND_PORTS", &overrides.skip_outbound_ports);
+        env.unless_empty("OUTRIGGER_SKIP_OUTBOUND_CIDRS", &overrides.skip_outbound_cidrs);
+        env.unless_empty("OUTRIGGER_SKIP_UIDS", &overrides.skip_uids);
+        let mut container = json!({
+            "name": INIT_CONTAINER,
+            "image": self.settings.image,
+            "imagePullPolicy": self.settings.image_pull_policy.as_str(),
+            "command": [ENTRYPOINT, "init"],
+            "resources": resources(&overrides.resources),
+            "securityContext": security_context(json!({
+                "runAsUser": 0,
+                "runAsGroup": 0,
+                "runAsNonRoot": false,
+                "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]},
+            })),
+            "terminationMessagePolicy": "FallbackToLogsOnError",
+        });
+        if !env.0.is_empty() {
+            container["env"] = Value::Array(env.0);
+        }
+        container
+    }
+
+    /// `outrigger-proxy`, as a native sidecar or as an ordinary container.
+    pub(super) fn proxy_container(&self, controller_id: &str) -> Value {
+        let probe = |path: &str| json!({"httpGet": {"path": path, "port": ports::ADMIN}});
+        let mut container = json!({
+            "name": PROXY_CONTAINER,
+            "image": self.settings.image,
+            "imagePullPolicy": self.settings.image_pull_policy.as_str(),
+            "command": [ENTRYPOINT, "run"],
+            "env": self.env(controller_id),
+            "ports": [{"name": "outrigger-admin", "containerPort": ports::ADMIN, "protocol": "TCP"}],
+            "resources": resources(&self.overrides.resources),
+            "securityContext": security_context(json!({
+                "runAsUser": ports::PROXY_UID,
+                "runAsGroup": ports::PROXY_UID,
+                "runAsNonRoot": true,
+                "capabilities": {"drop": ["ALL"]},
+            })),
+            "startupProbe": with(probe("/readyz"), json!({"periodSeconds": 1, "failureThreshold": STARTUP_TRIES})),
+            "readinessProbe": with(probe("/readyz"), json!({"periodSeconds": 10, "timeoutSeconds": 2})),
+            // Slow to give up: a sidecar that is only short of CPU time is not helped by being killed.
+            "livenessProbe": with(probe("/livez"), json!({"periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6})),
+            "terminationMessagePolicy": "FallbackToLogsOnError",
+            "volumeMounts": [
+                {"name": TOKEN_VOLUME, "mountPath": TOKEN_DIRECTORY, "readOnly": true},
+                {"name": TRUST_VOLUME, "mountPath": TRUST_DIRECTORY, "readOnly": true},
+            ],
+        });
+        if self.overrides.native {
+            container["restartPolicy"] = json!("Always");
+        } else {
+            // kubelet starts containers one after the other and waits for this handler.
+            container["lifecycle"] = json!({"postStart": {"exec": {"command": [ENTRYPOINT, "wait"]}}});
+        }
+        container
+    }
+
+    fn env(&self, controller_id: &str) -> Value {
+        let overrides = self.overrides;
+        let mut env = Env::default();
+        env.field("OUTRIGGER_NAMESPACE", "metadata.namespace");
+        env.field("OUTRIGGER_POD", "metadata.name");
+        env.field("OUTRIGGER_SERVICE_ACCOUNT", "spec.serviceAccountName");
+        env.field("OUTRIGGER_NODE", "spec.nodeName");
+        env.field("OUTRIGGER_POD_IPS", "status.podIPs");
+        env.value("OUTRIGGER_WORKLOAD", workload::name(self.pod));
+        env.value("OUTRIGGER_TRUST_DOMAIN", &self.settings.trust_domain);
+        env.value("OUTRIGGER_CONTROLLER", self.settings.controller());
+        env.value("OUTRIGGER_CONTROLLER_ID", controller_id);
+        env.value("OUTRIGGER_TOKEN_FILE", format!("{TOKEN_DIRECTORY}/token"));
+        env.value(
+            "OUTRIGGER_TRUST_BUNDLE_FILE",
+            format!("{TRUST_DIRECTORY}/{}", labels::TRUST_BUNDLE_KEY),
+        );
+        if let Some(tracing) = &self.settings.tracing {
+            env.value("OUTRIGGER_TRACING_ENDPOINT", &tracing.endpoint);
+            env.value("OUTRIGGER_TRACING_PROTOCOL", tracing.protocol.as_str());
+            env.value("OUTRIGGER_TRACING_SAMPLE_RATIO", tracing.sample_ratio.to_string());
+        }
+        env.value("OUTRIGGER_LOG", &overrides.log_level);
+        env.value("OUTRIGGER_ACCESS_LOG", overrides.access_log.to_string());
+        env.value("OUTRIGGER_MTLS", overrides.mtls);
+        let probes = probes::entries(self.spec);
+        env.value("OUTRIGGER_PROBES", json!(probes).to_string());
+        env.unless_empty("OUTRIGGER_OPAQUE_PORTS", &overrides.opaque_ports);
+        env.value("OUTRIGGER_DRAIN_TIMEOUT", in_seconds(overrides.drain_timeout));
+        Value::Array(env.0)
+    }
+}
+
+/// The two volumes.
+pub(super) fn volumes() -> [Value; 2] {
+    [
+        json!({
+            "name": TOKEN_VOLUME,
+            "projected": {"sources": [{"serviceAccountToken": {
+                "audience": labels::TOKEN_AUDIENCE,
+                "expirationSeconds": TOKEN_LIFE,
+                "path": "token",
+            }}]},
+        }),
+        json!({"name": TRUST_VOLUME, "configMap": {"name": labels::TRUST_BUNDLE_CONFIG_MAP}}),
+    ]
+}
+
+/// Environment variables in the order in which they are added.
+#[derive(Default)]
+struct Env(Vec<Value>);
+
+impl Env {
+    fn value(&mut self, name: &str, value: impl Into<String>) {
+        // Kubernetes expands $(NAME) in values; ours are meant as they stand.
+        self.0
+            .push(json!({"name": name, "value": value.into().replace("$(", "$$(")}));
+    }
+
+    fn unless_empty(&mut self, name: &str, value: &str) {
+        if !value.is_empty() {
+            self.value(name, value);
+        }
+    }
+
+    fn field(&mut self, name: &str, path: &str) {
+        self.0
+            .push(json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}));
+    }
+}
+
+fn security_context(own: Value) -> Value {
+    with(
+        json!({
+            "allowPrivilegeEscalation": false,
+            "privileged": false,
+            "readOnlyRootFilesystem": true,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }),
+        own,
+    )
+}
+
+fn resources(resources: &Resources) -> Value {
+    let map = |cpu: &Option<String>, memory: &Option<String>| {
+        let pairs = [("cpu", cpu), ("memory", memory)];
+        let map: Map<_, _> = pairs
+            .into_iter()
+            .filter_map(|(k, v)| Some((k.to_owned(), json!(v.as_ref()?))))
+            .collect();
+        Some(Value::Object(map)).filter(|m| *m != json!({}))
+    };
+    let mut value = json!({});
+    if let Some(requests) = map(&resources.cpu_request, &resources.memory_request) {
+        value["requests"] = requests;
+    }
+    if let Some(limits) = map(&resources.cpu_limit, &resources.memory_limit) {
+        value["limits"] = limits;
+    }
+    value
+}
+
+fn in_seconds(duration: Duration) -> String {
+    match duration.subsec_millis() {
+        0 => format!("{}s", duration.as_secs()),
+        _ => format!("{}ms", duration.as_millis()),
+    }
+}
+
+/// `base` with the fields of `more`.
+fn with(mut base: Value, more: Value) -> Value {
+    if let (Value::Object(base), Value::Object(more)) = (&mut base, more) {
+        base.extend(more);
+    }
+    base
+}

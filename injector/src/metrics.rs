@@ -1,0 +1,101 @@
+//! What the injector counts, as Prometheus text.
+
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use time::OffsetDateTime;
+
+/// What became of a review.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Reviewed {
+    Patched,
+    AlreadyInjected,
+    OptedOut,
+    NotSelected,
+    Refused,
+    /// What came was no review.
+    Malformed,
+    /// The injector could not decide.
+    Failed,
+}
+
+/// One for the process.
+#[derive(Debug, Default)]
+pub(crate) struct Metrics {
+    reviews: [AtomicU64; NAMES.len()],
+    /// Unix times; 0 while there is none.
+    leaf_end: AtomicI64,
+    ca_end: AtomicI64,
+}
+
+/// In the order of [`Reviewed`].
+const NAMES: [&str; 7] = [
+    "patched",
+    "already_injected",
+    "opted_out",
+    "not_selected",
+    "refused",
+    "malformed",
+    "failed",
+];
+
+impl Metrics {
+    pub(crate) fn reviewed(&self, outcome: Reviewed) {
+        self.reviews[outcome as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn expiry(&self, leaf: OffsetDateTime, ca: OffsetDateTime) {
+        self.leaf_end.store(leaf.unix_timestamp(), Ordering::Relaxed);
+        self.ca_end.store(ca.unix_timestamp(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn text(&self, now: OffsetDateTime) -> String {
+        let mut text = String::from(
+            "# HELP outrigger_admission_reviews_total Admission reviews, by what became of them.\n\
+             # TYPE outrigger_admission_reviews_total counter\n",
+        );
+        for (name, count) in NAMES.iter().zip(&self.reviews) {
+            let count = count.load(Ordering::Relaxed);
+            let _ = writeln!(text, "outrigger_admission_reviews_total{{outcome=\"{name}\"}} {count}");
+        }
+        text.push_str(
+            "# HELP outrigger_cert_expiry_seconds Seconds until a certificate of the webhook expires.\n\
+             # TYPE outrigger_cert_expiry_seconds gauge\n",
+        );
+        for (kind, end) in [("leaf", &self.leaf_end), ("root", &self.ca_end)] {
+            let end = end.load(Ordering::Relaxed);
+            if end != 0 {
+                let left = end - now.unix_timestamp();
+                let _ = writeln!(text, "outrigger_cert_expiry_seconds{{kind=\"{kind}\"}} {left}");
+            }
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Metrics, Reviewed};
+    use time::{Duration, OffsetDateTime};
+
+    #[test]
+    fn text() {
+        let metrics = Metrics::default();
+        metrics.reviewed(Reviewed::Failed);
+        let now = OffsetDateTime::UNIX_EPOCH + Duration::days(1);
+        metrics.expiry(now + Duration::seconds(5), now - Duration::seconds(5));
+        let text = metrics.text(now);
+        assert!(
+            text.contains("outrigger_admission_reviews_total{outcome=\"failed\"} 1\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("outrigger_cert_expiry_seconds{kind=\"leaf\"} 5\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("outrigger_cert_expiry_seconds{kind=\"root\"} -5\n"),
+            "{text}"
+        );
+    }
+}
