@@ -1,0 +1,324 @@
+//! A cluster with Outrigger in it: the three steps of the README, requests from inside the mesh, and what went wrong when
+//! a test fails.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use http::Request;
+use http_body_util::BodyExt;
+use outrigger_api::labels;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::kube::{Kubectl, eventually};
+
+/// Where the chart is installed.
+pub const INSTALL_NAMESPACE: &str = "outrigger";
+/// Where the shop is.
+pub const SHOP: &str = "shop";
+/// The image of `outrigger-test-client`; tests/load-images makes it.
+pub const CLIENT_IMAGE: &str = "outrigger.test/client:1";
+/// The image of the shop.
+pub const SHOP_IMAGE: &str = "ghcr.io/outrigger-mesh/shop:0.1.0";
+/// The name of the sidecar's container.
+pub const SIDECAR: &str = "outrigger-proxy";
+
+/// A cluster that `KUBECONFIG` points to.
+pub struct Cluster {
+    /// kubectl with all rights.
+    pub admin: Kubectl,
+    client: kube::Client,
+}
+
+/// Runs a test's body against the cluster with Outrigger and the shop in it, which the first of them installs. When it
+/// fails, the state of the cluster is printed.
+///
+/// # Errors
+/// The body's.
+pub fn with_shop<F: Future<Output = Result<()>>>(body: impl FnOnce(Cluster) -> F) -> Result<()> {
+    static READY: AtomicBool = AtomicBool::new(false);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let cluster = Cluster::connect().await?;
+        let admin = cluster.admin.clone();
+        let result = async {
+            if !READY.load(Ordering::Relaxed) {
+                cluster.three_steps().await?;
+                READY.store(true, Ordering::Relaxed);
+            }
+            body(cluster).await
+        };
+        let result = tokio::time::timeout(Duration::from_secs(400), result).await;
+        let result = result.unwrap_or_else(|_| bail!("not finished after 400 s"));
+        if result.is_err() {
+            dump(&admin).await;
+        }
+        result
+    })
+}
+
+impl Cluster {
+    async fn connect() -> Result<Self> {
+        Ok(Self {
+            admin: Kubectl::from_env()?,
+            client: kube::Client::try_default().await?,
+        })
+    }
+
+    /// What the README tells a user to do, and nothing else.
+    async fn three_steps(&self) -> Result<()> {
+        let install = self.admin.namespace(INSTALL_NAMESPACE);
+        let root = repository();
+        let chart = root.join("charts/outrigger");
+        let chart = chart.to_str().context("the path is not UTF-8")?;
+        if install.helm(["status", "outrigger"]).await.is_err() {
+            install
+                .helm(["install", "outrigger", chart, "--create-namespace"])
+                .await?;
+        }
+        if self.admin.run(["get", "namespace", SHOP]).await.is_err() {
+            self.admin.run(["create", "namespace", SHOP]).await?;
+        }
+        let label = format!("{}={}", labels::INJECT, labels::ENABLED);
+        self.admin
+            .run(["label", "namespace", SHOP, &label, "--overwrite"])
+            .await?;
+        let shop = self.admin.namespace(SHOP);
+        let manifests = root.join("examples/shop");
+        let manifests = manifests.to_str().context("the path is not UTF-8")?;
+        // Right after the install, the webhook may not be there yet, and then it says so instead of letting pods in without
+        // a sidecar. A user would do the same: apply again.
+        eventually("the shop's manifests are taken", Duration::from_secs(60), async || {
+            shop.run(["apply", "-f", manifests]).await
+        })
+        .await?;
+        for namespace in [&install, &shop] {
+            rolled_out(namespace, "deployment").await?;
+        }
+        Ok(())
+    }
+
+    /// A request to "name:port" of a Service (or of a pod, with `kind` "pods") by way of the API server.
+    ///
+    /// # Errors
+    /// When there is no answer, or not one of 2xx.
+    pub async fn proxied(&self, namespace: &str, kind: &str, name: &str, path: &str) -> Result<String> {
+        let uri = format!("/api/v1/namespaces/{namespace}/{kind}/{name}/proxy{path}");
+        let request = Request::get(&uri).body(kube::client::Body::empty())?;
+        let response = self.client.send(request).await?;
+        let status = response.status();
+        let body = response.into_body().collect().await?.to_bytes();
+        let body = String::from_utf8_lossy(&body).into_owned();
+        ensure!(status.is_success(), "{uri}: {status} {body}");
+        Ok(body)
+    }
+
+    /// GET of a path of a sidecar's admin port.
+    ///
+    /// # Errors
+    /// As [`Cluster::proxied`].
+    pub async fn admin_port(&self, namespace: &str, pod: &str, path: &str) -> Result<String> {
+        let name = format!("{pod}:{}", outrigger_api::ports::ADMIN);
+        self.proxied(namespace, "pods", &name, path).await
+    }
+
+    /// The names of the running pods that a label selector takes.
+    ///
+    /// # Errors
+    /// As [`Kubectl::run`].
+    pub async fn pods(&self, namespace: &str, selector: &str) -> Result<Vec<String>> {
+        let list = ["pods", "-l", selector, "--field-selector=status.phase=Running"];
+        let pods = self.admin.namespace(namespace).list(list).await?;
+        let alive = pods.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+        Ok(alive
+            .filter_map(|pod| pod["metadata"]["name"].as_str().map(str::to_owned))
+            .collect())
+    }
+
+    /// Starts `outrigger-test-client` in a pod, and waits until it runs.
+    ///
+    /// # Errors
+    /// When the pod is refused, or does not start within a minute.
+    pub async fn start_client(&self, namespace: &str, inject: bool, args: &[&str]) -> Result<Client> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let n = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("client-{}-{n}", std::process::id());
+        let kubectl = self.admin.namespace(namespace);
+        kubectl.apply(&client_pod(&name, inject, args).to_string()).await?;
+        eventually(&format!("pod {name} started"), Duration::from_secs(60), async || {
+            let pod = kubectl.get(["pod", &name]).await?;
+            let app = &pod["status"]["containerStatuses"][0]["state"];
+            ensure!(
+                app["running"].is_object() || app["terminated"].is_object(),
+                "{}",
+                pod["status"]
+            );
+            Ok(())
+        })
+        .await?;
+        Ok(Client { kubectl, name })
+    }
+
+    /// Runs `outrigger-test-client` in a pod, to its end.
+    ///
+    /// # Errors
+    /// As [`Cluster::start_client`] and [`Client::report`].
+    pub async fn run_client(&self, namespace: &str, inject: bool, args: &[&str]) -> Result<Report> {
+        self.start_client(namespace, inject, args).await?.report().await
+    }
+
+    /// Stops the shop's own failures, so that a request that is lost was lost by the mesh.
+    ///
+    /// # Errors
+    /// As [`Kubectl::run`].
+    pub async fn calm_the_shop(&self) -> Result<()> {
+        let shop = self.admin.namespace(SHOP);
+        shop.run(["set", "env", "deployment/inventory", "SHOP_FAILURE_RATE=0"])
+            .await?;
+        shop.run(["set", "env", "deployment/payments", "SHOP_SLOW_RATE=0"])
+            .await?;
+        rolled_out(&shop, "deployment").await
+    }
+}
+
+/// The manifest of a pod that runs `outrigger-test-client` once.
+pub fn client_pod(name: &str, inject: bool, args: &[&str]) -> Value {
+    let inject = if inject { labels::ENABLED } else { labels::DISABLED };
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "labels": {"app": "client"},
+            "annotations": {labels::INJECT: inject}
+        },
+        "spec": {
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 5,
+            "containers": [{
+                "name": "client", "image": CLIENT_IMAGE, "imagePullPolicy": "IfNotPresent", "args": args
+            }]
+        }
+    })
+}
+
+/// A pod that runs `outrigger-test-client`.
+pub struct Client {
+    kubectl: Kubectl,
+    name: String,
+}
+
+/// What `outrigger-test-client` prints at its end.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Report {
+    /// How many requests there were.
+    pub requests: u64,
+    /// How many were answered 2xx.
+    pub succeeded: u64,
+    /// Why the others failed, and how often.
+    pub failures: BTreeMap<String, u64>,
+    /// Each value of the watched response header: when the first and the last request that got it were sent (Unix ms).
+    pub seen: BTreeMap<String, (u64, u64)>,
+}
+
+impl Client {
+    /// Waits for its end, and deletes the pod.
+    ///
+    /// # Errors
+    /// When it does not end, or ends with an error.
+    pub async fn report(self) -> Result<Report> {
+        let ended = eventually("the client ends", Duration::from_secs(120), async || {
+            let pod = self.kubectl.get(["pod", &self.name]).await?;
+            match pod["status"]["phase"].as_str() {
+                Some(end @ ("Succeeded" | "Failed")) => Ok(end.to_owned()),
+                other => bail!("it is {other:?}"),
+            }
+        })
+        .await?;
+        let printed = self.kubectl.run(["logs", &self.name, "-c", "client"]).await?;
+        ensure!(ended == "Succeeded", "the client failed: {printed}");
+        self.kubectl.run(["delete", "pod", &self.name, "--wait=false"]).await?;
+        serde_json::from_str(&printed).with_context(|| format!("not a report: {printed}"))
+    }
+}
+
+impl Report {
+    /// # Errors
+    /// When a request failed, or there were fewer than `least`.
+    pub fn ensure_none_lost(&self, least: u64) -> Result<()> {
+        ensure!(self.failures.is_empty(), "requests were lost: {self:?}");
+        ensure!(self.succeeded >= least, "too few requests to prove anything: {self:?}");
+        Ok(())
+    }
+}
+
+/// Waits until all objects of a kind ("deployment", or "deployment/name") are rolled out, at most two minutes each.
+///
+/// # Errors
+/// When one is not.
+pub async fn rolled_out(namespace: &Kubectl, what: &str) -> Result<()> {
+    let names = namespace.run(["get", what, "-o", "name"]).await?;
+    for name in names.lines() {
+        namespace.run(["rollout", "status", name, "--timeout=120s"]).await?;
+    }
+    Ok(())
+}
+
+/// The root of the repository.
+pub fn repository() -> PathBuf {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    tests.parent().unwrap_or(tests).to_owned()
+}
+
+/// Prints what a person would look at first.
+async fn dump(admin: &Kubectl) {
+    let show = async |title: &str, args: &[&str]| {
+        let text = admin.run(args).await.unwrap_or_else(|e| format!("{e:#}"));
+        println!("--- {title}\n{text}");
+    };
+    show("pods", &["get", "pods", "-A", "-o", "wide"]).await;
+    show(
+        "events",
+        &[
+            "get",
+            "events",
+            "-A",
+            "--field-selector=type=Warning",
+            "--sort-by=.lastTimestamp",
+        ],
+    )
+    .await;
+    let pods = admin.run([
+        "get",
+        "pods",
+        "-A",
+        "-o",
+        "jsonpath={range .items[*]}{.metadata.namespace}/{.metadata.name}{\"\\n\"}{end}",
+    ]);
+    for pod in pods
+        .await
+        .unwrap_or_default()
+        .lines()
+        .filter(|pod| !pod.starts_with("kube-system/"))
+    {
+        let Some((namespace, name)) = pod.split_once('/') else {
+            continue;
+        };
+        let args = [
+            "logs",
+            "-n",
+            namespace,
+            name,
+            "--all-containers",
+            "--prefix",
+            "--tail=25",
+        ];
+        show(&format!("logs of {pod}"), &args).await;
+    }
+}

@@ -1,0 +1,544 @@
+//! The story of the README on a real cluster, and what must not break it. tests/run brings the cluster up and runs these one
+//! after the other (`--test-threads=1`); each leaves the shop working.
+#![allow(clippy::unwrap_used)]
+
+use std::process::Stdio;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail, ensure};
+use outrigger_api::labels;
+use outrigger_tests::cluster::{
+    Cluster, INSTALL_NAMESPACE, SHOP, SHOP_IMAGE, SIDECAR, client_pod, rolled_out, with_shop,
+};
+use outrigger_tests::jaeger::{self, Span};
+use outrigger_tests::kube::{Kubectl, eventually};
+use serde_json::{Value, json};
+
+const BUY: &str = "http://web:8080/buy";
+const PURCHASE: [&str; 6] = [
+    "--method",
+    "POST",
+    "--header",
+    "content-type: application/json",
+    "--body",
+    r#"{"item":"canoe"}"#,
+];
+
+/// The client that buys: `PURCHASE`, more arguments, and the URL.
+fn purchase<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [&PURCHASE[..], more, &[BUY]].concat()
+}
+
+fn millis() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64
+}
+
+#[test]
+#[ignore = "needs root and a cluster"]
+fn one_request_is_one_trace() -> Result<()> {
+    with_shop(async |cluster| {
+        let trace = format!("{:032x}", rand::random::<u128>() | 1);
+        let context = format!("traceparent: 00-{trace}-{:016x}-01", rand::random::<u64>() | 1);
+        let report = cluster
+            .run_client(SHOP, true, &purchase(&["--header", &context]))
+            .await?;
+        ensure!(report.requests == 1, "{report:?}");
+        let spans = jaeger::trace(&cluster, &trace, every_sidecar_in_order).await?;
+        println!("one request of the shop, trace {trace}:\n{}", jaeger::waterfall(&spans));
+        Ok(())
+    })
+}
+
+/// A client span and a server span for each hop, each under the right one.
+fn every_sidecar_in_order(spans: &[Span]) -> Result<()> {
+    let hops = [
+        ("client", "web"),
+        ("web", "orders"),
+        ("orders", "inventory"),
+        ("orders", "payments"),
+    ];
+    for (from, to) in hops {
+        let mut served = spans
+            .iter()
+            .filter(|span| span.kind == "server" && span.service == to)
+            .peekable();
+        ensure!(served.peek().is_some(), "no server span of {to}");
+        for server in served {
+            let client = parent(spans, server)?;
+            ensure!(
+                client.kind == "client" && client.service == from,
+                "the parent of {to}'s server span is {client:?}"
+            );
+            ensure!(client.start <= server.start + 1000, "{to} served before {from} called");
+            if from != "client" {
+                let caller = parent(spans, client)?;
+                ensure!(
+                    caller.kind == "server" && caller.service == from,
+                    "the parent of {from}'s client span is {caller:?}"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+fn parent<'a>(spans: &'a [Span], of: &Span) -> Result<&'a Span> {
+    let found = spans.iter().find(|span| Some(&span.id) == of.parent.as_ref());
+    found.with_context(|| format!("the parent of this span is not in the trace: {of:?}"))
+}
+
+#[test]
+#[ignore = "needs root and a cluster"]
+fn retried_attempts_are_spans() -> Result<()> {
+    with_shop(async |cluster| {
+        cluster
+            .run_client(SHOP, true, &purchase(&["--for", "5", "--rate", "20", "--trace", "yes"]))
+            .await?;
+        // inventory fails some of the time: among a hundred purchases some were tried again.
+        let retried = eventually("a trace with a retried attempt", Duration::from_secs(20), async || {
+            let traces = jaeger::newest(&cluster, "inventory", 200).await?;
+            let retried = traces.into_iter().find(|spans| attempts(spans).iter().any(|n| *n > 1));
+            retried.context("none")
+        })
+        .await?;
+        println!("retried attempts:\n{}", jaeger::waterfall(&retried));
+        let again = retried
+            .iter()
+            .find(|span| span.tags.contains_key("http.request.resend_count"));
+        ensure!(again.is_some(), "no attempt says that it is a retry");
+        Ok(())
+    })
+}
+
+/// How often orders called inventory, for each of its own requests in the trace.
+fn attempts(spans: &[Span]) -> Vec<usize> {
+    let served = spans
+        .iter()
+        .filter(|span| span.kind == "server" && span.service == "orders");
+    let called = |server: &Span| {
+        let calls = spans
+            .iter()
+            .filter(|s| s.kind == "client" && s.parent.as_ref() == Some(&server.id));
+        let tells = |s: &&Span| s.tags.values().any(|value| value.contains("/stock/"));
+        calls.filter(tells).count()
+    };
+    served.map(called).collect()
+}
+
+#[test]
+#[ignore = "needs root and a cluster"]
+fn traffic_between_pods_is_encrypted() -> Result<()> {
+    with_shop(async |cluster| {
+        let interface = std::env::var("OUTRIGGER_POD_INTERFACE")
+            .context("OUTRIGGER_POD_INTERFACE: the network interface on which the pods' packets are seen")?;
+        let file = tempfile::NamedTempFile::new()?;
+        let path = file.path().to_str().context("the path is not UTF-8")?;
+        let mut tcpdump = tokio::process::Command::new("tcpdump")
+            .args(["-i", &interface, "-s", "0", "-U", "-Z", "root", "-w", path, "tcp"])
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context("tcpdump")?;
+        eventually("tcpdump listens", Duration::from_secs(10), async || {
+            ensure!(file.as_file().metadata()?.len() > 0, "it has written nothing yet");
+            Ok(())
+        })
+        .await?;
+        // Every app of the shop forwards baggage, so a marker in it crosses every connection.
+        for (marker, inject) in [("marker=in-the-mesh", true), ("marker=outside-the-mesh", false)] {
+            let baggage = format!("baggage: {marker}");
+            let args = purchase(&["--for", "2", "--rate", "10", "--header", &baggage]);
+            let report = cluster.run_client(SHOP, inject, &args).await?;
+            ensure!(report.succeeded > 0, "{report:?}");
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await; // tcpdump writes what it has
+        tcpdump.start_kill()?;
+        tcpdump.wait().await?;
+        let packets = std::fs::read(path)?;
+        let count = |marker: &str| {
+            packets
+                .windows(marker.len())
+                .filter(|w| *w == marker.as_bytes())
+                .count()
+        };
+        let (inside, outside) = (count("in-the-mesh"), count("outside-the-mesh"));
+        println!(
+            "{} bytes captured; in plaintext: {inside} markers of the mesh, {outside} from outside",
+            packets.len()
+        );
+        // Only the first hop from outside may be read: 20 requests. That it was proves that the capture sees the pods.
+        ensure!(outside >= 20, "the capture missed the plaintext, so it proves nothing");
+        ensure!(
+            outside <= 20,
+            "what came from outside went on in plaintext between sidecars"
+        );
+        ensure!(inside == 0, "traffic between sidecars can be read");
+        Ok(())
+    })
+}
+
+#[test]
+#[ignore = "needs root and a cluster"]
+fn a_job_ends() -> Result<()> {
+    with_shop(async |cluster| {
+        let shop = cluster.admin.namespace(SHOP);
+        let mut template = client_pod("", true, &["--for", "2", "--rate", "5", "http://web:8080/"]);
+        template["metadata"].as_object_mut().unwrap().remove("name");
+        let job = json!({
+            "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "once"},
+            "spec": {"backoffLimit": 0, "template": {"metadata": template["metadata"], "spec": template["spec"]}}
+        });
+        shop.apply(&job.to_string()).await?;
+        shop.run(["wait", "--for=condition=Complete", "job/once", "--timeout=60s"])
+            .await?;
+        let pods = shop.list(["pods", "-l", "job-name=once"]).await?;
+        ensure!(pods.len() == 1, "{} pods", pods.len());
+        ensure!(has_sidecar(&pods[0]), "the Job's pod has no sidecar");
+        for status in statuses(&pods[0]) {
+            let code = &status["state"]["terminated"]["exitCode"];
+            ensure!(code == 0, "{} ended with {code}", status["name"]);
+        }
+        shop.run(["delete", "job", "once"]).await?;
+        Ok(())
+    })
+}
+
+fn statuses(pod: &Value) -> impl Iterator<Item = &Value> {
+    let status = &pod["status"];
+    ["initContainerStatuses", "containerStatuses"]
+        .into_iter()
+        .flat_map(|kind| status[kind].as_array().into_iter().flatten())
+}
+
+fn has_sidecar(pod: &Value) -> bool {
+    let spec = &pod["spec"];
+    let containers = ["initContainers", "containers"]
+        .into_iter()
+        .flat_map(|kind| spec[kind].as_array())
+        .flatten();
+    containers.into_iter().any(|container| container["name"] == SIDECAR)
+}
+
+/// A Deployment of the shop's inventory, with a probe of each kind that the kubelet sends over the network.
+fn inventory_with_probes() -> Value {
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "inventory"},
+        "spec": {
+            "selector": {"matchLabels": {"app": "inventory"}},
+            "template": {
+                "metadata": {"labels": {"app": "inventory"}},
+                "spec": {
+                    "terminationGracePeriodSeconds": 5,
+                    "containers": [{
+                        "name": "inventory", "image": SHOP_IMAGE, "imagePullPolicy": "IfNotPresent",
+                        "args": ["inventory"], "env": [{"name": "SHOP_FAILURE_RATE", "value": "0"}],
+                        "ports": [{"name": "http", "containerPort": 8080}],
+                        "startupProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1, "failureThreshold": 30},
+                        "readinessProbe": {"httpGet": {"path": "/healthz", "port": "http"}, "periodSeconds": 1},
+                        "livenessProbe": {"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 1}
+                    }]
+                }
+            }
+        }
+    })
+}
+
+fn inventory_service() -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "inventory"},
+        "spec": {"selector": {"app": "inventory"}, "ports": [{"name": "http", "port": 8080, "targetPort": "http"}]}
+    })
+}
+
+#[test]
+#[ignore = "needs root and a cluster"]
+fn probes_pass_under_strict_and_plaintext_does_not() -> Result<()> {
+    with_shop(async |cluster| {
+        let strict = cluster
+            .admin
+            .create_namespace("strict", &[(labels::INJECT, labels::ENABLED)])
+            .await?;
+        let annotation = format!("{}=strict", labels::MTLS);
+        cluster
+            .admin
+            .run(["annotate", "namespace", "strict", &annotation, "--overwrite"])
+            .await?;
+        strict.apply(&inventory_service().to_string()).await?;
+        strict.apply(&inventory_with_probes().to_string()).await?;
+        rolled_out(&strict, "deployment").await?;
+        let url = "http://inventory.strict:8080/stock/canoe";
+        let inside = cluster.run_client(SHOP, true, &[url]).await?;
+        ensure!(inside.succeeded == 1, "a peer with an identity was refused: {inside:?}");
+        let outside = cluster.run_client(SHOP, false, &[url]).await?;
+        ensure!(outside.succeeded == 0, "plaintext was let in under strict");
+        // The probes of several seconds have passed by now.
+        let pods = strict.list(["pods"]).await?;
+        let restarts: u64 = pods
+            .iter()
+            .flat_map(statuses)
+            .filter_map(|s| s["restartCount"].as_u64())
+            .sum();
+        ensure!(restarts == 0, "{restarts} restarts: a probe was refused");
+        rolled_out(&strict, "deployment").await?;
+        cluster
+            .admin
+            .run(["delete", "namespace", "strict", "--wait=false"])
+            .await?;
+        Ok(())
+    })
+}
+
+#[test]
+#[ignore = "needs root and a cluster"]
+fn a_rolling_restart_loses_no_request() -> Result<()> {
+    with_shop(async |cluster| {
+        cluster.calm_the_shop().await?;
+        let load = cluster
+            .start_client(SHOP, true, &purchase(&["--for", "30", "--rate", "50"]))
+            .await?;
+        let shop = cluster.admin.namespace(SHOP);
+        for deployment in ["orders", "web"] {
+            shop.run(["rollout", "restart", &format!("deployment/{deployment}")])
+                .await?;
+            rolled_out(&shop, &format!("deployment/{deployment}")).await?;
+        }
+        load.report().await?.ensure_none_lost(1000)
+    })
+}
+
+#[test]
+#[ignore = "needs root and a cluster"]
+fn the_control_plane_killed_loses_no_request() -> Result<()> {
+    with_shop(async |cluster| {
+        cluster.calm_the_shop().await?;
+        let load = cluster
+            .start_client(SHOP, true, &purchase(&["--for", "20", "--rate", "50"]))
+            .await?;
+        let install = cluster.admin.namespace(INSTALL_NAMESPACE);
+        install
+            .run(["delete", "pods", "--all", "--grace-period=0", "--force"])
+            .await?;
+        rolled_out(&install, "deployment").await?;
+        load.report().await?.ensure_none_lost(900)?;
+        // And it works again: a new sidecar gets its identity.
+        let after = cluster.run_client(SHOP, true, &purchase(&[])).await?;
+        after.ensure_none_lost(1)
+    })
+}
+
+#[test]
+#[ignore = "needs root and a cluster"]
+fn a_policy_is_in_force_within_a_second() -> Result<()> {
+    with_shop(async |cluster| {
+        cluster.calm_the_shop().await?;
+        let shop = cluster.admin.namespace(SHOP);
+        gateway_api_comes_later(&cluster, &shop).await?;
+
+        let load = cluster
+            .start_client(
+                SHOP,
+                true,
+                &["--for", "12", "--rate", "50", "--watch", "x-tested", "http://web:8080/"],
+            )
+            .await?;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        shop.apply(&route("tested", "web", "on").to_string()).await?;
+        let applied = millis();
+        let report = load.report().await?;
+        report.ensure_none_lost(500)?;
+        let (Some(without), Some(with)) = (report.seen.get(""), report.seen.get("on")) else {
+            bail!("the route was not in force, or was already: {report:?}");
+        };
+        println!("in force {} ms after it was applied", with.0.saturating_sub(applied));
+        ensure!(
+            without.1 <= applied + 1000,
+            "not in force for {} ms",
+            without.1 - applied
+        );
+        shop.run(["delete", "httproute", "tested"]).await?;
+
+        a_traffic_policy_reaches_the_sidecars(&cluster, &shop).await
+    })
+}
+
+/// The CRDs of Gateway API were not there when Outrigger was installed.
+async fn gateway_api_comes_later(cluster: &Cluster, shop: &Kubectl) -> Result<()> {
+    let crds = std::env::var("OUTRIGGER_GATEWAY_API").context("OUTRIGGER_GATEWAY_API; tests/run sets it")?;
+    for kind in ["httproutes", "grpcroutes"] {
+        let file = format!("{crds}/experimental/gateway.networking.k8s.io_{kind}.yaml");
+        cluster.admin.run(["apply", "--server-side", "-f", &file]).await?;
+        let crd = format!("crd/{kind}.gateway.networking.k8s.io");
+        cluster
+            .admin
+            .run(["wait", "--for=condition=Established", &crd, "--timeout=30s"])
+            .await?;
+    }
+    eventually("a route is taken", Duration::from_secs(10), async || {
+        shop.apply(&route("early", "orders", "early").to_string()).await
+    })
+    .await?;
+    eventually("the route is accepted", Duration::from_secs(40), async || {
+        let route = shop.get(["httproute", "early"]).await?;
+        let conditions = &route["status"]["parents"][0]["conditions"];
+        is_true(conditions, "Accepted")
+    })
+    .await?;
+    shop.run(["delete", "httproute", "early"]).await?;
+    Ok(())
+}
+
+fn route(name: &str, service: &str, value: &str) -> Value {
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": name},
+        "spec": {
+            "parentRefs": [{"group": "", "kind": "Service", "name": service, "port": 8080}],
+            "rules": [{
+                "filters": [{
+                    "type": "ResponseHeaderModifier",
+                    "responseHeaderModifier": {"set": [{"name": "x-tested", "value": value}]}
+                }],
+                "backendRefs": [{"name": service, "port": 8080}]
+            }]
+        }
+    })
+}
+
+fn is_true(conditions: &Value, kind: &str) -> Result<()> {
+    let mut conditions_of_kind = conditions
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|c| c["type"] == kind);
+    ensure!(
+        conditions_of_kind.next().is_some_and(|c| c["status"] == "True"),
+        "{kind} is not True in {conditions}"
+    );
+    Ok(())
+}
+
+async fn a_traffic_policy_reaches_the_sidecars(cluster: &Cluster, shop: &Kubectl) -> Result<()> {
+    // web's sidecar knows of orders only while it is called.
+    let load = cluster
+        .start_client(SHOP, true, &purchase(&["--for", "8", "--rate", "5"]))
+        .await?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let policy = json!({
+        "apiVersion": "outrigger.dev/v1alpha1", "kind": "TrafficPolicy", "metadata": {"name": "patient"},
+        "spec": {"targetRefs": [{"group": "", "kind": "Service", "name": "orders"}], "timeouts": {"request": "8765ms"}}
+    });
+    let web = cluster.pods(SHOP, "app=web").await?.pop().context("no pod of web")?;
+    shop.apply(&policy.to_string()).await?;
+    let applied = std::time::Instant::now();
+    eventually("the sidecar of web has it", Duration::from_secs(10), async || {
+        let config = cluster.admin_port(SHOP, &web, "/config").await?;
+        ensure!(config.contains("8765") || config.contains("8.765"), "not in {config}");
+        Ok(())
+    })
+    .await?;
+    println!("a TrafficPolicy was in the sidecar within {:?}", applied.elapsed());
+    ensure!(
+        applied.elapsed() < Duration::from_secs(1),
+        "it took {:?}",
+        applied.elapsed()
+    );
+    let accepted = async || {
+        is_true(
+            &shop.get(["trafficpolicy", "patient"]).await?["status"]["conditions"],
+            "Accepted",
+        )
+    };
+    eventually("it says so", Duration::from_secs(5), accepted).await?;
+    shop.run(["delete", "trafficpolicy", "patient"]).await?;
+    load.report().await?.ensure_none_lost(30)
+}
+
+#[test]
+#[ignore = "needs root and a cluster"]
+fn without_the_label_no_sidecar() -> Result<()> {
+    with_shop(async |cluster| {
+        let leave = cluster
+            .admin
+            .create_namespace("leave", &[(labels::INJECT, labels::ENABLED)])
+            .await?;
+        leave.apply(&inventory_with_probes().to_string()).await?;
+        rolled_out(&leave, "deployment").await?;
+        ensure!(
+            leave.list(["pods"]).await?.iter().all(has_sidecar),
+            "no sidecar was put in"
+        );
+        cluster
+            .admin
+            .run(["label", "namespace", "leave", &format!("{}-", labels::INJECT)])
+            .await?;
+        leave.run(["rollout", "restart", "deployment"]).await?;
+        rolled_out(&leave, "deployment").await?;
+        eventually("the old pods are gone", Duration::from_secs(60), async || {
+            let pods = leave.list(["pods"]).await?;
+            ensure!(
+                !pods.is_empty() && !pods.iter().any(has_sidecar),
+                "a pod still has a sidecar"
+            );
+            Ok(())
+        })
+        .await?;
+        cluster
+            .admin
+            .run(["delete", "namespace", "leave", "--wait=false"])
+            .await?;
+        Ok(())
+    })
+}
+
+#[test]
+#[ignore = "needs root and a cluster"]
+fn helm_test_passes_and_an_upgrade_keeps_the_ca() -> Result<()> {
+    with_shop(async |cluster| {
+        let install = cluster.admin.namespace(INSTALL_NAMESPACE);
+        println!("{}", install.helm(["test", "outrigger", "--timeout", "90s"]).await?);
+        let ca = async || {
+            let secret = install.get(["secret", "outrigger-ca"]).await?;
+            let data = secret["data"]["tls.crt"].as_str().map(str::to_owned);
+            data.context("no tls.crt in the Secret outrigger-ca")
+        };
+        let before = ca().await?;
+        let chart = outrigger_tests::cluster::repository().join("charts/outrigger");
+        let chart = chart.to_str().context("the path is not UTF-8")?;
+        install
+            .helm(["upgrade", "outrigger", chart, "--set", "tracing.sampleRatio=0.5"])
+            .await?;
+        rolled_out(&install, "deployment").await?;
+        ensure!(ca().await? == before, "the upgrade made a new CA");
+        install.helm(["rollback", "outrigger"]).await?;
+        rolled_out(&install, "deployment").await?;
+        ensure!(ca().await? == before, "the rollback made a new CA");
+        cluster
+            .run_client(SHOP, true, &["http://web:8080/"])
+            .await?
+            .ensure_none_lost(1)
+    })
+}
+
+#[test]
+#[ignore = "needs root and a cluster"]
+fn a_sidecar_is_small() -> Result<()> {
+    with_shop(async |cluster| {
+        for app in ["web", "orders", "inventory", "payments"] {
+            let pod = cluster
+                .pods(SHOP, &format!("app={app}"))
+                .await?
+                .pop()
+                .with_context(|| format!("no pod of {app}"))?;
+            let metrics = cluster.admin_port(SHOP, &pod, "/metrics").await?;
+            let line = metrics
+                .lines()
+                .find(|line| line.starts_with("process_resident_memory_bytes "));
+            let bytes: f64 = line
+                .and_then(|line| line.split(' ').next_back())
+                .context("no process_resident_memory_bytes")?
+                .parse()?;
+            println!("{pod}: the sidecar takes {:.1} MiB", bytes / 1048576.0);
+            ensure!(bytes < 40.0 * 1048576.0, "more than 40 MiB");
+        }
+        Ok(())
+    })
+}
