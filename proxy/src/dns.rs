@@ -1,26 +1,193 @@
-//! Names that the sidecar resolves itself: only those that are used, for as long as their records say.
+//! Names that the sidecar resolves itself: only those that are used, for as long as their records say. libc's resolver is
+//! not used, because a static binary cannot load its parts, and because it does not tell TTLs.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig, ResolverOpts};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::system_conf::read_system_conf;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+use crate::backoff::Backoff;
+use crate::shared::{Full, Shared};
+
+/// Names that are watched at the same time.
+const MAX_NAMES: usize = 1024;
+/// What a record's TTL may be: a zero would mean a query for each request, a year that nothing ever changes.
+const TTL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
+/// The same for "there is no such name" (RFC 2308).
+const NEGATIVE_TTL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Where a server says that a name does not exist, and not for how long.
+const NEGATIVE_DEFAULT: Duration = Duration::from_secs(5);
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+type Names = Shared<(Arc<str>, u16), Arc<[SocketAddr]>>;
 
 /// Handle to the resolver; cheap to clone, and used from every thread.
 #[derive(Clone)]
-pub struct Resolver(Arc<()>);
+pub struct Resolver(Arc<Inner>);
+
+struct Inner {
+    hickory: TokioResolver,
+    names: Arc<Names>,
+    runtime: Handle,
+}
+
+/// What was found out about a name.
+enum Answer {
+    Addresses(Vec<IpAddr>, Duration),
+    /// The name does not exist, or has no address.
+    Nothing(Duration),
+    /// Nobody could be asked.
+    Failed(String),
+}
 
 impl Resolver {
     /// Starts the resolver on the runtime that calls this. `servers` are asked instead of the system's.
     ///
     /// # Errors
-    /// When the system's configuration cannot be read.
-    pub fn start(_servers: Option<&[SocketAddr]>) -> Result<Self, String> {
-        Ok(Self(Arc::new(())))
+    /// When the resolver cannot be made.
+    pub fn start(servers: Option<&[SocketAddr]>) -> Result<Self, String> {
+        let (config, mut options) = match servers {
+            Some(servers) => (servers_config(servers), ResolverOpts::default()),
+            None => read_system_conf().unwrap_or_else(|error| {
+                tracing::warn!("the system's name servers cannot be read, asking 127.0.0.1: {error}");
+                let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 53));
+                (servers_config(&[local]), ResolverOpts::default())
+            }),
+        };
+        // What is watched is kept here, by its TTL.
+        options.cache_size = 0;
+        options.ip_strategy = strategy();
+        let hickory = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+            .with_options(options)
+            .build()
+            .map_err(|error| format!("the resolver cannot be made: {error}"))?;
+        Ok(Self(Arc::new(Inner {
+            hickory,
+            names: Arc::new(Shared::new(MAX_NAMES)),
+            runtime: Handle::current(),
+        })))
     }
 
     /// The addresses of a name, kept up to date while a receiver lives. Empty until the first answer, and where the name
     /// does not exist; `changed()` of a new receiver returns as soon as there is an answer, also where it is known already.
-    pub fn watch(&self, _host: &str, _port: u16) -> watch::Receiver<Arc<[SocketAddr]>> {
-        watch::channel(Arc::from([])).1
+    pub fn watch(&self, host: &str, port: u16) -> watch::Receiver<Arc<[SocketAddr]>> {
+        let key = (Arc::<str>::from(host), port);
+        let start = |_| {
+            let watcher = follow(self.0.hickory.clone(), Arc::downgrade(&self.0.names), key.clone());
+            self.0.runtime.spawn(watcher).abort_handle()
+        };
+        match self.0.names.subscribe(&key, Arc::from([]), start) {
+            Ok(receiver) => receiver,
+            Err(Full) => {
+                tracing::warn!(host, "{MAX_NAMES} names are in use; this one is not resolved");
+                watch::channel(Arc::from([])).1
+            }
+        }
+    }
+
+    /// The addresses of a name, asked once.
+    ///
+    /// # Errors
+    /// When there is none, and why.
+    pub(crate) async fn resolve(&self, host: &str) -> Result<Vec<IpAddr>, String> {
+        if let Ok(ip) = host.parse() {
+            return Ok(vec![ip]);
+        }
+        match ask(&self.0.hickory, host).await {
+            Answer::Addresses(addresses, _) => Ok(addresses),
+            Answer::Nothing(_) => Err(format!("the name {host} has no address in DNS")),
+            Answer::Failed(error) => Err(format!("the name {host} cannot be resolved: {error}")),
+        }
+    }
+}
+
+/// Keeps one name up to date, until a TTL ends and nobody watches it.
+async fn follow(hickory: TokioResolver, names: Weak<Names>, key: (Arc<str>, u16)) {
+    let mut backoff = Backoff::new(RETRY.0, RETRY.1, SmallRng::from_os_rng());
+    loop {
+        let asked = Instant::now();
+        let answer = ask(&hickory, &key.0).await;
+        let Some(table) = names.upgrade() else {
+            return;
+        };
+        let wait = match answer {
+            Answer::Addresses(mut addresses, ttl) => {
+                backoff.succeeded();
+                // Sorted, so that a server that rotates its answers changes nothing.
+                addresses.sort();
+                addresses.dedup();
+                let sockets = addresses.into_iter().map(|ip| SocketAddr::new(ip, key.1));
+                table.publish(&key, sockets.collect());
+                ttl.clamp(TTL.0, TTL.1)
+            }
+            Answer::Nothing(ttl) => {
+                backoff.succeeded();
+                table.publish(&key, Arc::from([]));
+                ttl.clamp(NEGATIVE_TTL.0, NEGATIVE_TTL.1)
+            }
+            // The last addresses stay: they are more likely right than none.
+            Answer::Failed(error) => {
+                tracing::warn!(
+                    host = &*key.0,
+                    "a name cannot be resolved, its last addresses stay: {error}"
+                );
+                backoff.failed()
+            }
+        };
+        drop(table);
+        sleep(wait).await;
+        if names.upgrade().is_none_or(|table| table.remove_if_unused(&key, asked)) {
+            return;
+        }
+    }
+}
+
+async fn ask(hickory: &TokioResolver, host: &str) -> Answer {
+    match hickory.lookup_ip(host).await {
+        Ok(found) => {
+            let records = found.as_lookup().answers();
+            let ttl = records.iter().map(|record| record.ttl).min().unwrap_or(0);
+            let addresses: Vec<_> = found.iter().collect();
+            let ttl = Duration::from_secs(ttl.into());
+            match addresses.is_empty() {
+                true => Answer::Nothing(ttl),
+                false => Answer::Addresses(addresses, ttl),
+            }
+        }
+        Err(NetError::Dns(DnsError::NoRecordsFound(none))) => {
+            let ttl = none.negative_ttl.map(|seconds| Duration::from_secs(seconds.into()));
+            Answer::Nothing(ttl.unwrap_or(NEGATIVE_DEFAULT))
+        }
+        Err(error) => Answer::Failed(error.to_string()),
+    }
+}
+
+fn servers_config(servers: &[SocketAddr]) -> ResolverConfig {
+    let servers = servers.iter().map(|server| {
+        let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
+            connection.port = server.port();
+            connection
+        });
+        NameServerConfig::new(server.ip(), true, connections.into())
+    });
+    ResolverConfig::from_parts(None, Vec::new(), servers.collect())
+}
+
+/// IPv4 first, except where there is only IPv6. No packet is sent: connecting a UDP socket asks the routing table.
+fn strategy() -> LookupIpStrategy {
+    let route = |from: &str, to: &str| UdpSocket::bind(from).and_then(|socket| socket.connect(to)).is_ok();
+    match !route("0.0.0.0:0", "192.0.2.1:9") && route("[::]:0", "[2001:db8::1]:9") {
+        true => LookupIpStrategy::Ipv6thenIpv4,
+        false => LookupIpStrategy::Ipv4thenIpv6,
     }
 }

@@ -1,5 +1,7 @@
 //! Outrigger's sidecar. `ARCHITECTURE.md` follows a request through these modules.
 
+mod backoff;
+mod shared;
 pub mod admin;
 pub mod capture;
 pub mod config;

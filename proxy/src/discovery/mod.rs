@@ -1,6 +1,14 @@
 //! What is behind an address: asked of the controller while it is used, or known from a standalone file.
+//!
+//! One stream for each target that is in use, so that a sidecar never holds the whole cluster. What was learnt stays while
+//! the controller is away.
 
+mod controller;
 pub mod convert;
+mod snapshot;
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -9,9 +17,12 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::config::{DiscoveryConfig, Workload};
+use self::controller::Controller;
+use crate::config::{DiscoveryConfig, StaticTargets, Workload};
+use crate::dns::Resolver;
 use crate::error::{ProxyError, Reason};
-use crate::identity::Identity;
+use crate::identity::channel::Dialer;
+use crate::identity::{Clock, Identity};
 use crate::model::{Protocol, Target};
 
 /// What is asked for.
@@ -34,23 +45,35 @@ pub struct WorkloadInfo {
 
 /// Handle to what is known of targets; cheap to clone, and used from every thread.
 #[derive(Clone)]
-pub struct Discovery(Arc<Inner>);
+pub struct Discovery(Arc<Source>);
 
-struct Inner {
-    workload: watch::Receiver<Arc<WorkloadInfo>>,
+enum Source {
+    Controller(Controller),
+    Standalone(Standalone),
+}
+
+struct Standalone {
+    targets: HashMap<Arc<str>, watch::Sender<Arc<Target>>>,
+    external: watch::Sender<Arc<Target>>,
+    workload: watch::Sender<Arc<WorkloadInfo>>,
 }
 
 impl Discovery {
     /// Starts discovery on the runtime that calls this.
-    pub fn start(
-        _config: &DiscoveryConfig,
-        _workload: &Workload,
-        _identity: Identity,
-        _resolver: crate::dns::Resolver,
-    ) -> Self {
-        Self(Arc::new(Inner {
-            workload: watch::channel(Arc::default()).1,
-        }))
+    pub fn start(config: &DiscoveryConfig, workload: &Workload, identity: Identity, resolver: Resolver) -> Self {
+        let source = match config {
+            DiscoveryConfig::Controller { address, id } => {
+                let dialer = Dialer {
+                    address: address.clone(),
+                    id: id.clone(),
+                    resolver,
+                    clock: Clock::system(),
+                };
+                Source::Controller(Controller::start(dialer, workload, identity))
+            }
+            DiscoveryConfig::Standalone(targets) => Source::Standalone(Standalone::new(targets)),
+        };
+        Self(Arc::new(source))
     }
 
     /// What is behind `key`, kept up to date while any receiver of it lives, and for 60 s after. Waits for the first
@@ -58,17 +81,60 @@ impl Discovery {
     ///
     /// # Errors
     /// [`Reason::DiscoveryUnavailable`] when there is no answer in time.
-    pub async fn watch(&self, key: TargetKey, _timeout: Duration) -> Result<watch::Receiver<Arc<Target>>, ProxyError> {
-        Err(ProxyError::new(Reason::DiscoveryUnavailable, format!("{key:?}")))
+    pub async fn watch(&self, key: TargetKey, timeout: Duration) -> Result<watch::Receiver<Arc<Target>>, ProxyError> {
+        match (&*self.0, key) {
+            (Source::Controller(controller), TargetKey::Address(address)) => controller.watch(address, timeout).await,
+            (Source::Controller(_), TargetKey::Named(name)) => Err(unknown(&name)),
+            (Source::Standalone(standalone), TargetKey::Address(_)) => Ok(standalone.external.subscribe()),
+            (Source::Standalone(standalone), TargetKey::Named(name)) => match standalone.targets.get(&name) {
+                Some(target) => Ok(target.subscribe()),
+                None => Err(unknown(&name)),
+            },
+        }
     }
 
     /// What the controller says about this very pod; the default until it is known.
     pub fn workload(&self) -> watch::Receiver<Arc<WorkloadInfo>> {
-        self.0.workload.clone()
+        match &*self.0 {
+            Source::Controller(controller) => controller.workload(),
+            Source::Standalone(standalone) => standalone.workload.subscribe(),
+        }
     }
 
     /// All that is believed now, for `/config`.
     pub fn snapshot(&self) -> serde_json::Value {
-        serde_json::json!({})
+        match &*self.0 {
+            Source::Controller(controller) => controller.snapshot(),
+            Source::Standalone(standalone) => standalone.snapshot(),
+        }
     }
+}
+
+impl Standalone {
+    fn new(targets: &StaticTargets) -> Self {
+        let targets = targets.0.iter();
+        Self {
+            targets: targets
+                .map(|(name, target)| (name.clone(), watch::channel(target.clone()).0))
+                .collect(),
+            external: watch::channel(Arc::new(Target::External)).0,
+            workload: watch::channel(Arc::default()).0,
+        }
+    }
+
+    fn snapshot(&self) -> serde_json::Value {
+        let targets = self.targets.iter();
+        let targets = targets.map(|(name, target)| (name.to_string(), snapshot::target(&target.borrow())));
+        serde_json::json!({
+            "source": "file",
+            "targets": targets.collect::<serde_json::Map<_, _>>(),
+        })
+    }
+}
+
+fn unknown(name: &str) -> ProxyError {
+    ProxyError::new(
+        Reason::DiscoveryUnavailable,
+        format!("there is no service named {name:?} in this sidecar's file"),
+    )
 }

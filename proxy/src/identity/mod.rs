@@ -1,9 +1,12 @@
 //! Who this sidecar is, and who it talks to: SVIDs, the trust bundle, and mutual TLS between sidecars.
 
 mod bundle;
+pub(crate) mod channel;
 mod clock;
 mod credentials;
 mod hello;
+mod issuer;
+mod renewal;
 #[cfg(test)]
 pub(crate) mod testing;
 mod tls;
@@ -11,9 +14,17 @@ mod verify;
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 
+use self::channel::Dialer;
+use self::issuer::{Controller, Issue};
+use self::renewal::Renewal;
 use crate::config::IdentityConfig;
+use crate::dns::Resolver;
 
 pub use bundle::TrustBundle;
 pub use clock::Clock;
@@ -49,13 +60,36 @@ pub struct Identity(Arc<Inner>);
 
 struct Inner {
     current: watch::Sender<Option<Arc<Credentials>>>,
+    problem: Arc<Mutex<Option<String>>>,
+    /// The task that renews; it ends with the last handle.
+    renewal: Option<AbortHandle>,
 }
 
 impl Identity {
     /// Starts to issue and renew on the runtime that calls this.
-    pub fn start(_config: IdentityConfig, _resolver: crate::dns::Resolver) -> Self {
+    pub fn start(config: IdentityConfig, resolver: Resolver) -> Self {
+        let clock = Clock::system();
+        let issuer = Controller {
+            dialer: Dialer {
+                address: config.issuer.clone(),
+                id: config.issuer_id.clone(),
+                resolver,
+                clock: clock.clone(),
+            },
+            token_file: config.token_file.clone(),
+        };
+        Self::start_with(config, issuer, clock, SmallRng::from_os_rng())
+    }
+
+    fn start_with(config: IdentityConfig, issuer: impl Issue, clock: Clock, random: SmallRng) -> Self {
+        let current = watch::channel(None).0;
+        let problem = Arc::default();
+        let renewal = Renewal::new(config, issuer, clock, random, current.clone(), Arc::clone(&problem));
+        let renewal = tokio::spawn(renewal.run()).abort_handle();
         Self(Arc::new(Inner {
-            current: watch::channel(None).0,
+            current,
+            problem,
+            renewal: Some(renewal),
         }))
     }
 
@@ -63,7 +97,14 @@ impl Identity {
     pub fn fixed(credentials: Credentials) -> Self {
         Self(Arc::new(Inner {
             current: watch::channel(Some(Arc::new(credentials))).0,
+            problem: Arc::default(),
+            renewal: None,
         }))
+    }
+
+    /// Why the credentials are not there or could not be renewed, if that is so: what was tried, and what to check.
+    pub fn problem(&self) -> Option<String> {
+        self.0.problem.lock().clone()
     }
 
     /// The credentials now, or `None` while there are none.
@@ -88,5 +129,13 @@ impl Identity {
     /// Tells of every change.
     pub fn subscribe(&self) -> watch::Receiver<Option<Arc<Credentials>>> {
         self.0.current.subscribe()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(renewal) = &self.renewal {
+            renewal.abort();
+        }
     }
 }

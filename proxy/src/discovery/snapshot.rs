@@ -1,0 +1,101 @@
+//! Targets as `/config` shows them.
+
+use serde_json::{Value, json};
+
+use super::WorkloadInfo;
+use crate::model::{Backend, Endpoints, Policy, Protocol, Route, Service, ServiceName, Target};
+
+pub(super) fn target(target: &Target) -> Value {
+    match target {
+        Target::External => json!("external"),
+        Target::Service(service) => self::service(service),
+    }
+}
+
+pub(super) fn workload(info: &WorkloadInfo) -> Value {
+    let protocols = info.protocols.iter();
+    let protocols = protocols.map(|(port, kind)| (port.to_string(), json!(protocol(*kind))));
+    json!({
+        "protocols": protocols.collect::<serde_json::Map<_, _>>(),
+        "opaquePorts": info.opaque_ports,
+    })
+}
+
+fn service(service: &Service) -> Value {
+    json!({
+        "service": name(&service.name),
+        "protocol": protocol(service.protocol),
+        "routes": service.routes.iter().map(route).collect::<Vec<_>>(),
+        "backends": service.backends.iter().map(|b| backend(b)).collect::<Vec<_>>(),
+        "policy": policy(&service.policy),
+    })
+}
+
+fn name(name: &ServiceName) -> String {
+    format!("{}/{}:{}", name.namespace, name.name, name.port)
+}
+
+fn protocol(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Detect => "detect",
+        Protocol::Http1 => "http1",
+        Protocol::Http2 => "http2",
+        Protocol::Tls => "tls",
+        Protocol::Opaque => "opaque",
+    }
+}
+
+fn route(route: &Route) -> Value {
+    let backends = route.backends.iter().map(|weighted| {
+        json!({
+            "service": weighted.backend.as_ref().map(|backend| name(&backend.name)),
+            "weight": weighted.weight,
+        })
+    });
+    json!({
+        "name": &*route.name,
+        "hostnames": route.hostnames.iter().map(|h| format!("{h:?}")).collect::<Vec<_>>(),
+        "matches": route.matches.iter().map(|m| format!("{m:?}")).collect::<Vec<_>>(),
+        "filters": route.filters.len(),
+        "backends": backends.collect::<Vec<_>>(),
+        "policy": policy(&route.policy),
+    })
+}
+
+fn backend(backend: &Backend) -> Value {
+    match &backend.endpoints {
+        Endpoints::Known(endpoints) => {
+            let endpoints = endpoints.iter().map(|endpoint| {
+                json!({
+                    "address": endpoint.address.to_string(),
+                    "identity": endpoint.identity.as_ref().map(ToString::to_string),
+                    "zone": endpoint.zone.as_deref(),
+                    "pod": endpoint.pod.as_deref(),
+                })
+            });
+            json!({ "service": name(&backend.name), "endpoints": endpoints.collect::<Vec<_>>() })
+        }
+        Endpoints::Dns { host, port } => json!({ "service": name(&backend.name), "dns": format!("{host}:{port}") }),
+    }
+}
+
+fn policy(policy: &Policy) -> Value {
+    let retry = &policy.retry;
+    let millis = |limit: Option<std::time::Duration>| limit.map(|limit| limit.as_millis());
+    json!({
+        "requestTimeoutMs": millis(policy.request_timeout),
+        "backendRequestTimeoutMs": millis(policy.backend_request_timeout),
+        "connectTimeoutMs": policy.connect_timeout.as_millis(),
+        "retry": {
+            "attempts": retry.attempts,
+            "statuses": retry.statuses.iter().map(|status| status.as_u16()).collect::<Vec<_>>(),
+            "grpcStatuses": retry.grpc_statuses,
+            "backoffBaseMs": retry.backoff_base.as_millis(),
+            "backoffMaxMs": retry.backoff_max.as_millis(),
+            "budgetPercent": retry.budget_ratio * 100.0,
+            "budgetMinPerSecond": retry.budget_min_per_second,
+            "nonIdempotent": retry.non_idempotent,
+            "maxBodyBytes": retry.max_body_bytes,
+        },
+    })
+}

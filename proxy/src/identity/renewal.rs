@@ -1,0 +1,246 @@
+//! Keeps the credentials fresh: the trust bundle is read again on a timer, the SVID is renewed at two thirds of its life.
+//!
+//! An SVID that cannot be renewed is kept while it is valid, and tried again with backoff; one that has ended is given up,
+//! so that the error says so here, and not as a riddle at the peers. Roots that came with an SVID are trusted until the
+//! file has them; from then on the file alone decides, so that a root can also be taken away.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use outrigger_api::spiffe::SpiffeId;
+use parking_lot::Mutex;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::bundle::TrustBundle;
+use super::clock::{Clock, written};
+use super::credentials::{Credentials, Svid};
+use super::issuer::{Issue, Issued};
+use crate::backoff::Backoff;
+use crate::config::IdentityConfig;
+
+/// How often the trust bundle's file is read.
+pub(super) const RELOAD: Duration = Duration::from_secs(10);
+/// The same while there is none: the pod may start before its namespace has one.
+const RELOAD_MISSING: Duration = Duration::from_secs(1);
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+const ISSUE_TIMEOUT: Duration = Duration::from_secs(10);
+/// When an SVID is renewed, as a share of the life that it has when it arrives: around two thirds, spread, so that pods
+/// that started together do not come together.
+const RENEW: std::ops::Range<f64> = 0.62..0.71;
+
+pub(super) struct Renewal<I> {
+    config: IdentityConfig,
+    issuer: I,
+    clock: Clock,
+    random: SmallRng,
+    backoff: Backoff,
+    current: watch::Sender<Option<Arc<Credentials>>>,
+    problem: Arc<Mutex<Option<String>>>,
+    /// What the file said last.
+    file: Option<TrustBundle>,
+    /// Roots that came with the SVID and were never in the file.
+    extra: Vec<CertificateDer<'static>>,
+    /// What is trusted: both together.
+    bundle: Option<TrustBundle>,
+    svid: Option<Svid>,
+    /// By the wall clock, because certificates are: a machine that slept renews as soon as it wakes.
+    renew_at: SystemTime,
+    retry_at: Option<Instant>,
+    generation: u64,
+}
+
+impl<I: Issue> Renewal<I> {
+    pub(super) fn new(
+        config: IdentityConfig,
+        issuer: I,
+        clock: Clock,
+        mut random: SmallRng,
+        current: watch::Sender<Option<Arc<Credentials>>>,
+        problem: Arc<Mutex<Option<String>>>,
+    ) -> Self {
+        let jitter = SmallRng::from_rng(&mut random);
+        Self {
+            config,
+            issuer,
+            renew_at: clock.now(),
+            clock,
+            random,
+            backoff: Backoff::new(RETRY.0, RETRY.1, jitter),
+            current,
+            problem,
+            file: None,
+            extra: Vec::new(),
+            bundle: None,
+            svid: None,
+            retry_at: None,
+            generation: 0,
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        loop {
+            let result = self.step().await;
+            self.report(result.err());
+            self.give_up_expired();
+            sleep(self.wait()).await;
+        }
+    }
+
+    /// One look at everything.
+    async fn step(&mut self) -> Result<(), String> {
+        let reloaded = self.reload();
+        let due = self.svid.is_none() || self.clock.now() >= self.renew_at;
+        let waited = self.retry_at.is_none_or(|at| Instant::now() >= at);
+        if let (true, true, Some(bundle)) = (due, waited, self.bundle.clone()) {
+            match self.renew(&bundle).await {
+                Ok(()) => {
+                    self.backoff.succeeded();
+                    self.retry_at = None;
+                }
+                Err(error) => {
+                    self.retry_at = Some(Instant::now() + self.backoff.failed());
+                    return Err(error);
+                }
+            }
+        } else if due && reloaded.is_ok() {
+            // Still waiting: the problem is still the same.
+            return Err(self.problem.lock().clone().unwrap_or_default());
+        }
+        reloaded
+    }
+
+    /// Reads the file. A file that is wrong changes nothing.
+    fn reload(&mut self) -> Result<(), String> {
+        let path = self.config.trust_bundle_file.display();
+        let check = "check that the namespace is labelled for injection and that the controller runs";
+        // A small file in memory: not worth a thread.
+        let pem = std::fs::read(&self.config.trust_bundle_file)
+            .map_err(|error| format!("the trust bundle {path} cannot be read: {error}: {check}"))?;
+        let file = TrustBundle::from_pem(&pem).map_err(|error| format!("the trust bundle {path} {error}: {check}"))?;
+        self.extra
+            .retain(|root| !file.certificates().any(|known| known == root));
+        self.file = Some(file);
+        self.update()
+    }
+
+    async fn renew(&mut self, bundle: &TrustBundle) -> Result<(), String> {
+        let (key, csr) = key_and_csr(&self.config.id)?;
+        let issuing = timeout(ISSUE_TIMEOUT, self.issuer.issue(csr, bundle));
+        let issued = issuing.await.unwrap_or_else(|_| {
+            Err(format!(
+                "controller {}: no answer within {ISSUE_TIMEOUT:?}",
+                self.config.issuer
+            ))
+        });
+        let Issued { chain, roots } = issued?;
+        let svid = Svid::new(chain, key).map_err(|error| format!("the controller issued no SVID: {error}"))?;
+        if svid.leaf.id != self.config.id {
+            return Err(format!(
+                "the controller issued {}, and this sidecar is {}: check the pod's service account and the trust domain",
+                svid.leaf.id, self.config.id
+            ));
+        }
+        let now = self.clock.now();
+        let leaf = &svid.leaf;
+        if !(leaf.not_before..leaf.not_after).contains(&now) {
+            return Err(format!(
+                "the SVID that was issued just now is valid from {} to {}, and the clock here says {}: set the clocks of \
+                 this node and the controller's",
+                written(leaf.not_before),
+                written(leaf.not_after),
+                written(now)
+            ));
+        }
+        // Not negative: just checked.
+        let life = leaf.not_after.duration_since(now).unwrap_or_default();
+        self.renew_at = now + life.mul_f64(self.random.random_range(RENEW));
+        tracing::info!(
+            id = %leaf.id,
+            not_after = written(leaf.not_after),
+            renew_at = written(self.renew_at),
+            "got an SVID"
+        );
+        let in_file =
+            |root: &CertificateDer<'_>| self.file.iter().flat_map(TrustBundle::certificates).any(|r| r == root);
+        self.extra = roots.into_iter().filter(|root| !in_file(root)).collect();
+        self.svid = Some(svid);
+        // The next update sees another generation, whatever the roots.
+        self.bundle = None;
+        self.update()
+    }
+
+    /// Makes new credentials where the roots or the SVID are new.
+    fn update(&mut self) -> Result<(), String> {
+        let Some(file) = &self.file else {
+            return Ok(());
+        };
+        let roots = file.certificates().chain(&self.extra).cloned();
+        let bundle = TrustBundle::from_der(roots)?;
+        if self.bundle.as_ref().is_some_and(|old| old.same_as(&bundle)) {
+            return Ok(());
+        }
+        if let Some(svid) = &self.svid {
+            self.generation += 1;
+            let credentials = Credentials::new(svid, &bundle, self.generation, &self.clock)?;
+            self.current.send_replace(Some(Arc::new(credentials)));
+        }
+        self.bundle = Some(bundle);
+        Ok(())
+    }
+
+    fn give_up_expired(&mut self) {
+        let now = self.clock.now();
+        if let Some(svid) = self.svid.take_if(|svid| svid.leaf.not_after <= now) {
+            tracing::error!(
+                "the SVID ended at {}, the clock here says {}, and it could not be renewed: mesh connections fail",
+                written(svid.leaf.not_after),
+                written(now)
+            );
+            self.current.send_replace(None);
+        }
+    }
+
+    /// Logs a problem once, and its end.
+    fn report(&self, error: Option<String>) {
+        let mut problem = self.problem.lock();
+        if *problem == error {
+            return;
+        }
+        match &error {
+            Some(error) => tracing::warn!("identity: {error}"),
+            None => tracing::info!("identity: all is well again"),
+        }
+        *problem = error;
+    }
+
+    fn wait(&self) -> Duration {
+        let reload = match self.bundle {
+            Some(_) => RELOAD,
+            None => RELOAD_MISSING,
+        };
+        let renew = self.renew_at.duration_since(self.clock.now()).unwrap_or_default();
+        match self.retry_at {
+            Some(at) => reload.min(at.saturating_duration_since(Instant::now())),
+            None if self.svid.is_some() => reload.min(renew),
+            None => reload,
+        }
+    }
+}
+
+/// A new key, which never leaves this process, and a request that proves that we have it.
+fn key_and_csr(id: &SpiffeId) -> Result<(PrivateKeyDer<'static>, Vec<u8>), String> {
+    let make = || {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.subject_alt_names = vec![SanType::URI(id.as_str().try_into()?)];
+        let csr = params.serialize_request(&key)?.der().to_vec();
+        Ok((PrivatePkcs8KeyDer::from(key.serialize_der()).into(), csr))
+    };
+    make().map_err(|error: rcgen::Error| format!("no key could be made: {error}"))
+}
