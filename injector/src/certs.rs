@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, anyhow, ensure};
 use k8s_openapi::ByteString;
@@ -52,6 +52,14 @@ impl Profile {
             settle: Duration::from_secs(60),
         }
     }
+}
+
+/// When each certificate of a PEM bundle ends.
+///
+/// # Errors
+/// When one of them cannot be read.
+pub fn ends(bundle: &str) -> anyhow::Result<Vec<SystemTime>> {
+    split_pem(bundle).iter().map(|pem| Ok(SystemTime::from(not_after(pem)?))).collect()
 }
 
 /// What the Secret holds, all of it PEM.

@@ -1,0 +1,328 @@
+//! `outrigger check`: is this cluster's mesh in order? Facts are gathered first (`check/gather.rs`); what they mean is
+//! decided by pure functions here.
+
+mod gather;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Pod;
+use outrigger_api::labels;
+use outrigger_injector::certs;
+
+/// Look at a cluster's mesh and say what is wrong with it
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The namespace that Outrigger is installed in
+    #[arg(long, value_name = "NAMESPACE", default_value = "outrigger")]
+    outrigger_namespace: String,
+    /// A context of the kubeconfig, instead of the current one
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
+}
+
+/// Prints a line for each finding. The exit code is 1 when something is wrong, 0 with warnings only.
+///
+/// # Errors
+/// When the cluster cannot be reached or does not let the user look.
+pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let client = connect(args.context).await?;
+    let facts = gather::facts(&client, &args.outrigger_namespace).await?;
+    let findings = findings(&facts);
+    for finding in &findings {
+        println!("{finding}");
+    }
+    let wrong = findings.iter().filter(|f| f.level == Level::Wrong).count();
+    match wrong {
+        0 => println!("\nThe mesh is in order."),
+        _ => println!("\n{wrong} of {} checks failed.", findings.len()),
+    }
+    Ok(ExitCode::from(u8::from(wrong > 0)))
+}
+
+/// What was found in the cluster.
+#[derive(Debug)]
+struct Facts {
+    /// Where Outrigger is installed.
+    namespace: String,
+    cluster_version: String,
+    controller: Option<Deployment>,
+    injector: Option<Deployment>,
+    webhooks: Option<MutatingWebhookConfiguration>,
+    /// Whether the cluster serves the kinds of `outrigger.dev`, and those of Gateway API.
+    own_kinds: bool,
+    gateway_api: bool,
+    /// The trust bundle (PEM) in every labelled namespace, `None` where it is missing.
+    bundles: BTreeMap<String, Option<String>>,
+    /// The pods of the labelled namespaces.
+    pods: Vec<Pod>,
+    now: SystemTime,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Finding {
+    level: Level,
+    text: String,
+    /// What to do.
+    hint: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Level {
+    Good,
+    Warning,
+    Wrong,
+}
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// Roots are renewed by people, who need time for it.
+const ROOT_WARNING: Duration = Duration::from_secs(60 * 24 * 3600);
+/// The webhook's CA is renewed by the injector with a third of its year left: one that is nearer to its end was not.
+const WEBHOOK_WARNING: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Names in one line.
+const MAX_NAMES: usize = 5;
+
+fn findings(facts: &Facts) -> Vec<Finding> {
+    let mut findings = vec![good(format!("Kubernetes {} answers", facts.cluster_version))];
+    findings.push(deployment(facts, "outrigger-controller", facts.controller.as_ref()));
+    findings.push(deployment(facts, "outrigger-injector", facts.injector.as_ref()));
+    findings.push(webhooks(facts));
+    findings.push(match facts.own_kinds {
+        true => good("the CRDs of outrigger.dev are there"),
+        false => wrong("the CRDs of outrigger.dev are missing", "outrigger crds | kubectl apply --server-side -f -"),
+    });
+    findings.push(good(match facts.gateway_api {
+        true => "Gateway API is installed: HTTPRoute and GRPCRoute are in force",
+        false => "Gateway API is not installed: everything works, except for routes",
+    }));
+    findings.extend(trust(facts));
+    findings.extend(sidecars(facts));
+    findings.push(versions(facts));
+    findings
+}
+
+fn deployment(facts: &Facts, name: &str, deployment: Option<&Deployment>) -> Finding {
+    let namespace = &facts.namespace;
+    let Some(deployment) = deployment else {
+        return wrong(
+            format!("there is no Deployment {namespace}/{name}"),
+            format!("helm install outrigger charts/outrigger -n {namespace} --create-namespace"),
+        );
+    };
+    let wanted = deployment.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
+    let ready = deployment.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or(0);
+    let text = format!("{name}: {ready} of {wanted} replicas are ready");
+    let hint = format!("kubectl describe pods -n {namespace} -l app.kubernetes.io/name={name}");
+    match ready {
+        _ if ready >= wanted && ready > 0 => good(text),
+        0 => wrong(text, hint),
+        _ => warning(text, hint),
+    }
+}
+
+fn webhooks(facts: &Facts) -> Finding {
+    let Some(configuration) = &facts.webhooks else {
+        return wrong(
+            "there is no MutatingWebhookConfiguration outrigger-injector: new pods get no sidecar",
+            "helm upgrade brings it back",
+        );
+    };
+    let log = format!("kubectl logs -n {} deployment/outrigger-injector says why", facts.namespace);
+    for webhook in configuration.webhooks.iter().flatten() {
+        let name = &webhook.name;
+        let bundle = webhook.client_config.ca_bundle.as_ref().map(|b| String::from_utf8_lossy(&b.0).into_owned());
+        let Some(bundle) = bundle.filter(|b| !b.is_empty()) else {
+            return wrong(format!("webhook {name} has no CA bundle: pods cannot be made in labelled namespaces"), log);
+        };
+        match certs::ends(&bundle) {
+            Err(why) => return wrong(format!("webhook {name}: its CA bundle is not valid: {why}"), log),
+            // The bundle holds an old CA beside the new one during a rotation.
+            Ok(ends) => match ends.into_iter().max().map(|end| left(end, facts.now)) {
+                None | Some(None) => return wrong(format!("webhook {name}: its CA bundle has expired"), log),
+                Some(Some(left)) if left < WEBHOOK_WARNING => {
+                    return warning(format!("webhook {name}: its CA bundle expires in {}", days(left)), log);
+                }
+                Some(Some(_)) => {}
+            },
+        }
+    }
+    good("the webhook configuration has a valid CA bundle")
+}
+
+fn trust(facts: &Facts) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if facts.bundles.is_empty() {
+        let hint = format!("kubectl label namespace NAME {}={}", labels::INJECT, labels::ENABLED);
+        findings.push(warning("no namespace is labelled for injection", hint));
+    }
+    let controller = format!("kubectl logs -n {} deployment/outrigger-controller says why", facts.namespace);
+    let missing: Vec<_> = facts.bundles.iter().filter(|(_, bundle)| bundle.is_none()).map(|(name, _)| name.as_str()).collect();
+    if !missing.is_empty() {
+        let text = format!(
+            "ConfigMap {} is missing in {}: sidecars cannot start there",
+            labels::TRUST_BUNDLE_CONFIG_MAP,
+            some(&missing)
+        );
+        findings.push(wrong(text, &controller));
+    }
+    let bundles: BTreeSet<_> = facts.bundles.values().flatten().collect();
+    if bundles.len() > 1 {
+        findings.push(warning(
+            "the trust bundle is not the same in all namespaces",
+            "look again in a minute; if it stays so: is the controller's ServiceAccount allowed to write ConfigMaps?",
+        ));
+    }
+    for bundle in bundles {
+        findings.push(match certs::ends(bundle) {
+            Err(why) => wrong(format!("the trust bundle is not valid: {why}"), &controller),
+            Ok(ends) => roots(&ends, facts.now),
+        });
+    }
+    findings
+}
+
+fn roots(ends: &[SystemTime], now: SystemTime) -> Finding {
+    let hint = "give the Secret outrigger-ca a new CA; keep the old root in its ca.crt until every sidecar has a new SVID";
+    match ends.iter().max().map(|end| left(*end, now)) {
+        None => wrong("the trust bundle is empty", hint),
+        Some(None) => wrong("every root of the trust bundle has expired", hint),
+        Some(Some(left)) if left < ROOT_WARNING => {
+            warning(format!("the newest root of the trust bundle expires in {}", days(left)), hint)
+        }
+        Some(Some(left)) => good(format!("the trust bundle is valid for {}", days(left))),
+    }
+}
+
+/// Pods that should have a sidecar.
+fn sidecars(facts: &Facts) -> Vec<Finding> {
+    let (mut with, mut without, mut unready) = (0, Vec::new(), Vec::new());
+    for pod in facts.pods.iter().filter(|pod| lives(pod)) {
+        let metadata = &pod.metadata;
+        let name = format!(
+            "{}/{}",
+            metadata.namespace.as_deref().unwrap_or_default(),
+            metadata.name.as_deref().unwrap_or_default()
+        );
+        if version(pod).is_some() {
+            with += 1;
+            let status = pod.status.as_ref();
+            let mut containers = status.into_iter().flat_map(|s| {
+                s.init_container_statuses.iter().flatten().chain(s.container_statuses.iter().flatten())
+            });
+            if containers.any(|c| c.name == "outrigger-proxy" && !c.ready) {
+                unready.push(name);
+            }
+        } else if !opted_out(pod) {
+            without.push(name);
+        }
+    }
+    let mut findings = Vec::new();
+    if !without.is_empty() {
+        findings.push(wrong(
+            format!("pods without a sidecar in labelled namespaces: {}", some(&without)),
+            "they are older than the label: kubectl rollout restart brings it in",
+        ));
+    }
+    if !unready.is_empty() {
+        findings.push(wrong(
+            format!("sidecars that are not ready: {}", some(&unready)),
+            "kubectl logs POD -c outrigger-proxy says why",
+        ));
+    }
+    if findings.is_empty() {
+        findings.push(good(format!("every pod of the labelled namespaces has what it wants: {with} with a sidecar")));
+    }
+    findings
+}
+
+fn versions(facts: &Facts) -> Finding {
+    let own = env!("CARGO_PKG_VERSION");
+    let versions: BTreeSet<_> = facts.pods.iter().filter(|pod| lives(pod)).filter_map(version).collect();
+    let others: Vec<_> = versions.iter().filter(|version| **version != own).copied().collect();
+    if others.is_empty() {
+        return good(format!("all sidecars have version {own}, as this program"));
+    }
+    warning(
+        format!("this program has version {own}, and there are sidecars of {}", some(&others)),
+        "after an upgrade: kubectl rollout restart brings the new sidecar in",
+    )
+}
+
+fn lives(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
+    !matches!(phase, "Succeeded" | "Failed") && pod.metadata.deletion_timestamp.is_none()
+}
+
+fn version(pod: &Pod) -> Option<&str> {
+    Some(pod.metadata.labels.as_ref()?.get(labels::PROXY_VERSION)?.as_str())
+}
+
+fn opted_out(pod: &Pod) -> bool {
+    let maps = [&pod.metadata.labels, &pod.metadata.annotations];
+    maps.into_iter().flatten().any(|map| map.get(labels::INJECT).is_some_and(|word| word == labels::DISABLED))
+}
+
+fn left(end: SystemTime, now: SystemTime) -> Option<Duration> {
+    end.duration_since(now).ok().filter(|left| !left.is_zero())
+}
+
+fn days(time: Duration) -> String {
+    match time.as_secs() / DAY.as_secs() {
+        0 => format!("{} hours", time.as_secs() / 3600),
+        1 => "1 day".to_owned(),
+        days => format!("{days} days"),
+    }
+}
+
+/// A few of the names, and how many more there are.
+fn some<T: AsRef<str>>(names: &[T]) -> String {
+    let mut text = names.iter().take(MAX_NAMES).map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
+    if names.len() > MAX_NAMES {
+        text += &format!(" and {} more", names.len() - MAX_NAMES);
+    }
+    text
+}
+
+fn good(text: impl Into<String>) -> Finding {
+    Finding { level: Level::Good, text: text.into(), hint: String::new() }
+}
+
+fn warning(text: impl Into<String>, hint: impl Into<String>) -> Finding {
+    Finding { level: Level::Warning, text: text.into(), hint: hint.into() }
+}
+
+fn wrong(text: impl Into<String>, hint: impl Into<String>) -> Finding {
+    Finding { level: Level::Wrong, text: text.into(), hint: hint.into() }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mark = match self.level {
+            Level::Good => '✓',
+            Level::Warning => '!',
+            Level::Wrong => '✗',
+        };
+        write!(f, "{mark} {}", self.text)?;
+        if self.hint.is_empty() { Ok(()) } else { write!(f, "\n    {}", self.hint) }
+    }
+}
+
+async fn connect(context: Option<String>) -> anyhow::Result<kube::Client> {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default(); // an error: there is one already
+    let options = kube::config::KubeConfigOptions { context, ..Default::default() };
+    // Without a kubeconfig, as in a pod, the pod's own account is taken.
+    let config = match kube::Config::from_kubeconfig(&options).await {
+        Ok(config) => config,
+        Err(error) if options.context.is_some() => return Err(error).context("kubeconfig"),
+        Err(_) => kube::Config::infer().await.context("neither a kubeconfig nor a cluster around this process")?,
+    };
+    kube::Client::try_from(config).context("connecting to Kubernetes")
+}
+
+#[cfg(test)]
+mod tests;

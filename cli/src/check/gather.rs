@@ -1,0 +1,69 @@
+//! What `outrigger check` looks at.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::time::SystemTime;
+
+use anyhow::Context;
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
+use kube::api::ListParams;
+use kube::{Api, Client, ResourceExt};
+use outrigger_api::labels;
+use serde::de::DeserializeOwned;
+
+use super::Facts;
+
+/// Objects in one answer.
+const PAGE: u32 = 500;
+
+pub(super) async fn facts(client: &Client, namespace: &str) -> anyhow::Result<Facts> {
+    let version = client.apiserver_version().await.context("asking the cluster for its version")?;
+    let deployments = Api::<Deployment>::namespaced(client.clone(), namespace);
+    let webhooks = Api::<MutatingWebhookConfiguration>::all(client.clone());
+    let groups = client.list_api_groups().await.context("asking the cluster for its kinds")?;
+    let serves = |group: &str| groups.groups.iter().any(|g| g.name == group);
+    let selector = ListParams::default().labels(&format!("{}={}", labels::INJECT, labels::ENABLED));
+    let labelled = list(&Api::<Namespace>::all(client.clone()), selector).await.context("listing namespaces")?;
+
+    let mut bundles = BTreeMap::new();
+    let mut pods = Vec::new();
+    for name in labelled.iter().map(ResourceExt::name_any) {
+        let config_maps = Api::<ConfigMap>::namespaced(client.clone(), &name);
+        let bundle = config_maps
+            .get_opt(labels::TRUST_BUNDLE_CONFIG_MAP)
+            .await
+            .with_context(|| format!("reading ConfigMap {name}/{}", labels::TRUST_BUNDLE_CONFIG_MAP))?;
+        let mut of_namespace = list(&Api::<Pod>::namespaced(client.clone(), &name), ListParams::default())
+            .await
+            .with_context(|| format!("listing the pods of {name}"))?;
+        pods.append(&mut of_namespace);
+        bundles.insert(name, bundle.and_then(|map| map.data?.remove(labels::TRUST_BUNDLE_KEY)));
+    }
+    Ok(Facts {
+        namespace: namespace.to_owned(),
+        cluster_version: version.git_version,
+        controller: deployments.get_opt("outrigger-controller").await.context("reading the controller's Deployment")?,
+        injector: deployments.get_opt("outrigger-injector").await.context("reading the injector's Deployment")?,
+        webhooks: webhooks.get_opt("outrigger-injector").await.context("reading the webhook configuration")?,
+        own_kinds: serves("outrigger.dev"),
+        gateway_api: serves("gateway.networking.k8s.io"),
+        bundles,
+        pods,
+        now: SystemTime::now(),
+    })
+}
+
+async fn list<K: Clone + DeserializeOwned + Debug>(api: &Api<K>, mut parameters: ListParams) -> kube::Result<Vec<K>> {
+    parameters.limit = Some(PAGE);
+    let mut all = Vec::new();
+    loop {
+        let mut page = api.list(&parameters).await?;
+        all.append(&mut page.items);
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => parameters.continue_token = Some(token),
+            None => return Ok(all),
+        }
+    }
+}

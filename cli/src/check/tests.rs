@@ -1,0 +1,85 @@
+#![allow(clippy::unwrap_used)]
+
+use std::time::{Duration, SystemTime};
+
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::json;
+
+use super::{DAY, Facts, Level, findings, roots, some};
+
+fn facts() -> Facts {
+    let deployment = json!({"spec": {"replicas": 2, "selector": {}, "template": {}}, "status": {"readyReplicas": 2}});
+    Facts {
+        namespace: "outrigger".to_owned(),
+        cluster_version: "v1.34.4".to_owned(),
+        controller: serde_json::from_value(deployment.clone()).unwrap(),
+        injector: serde_json::from_value(deployment).unwrap(),
+        webhooks: None,
+        own_kinds: true,
+        gateway_api: false,
+        bundles: [("shop".to_owned(), None)].into(),
+        pods: Vec::new(),
+        now: SystemTime::UNIX_EPOCH + 1000 * DAY,
+    }
+}
+
+fn pod(name: &str, labels: serde_json::Value, phase: &str, sidecar_ready: bool) -> Pod {
+    serde_json::from_value(json!({
+        "metadata": {"namespace": "shop", "name": name, "labels": labels},
+        "status": {"phase": phase, "initContainerStatuses": [
+            {"name": "outrigger-proxy", "ready": sidecar_ready, "image": "", "imageID": "", "restartCount": 0}]},
+    }))
+    .unwrap()
+}
+
+fn texts(facts: &Facts, level: Level) -> Vec<String> {
+    findings(facts).into_iter().filter(|f| f.level == level).map(|f| f.text).collect()
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let mut facts = facts();
+    facts.injector = None;
+    facts.own_kinds = false;
+    let wrong = texts(&facts, Level::Wrong).join("\n");
+    for part in ["Deployment outrigger/outrigger-injector", "MutatingWebhookConfiguration", "CRDs", "missing in shop"] {
+        assert!(wrong.contains(part), "{part:?} is not in\n{wrong}");
+    }
+}
+
+#[test]
+fn pods() {
+    let mut facts = facts();
+    let version = env!("CARGO_PKG_VERSION");
+    facts.pods = vec![
+        pod("fine", json!({"outrigger.dev/proxy-version": version}), "Running", true),
+        pod("old", json!({"outrigger.dev/proxy-version": "0.0.9"}), "Running", true),
+        pod("stuck", json!({"outrigger.dev/proxy-version": version}), "Pending", false),
+        pod("bare", json!({}), "Running", true),
+        pod("opted-out", json!({"outrigger.dev/inject": "disabled"}), "Running", true),
+        pod("done", json!({}), "Succeeded", false),
+    ];
+    let wrong = texts(&facts, Level::Wrong);
+    assert!(wrong.contains(&"pods without a sidecar in labelled namespaces: shop/bare".to_owned()), "{wrong:?}");
+    assert!(wrong.contains(&"sidecars that are not ready: shop/stuck".to_owned()), "{wrong:?}");
+    assert!(texts(&facts, Level::Warning).iter().any(|text| text.contains("sidecars of 0.0.9")));
+}
+
+#[test]
+fn roots_are_warned_of_sixty_days_ahead() {
+    let now = SystemTime::UNIX_EPOCH + 1000 * DAY;
+    let level = |days: &[u32]| roots(&days.iter().map(|d| SystemTime::UNIX_EPOCH + *d * DAY).collect::<Vec<_>>(), now).level;
+    assert_eq!(level(&[1061]), Level::Good);
+    assert_eq!(level(&[1059]), Level::Warning);
+    // The old root goes, the new one is there.
+    assert_eq!(level(&[999, 2000]), Level::Good);
+    assert_eq!(level(&[999]), Level::Wrong);
+    assert_eq!(level(&[]), Level::Wrong);
+}
+
+#[test]
+fn long_lists_are_cut() {
+    let names: Vec<_> = (0..8).map(|n| n.to_string()).collect();
+    assert_eq!(some(&names), "0, 1, 2, 3, 4 and 3 more");
+    assert_eq!(super::days(Duration::from_secs(7200)), "2 hours");
+}

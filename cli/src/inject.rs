@@ -1,0 +1,60 @@
+//! `outrigger inject`: a manifest goes in, the manifest with sidecars comes out. Offline.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use outrigger_injector::manifest;
+use outrigger_injector::settings::Settings;
+
+/// Put the sidecar into the workloads of a manifest, as the webhook would, and print it
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// A YAML or JSON file with one or more objects; "-" reads standard input
+    #[arg(short, long, value_name = "FILE", default_value = "-")]
+    filename: PathBuf,
+    /// Where objects go that name no namespace
+    #[arg(short, long, value_name = "NAMESPACE", default_value = "default")]
+    namespace: String,
+    /// The settings of an installation: `settings.yaml` of its ConfigMap outrigger-injector
+    #[arg(long, value_name = "FILE")]
+    settings: Option<PathBuf>,
+    /// The sidecar's image, instead of the settings' one
+    #[arg(long, value_name = "IMAGE")]
+    image: Option<String>,
+    /// For clusters older than Kubernetes 1.29: the sidecar is an ordinary container
+    #[arg(long)]
+    no_native_sidecars: bool,
+}
+
+/// Prints the manifest to standard output, and what was done to standard error.
+///
+/// # Errors
+/// When a file cannot be read, or the manifest cannot be injected; every mistake in it is named.
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    let mut settings = match &args.settings {
+        Some(file) => Settings::load(file)?,
+        None => Settings::default(),
+    };
+    if let Some(image) = args.image {
+        settings.image = image;
+    }
+    settings.native_sidecars &= !args.no_native_sidecars;
+    let text = read(&args.filename)?;
+    let injected = manifest::inject(&text, &args.namespace, &settings)
+        .map_err(|errors| anyhow::anyhow!("{}: {}", args.filename.display(), errors.join("\n")))?;
+    for note in &injected.notes {
+        eprintln!("{note}");
+    }
+    std::io::stdout().write_all(injected.yaml.as_bytes())?;
+    Ok(())
+}
+
+fn read(file: &Path) -> anyhow::Result<String> {
+    if file.as_os_str() != "-" {
+        return std::fs::read_to_string(file).with_context(|| file.display().to_string());
+    }
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text).context("standard input")?;
+    Ok(text)
+}
