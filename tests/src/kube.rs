@@ -43,6 +43,11 @@ impl Kubectl {
         }
     }
 
+    /// The namespace that it was given.
+    pub fn current_namespace(&self) -> &str {
+        self.namespace.as_deref().unwrap_or("default")
+    }
+
     /// The same as a service account, by impersonation.
     #[must_use]
     pub fn as_service_account(&self, namespace: &str, name: &str) -> Self {

@@ -1,5 +1,7 @@
 //! What the tests of the whole mesh share.
 
 pub mod cluster;
+pub mod control_plane;
 pub mod jaeger;
 pub mod kube;
+pub mod netns;

@@ -1,0 +1,223 @@
+//! Outrigger's chart in a control plane that has no node: its objects are real, and its two programs run in the test's
+//! process, with the rights of their ServiceAccounts and no others.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use outrigger_injector::app::{self, Options, Running};
+use outrigger_injector::settings::Settings;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::{INSTALL_NAMESPACE, repository};
+use crate::kube::{Kubectl, eventually};
+
+/// The chart's objects, without pods.
+pub struct ControlPlane {
+    /// kubectl with all rights.
+    pub admin: Kubectl,
+    files: TempDir,
+}
+
+/// An injector that kube-apiserver calls.
+pub struct Injector {
+    /// Where it runs.
+    pub running: Running,
+    shutdown: CancellationToken,
+}
+
+impl ControlPlane {
+    /// Applies what `helm template` renders with the chart's defaults, but for the Deployments: there is no node.
+    ///
+    /// # Errors
+    /// When something is not taken.
+    pub async fn install() -> Result<Self> {
+        let admin = Kubectl::from_env()?;
+        let install = admin.create_namespace(INSTALL_NAMESPACE, &[]).await?;
+        let chart = repository().join("charts/outrigger");
+        let chart = chart.to_str().context("the path is not UTF-8")?;
+        let rendered = install
+            .helm(["template", "outrigger", chart, "--include-crds", "--no-hooks"])
+            .await?;
+        let mut objects = Vec::new();
+        for document in rendered.split("\n---") {
+            let object: Value = serde_saphyr::from_str(document).with_context(|| document.to_owned())?;
+            let kind = object["kind"].as_str().unwrap_or_default();
+            if !matches!(
+                kind,
+                "" | "Deployment" | "PodDisruptionBudget" | "MutatingWebhookConfiguration"
+            ) {
+                objects.push(object);
+            }
+        }
+        // CRDs first, in case that an object of theirs is rendered too.
+        objects.sort_by_key(|object| object["kind"] != "CustomResourceDefinition");
+        for object in objects {
+            install.apply(&object.to_string()).await?;
+        }
+        admin
+            .run([
+                "wait",
+                "--for=condition=Established",
+                "crd/trafficpolicies.outrigger.dev",
+                "--timeout=20s",
+            ])
+            .await?;
+        Ok(Self {
+            admin,
+            files: tempfile::tempdir()?,
+        })
+    }
+
+    /// The webhook configuration as the chart has it.
+    ///
+    /// # Errors
+    /// When the chart has none.
+    async fn webhook_configuration(&self) -> Result<Value> {
+        let chart = repository().join("charts/outrigger");
+        let chart = chart.to_str().context("the path is not UTF-8")?;
+        let install = self.admin.namespace(INSTALL_NAMESPACE);
+        let rendered = install.helm(["template", "outrigger", chart]).await?;
+        let objects = rendered
+            .split("\n---")
+            .filter_map(|document| serde_saphyr::from_str::<Value>(document).ok());
+        let mut found = objects.filter(|object| object["kind"] == "MutatingWebhookConfiguration");
+        found.next().context("the chart has no MutatingWebhookConfiguration")
+    }
+
+    /// Starts an injector, with changes to its options, and waits until it is ready.
+    ///
+    /// kube-apiserver resolves a Service of the type ExternalName itself, so it reaches the test's process by the name that
+    /// the certificate is for; only type and port differ from the chart.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub async fn injector(&self, change: impl FnOnce(&mut Options)) -> Result<Injector> {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let settings = Settings {
+            namespace: INSTALL_NAMESPACE.to_owned(),
+            ..Settings::default()
+        };
+        let mut options = Options::new(settings, any, any);
+        options.linger = Duration::ZERO;
+        change(&mut options);
+        let shutdown = CancellationToken::new();
+        let client = self.client_of("outrigger-injector").await?;
+        let running = app::start(options, client, shutdown.clone()).await?;
+
+        let install = self.admin.namespace(INSTALL_NAMESPACE);
+        let service = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "outrigger-injector"},
+            "spec": {"type": "ExternalName", "externalName": "localhost"}
+        });
+        install
+            .run(["delete", "service", "outrigger-injector", "--ignore-not-found"])
+            .await?;
+        install.apply(&service.to_string()).await?;
+        let mut configuration = self.webhook_configuration().await?;
+        for webhook in configuration["webhooks"].as_array_mut().context("no webhooks")? {
+            webhook["clientConfig"]["service"]["port"] = running.webhook.port().into();
+        }
+        self.admin.apply(&configuration.to_string()).await?;
+        eventually("the injector is ready", Duration::from_secs(30), async || {
+            let url = format!("http://{}/readyz", running.admin);
+            let (status, body) = http_get(&url).await?;
+            ensure!(status == 200, "{status}: {body}");
+            Ok(())
+        })
+        .await?;
+        Ok(Injector { running, shutdown })
+    }
+
+    /// A client with the rights of a ServiceAccount of the install.
+    ///
+    /// # Errors
+    /// When no token can be had.
+    pub async fn client_of(&self, service_account: &str) -> Result<kube::Client> {
+        let file = self.kubeconfig_of(INSTALL_NAMESPACE, service_account).await?;
+        let kubeconfig = kube::config::Kubeconfig::read_from(file)?;
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await?;
+        Ok(kube::Client::try_from(config)?)
+    }
+
+    /// A file like the one of `KUBECONFIG`, with the token of a ServiceAccount.
+    async fn kubeconfig_of(&self, namespace: &str, service_account: &str) -> Result<PathBuf> {
+        let token = self
+            .admin
+            .namespace(namespace)
+            .run(["create", "token", service_account])
+            .await?;
+        let mut config: Value = serde_json::from_str(
+            &self
+                .admin
+                .run(["config", "view", "--raw", "--minify", "-o", "json"])
+                .await?,
+        )?;
+        config["users"][0]["user"] = json!({"token": token.trim()});
+        let file = self
+            .files
+            .path()
+            .join(format!("{namespace}-{service_account}.kubeconfig"));
+        std::fs::write(&file, config.to_string())?;
+        Ok(file)
+    }
+
+    /// Whether a ServiceAccount of the install may do this: `kubectl auth can-i`.
+    ///
+    /// # Errors
+    /// When the question is not understood.
+    pub async fn may(&self, service_account: &str, question: &[&str]) -> Result<bool> {
+        let kubectl = self.admin.as_service_account(INSTALL_NAMESPACE, service_account);
+        // It ends with 1 for a "no".
+        let arguments = ["auth", "can-i"].iter().chain(question);
+        match kubectl.run(arguments).await {
+            Ok(answer) => Ok(answer.starts_with("yes")),
+            Err(e) if format!("{e:#}").contains("\nno") => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+impl Injector {
+    /// Ends it as SIGTERM does.
+    pub async fn stop(self) {
+        self.shutdown.cancel();
+        self.running.ended().await;
+    }
+}
+
+/// GET of a URL on loopback: the status and the body.
+///
+/// # Errors
+/// When there is no answer.
+pub async fn http_get(url: &str) -> Result<(u16, String)> {
+    use http_body_util::{BodyExt, Empty};
+    let client: hyper_util::client::legacy::Client<_, Empty<bytes::Bytes>> =
+        hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new()).build_http();
+    let (head, body) = client.get(url.parse()?).await?.into_parts();
+    let body = body.collect().await?.to_bytes();
+    Ok((head.status.as_u16(), String::from_utf8_lossy(&body).into_owned()))
+}
+
+/// A YAML file with several documents; those of a `List` are unfolded.
+///
+/// # Errors
+/// When it is not YAML.
+pub fn documents(text: &str) -> Result<Vec<Value>> {
+    let mut objects = Vec::new();
+    for document in text.split("\n---\n") {
+        let value: Value = serde_saphyr::from_str(document)?;
+        match value {
+            Value::Null => {}
+            Value::Object(mut list) if list.get("kind").is_some_and(|kind| kind == "List") => {
+                let items = list.remove("items");
+                objects.extend(items.and_then(|items| items.as_array().cloned()).unwrap_or_default());
+            }
+            other => objects.push(other),
+        }
+    }
+    Ok(objects)
+}
