@@ -30,7 +30,8 @@ SVC_CIDR=10.96.0.0/16;   SVC_CIDR6=fd00:10:96::/112
 API_SVC_IP=10.96.0.1
 DNS_IP=10.96.0.10
 FENCE=outrigger_test_fence
-DUAL_STACK=${CLUSTER_DUAL_STACK:-0}
+# IPv6 beside IPv4, where the kernel has it.
+DUAL_STACK=${CLUSTER_DUAL_STACK:-$([ -e /proc/net/if_inet6 ] && echo 1 || echo 0)}
 
 # Away from the usual ports: the machine may have a cluster of its own.
 ETCD_PORT=22379; ETCD_PEER_PORT=22380
