@@ -2,12 +2,19 @@
 
 mod backoff;
 mod shared;
+
 pub mod admin;
 pub mod capture;
 pub mod config;
 pub mod discovery;
 pub mod dns;
+pub mod drain;
 pub mod error;
+pub mod http;
 pub mod identity;
+pub mod inbound;
 pub mod model;
+pub mod net;
+pub mod outbound;
 pub mod telemetry;
+pub mod worker;

@@ -4,6 +4,7 @@
 //! Architecture Invariant: plain data. Nothing here does I/O, and nothing here changes after it was made: an update is a
 //! new [`Target`].
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +40,12 @@ pub struct ServiceName {
     pub namespace: Arc<str>,
     pub name: Arc<str>,
     pub port: u16,
+}
+
+impl fmt::Display for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}:{}", self.name, self.namespace, self.port)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

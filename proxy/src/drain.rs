@@ -1,0 +1,226 @@
+//! The end of a process, gracefully: one helper for every connection and worker.
+//!
+//! On SIGTERM the sidecar turns unready and goes on: it accepts connections, answers HTTP/1 requests with
+//! `Connection: close`, and sends GOAWAY on HTTP/2 connections. Idle HTTP/1 connections stay open for [`GRACE`], because
+//! to close one races with the request that is on its way; after it they are closed. A worker has ended when nothing is
+//! in flight and the app has closed its connections to the outbound listener (an app that holds one may still need it),
+//! or at the deadline. A second signal ends it at once.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+
+/// How long an idle HTTP/1 connection outlives the signal, and how long a worker does at least.
+pub const GRACE: Duration = Duration::from_millis(500);
+
+/// Where the process is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    Serving,
+    Draining,
+    /// Ends at once.
+    Forced,
+}
+
+/// Tells every worker.
+#[derive(Clone, Debug)]
+pub struct Trigger(watch::Sender<Phase>);
+
+/// Hears of it.
+#[derive(Clone, Debug)]
+pub struct Signal(watch::Receiver<Phase>);
+
+/// A trigger and what hears it.
+pub fn channel() -> (Trigger, Signal) {
+    let (sender, receiver) = watch::channel(Phase::Serving);
+    (Trigger(sender), Signal(receiver))
+}
+
+impl Trigger {
+    /// Goes on to `phase`; never back.
+    pub fn enter(&self, phase: Phase) {
+        self.0.send_if_modified(|now| {
+            let later = *now < phase;
+            *now = (*now).max(phase);
+            later
+        });
+    }
+}
+
+impl Signal {
+    /// Waits for `phase` or a later one. A trigger that is gone means the end.
+    pub async fn reached(&mut self, phase: Phase) {
+        let _ = self.0.wait_for(|now| *now >= phase).await;
+    }
+}
+
+/// What is open and in flight on one worker.
+#[derive(Default)]
+pub struct Activity {
+    stage: Cell<Stage>,
+    /// One place for each open connection.
+    wakers: RefCell<Vec<Option<Waker>>>,
+    free: RefCell<Vec<usize>>,
+    /// Requests and tunnels.
+    in_flight: Cell<usize>,
+    app_connections: Cell<usize>,
+    less: Notify,
+}
+
+/// How far the worker's drain is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    #[default]
+    Serving,
+    /// Answers say that the connection ends; HTTP/2 connections say GOAWAY.
+    Draining,
+    /// Idle connections are closed too.
+    Closing,
+}
+
+/// An open connection.
+pub struct OpenConnection {
+    activity: Rc<Activity>,
+    slot: usize,
+    from_app: bool,
+}
+
+/// A request or a tunnel; the worker does not end while there is one.
+pub struct InFlight(Rc<Activity>);
+
+impl Activity {
+    /// A connection that was accepted; `from_app`: by the outbound listener.
+    pub fn open(self: &Rc<Self>, from_app: bool) -> OpenConnection {
+        let mut wakers = self.wakers.borrow_mut();
+        let slot = self.free.borrow_mut().pop().unwrap_or_else(|| {
+            wakers.push(None);
+            wakers.len() - 1
+        });
+        if from_app {
+            self.app_connections.set(self.app_connections.get() + 1);
+        }
+        OpenConnection {
+            activity: Rc::clone(self),
+            slot,
+            from_app,
+        }
+    }
+
+    /// A request or a tunnel that began.
+    pub fn begin(self: &Rc<Self>) -> InFlight {
+        self.in_flight.set(self.in_flight.get() + 1);
+        InFlight(Rc::clone(self))
+    }
+
+    /// How far the drain is.
+    pub fn stage(&self) -> Stage {
+        self.stage.get()
+    }
+
+    /// Drains until nothing is left. The caller sets the deadline.
+    pub async fn drain(&self) {
+        self.enter(Stage::Draining);
+        tokio::time::sleep(GRACE).await;
+        self.enter(Stage::Closing);
+        loop {
+            let less = self.less.notified();
+            if self.in_flight.get() == 0 && self.app_connections.get() == 0 {
+                return;
+            }
+            less.await;
+        }
+    }
+
+    fn enter(&self, stage: Stage) {
+        self.stage.set(stage);
+        // Taken out first: a waker may run code that comes back here.
+        let wakers: Vec<Waker> = self.wakers.borrow_mut().iter_mut().filter_map(Option::take).collect();
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl OpenConnection {
+    /// How far the drain is; the task is woken when that changes.
+    pub fn poll_stage(&self, cx: &mut Context<'_>) -> Stage {
+        let stage = self.activity.stage.get();
+        if stage < Stage::Closing {
+            let mut wakers = self.activity.wakers.borrow_mut();
+            let waker = &mut wakers[self.slot];
+            if !waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
+                *waker = Some(cx.waker().clone());
+            }
+        }
+        stage
+    }
+
+    /// Waits until the drain is at `stage`.
+    pub async fn reached(&self, stage: Stage) {
+        poll_fn(|cx| {
+            if self.poll_stage(cx) >= stage {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        let activity = &self.activity;
+        activity.wakers.borrow_mut()[self.slot] = None;
+        activity.free.borrow_mut().push(self.slot);
+        if self.from_app {
+            activity.app_connections.set(activity.app_connections.get() - 1);
+            activity.less.notify_waiters();
+        }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.set(self.0.in_flight.get() - 1);
+        if self.0.in_flight.get() == 0 && self.0.stage.get() > Stage::Serving {
+            self.0.less.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Activity, GRACE, Phase, Stage, channel};
+    use std::rc::Rc;
+    use std::time::Duration;
+
+    #[tokio::test(start_paused = true)]
+    async fn waits_for_requests_and_for_the_app() {
+        let activity = Rc::new(Activity::default());
+        let connection = activity.open(true);
+        let request = activity.begin();
+        let drain = activity.drain();
+        tokio::pin!(drain);
+        let began = tokio::time::Instant::now();
+        assert!(tokio::time::timeout(GRACE * 4, &mut drain).await.is_err());
+        assert_eq!(activity.stage(), Stage::Closing);
+        drop(request);
+        assert!(tokio::time::timeout(GRACE, &mut drain).await.is_err());
+        drop(connection);
+        assert!(tokio::time::timeout(GRACE, &mut drain).await.is_ok());
+        assert!(began.elapsed() < GRACE * 6);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn phases_only_go_forward() {
+        let (trigger, mut signal) = channel();
+        trigger.enter(Phase::Forced);
+        trigger.enter(Phase::Draining);
+        tokio::time::timeout(Duration::from_secs(1), signal.reached(Phase::Forced))
+            .await
+            .expect("the signal was lost");
+    }
+}

@@ -1,0 +1,255 @@
+//! Bodies as they pass through.
+
+use std::cell::Cell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::Sleep;
+
+use super::headers::grpc_status;
+use super::pool::Lease;
+use crate::error::{ProxyError, Reason};
+use crate::outbound::replay::Replay;
+
+/// What hyper takes for an error.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A request's body on its way to a server.
+pub enum RequestBody {
+    Empty,
+    /// Sent once.
+    Once(Counted),
+    /// Kept, so that it can be sent again.
+    Replay(Replay),
+    /// All of it is here.
+    Full(Option<Bytes>),
+}
+
+/// Counts what passes.
+pub struct Counted {
+    body: Incoming,
+    bytes: Rc<Cell<u64>>,
+}
+
+/// How a response ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// With its last byte, and the gRPC status of its trailers.
+    Complete(Option<u16>),
+    /// The server broke off, or the time was up.
+    Failed(Reason),
+    /// The client went away.
+    Cancelled,
+}
+
+/// Is told once how a response ended.
+pub trait OnEnd {
+    /// `bytes`: of the body.
+    fn ended(self: Box<Self>, ended: Ended, bytes: u64);
+}
+
+/// A response's body on its way to the client.
+pub struct ResponseBody {
+    content: Content,
+    /// The connection that it comes from; given back with the last byte.
+    lease: Option<Lease>,
+    /// `None`: it was told.
+    on_end: Option<Box<dyn OnEnd>>,
+    /// `None`: there is no limit, and no timer.
+    deadline: Option<(Pin<Box<Sleep>>, Reason)>,
+    bytes: u64,
+}
+
+enum Content {
+    Ready(Option<Bytes>),
+    Streaming(Incoming),
+}
+
+impl RequestBody {
+    /// A body that is here completely.
+    pub fn full(bytes: Bytes) -> Self {
+        RequestBody::Full(Some(bytes).filter(|b| !b.is_empty()))
+    }
+}
+
+impl Counted {
+    pub fn new(body: Incoming, bytes: Rc<Cell<u64>>) -> Self {
+        Self { body, bytes }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.get_mut() {
+            RequestBody::Empty => Poll::Ready(None),
+            RequestBody::Once(counted) => {
+                let frame = ready!(Pin::new(&mut counted.body).poll_frame(cx));
+                if let Some(Ok(frame)) = &frame
+                    && let Some(data) = frame.data_ref()
+                {
+                    counted.bytes.set(counted.bytes.get() + data.len() as u64);
+                }
+                Poll::Ready(frame.map(|f| f.map_err(Into::into)))
+            }
+            RequestBody::Replay(replay) => Pin::new(replay).poll_frame(cx),
+            RequestBody::Full(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            RequestBody::Empty => true,
+            RequestBody::Once(counted) => counted.body.is_end_stream(),
+            RequestBody::Replay(replay) => replay.is_end_stream(),
+            RequestBody::Full(bytes) => bytes.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            RequestBody::Empty => SizeHint::with_exact(0),
+            RequestBody::Once(counted) => counted.body.size_hint(),
+            RequestBody::Replay(replay) => replay.size_hint(),
+            RequestBody::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
+        }
+    }
+}
+
+impl ResponseBody {
+    /// A body that this sidecar made itself.
+    pub fn ready(bytes: Bytes) -> Self {
+        Self::new(Content::Ready(Some(bytes).filter(|b| !b.is_empty())))
+    }
+
+    /// A server's.
+    pub fn streaming(body: Incoming) -> Self {
+        Self::new(Content::Streaming(body))
+    }
+
+    /// Gives the connection back when the body has ended.
+    pub fn with_lease(mut self, lease: Option<Lease>) -> Self {
+        self.lease = lease;
+        if self.is_end_stream() {
+            self.release();
+        }
+        self
+    }
+
+    /// Tells how it ended; at once, where there is no body.
+    pub fn with_end(mut self, on_end: Box<dyn OnEnd>) -> Self {
+        self.on_end = Some(on_end);
+        if self.is_end_stream() {
+            self.tell(Ended::Complete(None));
+        }
+        self
+    }
+
+    /// Breaks off at a moment, for a reason.
+    pub fn with_deadline(mut self, deadline: Option<(tokio::time::Instant, Reason)>) -> Self {
+        if !self.is_end_stream() {
+            self.deadline = deadline.map(|(at, reason)| (Box::pin(tokio::time::sleep_until(at)), reason));
+        }
+        self
+    }
+
+    fn new(content: Content) -> Self {
+        Self {
+            content,
+            lease: None,
+            on_end: None,
+            deadline: None,
+            bytes: 0,
+        }
+    }
+
+    fn tell(&mut self, ended: Ended) {
+        if let Some(on_end) = self.on_end.take() {
+            on_end.ended(ended, self.bytes);
+        }
+    }
+
+    fn release(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            lease.release();
+        }
+    }
+
+    fn complete(&mut self, trailers: Option<&HeaderMap>) {
+        self.deadline = None;
+        self.release();
+        self.tell(Ended::Complete(trailers.and_then(grpc_status)));
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.get_mut();
+        let body = match &mut this.content {
+            Content::Ready(bytes) => {
+                let bytes = bytes.take();
+                this.bytes += bytes.as_ref().map_or(0, |b| b.len() as u64);
+                this.complete(None);
+                return Poll::Ready(bytes.map(|b| Ok(Frame::data(b))));
+            }
+            Content::Streaming(body) => body,
+        };
+        let frame = match Pin::new(&mut *body).poll_frame(cx) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => {
+                if let Some((sleep, reason)) = &mut this.deadline
+                    && sleep.as_mut().poll(cx).is_ready()
+                {
+                    let reason = *reason;
+                    this.tell(Ended::Failed(reason));
+                    let error = ProxyError::new(reason, "the time for the response was up before its last byte");
+                    return Poll::Ready(Some(Err(error.into())));
+                }
+                return Poll::Pending;
+            }
+        };
+        match &frame {
+            None => this.complete(None),
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    this.bytes += data.len() as u64;
+                }
+                if frame.is_trailers() || this.is_end_stream() {
+                    this.complete(frame.trailers_ref());
+                }
+            }
+            Some(Err(_)) => this.tell(Ended::Failed(Reason::UpstreamReset)),
+        }
+        Poll::Ready(frame.map(|f| f.map_err(Into::into)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.content {
+            Content::Ready(bytes) => bytes.is_none(),
+            Content::Streaming(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Ready(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
+            Content::Streaming(body) => body.size_hint(),
+        }
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        self.tell(Ended::Cancelled);
+    }
+}

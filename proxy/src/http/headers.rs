@@ -1,0 +1,183 @@
+//! Headers that a proxy has an opinion about.
+
+use http::header::{CONNECTION, CONTENT_TYPE, HOST, TE, UPGRADE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
+
+/// Carries the code of an error that a sidecar answered itself.
+pub const OUTRIGGER_ERROR: HeaderName = HeaderName::from_static("outrigger-error");
+/// One ID for a request in all logs.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// A client's word that a request may be repeated (draft-ietf-httpapi-idempotency-key-header).
+pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// gRPC's result.
+pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+/// gRPC's result in words, percent-encoded.
+pub const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+/// A gRPC server's word on when to try again (gRFC A6).
+pub const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+
+/// The limit of a header section on every path, request and response, HTTP/1 and HTTP/2: bytes of names, values and, as
+/// HTTP/2 counts (RFC 9113 section 10.5.1), 32 for each field.
+pub const MAX_HEADER_BYTES: usize = 64 * 1024;
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const FIELD_OVERHEAD: usize = 32;
+
+/// Whether the message is gRPC (PROTOCOL-HTTP2.md: the content type begins with it).
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    headers
+        .get(CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// gRPC's result, from the trailers or from a response without any.
+pub fn grpc_status(headers: &HeaderMap) -> Option<u16> {
+    headers.get(GRPC_STATUS)?.to_str().ok()?.trim().parse().ok()
+}
+
+/// Whether the header section is larger than the limit. A quarter of the cost of a hash: it is a walk over two slices.
+pub fn too_large(uri: &Uri, headers: &HeaderMap) -> bool {
+    let path = uri.path_and_query().map_or(0, |p| p.as_str().len());
+    let fields: usize = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + FIELD_OVERHEAD)
+        .sum();
+    path + fields > MAX_HEADER_BYTES
+}
+
+/// Whether the client asks for another protocol on this connection. A CONNECT does as well.
+pub fn wants_upgrade(method: &Method, headers: &HeaderMap) -> bool {
+    method == Method::CONNECT || (headers.contains_key(UPGRADE) && names_in_connection(headers, "upgrade"))
+}
+
+/// Removes what is meant for this hop alone (RFC 9110 section 7.6.1). `Transfer-Encoding` stays: hyper frames the body
+/// anew by it. With `upgrade`, the request for another protocol stays.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
+    // The usual request has none of them: one look-up.
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = connection_tokens(headers)
+            .filter(|token| !token.eq_ignore_ascii_case("upgrade"))
+            .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
+            // What frames or routes the message cannot be removed by a client's word.
+            .filter(|name| !matches!(name.as_str(), "host" | "content-length" | "transfer-encoding" | "te" | "trailer"))
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+        headers.remove(KEEP_ALIVE);
+        headers.remove(PROXY_CONNECTION);
+    }
+    if upgrade {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    } else {
+        headers.remove(UPGRADE);
+    }
+    // "te: trailers" alone passes: gRPC needs it.
+    if headers.get(TE).is_some_and(|te| te != "trailers") {
+        let trailers = headers.get_all(TE).iter().any(|te| {
+            te.to_str()
+                .is_ok_and(|te| te.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers")))
+        });
+        headers.remove(TE);
+        if trailers {
+            headers.insert(TE, HeaderValue::from_static("trailers"));
+        }
+    }
+}
+
+/// The host that the request is for, as it was sent: the URI's authority, or `Host`.
+pub fn authority<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> &'a str {
+    match uri.authority() {
+        Some(authority) => authority.as_str(),
+        None => headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or(""),
+    }
+}
+
+/// HTTP/2 is sent with an absolute URI; a client may have sent `Host` instead of `:authority`.
+pub fn complete_uri<B>(request: &mut Request<B>, fallback: std::net::SocketAddr) {
+    if request.version() != Version::HTTP_2 || request.uri().authority().is_some() || request.method() == Method::CONNECT {
+        return;
+    }
+    let host = request.headers_mut().remove(HOST);
+    let authority = host
+        .as_ref()
+        .and_then(|host| http::uri::Authority::try_from(host.as_bytes()).ok())
+        .or_else(|| http::uri::Authority::try_from(fallback.to_string()).ok());
+    let mut parts = std::mem::take(request.uri_mut()).into_parts();
+    parts.scheme = Some(http::uri::Scheme::HTTP);
+    parts.authority = authority;
+    if parts.path_and_query.is_none() {
+        parts.path_and_query = Some(http::uri::PathAndQuery::from_static("/"));
+    }
+    *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+}
+
+fn names_in_connection(headers: &HeaderMap, wanted: &str) -> bool {
+    connection_tokens(headers).any(|token| token.eq_ignore_ascii_case(wanted))
+}
+
+fn connection_tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .filter(|token| !token.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::{complete_uri, is_grpc, strip_hop_by_hop, too_large, wants_upgrade};
+    use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
+
+    fn headers(of: &[(&'static str, &'static str)]) -> HeaderMap {
+        of.iter()
+            .map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v)))
+            .collect()
+    }
+
+    #[test]
+    fn hop_by_hop_headers_end_here() {
+        let mut h = headers(&[
+            ("connection", "close, x-private, host"),
+            ("keep-alive", "timeout=5"),
+            ("x-private", "1"),
+            ("host", "a"),
+            ("te", "gzip, trailers"),
+            ("upgrade", "h2c"),
+            ("x-kept", "1"),
+        ]);
+        strip_hop_by_hop(&mut h, false);
+        assert_eq!(h, headers(&[("host", "a"), ("te", "trailers"), ("x-kept", "1")]));
+    }
+
+    #[test]
+    fn an_upgrade_passes() {
+        let mut h = headers(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
+        assert!(wants_upgrade(&Method::GET, &h));
+        strip_hop_by_hop(&mut h, true);
+        assert_eq!(h, headers(&[("connection", "upgrade"), ("upgrade", "websocket")]));
+        assert!(!wants_upgrade(&Method::GET, &headers(&[("upgrade", "websocket")])));
+    }
+
+    #[test]
+    fn limits_and_kinds() {
+        assert!(is_grpc(&headers(&[("content-type", "application/grpc+proto")])));
+        let mut h = HeaderMap::new();
+        assert!(!too_large(&Uri::from_static("/"), &h));
+        h.insert("x", HeaderValue::from_bytes(&vec![b'a'; 64 * 1024]).unwrap());
+        assert!(too_large(&Uri::from_static("/"), &h));
+    }
+
+    #[test]
+    fn http2_gets_an_authority() {
+        let mut r = Request::builder().uri("/x").header("host", "a:1").body(()).unwrap();
+        *r.version_mut() = Version::HTTP_2;
+        complete_uri(&mut r, "10.0.0.1:80".parse().unwrap());
+        assert_eq!(r.uri(), "http://a:1/x");
+    }
+}

@@ -1,0 +1,13 @@
+//! HTTP as both directions need it: serving, pooled client connections, bodies, headers, and the record of an exchange.
+
+pub mod body;
+pub mod exchange;
+pub mod headers;
+pub mod pool;
+pub mod respond;
+pub mod send;
+pub mod server;
+pub mod upgrade;
+
+pub use body::{BoxError, RequestBody, ResponseBody};
+pub use exchange::Exchange;

@@ -1,0 +1,83 @@
+//! The one place where an error becomes a response.
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Response, StatusCode};
+
+use super::body::ResponseBody;
+use super::headers::{GRPC_MESSAGE, GRPC_STATUS, OUTRIGGER_ERROR};
+use crate::error::{ProxyError, Reason};
+
+/// Answers in the sidecar's own name: the status, the code in `outrigger-error`, and a sentence. A gRPC client gets a
+/// response of trailers only (PROTOCOL-HTTP2.md).
+pub fn error_response(error: &ProxyError, grpc: bool) -> Response<ResponseBody> {
+    let code = HeaderValue::from_static(error.reason.code());
+    if grpc {
+        let message = format!("{} ({})", error.detail, error.reason.code());
+        let mut response = Response::new(ResponseBody::ready(Bytes::new()));
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(GRPC_STATUS, HeaderValue::from(error.reason.grpc_status()));
+        if let Ok(message) = HeaderValue::try_from(percent_encode(&message)) {
+            headers.insert(GRPC_MESSAGE, message);
+        }
+        headers.insert(OUTRIGGER_ERROR, code);
+        return response;
+    }
+    let body = format!("{}\nSee docs/errors.md#{}\n", error.detail, error.reason.code());
+    let mut response = Response::new(ResponseBody::ready(body.into()));
+    *response.status_mut() = error.reason.status();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(OUTRIGGER_ERROR, code);
+    response
+}
+
+/// A response without a body, in the name of a route.
+pub fn empty_response(status: StatusCode) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::ready(Bytes::new()));
+    *response.status_mut() = status;
+    response
+}
+
+/// The reason that a sidecar's response names.
+pub fn reason_of(headers: &http::HeaderMap) -> Option<Reason> {
+    let code = headers.get(OUTRIGGER_ERROR)?.as_bytes();
+    Reason::ALL.into_iter().find(|reason| reason.code().as_bytes() == code)
+}
+
+/// gRPC's encoding of a status message: all but printable ASCII, and "%" itself.
+fn percent_encode(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if matches!(byte, b' '..=b'~') && byte != b'%' {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{error_response, reason_of};
+    use crate::error::{ProxyError, Reason};
+
+    #[test]
+    fn every_reason_is_told_in_both_tongues() {
+        for reason in Reason::ALL {
+            let error = ProxyError::new(reason, "why: 100 %\n");
+            let plain = error_response(&error, false);
+            assert_eq!(plain.status(), reason.status());
+            assert_eq!(reason_of(plain.headers()), Some(reason));
+            let grpc = error_response(&error, true);
+            assert_eq!(grpc.status(), 200);
+            assert_eq!(grpc.headers()["grpc-status"], reason.grpc_status().to_string());
+            assert_eq!(
+                grpc.headers()["grpc-message"],
+                format!("why: 100 %25%0A ({})", reason.code())
+            );
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Serves one connection of a client, the app's or a peer sidecar's.
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::rt::Executor;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+
+use super::body::ResponseBody;
+use super::headers::MAX_HEADER_BYTES;
+use crate::drain::{OpenConnection, Stage};
+use crate::net::Stream;
+
+/// What hyper may buffer of an HTTP/1 message. Larger than the header limit, so that this sidecar answers 431 with a
+/// reason itself; what does not even fit here gets hyper's bare 431.
+pub const MAX_BUFFER: usize = 2 * MAX_HEADER_BYTES;
+/// Bytes in flight that a peer may send before it is read, for one stream and for all of a connection.
+pub const STREAM_WINDOW: u32 = 256 * 1024;
+pub const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Streams that a client may have open on one connection; further ones wait on its side.
+const MAX_STREAMS: u32 = 1000;
+/// What the app may leave unread of an HTTP/2 stream's response.
+const SEND_BUFFER: usize = 256 * 1024;
+
+/// Which HTTP a connection speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HttpVersion {
+    Http1,
+    Http2,
+}
+
+/// Spawns on the worker's own thread.
+#[derive(Clone, Copy, Debug)]
+pub struct LocalExecutor;
+
+impl<F> Executor<F> for LocalExecutor
+where
+    F: Future + 'static,
+    F::Output: 'static,
+{
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}
+
+/// Serves requests until the connection ends or was drained.
+///
+/// # Errors
+/// Those of the connection.
+pub async fn serve<H>(version: HttpVersion, stream: Stream, open: &OpenConnection, handle: Rc<H>) -> hyper::Result<()>
+where
+    H: AsyncFn(Request<Incoming>) -> Response<ResponseBody> + 'static,
+{
+    match version {
+        HttpVersion::Http1 => serve_http1(stream, open, handle).await,
+        HttpVersion::Http2 => serve_http2(stream, open, handle).await,
+    }
+}
+
+async fn serve_http1<H>(stream: Stream, open: &OpenConnection, handle: Rc<H>) -> hyper::Result<()>
+where
+    H: AsyncFn(Request<Incoming>) -> Response<ResponseBody> + 'static,
+{
+    let service = service_fn(move |request| {
+        let handle = Rc::clone(&handle);
+        async move { Ok::<_, Infallible>(handle(request).await) }
+    });
+    // A client that closes while it waits has given up (no half-close): its request is cancelled upstream as well.
+    // No timer: neither for the head of a request (it would be armed for each), nor for idle connections, which the
+    // client closes.
+    let connection = http1::Builder::new()
+        .preserve_header_case(true)
+        .max_buf_size(MAX_BUFFER)
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut connection = pin!(connection);
+    let mut closing = false;
+    poll_fn(|cx| {
+        // "Connection: close" is said by the handler while the drain goes on; here, idle connections are closed.
+        if !closing && open.poll_stage(cx) == Stage::Closing {
+            closing = true;
+            connection.as_mut().graceful_shutdown();
+        }
+        connection.as_mut().poll(cx)
+    })
+    .await
+}
+
+async fn serve_http2<H>(stream: Stream, open: &OpenConnection, handle: Rc<H>) -> hyper::Result<()>
+where
+    H: AsyncFn(Request<Incoming>) -> Response<ResponseBody> + 'static,
+{
+    // A connection that is accepted during the drain carries one request before its GOAWAY.
+    let used = Rc::new(Cell::new(false));
+    let service = service_fn({
+        let used = Rc::clone(&used);
+        move |request| {
+            used.set(true);
+            let handle = Rc::clone(&handle);
+            async move { Ok::<_, Infallible>(handle(request).await) }
+        }
+    });
+    let connection = http2::Builder::new(LocalExecutor)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADER_BYTES as u32)
+        .max_send_buf_size(SEND_BUFFER)
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let mut going = false;
+    poll_fn(|cx| {
+        let polled = connection.as_mut().poll(cx);
+        if polled.is_pending() && !going {
+            let stage = open.poll_stage(cx);
+            if stage == Stage::Closing || (stage == Stage::Draining && used.get()) {
+                going = true;
+                connection.as_mut().graceful_shutdown();
+                return connection.as_mut().poll(cx);
+            }
+        }
+        polled
+    })
+    .await
+}

@@ -1,0 +1,191 @@
+//! From everyone to the app: who calls, in mutual TLS or not, and then HTTP requests or plain bytes.
+
+mod request;
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use outrigger_api::spiffe::SpiffeId;
+use tokio::io::AsyncReadExt;
+
+use crate::config::Mtls;
+use crate::drain::OpenConnection;
+use crate::error::Reason;
+use crate::http::ResponseBody;
+use crate::http::server::{HttpVersion, serve};
+use crate::identity::{Hello, MeshProtocol, inspect_hello};
+use crate::model::Protocol;
+use crate::net::detect::{Detected, Verdict, peek, protocol};
+use crate::net::{Io, Prefixed, Stream, listen};
+use crate::outbound::{is_opaque_port, opaque};
+use crate::telemetry::Direction;
+use crate::telemetry::metrics::{Handshake, OpenConnection as Counted};
+use crate::worker::Worker;
+
+/// A peer's handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// A connection to the app, on the same pod.
+const APP_CONNECT: Duration = Duration::from_secs(5);
+/// How long a TCP probe's connection is held for.
+const PROBE_HELD: Duration = Duration::from_secs(10);
+
+/// What every request of one connection shares.
+struct Caller {
+    /// Where the app is.
+    app: SocketAddr,
+    /// Proven by mutual TLS.
+    peer: Option<SpiffeId>,
+    address: Option<SocketAddr>,
+}
+
+/// What the first bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum First {
+    Mesh,
+    Plain(Detected),
+}
+
+/// Carries a connection to the app on a task of its own.
+pub fn spawn(worker: Rc<Worker>, io: Io, app: SocketAddr, client: Option<SocketAddr>) {
+    tokio::task::spawn_local(async move {
+        let open = worker.activity.open(false);
+        let counted = worker.process.telemetry.metrics().connection(Direction::Inbound, false);
+        let caller = Caller {
+            app,
+            peer: None,
+            address: client,
+        };
+        serve_connection(worker, io, caller, &open, counted).await;
+    });
+}
+
+async fn serve_connection(worker: Rc<Worker>, io: Io, caller: Caller, open: &OpenConnection, counted: Counted) {
+    let told = told_protocol(&worker, caller.app.port());
+    let inspect = |bytes: &[u8]| match inspect_hello(bytes) {
+        Hello::NeedMore => Verdict::NeedMore,
+        Hello::Mesh => Verdict::Is(First::Mesh),
+        Hello::OtherTls => Verdict::Is(First::Plain(Detected::Tls)),
+        Hello::NotTls if matches!(told, Protocol::Opaque | Protocol::Tls) => Verdict::Is(First::Plain(Detected::Opaque)),
+        Hello::NotTls => match protocol(bytes) {
+            Verdict::NeedMore => Verdict::NeedMore,
+            Verdict::Is(detected) => Verdict::Is(First::Plain(detected)),
+        },
+    };
+    let peeked = match peek(io, worker.process.config.detect_timeout, inspect).await {
+        Ok(peeked) => peeked,
+        Err(error) => return tracing::debug!(%error, "a client closed a connection before its first bytes"),
+    };
+    if peeked.timed_out && told != Protocol::Opaque {
+        worker.process.telemetry.metrics().detect_timeout();
+    }
+    match peeked.verdict {
+        Some(First::Mesh) => terminate(worker, peeked.io, caller, open, counted).await,
+        Some(First::Plain(detected)) => plaintext(worker, peeked.io, detected, caller, open).await,
+        // Silent, or gone: the app may be the one that speaks first.
+        None => plaintext(worker, peeked.io, Detected::Opaque, caller, open).await,
+    }
+}
+
+/// Ends the mutual TLS of a peer sidecar; ALPN says what is in it.
+async fn terminate(
+    worker: Rc<Worker>,
+    io: Prefixed<Io>,
+    caller: Caller,
+    open: &OpenConnection,
+    mut counted: Counted,
+) {
+    let metrics = worker.process.telemetry.metrics();
+    let Some(credentials) = worker.process.identity.current() else {
+        metrics.error(Reason::IdentityUnavailable);
+        return tracing::warn!(client = ?caller.address, "a peer called before this sidecar has a certificate");
+    };
+    let accepted = match tokio::time::timeout(HANDSHAKE, credentials.accept(io)).await {
+        Ok(Ok(accepted)) => accepted,
+        failed => {
+            metrics.handshake(Direction::Inbound, Handshake::Failed);
+            let error = failed.map_or_else(|_| "it took too long".to_owned(), |r| {
+                r.err().map_or_else(String::new, |e| e.to_string())
+            });
+            return tracing::info!(client = ?caller.address, error, "a peer's TLS handshake failed");
+        }
+    };
+    metrics.handshake(Direction::Inbound, Handshake::Ok);
+    counted.set_tls();
+    let (tls, peer, protocol) = accepted;
+    let stream = Stream::Accepted(Box::new(tls));
+    let caller = Caller {
+        peer: Some(peer),
+        ..caller
+    };
+    match protocol {
+        MeshProtocol::Http1 => serve_http(worker, HttpVersion::Http1, stream, caller, open).await,
+        MeshProtocol::Http2 => serve_http(worker, HttpVersion::Http2, stream, caller, open).await,
+        MeshProtocol::Opaque => forward(&worker, stream, caller.app).await,
+    }
+}
+
+/// What is not from a sidecar: passed on, or refused where mutual TLS is required.
+async fn plaintext(worker: Rc<Worker>, io: Prefixed<Io>, detected: Detected, caller: Caller, open: &OpenConnection) {
+    let stream = Stream::Plain(io);
+    match (detected, worker.process.config.mtls) {
+        // Each request is looked at: probes are let in.
+        (Detected::Http1, _) => serve_http(worker, HttpVersion::Http1, stream, caller, open).await,
+        (Detected::Http2, _) => serve_http(worker, HttpVersion::Http2, stream, caller, open).await,
+        (_, Mtls::Permissive) => forward(&worker, stream, caller.app).await,
+        (_, Mtls::Strict) => {
+            let port = caller.app.port();
+            let probes = &worker.process.config.probes;
+            if probes.iter().any(|probe| probe.port == port && probe.path.is_none()) {
+                return hold(stream).await;
+            }
+            worker.process.telemetry.metrics().error(Reason::PlaintextRefused);
+            tracing::info!(client = ?caller.address, port, "a plaintext connection is refused: mutual TLS is required");
+            stream.reset_on_close();
+        }
+    }
+}
+
+async fn serve_http(worker: Rc<Worker>, version: HttpVersion, stream: Stream, caller: Caller, open: &OpenConnection) {
+    let handle = Rc::new(async move |request: Request<Incoming>| -> Response<ResponseBody> {
+        request::handle(&worker, &caller, version, request).await
+    });
+    if let Err(error) = serve(version, stream, open, handle).await {
+        tracing::debug!(%error, "a connection to the app broke");
+    }
+}
+
+async fn forward(worker: &Rc<Worker>, mut client: Stream, app: SocketAddr) {
+    match tokio::time::timeout(APP_CONNECT, listen::connect(app)).await {
+        Ok(Ok(server)) => {
+            let mut server = Stream::Plain(Prefixed::new(Bytes::new(), Io::Tcp(server)));
+            opaque::tunnel(worker, &mut client, &mut server).await;
+        }
+        failed => {
+            worker.process.telemetry.metrics().error(Reason::AppUnavailable);
+            tracing::info!(%app, ?failed, "the app does not accept connections");
+            client.reset_on_close();
+        }
+    }
+}
+
+/// A TCP probe wants to see that its connection is taken; not a byte is passed on.
+async fn hold(mut stream: Stream) {
+    let mut nothing = [0; 256];
+    let until_closed = async { while matches!(stream.read(&mut nothing).await, Ok(1..)) {} };
+    let _ = tokio::time::timeout(PROBE_HELD, until_closed).await;
+}
+
+/// What is known of the app's port without looking.
+fn told_protocol(worker: &Worker, port: u16) -> Protocol {
+    let info = worker.process.discovery.workload();
+    let info = info.borrow();
+    match info.protocols.get(&port) {
+        Some(protocol) if *protocol != Protocol::Detect => *protocol,
+        _ if info.opaque_ports.contains(&port) || is_opaque_port(worker, port) => Protocol::Opaque,
+        _ => Protocol::Detect,
+    }
+}

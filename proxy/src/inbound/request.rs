@@ -1,0 +1,238 @@
+//! One request to the app.
+
+use std::rc::Rc;
+
+use http::header::CONNECTION;
+use http::request::Parts;
+use http::{HeaderValue, Request, Response, StatusCode};
+use hyper::body::{Body, Incoming};
+use hyper::upgrade::OnUpgrade;
+
+use super::{APP_CONNECT, Caller};
+use crate::config::Mtls;
+use crate::drain::Stage;
+use crate::error::{ProxyError, Reason};
+use crate::http::body::{Counted, Ended, OnEnd};
+use crate::http::exchange::{Exchange, Other, Outcome, Span};
+use crate::http::headers::{OUTRIGGER_ERROR, grpc_status, strip_hop_by_hop, too_large, wants_upgrade};
+use crate::http::pool::{Checkout, Lease};
+use crate::http::respond::error_response;
+use crate::http::send::{Failure, send};
+use crate::http::server::HttpVersion;
+use crate::http::{RequestBody, ResponseBody, upgrade};
+use crate::net::{Io, Prefixed, Stream, listen};
+use crate::outbound::replay::Kept;
+use crate::telemetry::Direction;
+use crate::worker::Worker;
+
+/// What is kept of a body while its connection to the app may turn out to be a stale one.
+const REPLAY: usize = 64 * 1024;
+
+/// Answers a request.
+pub(super) async fn handle(
+    worker: &Rc<Worker>,
+    caller: &Caller,
+    version: HttpVersion,
+    mut request: Request<Incoming>,
+) -> Response<ResponseBody> {
+    let upgrade = wants_upgrade(request.method(), request.headers()).then(|| hyper::upgrade::on(&mut request));
+    let (mut head, body) = request.into_parts();
+    let telemetry = &worker.process.telemetry;
+    let in_flight = worker.activity.begin();
+    let port = caller.app.port();
+    let exchange = Exchange::begin(telemetry, Direction::Inbound, None, port, &mut head, in_flight);
+    let record = Record::new(exchange, caller);
+    let admitted = admit(worker, caller, &head);
+    strip_hop_by_hop(&mut head.headers, upgrade.is_some());
+    record.exchange.context.inject(record.span.id, &mut head.headers);
+    let answer = match admitted {
+        Ok(()) => call_app(worker, caller, version, head, body, &record).await,
+        Err(error) => Err(error),
+    };
+    let mut response = match answer {
+        Ok((response, lease)) => respond(worker, response, lease, upgrade, record),
+        Err(error) => record.failed(&error),
+    };
+    if version == HttpVersion::Http1 && worker.activity.stage() > Stage::Serving {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// Whether the app may see the request.
+fn admit(worker: &Worker, caller: &Caller, head: &Parts) -> Result<(), ProxyError> {
+    if too_large(&head.uri, &head.headers) {
+        return Err(ProxyError::new(
+            Reason::HeadersTooLarge,
+            "the request's header section is larger than 64 KiB; send less, cookies for instance",
+        ));
+    }
+    if caller.peer.is_some() || worker.process.config.mtls == Mtls::Permissive {
+        return Ok(());
+    }
+    let (port, path) = (caller.app.port(), head.uri.path());
+    let whole = head.uri.path_and_query().map_or(path, |p| p.as_str());
+    let probes = &worker.process.config.probes;
+    let probed = |wanted: &str| wanted == path || wanted == whole;
+    if probes.iter().any(|p| p.port == port && p.path.as_deref().is_some_and(probed)) {
+        return Ok(());
+    }
+    Err(ProxyError::new(
+        Reason::PlaintextRefused,
+        "this workload takes mutual TLS only; call it from a pod with a sidecar, or see outrigger.dev/mtls",
+    ))
+}
+
+/// Sends the request to the app; once more if its connection was a stale one and that does no harm.
+async fn call_app(
+    worker: &Rc<Worker>,
+    caller: &Caller,
+    version: HttpVersion,
+    head: Parts,
+    body: Incoming,
+    record: &Record,
+) -> Result<(Response<Incoming>, Option<Lease>), ProxyError> {
+    let checkout = checkout(worker, caller, version).await?;
+    let bytes = Rc::clone(&record.exchange.request_bytes);
+    if !checkout.reused {
+        let body = match body.is_end_stream() {
+            true => RequestBody::Empty,
+            false => RequestBody::Once(Counted::new(body, bytes)),
+        };
+        let request = Request::from_parts(head, body);
+        return send(checkout, request, caller.app).await.map_err(|failure| failure.error);
+    }
+    let kept = (!body.is_end_stream()).then(|| Kept::new(body, REPLAY, bytes));
+    let next = || match &kept {
+        None => Some(RequestBody::Empty),
+        Some(kept) => kept.attempt().map(RequestBody::Replay),
+    };
+    let idempotent = head.method.is_idempotent();
+    let first = Request::from_parts(head.clone(), next().unwrap_or(RequestBody::Empty));
+    match send(checkout, first, caller.app).await {
+        Ok(answer) => Ok(answer),
+        Err(Failure { error, unsent, .. }) => {
+            let stale = unsent || (idempotent && error.reason == Reason::UpstreamReset);
+            let Some(body) = next().filter(|_| stale) else {
+                return Err(error);
+            };
+            let checkout = self::checkout(worker, caller, version).await?;
+            let again = Request::from_parts(head, body);
+            send(checkout, again, caller.app).await.map_err(|failure| failure.error)
+        }
+    }
+}
+
+async fn checkout(worker: &Rc<Worker>, caller: &Caller, version: HttpVersion) -> Result<Checkout, ProxyError> {
+    let app = caller.app;
+    let pool = worker.app(app);
+    let connect = async || {
+        let unavailable = |why: &dyn std::fmt::Display| {
+            ProxyError::new(
+                Reason::AppUnavailable,
+                format!("the app does not accept connections at {app}: {why}; check that it listens on the pod's address"),
+            )
+        };
+        match tokio::time::timeout(APP_CONNECT, listen::connect(app)).await {
+            Ok(Ok(tcp)) => Ok(Stream::Plain(Prefixed::new(bytes::Bytes::new(), Io::Tcp(tcp)))),
+            Ok(Err(error)) => Err(unavailable(&error)),
+            Err(elapsed) => Err(unavailable(&elapsed)),
+        }
+    };
+    match version {
+        HttpVersion::Http1 => pool.http1(0, connect).await,
+        HttpVersion::Http2 => pool.http2(0, connect).await,
+    }
+}
+
+fn respond(
+    worker: &Rc<Worker>,
+    mut response: Response<Incoming>,
+    lease: Option<Lease>,
+    upgrade: Option<OnUpgrade>,
+    record: Record,
+) -> Response<ResponseBody> {
+    let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    let switches = switching || (record.exchange.is_connect() && response.status().is_success());
+    if let Some(client) = upgrade
+        && switches
+    {
+        let server = hyper::upgrade::on(&mut response);
+        upgrade::join(client, server, worker.activity.begin());
+    }
+    strip_hop_by_hop(response.headers_mut(), switching);
+    // Only a sidecar's own word may say that a request was not processed.
+    response.headers_mut().remove(OUTRIGGER_ERROR);
+    record.respond(response.map(|body| ResponseBody::streaming(body).with_lease(lease.filter(|_| !switches))))
+}
+
+/// What is recorded of a request, at its end, whichever end that is.
+struct Record {
+    exchange: Exchange,
+    span: Span,
+    peer: Option<outrigger_api::spiffe::SpiffeId>,
+    address: Option<std::net::SocketAddr>,
+    outcome: Outcome,
+    ended: bool,
+}
+
+impl Record {
+    fn new(exchange: Exchange, caller: &Caller) -> Self {
+        Self {
+            span: exchange.span(0),
+            exchange,
+            peer: caller.peer.clone(),
+            address: caller.address,
+            outcome: Outcome::default(),
+            ended: false,
+        }
+    }
+
+    fn failed(mut self, error: &ProxyError) -> Response<ResponseBody> {
+        tracing::debug!(error = %error, reason = error.reason.code(), "a request failed");
+        let response = error_response(error, self.exchange.is_grpc());
+        self.outcome.reason = Some(error.reason);
+        self.respond(response)
+    }
+
+    fn respond(mut self, response: Response<ResponseBody>) -> Response<ResponseBody> {
+        self.outcome.status = Some(response.status().as_u16());
+        self.outcome.grpc_status = grpc_status(response.headers());
+        response.map(|body| body.with_end(Box::new(self)))
+    }
+
+    fn end(&mut self, bytes: u64) {
+        if self.ended {
+            return;
+        }
+        self.ended = true;
+        let other = Other {
+            identity: self.peer.as_ref(),
+            address: self.address,
+        };
+        self.exchange.record(&self.span, other, self.outcome);
+        self.exchange.end(other, self.outcome, 0, bytes);
+    }
+}
+
+impl OnEnd for Record {
+    fn ended(mut self: Box<Self>, ended: Ended, bytes: u64) {
+        match ended {
+            Ended::Complete(Some(grpc)) => self.outcome.grpc_status = Some(grpc),
+            Ended::Complete(None) => {}
+            Ended::Failed(reason) => self.outcome.reason = Some(reason),
+            Ended::Cancelled => self.outcome.reason = Some(Reason::ClientClosed),
+        }
+        self.end(bytes);
+    }
+}
+
+impl Drop for Record {
+    /// The client went away before there was a response.
+    fn drop(&mut self) {
+        if !self.ended {
+            self.outcome.reason = Some(Reason::ClientClosed);
+            self.end(0);
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! What a connection speaks, from its first bytes.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use super::Prefixed;
+
+/// What the first bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detected {
+    Http1,
+    Http2,
+    /// A ClientHello.
+    Tls,
+    /// Anything else.
+    Opaque,
+}
+
+/// What can be said of the bytes so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict<T> {
+    NeedMore,
+    Is(T),
+}
+
+/// How detection ended.
+#[derive(Debug)]
+pub struct Peeked<IO, T> {
+    /// `None`: the time limit ran out, or the connection ended first.
+    pub verdict: Option<T>,
+    pub timed_out: bool,
+    /// Everything from the first byte on.
+    pub io: Prefixed<IO>,
+}
+
+/// More than a request line's method or a frame's head is never needed; a ClientHello has its own limit.
+const FIRST_READ: usize = 2048;
+/// No verdict needs more than this.
+const MAX_PEEK: usize = 17 * 1024;
+
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// RFC 9110 allows methods of any length; longer ones than this are not met.
+const MAX_METHOD: usize = 32;
+
+/// Reads until `inspect` knows, at most for `limit`.
+///
+/// # Errors
+/// Those of the connection.
+pub async fn peek<IO, T>(
+    mut io: IO,
+    limit: Duration,
+    inspect: impl Fn(&[u8]) -> Verdict<T>,
+) -> io::Result<Peeked<IO, T>>
+where
+    IO: AsyncRead + Unpin,
+{
+    let mut buffer = BytesMut::with_capacity(FIRST_READ);
+    let read = async {
+        while buffer.len() < MAX_PEEK {
+            if io.read_buf(&mut buffer).await? == 0 {
+                return Ok::<_, io::Error>(None);
+            }
+            if let Verdict::Is(known) = inspect(&buffer) {
+                return Ok(Some(known));
+            }
+        }
+        Ok(None)
+    };
+    let (verdict, timed_out) = match tokio::time::timeout(limit, read).await {
+        Ok(verdict) => (verdict?, false),
+        Err(_) => (None, true),
+    };
+    Ok(Peeked {
+        verdict,
+        timed_out,
+        io: Prefixed::new(buffer.freeze(), io),
+    })
+}
+
+/// What an app's connection speaks.
+pub fn protocol(bytes: &[u8]) -> Verdict<Detected> {
+    if bytes.is_empty() {
+        return Verdict::NeedMore;
+    }
+    if bytes.starts_with(HTTP2_PREFACE) {
+        return Verdict::Is(Detected::Http2);
+    }
+    if HTTP2_PREFACE.starts_with(bytes) {
+        return Verdict::NeedMore;
+    }
+    // RFC 8446 section 5.1: a handshake record of TLS 1.x, whose first message (type 1) is a ClientHello.
+    let hello = |at: usize, is: &[u8]| bytes.get(at).is_none_or(|b| is.contains(b));
+    if hello(0, &[0x16]) && hello(1, &[3]) && hello(2, &[0, 1, 2, 3, 4]) && hello(5, &[1]) {
+        return if bytes.len() > 5 {
+            Verdict::Is(Detected::Tls)
+        } else {
+            Verdict::NeedMore
+        };
+    }
+    http1(bytes)
+}
+
+/// A method, a space, and something that can be a request target.
+fn http1(bytes: &[u8]) -> Verdict<Detected> {
+    let method = bytes
+        .iter()
+        .take(MAX_METHOD + 1)
+        .take_while(|b| b.is_ascii_alphabetic() || **b == b'-' || **b == b'_')
+        .count();
+    if method == 0 || method > MAX_METHOD {
+        return Verdict::Is(Detected::Opaque);
+    }
+    match (bytes.get(method), bytes.get(method + 1)) {
+        (None, _) | (Some(b' '), None) => Verdict::NeedMore,
+        // Origin form, absolute form, "*", or CONNECT's host.
+        (Some(b' '), Some(b'/' | b'*' | b'[')) => at_end_of_line(bytes),
+        (Some(b' '), Some(b)) if b.is_ascii_alphanumeric() => at_end_of_line(bytes),
+        _ => Verdict::Is(Detected::Opaque),
+    }
+}
+
+/// The request line ends in a version of HTTP: "NICK someone" of another protocol does not. A long target is taken on
+/// trust.
+fn at_end_of_line(bytes: &[u8]) -> Verdict<Detected> {
+    match bytes.iter().position(|&b| b == b'\n') {
+        Some(end) => {
+            let line = bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]);
+            let version = line.len().checked_sub(b" HTTP/1.1".len()).map(|at| &line[at..]);
+            match version {
+                Some(b" HTTP/1.1" | b" HTTP/1.0") => Verdict::Is(Detected::Http1),
+                _ => Verdict::Is(Detected::Opaque),
+            }
+        }
+        None if bytes.len() >= FIRST_READ => Verdict::Is(Detected::Http1),
+        None => Verdict::NeedMore,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::{Detected, HTTP2_PREFACE, Verdict, peek, protocol};
+    use std::time::Duration;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[test]
+    fn first_bytes() {
+        let is = |bytes: &[u8]| match protocol(bytes) {
+            Verdict::Is(detected) => Some(detected),
+            Verdict::NeedMore => None,
+        };
+        assert_eq!(is(HTTP2_PREFACE), Some(Detected::Http2));
+        assert_eq!(is(b"GET / HTTP/1.1\r\n"), Some(Detected::Http1));
+        assert_eq!(is(b"OPTIONS * HTTP/1.0\r\n"), Some(Detected::Http1));
+        assert_eq!(is(b"CONNECT db:5432 HTTP/1.1\r\n"), Some(Detected::Http1));
+        assert_eq!(is(b"PURGE http://x/y HTTP/1.1\r\nHost"), Some(Detected::Http1));
+        assert_eq!(is(b"\x16\x03\x01\x02\x00\x01\x00"), Some(Detected::Tls));
+        assert_eq!(is(b"EHLO example.com\r\n"), Some(Detected::Opaque));
+        assert_eq!(is(b"*1\r\n$4\r\nPING\r\n"), Some(Detected::Opaque));
+        assert_eq!(is(b"\x00\x00\x00\x08\x04\xd2\x16\x2f"), Some(Detected::Opaque));
+        assert_eq!(is(b"\x16\x03\x01\x02\x00\x02"), Some(Detected::Opaque));
+        assert_eq!(is(b"A".repeat(40).as_slice()), Some(Detected::Opaque));
+        let mut long = b"GET /".to_vec();
+        long.resize(5000, b'a');
+        assert_eq!(is(&long), Some(Detected::Http1));
+        for partial in [&b""[..], b"P", b"PRI * HT", b"GE", b"GET ", b"GET /x HTTP/1", b"\x16", b"\x16\x03\x01\x02\x00"] {
+            assert_eq!(is(partial), None, "{partial:?}");
+        }
+    }
+
+    #[test]
+    fn every_split_comes_to_the_same_verdict() {
+        for text in [HTTP2_PREFACE, b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n", b"\x16\x03\x03\x00\x50\x01\x00", b"QUIT\r\n"] {
+            let whole = protocol(text);
+            for end in 0..text.len() {
+                let part = protocol(&text[..end]);
+                assert!(part == Verdict::NeedMore || part == whole, "{text:?} at {end}: {part:?}");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_ends_at_the_limit_and_loses_nothing() {
+        let (mut near, far) = tokio::io::duplex(64);
+        near.write_all(b"GE").await.unwrap();
+        let mut peeked = peek(far, Duration::from_secs(1), protocol).await.unwrap();
+        assert!(peeked.timed_out && peeked.verdict.is_none());
+        near.write_all(b"T").await.unwrap();
+        drop(near);
+        let mut all = Vec::new();
+        peeked.io.read_to_end(&mut all).await.unwrap();
+        assert_eq!(all, b"GET");
+    }
+}

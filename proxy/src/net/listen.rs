@@ -1,0 +1,137 @@
+//! Listeners, and what a captured connection wanted to reach.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Connections that wait to be accepted, for each worker.
+const BACKLOG: i32 = 1024;
+/// A peer that vanished is noticed after about `KEEPALIVE_TIME` + 3 × `KEEPALIVE_INTERVAL`.
+const KEEPALIVE_TIME: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+/// And after this, while something that was sent to it is not acknowledged.
+const USER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long accepting waits when the process has no file descriptor left: others close meanwhile.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
+
+/// Binds one socket for each of `workers`; the kernel spreads connections over them. Port 0: the first learns a port,
+/// and the others take the same.
+///
+/// # Errors
+/// When the address cannot be bound; the text names it.
+pub fn bind(address: SocketAddr, workers: usize) -> io::Result<(SocketAddr, Vec<std::net::TcpListener>)> {
+    let named = |e: io::Error| io::Error::new(e.kind(), format!("cannot listen on {address}: {e}"));
+    let first = bind_one(address).map_err(named)?;
+    let bound = first.local_addr().map_err(named)?;
+    let mut sockets = vec![first];
+    for _ in 1..workers {
+        sockets.push(bind_one(bound).map_err(named)?);
+    }
+    Ok((bound, sockets))
+}
+
+/// Gives the next connection. An error of the system never ends a listener: it waits, and goes on.
+pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                prepare(&stream);
+                return (stream, peer);
+            }
+            // The client gave up in the queue: nothing is wrong here.
+            Err(e) if is_of_connection(&e) => {}
+            Err(e) => {
+                tracing::warn!(error = %e, "cannot accept connections; check the limit of open files (ulimit -n)");
+                tokio::time::sleep(EXHAUSTED_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Connects to an address; the caller limits the time.
+///
+/// # Errors
+/// Those of `connect(2)`.
+pub async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    prepare(&stream);
+    Ok(stream)
+}
+
+/// Where a captured connection wanted to go (`SO_ORIGINAL_DST`). `None`: it was made to this listener itself, so that to
+/// follow it would be a loop.
+pub fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
+    let local = stream.local_addr().ok()?;
+    let socket = SockRef::from(stream);
+    let original = match local.ip() {
+        IpAddr::V4(_) => socket.original_dst_v4(),
+        IpAddr::V6(_) => socket.original_dst_v6(),
+    }
+    .ok()?
+    .as_socket()?;
+    (original != local).then_some(original)
+}
+
+fn bind_one(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Small writes leave at once, and a peer that vanished is noticed. All best effort: the connection may be gone.
+fn prepare(stream: &TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_TIME)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(3);
+    let socket = SockRef::from(stream);
+    let _ = socket.set_tcp_keepalive(&keepalive);
+    let _ = socket.set_tcp_user_timeout(Some(USER_TIMEOUT));
+}
+
+/// Errors that `accept(2)` passes on from the connection that it would have given.
+fn is_of_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::{accept, bind, original_destination};
+    use tokio::net::{TcpListener, TcpStream};
+
+    #[tokio::test]
+    async fn workers_share_a_learnt_port() {
+        let (address, sockets) = bind("127.0.0.1:0".parse().unwrap(), 3).unwrap();
+        assert_eq!(sockets.len(), 3);
+        assert!(sockets.iter().all(|s| s.local_addr().unwrap() == address));
+        let wrong = bind("192.0.2.1:1".parse().unwrap(), 1).unwrap_err();
+        assert!(wrong.to_string().contains("192.0.2.1:1"));
+    }
+
+    #[tokio::test]
+    async fn a_direct_connection_has_no_original_destination() {
+        let (address, sockets) = bind("127.0.0.1:0".parse().unwrap(), 1).unwrap();
+        let listener = TcpListener::from_std(sockets.into_iter().next().unwrap()).unwrap();
+        let _client = TcpStream::connect(address).await.unwrap();
+        let (server, _) = accept(&listener).await;
+        assert_eq!(original_destination(&server), None);
+    }
+}

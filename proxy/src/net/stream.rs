@@ -1,0 +1,109 @@
+//! The kinds of connections that there are, as concrete types: no boxed trait object is called on the path.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::Prefixed;
+
+/// A connection as it comes from the system.
+#[derive(Debug)]
+pub enum Io {
+    Tcp(TcpStream),
+    /// To this very pod: a sidecar's own connections are not captured, so it hands them to itself.
+    Pipe(DuplexStream),
+}
+
+/// A connection whose bytes mean something: after TLS, if there is any.
+#[derive(Debug)]
+pub enum Stream {
+    /// From or to anyone, in plaintext (or in the app's own TLS).
+    Plain(Prefixed<Io>),
+    /// From another sidecar.
+    Accepted(Box<tokio_rustls::server::TlsStream<Prefixed<Io>>>),
+    /// To another sidecar.
+    Connected(Box<tokio_rustls::client::TlsStream<Io>>),
+}
+
+impl Io {
+    /// The address at the other end, where there is one.
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Io::Tcp(tcp) => tcp.peer_addr().ok(),
+            Io::Pipe(_) => None,
+        }
+    }
+}
+
+impl Stream {
+    /// When it is dropped, the other end sees a reset instead of an end: so that it is not taken for a complete stream.
+    pub fn reset_on_close(&self) {
+        let io = match self {
+            Stream::Plain(io) => io.get_ref(),
+            Stream::Accepted(tls) => tls.get_ref().0.get_ref(),
+            Stream::Connected(tls) => tls.get_ref().0,
+        };
+        if let Io::Tcp(tcp) = io {
+            // Best effort: a socket that is closed already cannot be reset.
+            let _ = tcp.set_zero_linger();
+        }
+    }
+
+    /// Whether mutual TLS protects it.
+    pub fn is_mesh(&self) -> bool {
+        !matches!(self, Stream::Plain(_))
+    }
+}
+
+macro_rules! each {
+    ($self:ident, $variants:ident($($variant:ident),+), $inner:ident => $call:expr) => {
+        match $self.get_mut() {
+            $($variants::$variant($inner) => $call,)+
+        }
+    };
+}
+
+macro_rules! delegate {
+    ($variants:ident($($variant:ident),+)) => {
+        impl AsyncRead for $variants {
+            fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+                each!(self, $variants($($variant),+), io => Pin::new(io).poll_read(cx, buf))
+            }
+        }
+
+        impl AsyncWrite for $variants {
+            fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+                each!(self, $variants($($variant),+), io => Pin::new(io).poll_write(cx, buf))
+            }
+
+            fn poll_write_vectored(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                bufs: &[io::IoSlice<'_>],
+            ) -> Poll<io::Result<usize>> {
+                each!(self, $variants($($variant),+), io => Pin::new(io).poll_write_vectored(cx, bufs))
+            }
+
+            fn is_write_vectored(&self) -> bool {
+                match self {
+                    $($variants::$variant(io) => io.is_write_vectored(),)+
+                }
+            }
+
+            fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                each!(self, $variants($($variant),+), io => Pin::new(io).poll_flush(cx))
+            }
+
+            fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                each!(self, $variants($($variant),+), io => Pin::new(io).poll_shutdown(cx))
+            }
+        }
+    };
+}
+
+delegate!(Io(Tcp, Pipe));
+delegate!(Stream(Plain, Accepted, Connected));

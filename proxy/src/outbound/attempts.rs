@@ -1,0 +1,446 @@
+//! The attempts of one request: each to an endpoint of its own choice, with a span of its own, until an answer is final.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{Request, Response, Version};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use super::balance::{self, InHand, Member};
+use super::connect::{connect, credentials};
+use super::replay::Kept;
+use super::retry::{Attempted, Verdict, backoff, judge, repeatable};
+use super::target::{WorkerBackend, WorkerTarget};
+use crate::error::{ProxyError, Reason};
+use crate::http::body::{Counted, Ended, OnEnd};
+use crate::http::exchange::{Exchange, Other, Outcome, Span};
+use crate::http::headers::{OUTRIGGER_ERROR, grpc_status};
+use crate::http::pool::Lease;
+use crate::http::respond::{error_response, reason_of};
+use crate::http::send::{Failure, send};
+use crate::http::server::HttpVersion;
+use crate::http::{RequestBody, ResponseBody};
+use crate::identity::MeshProtocol;
+use crate::model::Policy;
+use crate::telemetry::{Outcome as Counts, ServiceMetrics};
+use crate::worker::Worker;
+
+/// What is read of a failed response so that its connection can be used again.
+const DISCARD: usize = 16 * 1024;
+const DISCARD_TIME: Duration = Duration::from_millis(500);
+
+/// What stays the same from attempt to attempt.
+pub struct Attempts<'a> {
+    pub worker: &'a Rc<Worker>,
+    pub target: &'a Rc<WorkerTarget>,
+    pub backend: &'a WorkerBackend,
+    pub policy: &'a Policy,
+    pub version: HttpVersion,
+}
+
+/// Where an attempt's body comes from.
+pub enum BodySource {
+    Empty,
+    /// Sent once: there are no retries, or it is known to be too large.
+    Once(RefCell<Option<Counted>>),
+    Kept(Rc<Kept>),
+}
+
+/// The answer that goes to the client.
+pub struct Answer {
+    pub response: Response<Incoming>,
+    pub lease: Option<Lease>,
+    /// When the body must have ended, and what it is if it has not.
+    pub deadline: Option<(Instant, Reason)>,
+}
+
+/// Sends the request until there is an answer that is final.
+///
+/// # Errors
+/// Why the last attempt has none.
+pub async fn attempt_until_final(
+    attempts: Attempts<'_>,
+    head: &Parts,
+    body: &BodySource,
+    record: &mut Record,
+) -> Result<Answer, ProxyError> {
+    let policy = attempts.policy;
+    let repeatable = repeatable(&head.method, &head.headers, &policy.retry);
+    let until = policy.request_timeout.map(|limit| record.exchange.started + limit);
+    let mut tried: Vec<Rc<Member>> = Vec::new();
+    loop {
+        let rng = &attempts.worker.rng;
+        let picked = attempts.backend.pick(&tried, policy.connect_timeout, rng).await;
+        let member = picked.ok_or_else(|| no_endpoints(&attempts))?;
+        let began = Instant::now();
+        record.begin(&member);
+        let deadline = earliest(until, policy.backend_request_timeout.map(|limit| began + limit));
+        let result = match deadline {
+            None => attempt(&attempts, &member, head, body, record).await,
+            Some((at, reason)) => tokio::time::timeout_at(at, attempt(&attempts, &member, head, body, record))
+                .await
+                .unwrap_or_else(|_| Err(out_of_time(reason, &member, began.elapsed()))),
+        };
+        let attempted = match &result {
+            Ok((response, _)) => Attempted::Answered {
+                status: response.status(),
+                headers: response.headers(),
+                // A peer sidecar's word counts, an app's does not.
+                reason: member.endpoint.identity.as_ref().and_then(|_| reason_of(response.headers())),
+            },
+            Err(failure) => Attempted::Failed {
+                reason: failure.error.reason,
+                reused: failure.reused,
+                unsent: failure.unsent,
+            },
+        };
+        learn(&member, &attempted, began);
+        let verdict = judge(&attempted, repeatable, &policy.retry, SystemTime::now());
+        match attempts.wait_before_retry(verdict, body, record, until) {
+            Some(wait) => {
+                record.attempt_failed(&attempted);
+                if let Ok((response, lease)) = result {
+                    discard(response, lease);
+                }
+                if !wait.is_zero() {
+                    tokio::time::sleep(wait).await;
+                }
+                tried.push(member);
+            }
+            None => {
+                return match result {
+                    Ok((response, lease)) => Ok(Answer {
+                        response,
+                        lease,
+                        deadline,
+                    }),
+                    Err(failure) => Err(failure.error),
+                };
+            }
+        }
+    }
+}
+
+async fn attempt(
+    attempts: &Attempts<'_>,
+    member: &Rc<Member>,
+    head: &Parts,
+    body: &BodySource,
+    record: &Record,
+) -> Result<(Response<Incoming>, Option<Lease>), Failure> {
+    let endpoint = &member.endpoint;
+    let worker = attempts.worker;
+    let limit = attempts.policy.connect_timeout;
+    let (generation, credentials) = credentials(worker, endpoint).map_err(Failure::before_sending)?;
+    let checkout = match attempts.version {
+        HttpVersion::Http1 => {
+            let connect = async || connect(worker, endpoint, credentials.as_deref(), MeshProtocol::Http1, limit).await;
+            member.pool.http1(generation, connect).await
+        }
+        HttpVersion::Http2 => {
+            let connect = async || connect(worker, endpoint, credentials.as_deref(), MeshProtocol::Http2, limit).await;
+            member.pool.http2(generation, connect).await
+        }
+    }
+    .map_err(Failure::before_sending)?;
+    let Some(body) = body.next() else {
+        // Not reached: there is no retry without a body.
+        let lost = ProxyError::new(Reason::UpstreamReset, "the request's body cannot be sent again");
+        return Err(Failure::before_sending(lost));
+    };
+    let mut request = Request::from_parts(head.clone(), body);
+    if let Some(span) = record.span() {
+        record.exchange.context.inject(span.id, request.headers_mut());
+    }
+    send(checkout, request, endpoint.address).await
+}
+
+impl Attempts<'_> {
+    /// `Some`: there is to be another attempt, after this time.
+    fn wait_before_retry(
+        &self,
+        verdict: Verdict,
+        body: &BodySource,
+        record: &mut Record,
+        until: Option<Instant>,
+    ) -> Option<Duration> {
+        let after = match verdict {
+            Verdict::Final => return None,
+            Verdict::Replay if !record.replayed && body.can_repeat() => {
+                record.replayed = true;
+                return Some(Duration::ZERO);
+            }
+            Verdict::Replay => Duration::ZERO,
+            Verdict::Retry { after } => after,
+        };
+        let retry = &self.policy.retry;
+        if record.retries >= retry.attempts || !body.can_repeat() {
+            return None;
+        }
+        let wait = backoff(retry, record.retries + 1, &mut *self.worker.rng.borrow_mut()).max(after);
+        let now = Instant::now();
+        if until.is_some_and(|until| now + wait >= until) {
+            return None;
+        }
+        let mut budget = self.target.budget.borrow_mut();
+        if !budget.withdraw(now, retry.budget_ratio, retry.budget_min_per_second) {
+            record.metrics.budget_exhausted();
+            return None;
+        }
+        record.retries += 1;
+        Some(wait)
+    }
+}
+
+impl BodySource {
+    fn next(&self) -> Option<RequestBody> {
+        match self {
+            BodySource::Empty => Some(RequestBody::Empty),
+            BodySource::Once(once) => once.borrow_mut().take().map(RequestBody::Once),
+            BodySource::Kept(kept) => kept.attempt().map(RequestBody::Replay),
+        }
+    }
+
+    fn can_repeat(&self) -> bool {
+        match self {
+            BodySource::Empty => true,
+            BodySource::Once(once) => once.borrow().is_some(),
+            BodySource::Kept(kept) => kept.can_repeat(),
+        }
+    }
+
+    /// All of it, if it was small and has been sent.
+    pub fn whole(&self) -> Option<Bytes> {
+        match self {
+            BodySource::Empty => Some(Bytes::new()),
+            BodySource::Once(_) => None,
+            BodySource::Kept(kept) => kept.whole(),
+        }
+    }
+}
+
+/// What is recorded of a request: each attempt, and the whole at its end, whichever end that is.
+pub struct Record {
+    pub exchange: Exchange,
+    metrics: Arc<ServiceMetrics>,
+    /// The attempt that is under way, or whose response is.
+    current: Option<(Span, InHand)>,
+    sent: u32,
+    retries: u32,
+    /// The one free replay is used up.
+    replayed: bool,
+    outcome: Outcome,
+    ended: bool,
+}
+
+impl Record {
+    /// Nothing was sent yet.
+    pub fn new(exchange: Exchange, metrics: Arc<ServiceMetrics>) -> Self {
+        Self {
+            exchange,
+            metrics,
+            current: None,
+            sent: 0,
+            retries: 0,
+            replayed: false,
+            outcome: Outcome::default(),
+            ended: false,
+        }
+    }
+
+    /// A response of this sidecar that is no error.
+    pub fn answered(mut self, response: Response<ResponseBody>) -> Response<ResponseBody> {
+        self.outcome.status = Some(response.status().as_u16());
+        response.map(|body| body.with_end(Box::new(self)))
+    }
+
+    /// The response to a request that failed.
+    pub fn failed(mut self, error: &ProxyError) -> Response<ResponseBody> {
+        tracing::debug!(error = %error, reason = error.reason.code(), "a request failed");
+        let response = error_response(error, self.exchange.is_grpc());
+        self.outcome = Outcome {
+            status: Some(response.status().as_u16()),
+            grpc_status: grpc_status(response.headers()),
+            reason: Some(error.reason),
+        };
+        response.map(|body| body.with_end(Box::new(self)))
+    }
+
+    /// A server's response, on its way to the client.
+    pub fn respond(mut self, response: Response<ResponseBody>) -> Response<ResponseBody> {
+        self.outcome = Outcome {
+            status: Some(response.status().as_u16()),
+            grpc_status: grpc_status(response.headers()),
+            reason: response.headers().get(OUTRIGGER_ERROR).and_then(|_| reason_of(response.headers())),
+        };
+        response.map(|body| body.with_end(Box::new(self)))
+    }
+
+    fn begin(&mut self, member: &Rc<Member>) {
+        let span = self.exchange.span(self.sent);
+        self.sent += 1;
+        self.current = Some((span, member.take()));
+    }
+
+    fn span(&self) -> Option<&Span> {
+        self.current.as_ref().map(|(span, _)| span)
+    }
+
+    fn attempt_failed(&mut self, attempted: &Attempted<'_>) {
+        let outcome = match *attempted {
+            Attempted::Answered {
+                status,
+                headers,
+                reason,
+            } => Outcome {
+                status: Some(status.as_u16()),
+                grpc_status: grpc_status(headers),
+                reason,
+            },
+            Attempted::Failed { reason, .. } => Outcome {
+                reason: Some(reason),
+                ..Outcome::default()
+            },
+        };
+        self.end_attempt(outcome);
+    }
+
+    fn end_attempt(&mut self, outcome: Outcome) {
+        let Some((span, in_hand)) = self.current.take() else {
+            return;
+        };
+        let endpoint = &in_hand.member().endpoint;
+        self.exchange.record(&span, other(endpoint), outcome);
+        let counts = if outcome.failed() { Counts::Failure } else { Counts::Success };
+        self.metrics.attempt(counts);
+        if span.resend > 0 {
+            self.metrics.retry(counts);
+        }
+    }
+
+    fn end(&mut self, bytes: u64) {
+        if self.ended {
+            return;
+        }
+        self.ended = true;
+        let outcome = self.outcome;
+        let endpoint = self.current.as_ref().map(|(_, in_hand)| Arc::clone(&in_hand.member().endpoint));
+        self.end_attempt(outcome);
+        let other = endpoint.as_deref().map(other).unwrap_or_default();
+        self.exchange.end(other, outcome, self.sent.saturating_sub(1), bytes);
+    }
+}
+
+impl OnEnd for Record {
+    fn ended(mut self: Box<Self>, ended: Ended, bytes: u64) {
+        match ended {
+            Ended::Complete(Some(grpc)) => self.outcome.grpc_status = Some(grpc),
+            Ended::Complete(None) => {}
+            Ended::Failed(reason) => self.outcome.reason = Some(reason),
+            Ended::Cancelled => self.outcome.reason = Some(Reason::ClientClosed),
+        }
+        self.end(bytes);
+    }
+}
+
+impl Drop for Record {
+    /// The client went away before there was a response.
+    fn drop(&mut self) {
+        if !self.ended {
+            self.outcome.reason = Some(Reason::ClientClosed);
+            self.end(0);
+        }
+    }
+}
+
+fn other(endpoint: &crate::model::Endpoint) -> Other<'_> {
+    Other {
+        identity: endpoint.identity.as_ref(),
+        address: Some(endpoint.address),
+    }
+}
+
+fn learn(member: &Member, attempted: &Attempted<'_>, began: Instant) {
+    let now = Instant::now();
+    let answer = match *attempted {
+        Attempted::Answered {
+            reason: Some(Reason::AppUnavailable),
+            ..
+        } => balance::Answer::Unreachable,
+        Attempted::Answered { status, headers, .. } => {
+            let unavailable = grpc_status(headers) == Some(14);
+            if unavailable || matches!(status.as_u16(), 502..=504) {
+                balance::Answer::Bad
+            } else {
+                balance::Answer::Good
+            }
+        }
+        Attempted::Failed { reason, .. } => match reason {
+            // Ours or the client's, not the endpoint's.
+            Reason::ClientClosed | Reason::IdentityUnavailable | Reason::RequestTimeout => return,
+            // A connection that was idle, or that says goodbye.
+            Reason::UpstreamRefused => return,
+            Reason::ConnectFailed | Reason::ConnectTimeout | Reason::TlsFailed | Reason::IdentityMismatch => {
+                balance::Answer::Unreachable
+            }
+            _ => balance::Answer::Bad,
+        },
+    };
+    member.learn(answer, now.saturating_duration_since(began), now);
+}
+
+/// The earlier of the two limits, and what it is called when it is reached.
+fn earliest(request: Option<Instant>, attempt: Option<Instant>) -> Option<(Instant, Reason)> {
+    match (request, attempt) {
+        (Some(request), Some(attempt)) if attempt < request => Some((attempt, Reason::AttemptTimeout)),
+        (Some(request), _) => Some((request, Reason::RequestTimeout)),
+        (None, attempt) => attempt.map(|attempt| (attempt, Reason::AttemptTimeout)),
+    }
+}
+
+fn out_of_time(reason: Reason, member: &Member, after: Duration) -> Failure {
+    let which = match reason {
+        Reason::AttemptTimeout => "timeouts.backendRequest",
+        _ => "timeouts.request",
+    };
+    Failure {
+        error: ProxyError::new(
+            reason,
+            format!("no response from {} after {after:?}; see {which}", member.endpoint.address),
+        ),
+        reused: false,
+        unsent: false,
+    }
+}
+
+fn no_endpoints(attempts: &Attempts<'_>) -> ProxyError {
+    ProxyError::new(
+        Reason::NoEndpoints,
+        format!(
+            "{} has no ready endpoint; check its selector and the readiness of its pods",
+            attempts.backend.name()
+        ),
+    )
+}
+
+/// Reads a small rest of a response that nobody wants, so that its connection can be used again.
+fn discard(response: Response<Incoming>, lease: Option<Lease>) {
+    let Some(lease) = lease else {
+        return;
+    };
+    if response.version() == Version::HTTP_10 {
+        return;
+    }
+    tokio::task::spawn_local(async move {
+        let rest = Limited::new(response.into_body(), DISCARD).collect();
+        if let Ok(Ok(_)) = tokio::time::timeout(DISCARD_TIME, rest).await {
+            lease.release();
+        }
+    });
+}

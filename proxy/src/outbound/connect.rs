@@ -1,0 +1,88 @@
+//! A new connection to an endpoint: mutual TLS where it is in the mesh, plaintext where it is not.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::{ProxyError, Reason};
+use crate::identity::{Credentials, MeshProtocol};
+use crate::model::Endpoint;
+use crate::net::{Io, Prefixed, Stream, listen};
+use crate::telemetry::{Direction, metrics::Handshake};
+use crate::worker::Worker;
+
+use std::rc::Rc;
+
+/// What an in-memory connection to this very pod may hold on its way.
+const PIPE_BUFFER: usize = 64 * 1024;
+
+/// The credentials for an endpoint, and the generation that a pooled connection must have. An endpoint of the mesh is
+/// never called without: there is no falling back to plaintext.
+///
+/// # Errors
+/// [`Reason::IdentityUnavailable`].
+pub fn credentials(worker: &Worker, endpoint: &Endpoint) -> Result<(u64, Option<Arc<Credentials>>), ProxyError> {
+    if endpoint.identity.is_none() {
+        return Ok((0, None));
+    }
+    match worker.process.identity.current() {
+        Some(credentials) => Ok((credentials.generation, Some(credentials))),
+        None => Err(ProxyError::new(
+            Reason::IdentityUnavailable,
+            "this sidecar has no certificate yet; check that it reaches the controller, and the controller's log",
+        )),
+    }
+}
+
+/// Connects within `limit`, the handshake included.
+///
+/// # Errors
+/// [`Reason::ConnectFailed`], [`Reason::ConnectTimeout`], [`Reason::TlsFailed`], [`Reason::IdentityMismatch`].
+pub async fn connect(
+    worker: &Rc<Worker>,
+    endpoint: &Endpoint,
+    credentials: Option<&Credentials>,
+    protocol: MeshProtocol,
+    limit: Duration,
+) -> Result<Stream, ProxyError> {
+    let connecting = async {
+        let io = open(worker, endpoint).await?;
+        match (credentials, &endpoint.identity) {
+            (Some(credentials), Some(identity)) => {
+                let shaken = credentials.connect(io, endpoint.address.ip(), identity, protocol).await;
+                let result = match &shaken {
+                    Ok(_) => Handshake::Ok,
+                    Err(error) if error.reason == Reason::IdentityMismatch => Handshake::IdentityMismatch,
+                    Err(_) => Handshake::Failed,
+                };
+                worker.process.telemetry.metrics().handshake(Direction::Outbound, result);
+                Ok(Stream::Connected(Box::new(shaken?)))
+            }
+            _ => Ok(Stream::Plain(Prefixed::new(bytes::Bytes::new(), io))),
+        }
+    };
+    tokio::time::timeout(limit, connecting).await.unwrap_or_else(|_| {
+        Err(ProxyError::new(
+            Reason::ConnectTimeout,
+            format!(
+                "no connection to {} within {limit:?}; check that the pod is alive and that no NetworkPolicy drops packets",
+                endpoint.address
+            ),
+        ))
+    })
+}
+
+/// The endpoint that is this pod itself is reached in memory: a sidecar's own connections are not captured, so a dialled
+/// one would come to the app in ciphertext.
+async fn open(worker: &Rc<Worker>, endpoint: &Endpoint) -> Result<Io, ProxyError> {
+    if worker.is_own_pod(endpoint.address) {
+        let (near, far) = tokio::io::duplex(PIPE_BUFFER);
+        crate::inbound::spawn(Rc::clone(worker), Io::Pipe(far), endpoint.address, None);
+        return Ok(Io::Pipe(near));
+    }
+    listen::connect(endpoint.address).await.map(Io::Tcp).map_err(|e| {
+        ProxyError::new(
+            Reason::ConnectFailed,
+            format!("cannot connect to {}: {e}; check that the pod is ready", endpoint.address),
+        )
+    })
+}

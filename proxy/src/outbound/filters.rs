@@ -1,0 +1,210 @@
+//! What routes change in a request and its response (Gateway API, HTTPRouteFilter).
+
+use http::header::{HOST, LOCATION};
+use http::request::Parts;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderValue, Response, Uri};
+
+use crate::error::{ProxyError, Reason};
+use crate::http::ResponseBody;
+use crate::http::headers::authority;
+use crate::http::respond::empty_response;
+use crate::model::{Filter, HeaderModifier, PathModifier, Redirect};
+
+/// Changes the request's head. `Some`: a redirect answers it.
+///
+/// # Errors
+/// [`Reason::BadRequest`], when what comes out is not a URI.
+pub fn on_request<'a>(
+    filters: impl Iterator<Item = &'a Filter>,
+    prefix: Option<&str>,
+    request: &mut Parts,
+) -> Result<Option<Response<ResponseBody>>, ProxyError> {
+    for filter in filters {
+        match filter {
+            Filter::RequestHeaders(modifier) => modify(modifier, &mut request.headers),
+            Filter::Rewrite { hostname, path } => rewrite(hostname.as_ref(), path.as_ref(), prefix, request)?,
+            Filter::Redirect(redirect) => return self::redirect(redirect, prefix, request).map(Some),
+            Filter::ResponseHeaders(_) | Filter::Mirror { .. } => {}
+        }
+    }
+    Ok(None)
+}
+
+/// Changes the response's head.
+pub fn on_response<'a>(filters: impl Iterator<Item = &'a Filter>, headers: &mut HeaderMap) {
+    for filter in filters {
+        if let Filter::ResponseHeaders(modifier) = filter {
+            modify(modifier, headers);
+        }
+    }
+}
+
+fn modify(modifier: &HeaderModifier, headers: &mut HeaderMap) {
+    for (name, value) in &modifier.set {
+        headers.insert(name, value.clone());
+    }
+    for (name, value) in &modifier.add {
+        headers.append(name, value.clone());
+    }
+    for name in &modifier.remove {
+        headers.remove(name);
+    }
+}
+
+fn rewrite(
+    hostname: Option<&HeaderValue>,
+    path: Option<&PathModifier>,
+    prefix: Option<&str>,
+    request: &mut Parts,
+) -> Result<(), ProxyError> {
+    let mut uri = std::mem::take(&mut request.uri).into_parts();
+    if let Some(path) = path {
+        let old = uri.path_and_query.as_ref();
+        let new = new_path(path, prefix, old.map_or("/", PathAndQuery::path));
+        uri.path_and_query = Some(with_query(&new, old.and_then(PathAndQuery::query))?);
+    }
+    if let Some(hostname) = hostname {
+        if uri.authority.is_some() {
+            uri.authority = Some(Authority::try_from(hostname.as_bytes()).map_err(|e| malformed(&e))?);
+        }
+        // HTTP/2 has `:authority` instead.
+        if uri.authority.is_none() || request.headers.contains_key(HOST) {
+            request.headers.insert(HOST, hostname.clone());
+        }
+    }
+    request.uri = Uri::from_parts(uri).map_err(|e| malformed(&e))?;
+    Ok(())
+}
+
+fn redirect(redirect: &Redirect, prefix: Option<&str>, request: &Parts) -> Result<Response<ResponseBody>, ProxyError> {
+    let asked = Authority::try_from(authority(&request.uri, &request.headers)).map_err(|e| malformed(&e))?;
+    let scheme = redirect.scheme.as_deref().unwrap_or("http");
+    let host = redirect.hostname.as_deref().unwrap_or(asked.host());
+    // Gateway API: the given port, or else the well-known one of a given scheme, or else the request's.
+    let port = redirect.port.or(match redirect.scheme.as_deref() {
+        Some(_) => None,
+        None => asked.port_u16(),
+    });
+    let well_known = if scheme == Scheme::HTTPS.as_str() { 443 } else { 80 };
+    let port = port.filter(|p| *p != well_known).map(|p| format!(":{p}")).unwrap_or_default();
+    let path = match &redirect.path {
+        Some(path) => new_path(path, prefix, request.uri.path()),
+        None => request.uri.path().to_owned(),
+    };
+    let path = with_query(&path, request.uri.query())?;
+    let location = HeaderValue::try_from(format!("{scheme}://{host}{port}{path}")).map_err(|e| malformed(&e))?;
+    let mut response = empty_response(redirect.status);
+    response.headers_mut().insert(LOCATION, location);
+    Ok(response)
+}
+
+fn new_path(modifier: &PathModifier, prefix: Option<&str>, path: &str) -> String {
+    match modifier {
+        PathModifier::ReplaceFull(full) => full.clone(),
+        PathModifier::ReplacePrefix(replacement) => {
+            // A prefix has no trailing slash, so what is left of the path is empty or begins with one.
+            let rest = path.strip_prefix(prefix.unwrap_or("")).unwrap_or(path);
+            let new = format!("{}{rest}", replacement.trim_end_matches('/'));
+            if new.is_empty() { "/".to_owned() } else { new }
+        }
+    }
+}
+
+fn with_query(path: &str, query: Option<&str>) -> Result<PathAndQuery, ProxyError> {
+    match query {
+        Some(query) => PathAndQuery::try_from(format!("{path}?{query}")),
+        None => PathAndQuery::try_from(path),
+    }
+    .map_err(|e| malformed(&e))
+}
+
+fn malformed(error: &dyn std::error::Error) -> ProxyError {
+    ProxyError::new(
+        Reason::BadRequest,
+        format!("the request's URI cannot be rewritten as its route says: {error}"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::{on_request, on_response};
+    use crate::model::{Filter, HeaderModifier, PathModifier, Redirect};
+    use http::request::Parts;
+    use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
+
+    fn request(uri: &str) -> Parts {
+        let request = Request::builder().uri(uri).header("host", "shop.example:8080").header("x-old", "1");
+        request.body(()).unwrap().into_parts().0
+    }
+
+    fn rewritten(path: PathModifier, prefix: Option<&str>, uri: &str) -> String {
+        let mut request = request(uri);
+        let filter = Filter::Rewrite { hostname: None, path: Some(path) };
+        assert!(on_request([&filter].into_iter(), prefix, &mut request).unwrap().is_none());
+        request.uri.to_string()
+    }
+
+    #[test]
+    fn paths() {
+        let full = || PathModifier::ReplaceFull("/new".into());
+        assert_eq!(rewritten(full(), None, "/a/b?c=d"), "/new?c=d");
+        // The table of Gateway API's HTTPPathModifier.
+        for (path, prefix, replacement, result) in [
+            ("/foo/bar", "/foo", "/xyz", "/xyz/bar"),
+            ("/foo/bar", "/foo", "/xyz/", "/xyz/bar"),
+            ("/foo", "/foo", "/xyz", "/xyz"),
+            ("/foo/", "/foo", "/xyz", "/xyz/"),
+            ("/foo/", "/foo", "", "/"),
+            ("/foo/bar", "/foo", "", "/bar"),
+            ("/foo/bar", "/foo", "/", "/bar"),
+            ("/foo", "/foo", "/", "/"),
+        ] {
+            let to = PathModifier::ReplacePrefix(replacement.into());
+            assert_eq!(rewritten(to, Some(prefix), path), result, "{path} {replacement}");
+        }
+    }
+
+    #[test]
+    fn headers_and_host() {
+        let modifier = || HeaderModifier {
+            set: vec![(HeaderName::from_static("x-set"), HeaderValue::from_static("1"))],
+            add: vec![(HeaderName::from_static("x-set"), HeaderValue::from_static("2"))],
+            remove: vec![HeaderName::from_static("x-old")],
+        };
+        let filters = [
+            Filter::RequestHeaders(modifier()),
+            Filter::Rewrite { hostname: Some(HeaderValue::from_static("other")), path: None },
+            Filter::ResponseHeaders(modifier()),
+        ];
+        let mut r = request("/");
+        on_request(filters.iter(), None, &mut r).unwrap();
+        assert_eq!(r.headers["host"], "other");
+        assert_eq!(r.headers.get_all("x-set").iter().count(), 2);
+        assert!(!r.headers.contains_key("x-old"));
+        let mut headers = HeaderMap::new();
+        on_response(filters.iter(), &mut headers);
+        assert_eq!(headers.len(), 2);
+    }
+
+    #[test]
+    fn redirects() {
+        let location = |redirect: Redirect| {
+            let filter = Filter::Redirect(redirect);
+            let response = on_request([&filter].into_iter(), Some("/a"), &mut request("/a/b?c")).unwrap().unwrap();
+            (response.status().as_u16(), response.headers()["location"].to_str().unwrap().to_owned())
+        };
+        let plain = || Redirect { scheme: None, hostname: None, port: None, path: None, status: StatusCode::FOUND };
+        assert_eq!(location(plain()), (302, "http://shop.example:8080/a/b?c".into()));
+        let https = Redirect { scheme: Some("https".into()), status: StatusCode::MOVED_PERMANENTLY, ..plain() };
+        assert_eq!(location(https), (301, "https://shop.example/a/b?c".into()));
+        let all = Redirect {
+            hostname: Some("x".into()),
+            port: Some(81),
+            path: Some(PathModifier::ReplacePrefix("/z".into())),
+            ..plain()
+        };
+        assert_eq!(location(all), (302, "http://x:81/z/b?c".into()));
+    }
+}

@@ -1,0 +1,96 @@
+//! Mirrored requests: a copy, best effort, whose answer nobody waits for.
+//!
+//! Only requests without a body, or whose body was small and complete when the response came, are mirrored; and only so
+//! many at once.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http::request::Parts;
+use http_body_util::BodyExt;
+use rand::Rng;
+
+use super::attempts::BodySource;
+use super::connect::{connect, credentials};
+use super::target::{Snapshot, WorkerBackend};
+use crate::error::ProxyError;
+use crate::http::RequestBody;
+use crate::http::headers::wants_upgrade;
+use crate::http::send::{Failure, send};
+use crate::http::server::HttpVersion;
+use crate::identity::MeshProtocol;
+use crate::model::Filter;
+use crate::worker::Worker;
+
+/// On one worker.
+const MAX_MIRRORS: usize = 64;
+/// All of a mirrored request.
+const LIMIT: Duration = Duration::from_secs(10);
+const CONNECT: Duration = Duration::from_secs(1);
+
+/// Sends copies to the mirrors that the filters name.
+pub fn mirror(
+    worker: &Rc<Worker>,
+    snapshot: &Snapshot,
+    filters: &[&[Filter]; 2],
+    version: HttpVersion,
+    head: &Parts,
+    body: &BodySource,
+) {
+    for filter in filters.iter().copied().flatten() {
+        let Filter::Mirror {
+            backend,
+            parts_per_million,
+        } = filter
+        else {
+            continue;
+        };
+        let drawn = worker.rng.borrow_mut().random_range(0..1_000_000) < *parts_per_million;
+        if !drawn || worker.mirrors.get() >= MAX_MIRRORS || wants_upgrade(&head.method, &head.headers) {
+            continue;
+        }
+        if let (Some(backend), Some(body)) = (snapshot.backend(backend), body.whole()) {
+            let (worker, backend, head) = (Rc::clone(worker), backend.clone(), head.clone());
+            worker.mirrors.set(worker.mirrors.get() + 1);
+            tokio::task::spawn_local(async move {
+                let sent = send_copy(&worker, &backend, version, head, body);
+                if let Ok(Err(error)) = tokio::time::timeout(LIMIT, sent).await {
+                    tracing::debug!(%error, backend = %backend.name(), "a mirrored request failed");
+                }
+                worker.mirrors.set(worker.mirrors.get() - 1);
+            });
+        }
+    }
+}
+
+async fn send_copy(
+    worker: &Rc<Worker>,
+    backend: &WorkerBackend,
+    version: HttpVersion,
+    head: Parts,
+    body: Bytes,
+) -> Result<(), ProxyError> {
+    let Some(member) = backend.pick(&[], CONNECT, &worker.rng).await else {
+        return Ok(());
+    };
+    let endpoint = &member.endpoint;
+    let _in_hand = member.take();
+    let (generation, credentials) = credentials(worker, endpoint)?;
+    let connect = async |protocol| connect(worker, endpoint, credentials.as_deref(), protocol, CONNECT).await;
+    let checkout = match version {
+        HttpVersion::Http1 => member.pool.http1(generation, async || connect(MeshProtocol::Http1).await).await?,
+        HttpVersion::Http2 => member.pool.http2(generation, async || connect(MeshProtocol::Http2).await).await?,
+    };
+    let request = Request::from_parts(head, RequestBody::full(body));
+    let (response, lease) = send(checkout, request, endpoint.address)
+        .await
+        .map_err(|Failure { error, .. }| error)?;
+    let mut rest = response.into_body();
+    while let Some(Ok(_)) = rest.frame().await {}
+    if let Some(lease) = lease {
+        lease.release();
+    }
+    Ok(())
+}

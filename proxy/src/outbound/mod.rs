@@ -1,0 +1,119 @@
+//! From the app to everything it calls: the target, the protocol, and then HTTP requests or plain bytes.
+
+pub mod attempts;
+pub mod balance;
+pub mod budget;
+pub mod connect;
+pub mod filters;
+pub mod mirror;
+pub mod opaque;
+pub mod replay;
+pub mod request;
+pub mod retry;
+pub mod route;
+pub mod target;
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use outrigger_api::ports::DEFAULT_OPAQUE;
+use tokio::net::TcpStream;
+
+use crate::discovery::TargetKey;
+use crate::drain::OpenConnection;
+use crate::error::ProxyError;
+use crate::http::server::{HttpVersion, serve};
+use crate::model::Protocol;
+use crate::net::detect::{Detected, peek, protocol};
+use crate::net::{Io, Prefixed, Stream};
+use crate::telemetry::Direction;
+use crate::worker::Worker;
+use request::{handle, refuse};
+use target::WorkerTarget;
+
+/// Carries a connection of the app on a task of its own.
+pub fn spawn(worker: Rc<Worker>, stream: TcpStream, key: TargetKey) {
+    tokio::task::spawn_local(async move {
+        let open = worker.activity.open(true);
+        let _counted = worker.process.telemetry.metrics().connection(Direction::Outbound, false);
+        serve_connection(worker, stream, key, &open).await;
+    });
+}
+
+async fn serve_connection(worker: Rc<Worker>, stream: TcpStream, key: TargetKey, open: &OpenConnection) {
+    let target = match worker.target(&key).await {
+        Ok(target) => target,
+        Err(error) => return without_target(worker, stream, error, open).await,
+    };
+    let now = tokio::time::Instant::now();
+    let (service_protocol, port) = match target.current(now) {
+        Some(snapshot) => (snapshot.service.protocol, snapshot.service.name.port),
+        None => {
+            // Outside the cluster nothing is looked into: it works as it would without a sidecar.
+            if let TargetKey::Address(original) = key {
+                opaque::pass_through(&worker, stream, original).await;
+            }
+            return;
+        }
+    };
+    let told = match service_protocol {
+        Protocol::Detect if is_opaque_port(&worker, port) => Protocol::Opaque,
+        other => other,
+    };
+    let limit = worker.process.config.detect_timeout;
+    let (detected, io) = match told {
+        Protocol::Opaque | Protocol::Tls => (Detected::Opaque, Prefixed::new(Bytes::new(), Io::Tcp(stream))),
+        _ => match peek(Io::Tcp(stream), limit, protocol).await {
+            Ok(peeked) => {
+                if peeked.timed_out {
+                    worker.process.telemetry.metrics().detect_timeout();
+                    tracing::debug!(?key, ?limit, "no first bytes in time: the connection goes on as opaque");
+                }
+                (peeked.verdict.unwrap_or(Detected::Opaque), peeked.io)
+            }
+            Err(error) => return tracing::debug!(%error, "the app closed a connection before its first bytes"),
+        },
+    };
+    match detected {
+        Detected::Http1 => serve_http(worker, HttpVersion::Http1, io, target, open).await,
+        Detected::Http2 => serve_http(worker, HttpVersion::Http2, io, target, open).await,
+        Detected::Tls | Detected::Opaque => opaque::forward(&worker, io, &target).await,
+    }
+}
+
+async fn serve_http(
+    worker: Rc<Worker>,
+    version: HttpVersion,
+    io: Prefixed<Io>,
+    target: Rc<WorkerTarget>,
+    open: &OpenConnection,
+) {
+    let handle = async move |request| handle(&worker, &target, version, request).await;
+    if let Err(error) = serve(version, Stream::Plain(io), open, Rc::new(handle)).await {
+        tracing::debug!(%error, "a connection of the app broke");
+    }
+}
+
+/// There is nothing to go on with: HTTP clients are told why.
+async fn without_target(worker: Rc<Worker>, stream: TcpStream, error: ProxyError, open: &OpenConnection) {
+    tracing::warn!(error = %error, "a connection of the app has no target");
+    let limit = worker.process.config.detect_timeout;
+    let Ok(peeked) = peek(Io::Tcp(stream), limit, protocol).await else {
+        return;
+    };
+    let version = match peeked.verdict {
+        Some(Detected::Http1) => HttpVersion::Http1,
+        Some(Detected::Http2) => HttpVersion::Http2,
+        _ => return worker.process.telemetry.metrics().error(error.reason),
+    };
+    let error = Rc::new(error);
+    let refuse = async move |request| refuse(&worker, request, &error);
+    if let Err(error) = serve(version, Stream::Plain(peeked.io), open, Rc::new(refuse)).await {
+        tracing::debug!(%error, "a connection of the app broke");
+    }
+}
+
+/// Whether the bytes of a port are not looked into, unless discovery knows better.
+pub fn is_opaque_port(worker: &Worker, port: u16) -> bool {
+    DEFAULT_OPAQUE.contains(&port) || worker.process.config.opaque_ports.iter().any(|range| range.contains(&port))
+}

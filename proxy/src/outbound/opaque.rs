@@ -1,0 +1,88 @@
+//! Connections that are carried as bytes.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use tokio::net::TcpStream;
+
+use super::connect::{connect, credentials};
+use super::target::WorkerTarget;
+use crate::error::{ProxyError, Reason};
+use crate::identity::MeshProtocol;
+use crate::net::{Io, Prefixed, Stream, copy, listen};
+use crate::worker::Worker;
+
+/// How long a connection to outside the cluster may take: the app's own limit is usually shorter.
+const EXTERNAL_CONNECT: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// To an endpoint of the target; another one is tried when there is no connection, as long as no byte was passed on.
+pub async fn forward(worker: &Rc<Worker>, client: Prefixed<Io>, target: &WorkerTarget) {
+    let mut client = Stream::Plain(client);
+    match connect_to_any(worker, target).await {
+        Ok(mut server) => tunnel(worker, &mut client, &mut server).await,
+        Err(error) => {
+            worker.process.telemetry.metrics().error(error.reason);
+            tracing::info!(error = %error, reason = error.reason.code(), "a TCP connection of the app failed");
+            client.reset_on_close();
+        }
+    }
+}
+
+/// To where the app wanted to go, outside the cluster.
+pub async fn pass_through(worker: &Rc<Worker>, client: TcpStream, to: SocketAddr) {
+    let mut client = Stream::Plain(Prefixed::new(Bytes::new(), Io::Tcp(client)));
+    match tokio::time::timeout(EXTERNAL_CONNECT, listen::connect(to)).await {
+        Ok(Ok(server)) => {
+            let mut server = Stream::Plain(Prefixed::new(Bytes::new(), Io::Tcp(server)));
+            tunnel(worker, &mut client, &mut server).await;
+        }
+        failed => {
+            tracing::debug!(%to, ?failed, "no connection to outside the cluster");
+            client.reset_on_close();
+        }
+    }
+}
+
+/// Moves bytes until both sides have ended.
+pub async fn tunnel(worker: &Rc<Worker>, client: &mut Stream, server: &mut Stream) {
+    let _in_flight = worker.activity.begin();
+    let copied = copy::both_ways(client, server).await;
+    if let Err(error) = copied.result {
+        tracing::debug!(%error, sent = copied.sent, received = copied.received, "a tunnel broke");
+        client.reset_on_close();
+        server.reset_on_close();
+    }
+}
+
+async fn connect_to_any(worker: &Rc<Worker>, target: &WorkerTarget) -> Result<Stream, ProxyError> {
+    let now = tokio::time::Instant::now();
+    let none = || ProxyError::new(Reason::NoEndpoints, "the Service is gone");
+    let snapshot = target.current(now).ok_or_else(none)?;
+    let service = &snapshot.service;
+    let backend = service.backends.first().and_then(|b| snapshot.backend(b)).ok_or_else(none)?;
+    let policy = &service.policy;
+    let mut tried = Vec::new();
+    loop {
+        let Some(member) = backend.pick(&tried, policy.connect_timeout, &worker.rng).await else {
+            return Err(ProxyError::new(
+                Reason::NoEndpoints,
+                format!("{} has no ready endpoint; check the readiness of its pods", service.name),
+            ));
+        };
+        let (_, credentials) = credentials(worker, &member.endpoint)?;
+        let began = tokio::time::Instant::now();
+        let limit = policy.connect_timeout;
+        match connect(worker, &member.endpoint, credentials.as_deref(), MeshProtocol::Opaque, limit).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => {
+                let now = tokio::time::Instant::now();
+                member.learn(super::balance::Answer::Unreachable, now - began, now);
+                tried.push(member);
+                if tried.len() > policy.retry.attempts as usize {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! A request body that can be sent again.
+//!
+//! It is never read ahead: bytes are kept while they stream, so the first attempt costs no more than a reference to each
+//! chunk. Past the limit the chunks are let go, the body goes on streaming, and cannot be sent again.
+
+use std::cell::{Cell, RefCell};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use crate::http::BoxError;
+
+/// The client broke off while it sent the body.
+#[derive(Debug, thiserror::Error)]
+#[error("the client broke off: {0}")]
+pub struct ClientBroke(BoxError);
+
+/// What every attempt of one request shares.
+pub struct Kept<B = Incoming> {
+    state: RefCell<State<B>>,
+    /// Bytes that have come from the client.
+    bytes: Rc<Cell<u64>>,
+}
+
+struct State<B> {
+    source: B,
+    chunks: Vec<Bytes>,
+    trailers: Option<HeaderMap>,
+    kept: usize,
+    limit: usize,
+    ended: bool,
+    /// Chunks were let go, or the client broke off.
+    lost: bool,
+    /// The attempt that reads now; an older one that still sends is stopped.
+    attempt: u32,
+}
+
+/// The body of one attempt.
+pub struct Replay<B = Incoming> {
+    kept: Rc<Kept<B>>,
+    next: usize,
+    attempt: u32,
+    done: bool,
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Kept<B>
+where
+    B::Error: Into<BoxError>,
+{
+    /// Keeps up to `limit` bytes.
+    pub fn new(source: B, limit: usize, bytes: Rc<Cell<u64>>) -> Rc<Self> {
+        Rc::new(Self {
+            state: RefCell::new(State {
+                source,
+                chunks: Vec::new(),
+                trailers: None,
+                kept: 0,
+                limit,
+                ended: false,
+                lost: false,
+                attempt: 0,
+            }),
+            bytes,
+        })
+    }
+
+    /// The body for the next attempt. `None`: it cannot be sent again.
+    pub fn attempt(self: &Rc<Self>) -> Option<Replay<B>> {
+        let mut state = self.state.borrow_mut();
+        if state.lost {
+            return None;
+        }
+        state.attempt += 1;
+        Some(Replay {
+            kept: Rc::clone(self),
+            next: 0,
+            attempt: state.attempt,
+            done: false,
+        })
+    }
+
+    /// Whether another attempt can have all of it.
+    pub fn can_repeat(&self) -> bool {
+        !self.state.borrow().lost
+    }
+
+    /// All of the body, if it has ended and was kept; for mirrors.
+    pub fn whole(&self) -> Option<Bytes> {
+        let state = self.state.borrow();
+        (state.ended && !state.lost).then(|| state.chunks.concat().into())
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for Replay<B>
+where
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.get_mut();
+        let state = &mut *this.kept.state.borrow_mut();
+        if this.done {
+            return Poll::Ready(None);
+        }
+        if this.attempt != state.attempt {
+            this.done = true;
+            return Poll::Ready(Some(Err("another attempt has taken over".into())));
+        }
+        if let Some(chunk) = state.chunks.get(this.next) {
+            this.next += 1;
+            return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
+        }
+        if state.ended {
+            this.done = true;
+            return Poll::Ready(state.trailers.clone().map(|t| Ok(Frame::trailers(t))));
+        }
+        let frame = match ready!(Pin::new(&mut state.source).poll_frame(cx)) {
+            None => {
+                state.ended = true;
+                this.done = true;
+                return Poll::Ready(None);
+            }
+            Some(Err(error)) => {
+                state.lost = true;
+                this.done = true;
+                return Poll::Ready(Some(Err(ClientBroke(error.into()).into())));
+            }
+            Some(Ok(frame)) => frame,
+        };
+        if let Some(data) = frame.data_ref() {
+            this.kept.bytes.set(this.kept.bytes.get() + data.len() as u64);
+            state.keep(data);
+            this.next = state.chunks.len();
+            state.ended = state.source.is_end_stream();
+        } else if let Some(trailers) = frame.trailers_ref() {
+            state.trailers = Some(trailers.clone());
+            state.ended = true;
+            this.done = true;
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let state = self.kept.state.borrow();
+        self.done
+            || if state.ended {
+                self.next >= state.chunks.len() && state.trailers.is_none()
+            } else {
+                state.chunks.is_empty() && state.source.is_end_stream()
+            }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let state = self.kept.state.borrow();
+        let ahead: u64 = state.chunks.iter().skip(self.next).map(|c| c.len() as u64).sum();
+        let source = state.source.size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(ahead + source.lower());
+        if let Some(upper) = source.upper() {
+            hint.set_upper(ahead + upper);
+        }
+        hint
+    }
+}
+
+impl<B> State<B> {
+    fn keep(&mut self, data: &Bytes) {
+        if self.lost {
+            return;
+        }
+        self.kept += data.len();
+        if self.kept > self.limit {
+            self.lost = true;
+            self.chunks = Vec::new();
+        } else {
+            self.chunks.push(data.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::{Kept, Replay};
+    use crate::http::BoxError;
+    use bytes::Bytes;
+    use http::HeaderMap;
+    use http_body::{Body, Frame};
+    use http_body_util::{BodyExt, StreamBody};
+    use std::cell::Cell;
+    use std::rc::Rc;
+
+    type Source = StreamBody<tokio_stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, BoxError>>>>;
+
+    fn kept(chunks: &[&'static str], limit: usize) -> (Rc<Kept<Source>>, Rc<Cell<u64>>) {
+        let mut frames: Vec<_> = chunks.iter().map(|c| Ok(Frame::data(Bytes::from_static(c.as_bytes())))).collect();
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-sum", http::HeaderValue::from_static("1"));
+        frames.push(Ok(Frame::trailers(trailers)));
+        let bytes = Rc::new(Cell::new(0));
+        (Kept::new(StreamBody::new(tokio_stream::iter(frames)), limit, Rc::clone(&bytes)), bytes)
+    }
+
+    async fn all(replay: Replay<Source>) -> (Bytes, bool) {
+        let collected = replay.collect().await.unwrap();
+        let trailers = collected.trailers().is_some();
+        (collected.to_bytes(), trailers)
+    }
+
+    #[tokio::test]
+    async fn small_bodies_are_sent_again_with_their_trailers() {
+        let (kept, bytes) = kept(&["ab", "cd", "ef"], 6);
+        let mut first = kept.attempt().unwrap();
+        first.frame().await.unwrap().unwrap();
+        let second = kept.attempt().unwrap();
+        assert!(first.frame().await.unwrap().is_err(), "two attempts read one body");
+        assert_eq!(all(second).await, (Bytes::from_static(b"abcdef"), true));
+        assert_eq!(all(kept.attempt().unwrap()).await, (Bytes::from_static(b"abcdef"), true));
+        assert_eq!(bytes.get(), 6);
+        assert_eq!(kept.whole().unwrap(), "abcdef");
+    }
+
+    #[tokio::test]
+    async fn large_bodies_stream_on_and_are_let_go() {
+        let (kept, bytes) = kept(&["ab", "cd", "ef"], 5);
+        assert_eq!(all(kept.attempt().unwrap()).await.0, "abcdef");
+        assert!(!kept.can_repeat() && kept.attempt().is_none() && kept.whole().is_none());
+        assert_eq!(bytes.get(), 6);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_lost_before_it_was_read() {
+        let (kept, _) = kept(&["too long for the limit"], 1);
+        drop(kept.attempt().unwrap());
+        assert!(kept.can_repeat());
+        assert!(!kept.attempt().unwrap().is_end_stream());
+    }
+}

@@ -1,0 +1,177 @@
+//! One request of the app: route, filters, attempts, response.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::header::CONNECTION;
+use http::request::Parts;
+use http::{HeaderValue, Request, Response};
+use hyper::body::{Body, Incoming};
+use hyper::upgrade::OnUpgrade;
+
+use super::attempts::{Answer, Attempts, BodySource, Record, attempt_until_final};
+use super::mirror::mirror;
+use super::replay::Kept;
+use super::target::{Snapshot, WorkerTarget};
+use super::{filters, route};
+use crate::drain::Stage;
+use crate::error::{ProxyError, Reason};
+use crate::http::body::Counted;
+use crate::http::exchange::Exchange;
+use crate::http::headers::{strip_hop_by_hop, too_large, wants_upgrade};
+use crate::http::server::HttpVersion;
+use crate::http::{ResponseBody, upgrade};
+use crate::model::{Filter, Policy};
+use crate::telemetry::Direction;
+use crate::worker::Worker;
+
+/// Answers a request.
+pub async fn handle(
+    worker: &Rc<Worker>,
+    target: &Rc<WorkerTarget>,
+    version: HttpVersion,
+    mut request: Request<Incoming>,
+) -> Response<ResponseBody> {
+    let now = tokio::time::Instant::now();
+    let Some(snapshot) = target.current(now) else {
+        let gone = ProxyError::new(Reason::NoEndpoints, "the Service is gone since the connection was made; reconnect");
+        return refuse(worker, request, &gone);
+    };
+    let upgrade = wants_upgrade(request.method(), request.headers()).then(|| hyper::upgrade::on(&mut request));
+    let (mut head, body) = request.into_parts();
+    let name = &snapshot.service.name;
+    let telemetry = &worker.process.telemetry;
+    let in_flight = worker.activity.begin();
+    let exchange = Exchange::begin(telemetry, Direction::Outbound, Some(name), name.port, &mut head, in_flight);
+    let mut record = Record::new(exchange, Arc::clone(&snapshot.metrics));
+    let mut response = match plan(worker, &snapshot, &mut head, upgrade.is_some()) {
+        Ok(Planned::Answer(response)) => record.answered(response),
+        Ok(Planned::Send { policy, backend, filters }) => {
+            target.budget.borrow_mut().deposit(now);
+            let body = body_source(body, &policy, &record, upgrade.is_some());
+            let attempts = Attempts {
+                worker,
+                target,
+                backend,
+                policy: &policy,
+                version,
+            };
+            match attempt_until_final(attempts, &head, &body, &mut record).await {
+                Ok(answer) => {
+                    mirror(worker, &snapshot, &filters, version, &head, &body);
+                    respond(worker, answer, upgrade, &filters, record)
+                }
+                Err(error) => record.failed(&error),
+            }
+        }
+        Err(error) => record.failed(&error),
+    };
+    if version == HttpVersion::Http1 && worker.activity.stage() > Stage::Serving {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// Answers that a request cannot be carried out.
+pub fn refuse(worker: &Worker, request: Request<Incoming>, error: &ProxyError) -> Response<ResponseBody> {
+    let telemetry = &worker.process.telemetry;
+    let (mut head, _) = request.into_parts();
+    let in_flight = worker.activity.begin();
+    let exchange = Exchange::begin(telemetry, Direction::Outbound, None, 0, &mut head, in_flight);
+    let mut response = Record::new(exchange, telemetry.metrics().service(None)).failed(error);
+    if head.version < http::Version::HTTP_2 {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// What is to be done with a request.
+enum Planned<'a> {
+    /// A redirect.
+    Answer(Response<ResponseBody>),
+    Send {
+        policy: Arc<Policy>,
+        backend: &'a super::target::WorkerBackend,
+        /// The route's, then the backend's own.
+        filters: [&'a [Filter]; 2],
+    },
+}
+
+fn plan<'a>(
+    worker: &Worker,
+    snapshot: &'a Snapshot,
+    head: &mut Parts,
+    upgrade: bool,
+) -> Result<Planned<'a>, ProxyError> {
+    if too_large(&head.uri, &head.headers) {
+        return Err(ProxyError::new(
+            Reason::HeadersTooLarge,
+            "the request's header section is larger than 64 KiB; send less, cookies for instance",
+        ));
+    }
+    let chosen = route::choose(&snapshot.service, head)?;
+    let of_route = chosen.route.map_or(&[] as &[Filter], |route| &route.filters);
+    strip_hop_by_hop(&mut head.headers, upgrade);
+    if let Some(redirect) = filters::on_request(of_route.iter(), chosen.prefix, head)? {
+        return Ok(Planned::Answer(redirect));
+    }
+    let (backend, of_backend) = route::backend(&snapshot.service, &chosen, &mut *worker.rng.borrow_mut())?;
+    if let Some(redirect) = filters::on_request(of_backend.iter(), chosen.prefix, head)? {
+        return Ok(Planned::Answer(redirect));
+    }
+    let backend = snapshot.backend(backend).ok_or_else(|| {
+        ProxyError::new(Reason::InvalidBackend, "the route's backend is not one of the Service's")
+    })?;
+    Ok(Planned::Send {
+        policy: Arc::clone(chosen.policy),
+        backend,
+        filters: [of_route, of_backend],
+    })
+}
+
+fn body_source(body: Incoming, policy: &Policy, record: &Record, upgrade: bool) -> BodySource {
+    let bytes = Rc::clone(&record.exchange.request_bytes);
+    if body.is_end_stream() || upgrade {
+        BodySource::Empty
+    } else if policy.retry.attempts == 0 || body.size_hint().lower() > policy.retry.max_body_bytes as u64 {
+        BodySource::Once(Some(Counted::new(body, bytes)).into())
+    } else {
+        BodySource::Kept(Kept::new(body, policy.retry.max_body_bytes, bytes))
+    }
+}
+
+fn respond(
+    worker: &Rc<Worker>,
+    answer: Answer,
+    upgrade: Option<OnUpgrade>,
+    filters: &[&[Filter]; 2],
+    record: Record,
+) -> Response<ResponseBody> {
+    let Answer {
+        mut response,
+        lease,
+        deadline,
+    } = answer;
+    let switches = response.status() == http::StatusCode::SWITCHING_PROTOCOLS
+        || (record.exchange.is_connect() && response.status().is_success());
+    if let Some(client) = upgrade
+        && switches
+    {
+        let server = hyper::upgrade::on(&mut response);
+        upgrade::join(client, server, worker.activity.begin());
+        strip_hop_by_hop(response.headers_mut(), response_keeps_upgrade(&record));
+    } else {
+        strip_hop_by_hop(response.headers_mut(), false);
+    }
+    filters::on_response(filters.iter().copied().flatten(), response.headers_mut());
+    record.respond(response.map(|body| {
+        ResponseBody::streaming(body)
+            .with_lease(lease.filter(|_| !switches))
+            .with_deadline(deadline)
+    }))
+}
+
+/// A 101 names the protocol; the answer to CONNECT does not.
+fn response_keeps_upgrade(record: &Record) -> bool {
+    !record.exchange.is_connect()
+}

@@ -1,0 +1,241 @@
+//! Whether a request is tried again: the decision, without any I/O. DESIGN's "Retries are safe by default".
+//!
+//! Two things are told apart. A request that **was never processed** (no connection, a refused stream, the peer sidecar's
+//! word that its app was not there) may be sent again whatever it is. A request that **may have been processed** (a
+//! status, a reset before the response, a time-out) is sent again only if its method is idempotent (RFC 9110 section
+//! 9.2.2), it carries an `Idempotency-Key`, or the owner of the Service said `nonIdempotent: true`. gRPC calls are POSTs, so
+//! UNAVAILABLE from the app falls under that rule: gRPC servers send it for half-done work too. UNAVAILABLE that a sidecar
+//! made, because the app was not there, was never processed.
+//!
+//! `Retry-After` and `grpc-retry-pushback-ms` are obeyed: the wait is at least that long. A server that asks for more than
+//! [`MAX_SERVER_WAIT`] is not asked again: the client can wait better than a proxy that holds its connection.
+
+use std::time::{Duration, SystemTime};
+
+use http::header::RETRY_AFTER;
+use http::{HeaderMap, Method, StatusCode};
+use rand::Rng;
+
+use crate::error::Reason;
+use crate::http::headers::{GRPC_PUSHBACK, IDEMPOTENCY_KEY, grpc_status};
+use crate::model::RetryPolicy;
+
+/// The longest wait that a server may ask for.
+pub const MAX_SERVER_WAIT: Duration = Duration::from_secs(1);
+
+/// How an attempt went.
+#[derive(Clone, Copy, Debug)]
+pub enum Attempted<'a> {
+    /// With the head of a response.
+    Answered {
+        status: StatusCode,
+        headers: &'a HeaderMap,
+        /// What the peer sidecar says in `outrigger-error`.
+        reason: Option<Reason>,
+    },
+    /// Without.
+    Failed {
+        reason: Reason,
+        /// On a connection that had carried a request before.
+        reused: bool,
+        /// Not a byte was sent.
+        unsent: bool,
+    },
+}
+
+/// What to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Goes to the client as it is.
+    Final,
+    /// Is sent again at once, once, without cost: the connection was a stale one.
+    Replay,
+    /// Is tried again, after at least this time.
+    Retry { after: Duration },
+}
+
+/// Whether the request may be processed twice without harm.
+pub fn repeatable(method: &Method, headers: &HeaderMap, policy: &RetryPolicy) -> bool {
+    method.is_idempotent() || policy.non_idempotent || headers.contains_key(IDEMPOTENCY_KEY)
+}
+
+/// Decides.
+pub fn judge(attempted: &Attempted<'_>, repeatable: bool, policy: &RetryPolicy, now: SystemTime) -> Verdict {
+    match *attempted {
+        Attempted::Answered {
+            status,
+            headers,
+            reason,
+        } => {
+            let wanted = match grpc_status(headers) {
+                Some(0) => false,
+                Some(grpc) => policy.grpc_statuses.contains(&grpc),
+                None => policy.statuses.contains(&status),
+            };
+            let never_processed = reason.is_some_and(Reason::never_processed);
+            match server_wait(headers, now) {
+                Some(after) if never_processed || (wanted && repeatable) => Verdict::Retry { after },
+                _ => Verdict::Final,
+            }
+        }
+        // A sent request on a stale connection, and one that found it closed before it was sent.
+        Attempted::Failed { reused: true, unsent, reason } if unsent || (repeatable && reason == Reason::UpstreamReset) => {
+            Verdict::Replay
+        }
+        Attempted::Failed { reason, unsent, .. } => {
+            let again = match reason {
+                Reason::UpstreamReset | Reason::AttemptTimeout => repeatable,
+                // Nobody is there to hear it.
+                Reason::ClientClosed => false,
+                _ => unsent || reason.never_processed(),
+            };
+            if again {
+                Verdict::Retry { after: Duration::ZERO }
+            } else {
+                Verdict::Final
+            }
+        }
+    }
+}
+
+/// Exponential backoff with full jitter: before retry `n` (from 1), a random time up to `base` × 2ⁿ⁻¹, at most `max`.
+pub fn backoff(policy: &RetryPolicy, n: u32, rng: &mut impl Rng) -> Duration {
+    let ceiling = policy
+        .backoff_base
+        .saturating_mul(1u32.checked_shl(n.saturating_sub(1)).unwrap_or(u32::MAX))
+        .min(policy.backoff_max);
+    ceiling.mul_f64(rng.random())
+}
+
+/// How long the server wants us to wait; zero where it says nothing. `None`: it does not want to be asked again, or later
+/// than we wait.
+fn server_wait(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    if let Some(pushback) = headers.get(GRPC_PUSHBACK) {
+        // gRFC A6: what is negative or not a number means that there is to be no retry.
+        let millis = pushback.to_str().ok()?.trim().parse::<u64>().ok()?;
+        return Some(Duration::from_millis(millis)).filter(|wait| *wait <= MAX_SERVER_WAIT);
+    }
+    let Some(after) = headers.get(RETRY_AFTER).and_then(|after| after.to_str().ok()) else {
+        return Some(Duration::ZERO);
+    };
+    let wait = match after.trim().parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        // RFC 9110 section 10.2.3: seconds or a date. A date that has passed is no wait; nonsense is as good as nothing.
+        Err(_) => httpdate::parse_http_date(after.trim())
+            .ok()
+            .and_then(|date| date.duration_since(now).ok())
+            .unwrap_or_default(),
+    };
+    Some(wait).filter(|wait| *wait <= MAX_SERVER_WAIT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Attempted, Verdict, backoff, judge, repeatable};
+    use crate::error::Reason;
+    use crate::model::{Policy, RetryPolicy};
+    use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+    use rand::SeedableRng;
+    use std::time::{Duration, SystemTime};
+
+    const NOW: Verdict = Verdict::Retry { after: Duration::ZERO };
+
+    fn answered(status: u16, headers: &[(&'static str, &'static str)], reason: Option<Reason>, safe: bool) -> Verdict {
+        let headers: HeaderMap = headers
+            .iter()
+            .map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v)))
+            .collect();
+        let attempted = Attempted::Answered {
+            status: StatusCode::from_u16(status).expect("a status"),
+            headers: &headers,
+            reason,
+        };
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").expect("a date");
+        judge(&attempted, safe, &Policy::default().retry, now)
+    }
+
+    fn failed(reason: Reason, reused: bool, unsent: bool, safe: bool) -> Verdict {
+        let attempted = Attempted::Failed { reason, reused, unsent };
+        judge(&attempted, safe, &Policy::default().retry, SystemTime::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn statuses_only_for_what_may_be_repeated() {
+        for status in [502, 503, 504] {
+            assert_eq!(answered(status, &[], None, true), NOW);
+            assert_eq!(answered(status, &[], None, false), Verdict::Final);
+        }
+        for status in [200, 404, 429, 500, 501] {
+            assert_eq!(answered(status, &[], None, true), Verdict::Final);
+        }
+    }
+
+    #[test]
+    fn the_peer_sidecar_knows_that_nothing_was_processed() {
+        assert_eq!(answered(503, &[], Some(Reason::AppUnavailable), false), NOW);
+        assert_eq!(answered(503, &[], Some(Reason::NoEndpoints), false), Verdict::Final);
+        let grpc = [("grpc-status", "14")];
+        assert_eq!(answered(200, &grpc, Some(Reason::AppUnavailable), false), NOW);
+        assert_eq!(answered(200, &grpc, None, false), Verdict::Final);
+        assert_eq!(answered(200, &grpc, None, true), NOW);
+        assert_eq!(answered(200, &[("grpc-status", "0")], None, true), Verdict::Final);
+        assert_eq!(answered(200, &[("grpc-status", "7")], None, true), Verdict::Final);
+    }
+
+    #[test]
+    fn servers_say_when() {
+        let second = Verdict::Retry { after: Duration::from_secs(1) };
+        assert_eq!(answered(503, &[("retry-after", "0")], None, true), NOW);
+        assert_eq!(answered(503, &[("retry-after", "1")], None, true), second);
+        assert_eq!(answered(503, &[("retry-after", "2")], None, true), Verdict::Final);
+        let date = |value| answered(503, &[("retry-after", value)], None, true);
+        assert_eq!(date("Sun, 06 Nov 1994 08:49:38 GMT"), second);
+        assert_eq!(date("Sun, 06 Nov 1994 08:49:37 GMT"), NOW);
+        assert_eq!(date("Sun, 06 Nov 1994 08:50:37 GMT"), Verdict::Final);
+        assert_eq!(date("soon"), NOW);
+        let pushback = |value| answered(200, &[("grpc-status", "14"), ("grpc-retry-pushback-ms", value)], None, true);
+        assert_eq!(pushback("1000"), second);
+        assert_eq!(pushback("-1"), Verdict::Final);
+        assert_eq!(pushback("60000"), Verdict::Final);
+    }
+
+    #[test]
+    fn failures() {
+        for reason in [Reason::ConnectFailed, Reason::TlsFailed, Reason::UpstreamRefused] {
+            assert_eq!(failed(reason, false, false, false), NOW, "{reason:?}");
+        }
+        for reason in [Reason::UpstreamReset, Reason::AttemptTimeout] {
+            assert_eq!(failed(reason, false, false, true), NOW);
+            assert_eq!(failed(reason, false, false, false), Verdict::Final);
+        }
+        assert_eq!(failed(Reason::UpstreamReset, true, false, true), Verdict::Replay);
+        assert_eq!(failed(Reason::UpstreamReset, true, false, false), Verdict::Final);
+        assert_eq!(failed(Reason::UpstreamRefused, true, true, false), Verdict::Replay);
+        assert_eq!(failed(Reason::ClientClosed, false, false, true), Verdict::Final);
+        assert_eq!(failed(Reason::UpstreamProtocol, false, false, true), Verdict::Final);
+    }
+
+    #[test]
+    fn what_may_be_repeated() {
+        let mut policy = Policy::default().retry;
+        let mut headers = HeaderMap::new();
+        assert!(repeatable(&Method::GET, &headers, &policy) && repeatable(&Method::DELETE, &headers, &policy));
+        assert!(!repeatable(&Method::POST, &headers, &policy) && !repeatable(&Method::PATCH, &headers, &policy));
+        headers.insert("idempotency-key", HeaderValue::from_static("1"));
+        assert!(repeatable(&Method::POST, &headers, &policy));
+        policy.non_idempotent = true;
+        assert!(repeatable(&Method::POST, &HeaderMap::new(), &policy));
+    }
+
+    #[test]
+    fn backoff_grows_with_full_jitter() {
+        let policy = RetryPolicy { backoff_base: Duration::from_millis(25), ..Policy::default().retry };
+        let mut rng = rand::rngs::SmallRng::seed_from_u64(1);
+        for (n, ceiling) in [(1, 25), (2, 50), (3, 100), (4, 200), (5, 250), (40, 250)] {
+            let waits: Vec<Duration> = (0..200).map(|_| backoff(&policy, n, &mut rng)).collect();
+            let ceiling = Duration::from_millis(ceiling);
+            assert!(waits.iter().all(|w| *w <= ceiling));
+            assert!(waits.iter().any(|w| *w > ceiling.mul_f64(0.8)) && waits.iter().any(|w| *w < ceiling.mul_f64(0.2)));
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Which route a request takes, and to which backend: decided from the request's head and a snapshot, without any I/O.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use http::request::Parts;
+use rand::Rng;
+
+use crate::error::{ProxyError, Reason};
+use crate::http::headers::authority;
+use crate::model::{Backend, Filter, HostnameMatch, PathMatch, Policy, Route, RouteMatch, Service, ValueMatch};
+
+/// What is to be done with a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Chosen<'a> {
+    pub policy: &'a Arc<Policy>,
+    /// `None`: the Service has no routes.
+    pub route: Option<&'a Route>,
+    /// What the route's path prefix was, for a rewrite that replaces it.
+    pub prefix: Option<&'a str>,
+}
+
+/// The first route that matches wins: they come in the order of Gateway API's precedence.
+///
+/// # Errors
+/// [`Reason::NoRoute`].
+pub fn choose<'a>(service: &'a Service, request: &Parts) -> Result<Chosen<'a>, ProxyError> {
+    if service.routes.is_empty() {
+        return Ok(Chosen {
+            policy: &service.policy,
+            route: None,
+            prefix: None,
+        });
+    }
+    let host = host_without_port(authority(&request.uri, &request.headers));
+    for route in &service.routes {
+        if let Some(prefix) = matches(route, &host, request) {
+            return Ok(Chosen {
+                policy: &route.policy,
+                route: Some(route),
+                prefix,
+            });
+        }
+    }
+    Err(ProxyError::new(
+        Reason::NoRoute,
+        format!(
+            "no route of {} matches {} {}; check the matches of its HTTPRoutes and GRPCRoutes",
+            service.name,
+            request.method,
+            request.uri.path()
+        ),
+    ))
+}
+
+/// The backend by weight, and the filters that are its own.
+///
+/// # Errors
+/// [`Reason::InvalidBackend`], for the share of a backend that does not exist.
+pub fn backend<'a>(
+    service: &'a Service,
+    chosen: &Chosen<'a>,
+    rng: &mut impl Rng,
+) -> Result<(&'a Arc<Backend>, &'a [Filter]), ProxyError> {
+    let invalid = |what: &str| ProxyError::new(Reason::InvalidBackend, what.to_owned());
+    let Some(route) = chosen.route else {
+        let first = service.backends.first();
+        return first
+            .map(|backend| (backend, &[] as &[Filter]))
+            .ok_or_else(|| invalid("the Service has no backend of its own"));
+    };
+    let total: u64 = route.backends.iter().map(|b| u64::from(b.weight)).sum();
+    if total == 0 {
+        return Err(invalid(&format!(
+            "route {} has no backend with a weight; check its backendRefs",
+            route.name
+        )));
+    }
+    let mut at = match route.backends.len() {
+        1 => 0,
+        _ => rng.random_range(0..total),
+    };
+    for weighted in &route.backends {
+        let weight = u64::from(weighted.weight);
+        if at < weight {
+            return match &weighted.backend {
+                Some(backend) => Ok((backend, &weighted.filters)),
+                None => Err(invalid(&format!(
+                    "a backend of route {} does not exist; check its backendRefs and the route's status",
+                    route.name
+                ))),
+            };
+        }
+        at -= weight;
+    }
+    // Not reached: `at` was below the sum of the weights.
+    Err(invalid("no backend was drawn"))
+}
+
+/// `Some`: it matches, and with which path prefix, if it was one.
+fn matches<'a>(route: &'a Route, host: &str, request: &Parts) -> Option<Option<&'a str>> {
+    let hostname = route.hostnames.is_empty()
+        || route.hostnames.iter().any(|hostname| match hostname {
+            HostnameMatch::Exact(name) => name == host,
+            HostnameMatch::Suffix(suffix) => host.len() > suffix.len() && host.ends_with(suffix.as_str()),
+        });
+    if !hostname {
+        return None;
+    }
+    if route.matches.is_empty() {
+        return Some(None);
+    }
+    let matched = route.matches.iter().find(|m| matches_one(m, request))?;
+    Some(match &matched.path {
+        Some(PathMatch::Prefix(prefix)) => Some(prefix.as_str()),
+        _ => None,
+    })
+}
+
+fn matches_one(m: &RouteMatch, request: &Parts) -> bool {
+    m.method.as_ref().is_none_or(|method| *method == request.method)
+        && m.path.as_ref().is_none_or(|path| path_matches(path, request.uri.path()))
+        && m.headers.iter().all(|(name, value)| {
+            // RFC 9110 section 5.3: several fields of one name are one list.
+            let mut values = request.headers.get_all(name).iter().filter_map(|v| v.to_str().ok());
+            let first = values.next();
+            first.is_some_and(|first| match values.next() {
+                None => value_matches(value, first),
+                Some(second) => {
+                    let mut joined = format!("{first},{second}");
+                    values.for_each(|v| {
+                        joined.push(',');
+                        joined.push_str(v);
+                    });
+                    value_matches(value, &joined)
+                }
+            })
+        })
+        && m.query.iter().all(|(name, value)| {
+            query_value(request.uri.query().unwrap_or(""), name).is_some_and(|found| value_matches(value, &found))
+        })
+}
+
+fn path_matches(wanted: &PathMatch, path: &str) -> bool {
+    match wanted {
+        PathMatch::Exact(exact) => exact == path,
+        PathMatch::Prefix(prefix) => path
+            .strip_prefix(prefix.as_str())
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || prefix.is_empty()),
+        PathMatch::Regex(regex) => regex.is_match(path),
+    }
+}
+
+fn value_matches(wanted: &ValueMatch, value: &str) -> bool {
+    match wanted {
+        ValueMatch::Exact(exact) => exact == value,
+        ValueMatch::Regex(regex) => regex.is_match(value),
+    }
+}
+
+/// The first value of a query parameter, decoded.
+fn query_value<'a>(query: &'a str, name: &str) -> Option<Cow<'a, str>> {
+    query.split('&').find_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (decode(key) == name).then(|| decode(value))
+    })
+}
+
+/// application/x-www-form-urlencoded. What is not valid stays as it is.
+fn decode(text: &str) -> Cow<'_, str> {
+    if !text.contains(['%', '+']) {
+        return Cow::Borrowed(text);
+    }
+    let bytes = text.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut i = 0;
+    while i < bytes.len() {
+        let hex = |at: usize| bytes.get(at).and_then(|b| char::from(*b).to_digit(16));
+        match (bytes[i], hex(i + 1), hex(i + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                // Two hexadecimal digits are below 256.
+                decoded.push((high * 16 + low) as u8);
+                i += 3;
+                continue;
+            }
+            (b'+', ..) => decoded.push(b' '),
+            (other, ..) => decoded.push(other),
+        }
+        i += 1;
+    }
+    match String::from_utf8(decoded) {
+        Ok(decoded) => Cow::Owned(decoded),
+        Err(_) => Cow::Borrowed(text),
+    }
+}
+
+fn host_without_port(authority: &str) -> Cow<'_, str> {
+    let host = match authority.rfind(':') {
+        Some(colon) if !authority[colon..].contains(']') => &authority[..colon],
+        _ => authority,
+    };
+    if host.bytes().any(|b| b.is_ascii_uppercase()) {
+        Cow::Owned(host.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(host)
+    }
+}
+
+#[cfg(test)]
+#[path = "route_tests.rs"]
+mod tests;

@@ -1,0 +1,182 @@
+#![allow(clippy::unwrap_used)]
+use super::{backend, choose, decode, host_without_port};
+use crate::error::Reason;
+use crate::model::{
+    Backend, Endpoints, HostnameMatch, PathMatch, Policy, Protocol, Route, RouteMatch, Service, ServiceName, ValueMatch,
+    WeightedBackend,
+};
+use http::request::Parts;
+use http::{HeaderName, Method, Request};
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use std::sync::Arc;
+
+fn named(name: &str) -> ServiceName {
+    ServiceName {
+        namespace: "shop".into(),
+        name: name.into(),
+        port: 80,
+    }
+}
+
+fn to(name: &str) -> Arc<Backend> {
+    Arc::new(Backend {
+        name: named(name),
+        endpoints: Endpoints::Known(Vec::new()),
+    })
+}
+
+fn route(name: &str, matches: Vec<RouteMatch>) -> Route {
+    Route {
+        name: name.into(),
+        hostnames: Vec::new(),
+        matches,
+        filters: Vec::new(),
+        backends: vec![WeightedBackend {
+            backend: Some(to(name)),
+            weight: 1,
+            filters: Vec::new(),
+        }],
+        policy: Arc::default(),
+    }
+}
+
+fn path(path: PathMatch) -> RouteMatch {
+    RouteMatch {
+        path: Some(path),
+        ..RouteMatch::default()
+    }
+}
+
+fn service(routes: Vec<Route>) -> Service {
+    Service {
+        name: named("orders"),
+        protocol: Protocol::Http1,
+        routes,
+        backends: vec![to("orders")],
+        policy: Arc::new(Policy::default()),
+    }
+}
+
+fn request(method: Method, uri: &str, headers: &[(&'static str, &str)]) -> Parts {
+    let mut request = Request::builder().method(method).uri(uri);
+    for (name, value) in headers {
+        request = request.header(HeaderName::from_static(name), *value);
+    }
+    request.body(()).unwrap().into_parts().0
+}
+
+fn get(uri: &str) -> Parts {
+    request(Method::GET, uri, &[("host", "orders.shop:80")])
+}
+
+fn taken(service: &Service, request: &Parts) -> Option<String> {
+    let chosen = choose(service, request).ok()?;
+    Some(chosen.route.map_or("service".into(), |r| r.name.to_string()))
+}
+
+#[test]
+fn no_routes_means_the_service_itself() {
+    let service = service(Vec::new());
+    let request = get("/x");
+    let chosen = choose(&service, &request).unwrap();
+    assert!(chosen.route.is_none());
+    let (to, _) = backend(&service, &chosen, &mut SmallRng::seed_from_u64(1)).unwrap();
+    assert_eq!(&*to.name.name, "orders");
+}
+
+#[test]
+fn the_first_that_matches_wins() {
+    let service = service(vec![
+        route("exact", vec![path(PathMatch::Exact("/a/b".into()))]),
+        route("prefix", vec![path(PathMatch::Prefix("/a".into()))]),
+        route("regex", vec![path(PathMatch::Regex(regex::Regex::new("^(?:/v[0-9]+)$").unwrap()))]),
+    ]);
+    let is = |uri: &str| taken(&service, &get(uri));
+    assert_eq!(is("/a/b"), Some("exact".into()));
+    assert_eq!(is("/a/b/c?d"), Some("prefix".into()));
+    assert_eq!(is("/a"), Some("prefix".into()));
+    assert_eq!(is("/v12"), Some("regex".into()));
+    assert_eq!(is("/ab"), None);
+    let request = get("/ab");
+    assert_eq!(choose(&service, &request).unwrap_err().reason, Reason::NoRoute);
+}
+
+#[test]
+fn everything_in_a_match_must_hold() {
+    let all = RouteMatch {
+        path: Some(PathMatch::Prefix(String::new())),
+        method: Some(Method::POST),
+        headers: vec![(HeaderName::from_static("x-tier"), ValueMatch::Exact("gold,blue".into()))],
+        query: vec![("user name".into(), ValueMatch::Exact("a+b".into()))],
+    };
+    let service = service(vec![route("all", vec![all])]);
+    let two = [("x-tier", "gold"), ("x-tier", "blue")];
+    let good = "/x?z=1&user+name=a%2Bb&user+name=c";
+    assert!(taken(&service, &request(Method::POST, good, &two)).is_some());
+    assert!(taken(&service, &request(Method::GET, good, &two)).is_none());
+    assert!(taken(&service, &request(Method::POST, good, &two[..1])).is_none());
+    assert!(taken(&service, &request(Method::POST, "/x?z=1", &two)).is_none());
+}
+
+#[test]
+fn hostnames() {
+    let mut limited = route("limited", Vec::new());
+    limited.hostnames = vec![
+        HostnameMatch::Exact("orders.shop".into()),
+        HostnameMatch::Suffix(".example.com".into()),
+    ];
+    let service = service(vec![limited]);
+    let host = |h: &str| taken(&service, &request(Method::GET, "/", &[("host", h)])).is_some();
+    assert!(host("orders.shop") && host("Orders.Shop:8080") && host("a.b.example.com"));
+    assert!(!host("example.com") && !host("orders") && !host(".example.com"));
+    let absolute = request(Method::GET, "http://orders.shop/x", &[]);
+    assert!(taken(&service, &absolute).is_some());
+    assert_eq!(host_without_port("[::1]:80"), "[::1]");
+    assert_eq!(host_without_port("[::1]"), "[::1]");
+}
+
+#[test]
+fn weights_are_kept() {
+    let mut canary = route("canary", Vec::new());
+    canary.backends = vec![
+        WeightedBackend { backend: Some(to("old")), weight: 9, filters: Vec::new() },
+        WeightedBackend { backend: Some(to("new")), weight: 1, filters: Vec::new() },
+        WeightedBackend { backend: Some(to("off")), weight: 0, filters: Vec::new() },
+        WeightedBackend { backend: None, weight: 10, filters: Vec::new() },
+    ];
+    let service = service(vec![canary]);
+    let request = get("/");
+    let chosen = choose(&service, &request).unwrap();
+    let mut rng = SmallRng::seed_from_u64(7);
+    let mut counts = std::collections::HashMap::new();
+    for _ in 0..20_000 {
+        let drawn = match backend(&service, &chosen, &mut rng) {
+            Ok((backend, _)) => backend.name.name.to_string(),
+            Err(error) => error.reason.code().to_owned(),
+        };
+        *counts.entry(drawn).or_insert(0) += 1;
+    }
+    assert!((8500..9500).contains(&counts["old"]), "{counts:?}");
+    assert!((800..1200).contains(&counts["new"]), "{counts:?}");
+    assert!((9500..10_500).contains(&counts["invalid-backend"]), "{counts:?}");
+    assert!(!counts.contains_key("off"));
+}
+
+#[test]
+fn a_route_without_backends_is_an_error_of_its_own() {
+    let mut none = route("none", Vec::new());
+    none.backends.clear();
+    let service = service(vec![none]);
+    let request = get("/");
+    let chosen = choose(&service, &request).unwrap();
+    let error = backend(&service, &chosen, &mut SmallRng::seed_from_u64(1)).unwrap_err();
+    assert_eq!(error.reason, Reason::InvalidBackend);
+}
+
+#[test]
+fn decoding() {
+    assert_eq!(decode("a%20b+c"), "a b c");
+    assert_eq!(decode("100%"), "100%");
+    assert_eq!(decode("%ff"), "%ff");
+}

@@ -1,0 +1,181 @@
+//! A target as one worker knows it: discovery's snapshot, and what only this worker has: balancers, connections, budget.
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::Rng;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::balance::{Balancer, Member};
+use super::budget::Budget;
+use crate::dns::Resolver;
+use crate::model::{Backend, Endpoint, Endpoints, Service, ServiceName, Target};
+use crate::telemetry::{ServiceMetrics, Telemetry};
+
+/// See the module. Connections hold it; the worker forgets it when none does and it was idle.
+pub struct WorkerTarget {
+    updates: RefCell<watch::Receiver<Arc<Target>>>,
+    /// `None`: outside the cluster.
+    snapshot: RefCell<Option<Rc<Snapshot>>>,
+    pub budget: RefCell<Budget>,
+    used: Cell<Instant>,
+    resolver: Resolver,
+    telemetry: Telemetry,
+}
+
+/// One state of a Service. A request keeps the one that it began with.
+pub struct Snapshot {
+    pub service: Arc<Service>,
+    backends: Vec<WorkerBackend>,
+    pub metrics: Arc<ServiceMetrics>,
+}
+
+/// A backend with its balancer, which outlives the snapshot.
+#[derive(Clone)]
+pub struct WorkerBackend {
+    backend: Arc<Backend>,
+    balancer: Rc<RefCell<Balancer>>,
+    /// Addresses of a DNS name, as they come.
+    names: Option<Rc<RefCell<watch::Receiver<Arc<[SocketAddr]>>>>>,
+}
+
+impl WorkerTarget {
+    /// Begins with what `updates` holds.
+    pub fn new(updates: watch::Receiver<Arc<Target>>, resolver: Resolver, telemetry: Telemetry, now: Instant) -> Self {
+        let target = Self {
+            updates: RefCell::new(updates),
+            snapshot: RefCell::new(None),
+            budget: RefCell::new(Budget::new(now)),
+            used: Cell::new(now),
+            resolver,
+            telemetry,
+        };
+        target.refresh(now);
+        target
+    }
+
+    /// The newest state. `None`: outside the cluster.
+    pub fn current(&self, now: Instant) -> Option<Rc<Snapshot>> {
+        self.used.set(now);
+        // An error means that discovery has ended: the last state stays.
+        if self.updates.borrow().has_changed().unwrap_or(false) {
+            self.refresh(now);
+        }
+        self.snapshot.borrow().clone()
+    }
+
+    /// Since its last request or connection.
+    pub fn idle(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.used.get())
+    }
+
+    /// Closes connections that were idle for too long.
+    pub fn sweep(&self, now: Instant) {
+        if let Some(snapshot) = &*self.snapshot.borrow() {
+            for backend in &snapshot.backends {
+                backend.balancer.borrow().members().iter().for_each(|m| m.pool.sweep(now));
+            }
+        }
+    }
+
+    fn refresh(&self, now: Instant) {
+        let target = Arc::clone(&self.updates.borrow_mut().borrow_and_update());
+        let Target::Service(service) = &*target else {
+            *self.snapshot.borrow_mut() = None;
+            return;
+        };
+        let old = self.snapshot.borrow_mut().take();
+        let backends = service
+            .backends
+            .iter()
+            .map(|backend| {
+                let same = old.as_ref().and_then(|old| old.backends.iter().find(|o| o.backend.name == backend.name));
+                WorkerBackend::new(backend, same, &self.resolver, now)
+            })
+            .collect();
+        *self.snapshot.borrow_mut() = Some(Rc::new(Snapshot {
+            metrics: self.telemetry.metrics().service(Some(&service.name)),
+            service: Arc::clone(service),
+            backends,
+        }));
+    }
+}
+
+impl Snapshot {
+    /// What this worker knows of a backend that a route names.
+    pub fn backend(&self, of: &Arc<Backend>) -> Option<&WorkerBackend> {
+        self.backends
+            .iter()
+            .find(|b| Arc::ptr_eq(&b.backend, of))
+            .or_else(|| self.backends.iter().find(|b| b.backend.name == of.name))
+    }
+}
+
+impl WorkerBackend {
+    /// Its name.
+    pub fn name(&self) -> &ServiceName {
+        &self.backend.name
+    }
+
+    /// An endpoint for the next attempt. A name that has not been resolved yet is waited for, at most for `limit`.
+    pub async fn pick(&self, tried: &[Rc<Member>], limit: Duration, rng: &RefCell<impl Rng>) -> Option<Rc<Member>> {
+        if let Some(names) = &self.names {
+            self.resolved(names, limit).await;
+        }
+        self.balancer.borrow().pick(tried, Instant::now(), &mut *rng.borrow_mut())
+    }
+
+    fn new(backend: &Arc<Backend>, old: Option<&WorkerBackend>, resolver: &Resolver, now: Instant) -> Self {
+        let balancer = old.map_or_else(Rc::default, |old| Rc::clone(&old.balancer));
+        let names = match &backend.endpoints {
+            Endpoints::Known(endpoints) => {
+                balancer.borrow_mut().update(endpoints, now);
+                None
+            }
+            Endpoints::Dns { host, port } => {
+                let same = old.filter(|old| {
+                    matches!(&old.backend.endpoints, Endpoints::Dns { host: h, port: p } if h == host && p == port)
+                });
+                Some(same.and_then(|old| old.names.clone()).unwrap_or_else(|| {
+                    balancer.borrow_mut().update(&[], now);
+                    Rc::new(RefCell::new(resolver.watch(host, *port)))
+                }))
+            }
+        };
+        Self {
+            backend: Arc::clone(backend),
+            balancer,
+            names,
+        }
+    }
+
+    async fn resolved(&self, names: &Rc<RefCell<watch::Receiver<Arc<[SocketAddr]>>>>, limit: Duration) {
+        if self.balancer.borrow().members().is_empty() {
+            // A clone, because a `RefCell` must not stay borrowed across an await.
+            let mut answer = names.borrow().clone();
+            if !answer.has_changed().unwrap_or(true) {
+                let _ = tokio::time::timeout(limit, answer.changed()).await;
+            }
+        }
+        let mut names = names.borrow_mut();
+        if names.has_changed().unwrap_or(false) {
+            let endpoints: Vec<Arc<Endpoint>> = names
+                .borrow_and_update()
+                .iter()
+                .map(|address| {
+                    Arc::new(Endpoint {
+                        address: *address,
+                        identity: None,
+                        zone: None,
+                        pod: None,
+                    })
+                })
+                .collect();
+            self.balancer.borrow_mut().update(&endpoints, Instant::now());
+        }
+    }
+}

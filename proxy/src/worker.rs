@@ -1,0 +1,204 @@
+//! One thread that carries connections, with everything that they need and no other thread has: no lock, no sharing.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use tokio::net::TcpListener;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use crate::config::{Config, Destination, InboundDestination};
+use crate::discovery::{Discovery, TargetKey};
+use crate::dns::Resolver;
+use crate::drain::{Activity, Phase, Signal};
+use crate::error::ProxyError;
+use crate::http::pool::Pool;
+use crate::identity::Identity;
+use crate::net::{Io, listen};
+use crate::outbound::target::WorkerTarget;
+use crate::telemetry::Telemetry;
+use crate::{inbound, outbound};
+
+/// How often idle connections and targets are looked for. The only timer of a worker that nothing waits for.
+const SWEEP: Duration = Duration::from_secs(1);
+/// A target without connections is forgotten after this.
+const TARGET_IDLE: Duration = Duration::from_secs(60);
+/// How long a connection waits for discovery's first answer.
+const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What all workers share, and the control runtime carries.
+pub struct Process {
+    pub config: Config,
+    pub identity: Identity,
+    pub discovery: Discovery,
+    pub resolver: Resolver,
+    pub telemetry: Telemetry,
+    /// The addresses that are listened on: a connection to one of them is never forwarded.
+    pub listening: Vec<SocketAddr>,
+}
+
+/// A worker's own sockets, bound before it starts.
+pub struct Listeners {
+    pub outbound: Vec<(std::net::TcpListener, Destination)>,
+    pub inbound: Vec<(std::net::TcpListener, InboundDestination)>,
+}
+
+/// See the module.
+pub struct Worker {
+    pub process: Arc<Process>,
+    pub activity: Rc<Activity>,
+    pub rng: RefCell<SmallRng>,
+    /// Mirrored requests that are under way.
+    pub mirrors: Cell<usize>,
+    targets: RefCell<HashMap<TargetKey, Rc<WorkerTarget>>>,
+    /// Connections to the app, by its address.
+    apps: RefCell<HashMap<SocketAddr, Rc<Pool>>>,
+}
+
+/// Runs a worker on this thread until it was drained.
+///
+/// # Errors
+/// When the system gives no event queue.
+pub fn run(process: Arc<Process>, listeners: Listeners, mut signal: Signal) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build_local(tokio::runtime::LocalOptions::default())?;
+    runtime.block_on(async move {
+        let worker = Rc::new(Worker {
+            process,
+            activity: Rc::default(),
+            rng: RefCell::new(SmallRng::from_os_rng()),
+            mirrors: Cell::new(0),
+            targets: RefCell::default(),
+            apps: RefCell::default(),
+        });
+        worker.listen(listeners)?;
+        tokio::task::spawn_local(sweep(Rc::clone(&worker)));
+        signal.reached(Phase::Draining).await;
+        let deadline = worker.process.config.drain_timeout;
+        tokio::select! {
+            drained = tokio::time::timeout(deadline, worker.activity.drain()) => {
+                if drained.is_err() {
+                    tracing::warn!(?deadline, "requests were still in flight when the time to drain was up");
+                }
+            }
+            () = signal.reached(Phase::Forced) => {}
+        }
+        Ok(())
+    })
+}
+
+impl Worker {
+    /// What is behind `key`, asked of discovery if this worker does not know it yet.
+    ///
+    /// # Errors
+    /// [`crate::error::Reason::DiscoveryUnavailable`].
+    pub async fn target(&self, key: &TargetKey) -> Result<Rc<WorkerTarget>, ProxyError> {
+        let known = |targets: &HashMap<TargetKey, Rc<WorkerTarget>>| targets.get(key).map(Rc::clone);
+        if let Some(target) = known(&self.targets.borrow()) {
+            return Ok(target);
+        }
+        let process = &self.process;
+        let updates = process.discovery.watch(key.clone(), DISCOVERY_TIMEOUT).await?;
+        // Another connection may have asked for the same meanwhile.
+        if let Some(target) = known(&self.targets.borrow()) {
+            return Ok(target);
+        }
+        let target = Rc::new(WorkerTarget::new(
+            updates,
+            process.resolver.clone(),
+            process.telemetry.clone(),
+            Instant::now(),
+        ));
+        self.targets.borrow_mut().insert(key.clone(), Rc::clone(&target));
+        Ok(target)
+    }
+
+    /// The connections to the app at an address.
+    pub fn app(&self, address: SocketAddr) -> Rc<Pool> {
+        Rc::clone(self.apps.borrow_mut().entry(address).or_default())
+    }
+
+    /// Whether the address is this very pod's.
+    pub fn is_own_pod(&self, address: SocketAddr) -> bool {
+        self.process.config.workload.pod_ips.contains(&address.ip())
+    }
+
+    /// Whether to connect there would come back to this sidecar.
+    pub fn is_own_listener(&self, address: SocketAddr) -> bool {
+        let own_address = |listening: &SocketAddr| {
+            listening.ip() == address.ip() || address.ip().is_loopback() || self.is_own_pod(address)
+        };
+        self.process
+            .listening
+            .iter()
+            .any(|listening| listening.port() == address.port() && own_address(listening))
+    }
+
+    fn listen(self: &Rc<Self>, listeners: Listeners) -> std::io::Result<()> {
+        for (socket, to) in listeners.outbound {
+            let listener = TcpListener::from_std(socket)?;
+            tokio::task::spawn_local(accept_outbound(Rc::clone(self), listener, to));
+        }
+        for (socket, to) in listeners.inbound {
+            let listener = TcpListener::from_std(socket)?;
+            tokio::task::spawn_local(accept_inbound(Rc::clone(self), listener, to));
+        }
+        Ok(())
+    }
+}
+
+async fn accept_outbound(worker: Rc<Worker>, listener: TcpListener, to: Destination) {
+    loop {
+        let (stream, client) = listen::accept(&listener).await;
+        let key = match &to {
+            Destination::Named(name) => TargetKey::Named(Arc::clone(name)),
+            Destination::Original => match listen::original_destination(&stream) {
+                Some(original) if !worker.is_own_listener(original) => TargetKey::Address(original),
+                _ => {
+                    tracing::debug!(%client, "a connection to the outbound listener itself is closed: it was not captured");
+                    continue;
+                }
+            },
+        };
+        outbound::spawn(Rc::clone(&worker), stream, key);
+    }
+}
+
+async fn accept_inbound(worker: Rc<Worker>, listener: TcpListener, to: InboundDestination) {
+    loop {
+        let (stream, client) = listen::accept(&listener).await;
+        let app = match &to {
+            InboundDestination::Fixed(app) => *app,
+            InboundDestination::Original => match listen::original_destination(&stream) {
+                Some(original) if !worker.is_own_listener(original) => original,
+                _ => {
+                    tracing::debug!(%client, "a connection to the inbound listener itself is closed: it was not captured");
+                    continue;
+                }
+            },
+        };
+        inbound::spawn(Rc::clone(&worker), Io::Tcp(stream), app, Some(client));
+    }
+}
+
+async fn sweep(worker: Rc<Worker>) {
+    let mut tick = tokio::time::interval(SWEEP);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let now = tick.tick().await;
+        worker.targets.borrow_mut().retain(|_, target| {
+            target.sweep(now);
+            Rc::strong_count(target) > 1 || target.idle(now) < TARGET_IDLE
+        });
+        worker.apps.borrow_mut().retain(|_, pool| {
+            pool.sweep(now);
+            Rc::strong_count(pool) > 1 || !pool.is_empty()
+        });
+    }
+}
