@@ -1,1 +1,44 @@
-//! Placeholder.
+//! Outrigger's control plane: issues identities, and streams discovery and policy to the sidecars.
+//!
+//! Two halves. The pure one needs no Kubernetes and is what the demo and tests use: [`ca`] (keys and certificates),
+//! [`issuer`] (the identity service over any [`issuer::Authenticator`]), [`index`] (objects in, answers out),
+//! [`discovery`] (the discovery service over any [`discovery::Discover`]) and [`server`] (TLS and gRPC). The other,
+//! [`cluster`], connects them to the API server; [`app`] puts all of it together.
+//!
+//! # What it must be allowed to do
+//!
+//! ClusterRole:
+//!
+//! | API group | resources | names | verbs |
+//! |---|---|---|---|
+//! | "" | services, pods, namespaces | | list, watch |
+//! | discovery.k8s.io | endpointslices | | list, watch |
+//! | gateway.networking.k8s.io | httproutes, grpcroutes, referencegrants | | list, watch |
+//! | gateway.networking.k8s.io | httproutes/status, grpcroutes/status | | patch |
+//! | outrigger.dev | trafficpolicies | | list, watch |
+//! | outrigger.dev | trafficpolicies/status | | patch |
+//! | authentication.k8s.io | tokenreviews | | create |
+//! | "" | configmaps | outrigger-trust-bundle | list, watch, patch |
+//! | "" | configmaps | | create |
+//!
+//! Role in its own namespace:
+//!
+//! | API group | resources | names | verbs |
+//! |---|---|---|---|
+//! | "" | secrets | outrigger-ca | get, list, watch |
+//! | "" | secrets | | create |
+//!
+//! (`create` cannot be limited to names. A list or watch limited to one name is allowed by a rule with that name. API
+//! discovery is allowed to everybody who is authenticated.)
+
+pub mod admin;
+pub mod app;
+pub mod ca;
+pub mod cluster;
+pub mod discovery;
+pub mod gateway;
+pub mod index;
+pub mod issuer;
+pub mod metrics;
+pub mod policy;
+pub mod server;

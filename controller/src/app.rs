@@ -1,0 +1,145 @@
+//! The controller as a whole.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use kube::Client;
+use outrigger_api::spiffe::SpiffeId;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::ca_secret::CaSecret;
+use crate::cluster::token_review::TokenReviews;
+use crate::cluster::{bundle, status, watch as watches};
+use crate::discovery::Discover;
+use crate::index::Index;
+use crate::issuer::Issuer;
+use crate::metrics::Metrics;
+use crate::server::{self, ServerTls};
+use crate::{admin, ca};
+
+/// Between attempts to get a CA at the start.
+const CA_RETRY: Duration = Duration::from_secs(2);
+
+/// What the controller is told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Its own namespace: where the CA's Secret is.
+    pub namespace: String,
+    /// Its own ServiceAccount.
+    pub service_account: String,
+    /// Of all SVIDs.
+    pub trust_domain: String,
+    /// The Secret with the CA.
+    pub ca_secret: String,
+    /// Where sidecars connect to.
+    pub listen: SocketAddr,
+    /// Where probes and metrics are served.
+    pub admin: SocketAddr,
+    /// How long SVIDs live.
+    pub svid_ttl: Duration,
+}
+
+/// Runs until `shutdown` is cancelled.
+///
+/// # Errors
+/// When a port cannot be bound, the controller's own name is not one for a SPIFFE ID, or serving fails as a whole. An
+/// API server that cannot be reached is waited for.
+pub async fn run(config: Config, client: Client, shutdown: CancellationToken) -> anyhow::Result<()> {
+    // Whatever ends this function ends all that it started.
+    let stop = shutdown.child_token();
+    let _stop_all = stop.clone().drop_guard();
+    let metrics = Arc::new(Metrics::default());
+    let id = SpiffeId::new(&config.trust_domain, &config.namespace, &config.service_account)?;
+    let listener = bind(config.listen).await?;
+    let ready = watch::Sender::new(false);
+    let admin_listener = bind(config.admin).await?;
+    tokio::spawn(admin::serve(
+        admin_listener,
+        metrics.clone(),
+        ready.subscribe(),
+        stop.clone(),
+    ));
+
+    let index = Index::new(&config.trust_domain, metrics.clone());
+    tokio::spawn(watches::run(client.clone(), index.clone(), stop.clone()));
+
+    let secret = CaSecret::new(
+        client.clone(),
+        &config.namespace,
+        &config.ca_secret,
+        &config.trust_domain,
+    );
+    let Some(first_ca) = stop.run_until_cancelled(first_ca(&secret, &metrics)).await else {
+        return Ok(());
+    };
+    let ca = watch::Sender::new(Arc::new(first_ca));
+    let trusted = ca.subscribe();
+    tokio::spawn(
+        stop.clone()
+            .run_until_cancelled_owned(secret.follow(ca, metrics.clone())),
+    );
+    tokio::spawn(stop.clone().run_until_cancelled_owned({
+        let (client, trusted, namespaces) = (client.clone(), trusted.clone(), index.bundle_namespaces());
+        let home = config.namespace.clone();
+        async move { bundle::run(client, &home, trusted, namespaces).await }
+    }));
+    tokio::spawn(
+        stop.clone()
+            .run_until_cancelled_owned(status::run(client.clone(), index.clone(), metrics.clone())),
+    );
+
+    tokio::spawn(stop.clone().run_until_cancelled_owned({
+        let mut synced = index.synced();
+        async move {
+            // The index outlives its readers.
+            if synced.wait_for(|&synced| synced).await.is_ok() {
+                ready.send_replace(true);
+                tracing::info!("ready");
+            }
+            std::future::pending::<()>().await;
+        }
+    }));
+    let issuer = Issuer::new(
+        trusted.clone(),
+        TokenReviews::new(client),
+        config.trust_domain,
+        config.svid_ttl,
+        metrics.clone(),
+    );
+    let tls = ServerTls {
+        ca: trusted,
+        id,
+        ttl: config.svid_ttl,
+        metrics,
+    };
+    server::serve(listener, tls, issuer, Some(index), stop).await
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let bound = match TcpListener::bind(address).await {
+        // A node whose kernel has no IPv6.
+        Err(_) if address.ip() == Ipv6Addr::UNSPECIFIED => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        bound => bound,
+    };
+    bound.with_context(|| format!("binding {address}"))
+}
+
+/// Tries until there is a CA: the operator may be about to put it there, or the API server may be starting.
+async fn first_ca(secret: &CaSecret, metrics: &Metrics) -> ca::Ca {
+    loop {
+        match secret.read_or_make().await {
+            Ok(ca) => return ca,
+            Err(e) => {
+                metrics.ca_error();
+                tracing::error!(error = %format!("{e:#}"), "there is no CA yet; trying again");
+                tokio::time::sleep(CA_RETRY).await;
+            }
+        }
+    }
+}

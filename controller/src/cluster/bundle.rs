@@ -1,0 +1,127 @@
+//! The trust bundle, as a ConfigMap in every namespace whose pods mount it.
+//!
+//! It is never taken away: a namespace that has lost its label may still have pods with sidecars, and roots are public.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client};
+use outrigger_api::labels::{TRUST_BUNDLE_CONFIG_MAP, TRUST_BUNDLE_KEY};
+use serde_json::json;
+use tokio::sync::watch;
+
+use crate::ca::Ca;
+
+/// After a write that failed.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// What is in the ConfigMaps now, by namespace: the bundle, or None where the ConfigMap has none.
+type Present = BTreeMap<Arc<str>, Option<String>>;
+
+/// Keeps the ConfigMaps equal to the CA's bundle, for ever. `home` is the controller's own namespace.
+pub async fn run(
+    client: Client,
+    home: &str,
+    mut ca: watch::Receiver<Arc<Ca>>,
+    mut namespaces: watch::Receiver<BTreeSet<Arc<str>>>,
+) {
+    let config = watcher::Config::default().fields(&format!("metadata.name={TRUST_BUNDLE_CONFIG_MAP}"));
+    let api: Api<ConfigMap> = Api::all(client.clone());
+    let mut events = std::pin::pin!(watcher(api, config).default_backoff());
+    let mut present = Present::new();
+    let mut listed = false;
+    let mut retry = None;
+    loop {
+        if listed {
+            let mut wanted = namespaces.borrow_and_update().clone();
+            wanted.insert(home.into());
+            let bundle = ca.borrow_and_update().bundle_pem();
+            retry = write(&client, &wanted, &bundle, &mut present)
+                .await
+                .then(|| tokio::time::Instant::now() + RETRY);
+        }
+        tokio::select! {
+            event = events.try_next() => match event {
+                Ok(Some(event)) => listed |= note(event, &mut present),
+                Ok(None) => return,
+                Err(e) => tracing::warn!(error = %e, "watching the trust bundle's ConfigMaps failed; trying again"),
+            },
+            Ok(()) = ca.changed() => {}
+            Ok(()) = namespaces.changed() => {}
+            () = tokio::time::sleep_until(retry.unwrap_or_else(tokio::time::Instant::now)), if retry.is_some() => {}
+        }
+    }
+}
+
+/// True when a list is complete.
+fn note(event: watcher::Event<ConfigMap>, present: &mut Present) -> bool {
+    let namespace = |map: &ConfigMap| Arc::from(map.metadata.namespace.as_deref().unwrap_or_default());
+    match event {
+        watcher::Event::Init => present.clear(),
+        watcher::Event::InitDone => return true,
+        watcher::Event::Delete(map) => drop(present.remove(&namespace(&map))),
+        watcher::Event::Apply(map) | watcher::Event::InitApply(map) => {
+            let bundle = map.data.as_ref().and_then(|data| data.get(TRUST_BUNDLE_KEY)).cloned();
+            present.insert(namespace(&map), bundle);
+        }
+    }
+    false
+}
+
+/// The namespaces whose ConfigMap is absent or another's.
+fn to_write<'a>(wanted: &'a BTreeSet<Arc<str>>, bundle: &str, present: &Present) -> Vec<&'a Arc<str>> {
+    let is_equal = |namespace: &Arc<str>| present.get(namespace).is_some_and(|now| now.as_deref() == Some(bundle));
+    wanted.iter().filter(|namespace| !is_equal(namespace)).collect()
+}
+
+/// True if one of them failed.
+async fn write(client: &Client, wanted: &BTreeSet<Arc<str>>, bundle: &str, present: &mut Present) -> bool {
+    let mut failed = false;
+    for namespace in to_write(wanted, bundle, present) {
+        let map = json!({
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {
+                "name": TRUST_BUNDLE_CONFIG_MAP,
+                "labels": {"app.kubernetes.io/managed-by": "outrigger-controller"},
+            },
+            "data": {TRUST_BUNDLE_KEY: bundle},
+        });
+        let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+        let params = PatchParams::apply("outrigger-controller").force();
+        match api.patch(TRUST_BUNDLE_CONFIG_MAP, &params, &Patch::Apply(&map)).await {
+            Ok(_) => {
+                tracing::info!(%namespace, "wrote the trust bundle");
+                present.insert(namespace.clone(), Some(bundle.to_owned()));
+            }
+            Err(e) => {
+                failed = true;
+                tracing::warn!(%namespace, error = %e, "cannot write the trust bundle: pods there cannot start; trying again");
+            }
+        }
+    }
+    failed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Present, to_write};
+    use std::sync::Arc;
+
+    #[test]
+    fn only_what_differs_is_written() {
+        let wanted = ["a", "b", "c", "d"].map(Arc::from).into();
+        let mut present = Present::new();
+        present.insert("a".into(), Some("new".to_owned()));
+        present.insert("b".into(), Some("old".to_owned()));
+        present.insert("c".into(), None);
+        present.insert("elsewhere".into(), Some("old".to_owned()));
+        let written: Vec<_> = to_write(&wanted, "new", &present).into_iter().map(|n| &**n).collect();
+        assert_eq!(written, ["b", "c", "d"]);
+    }
+}

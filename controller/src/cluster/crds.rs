@@ -1,0 +1,132 @@
+//! Kinds that may be absent, and may come and go: Gateway API's and Outrigger's own.
+//!
+//! API discovery needs no rights of its own and costs the API server next to nothing, so it is asked every few seconds.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::api::ApiResource;
+use kube::core::{DynamicObject, GroupVersionKind};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::watch::{Fill, Waiting};
+use crate::gateway::{self, Route, RouteKind};
+use crate::index::objects::{Kind, Object, ObjectName};
+use crate::index::{Index, from_k8s};
+use crate::policy::{self, TrafficPolicy};
+
+/// How often API discovery is asked.
+const POLL: Duration = Duration::from_secs(3);
+
+pub(super) const KINDS: [Kind; 4] = [
+    Kind::HttpRoute,
+    Kind::GrpcRoute,
+    Kind::ReferenceGrant,
+    Kind::TrafficPolicy,
+];
+
+/// Watches the kinds that there are, for ever.
+pub(super) async fn run(client: Client, index: Arc<Index>, waiting: Waiting) {
+    let mut watched: HashMap<Kind, (ApiResource, DropGuard)> = HashMap::new();
+    loop {
+        match resources(&client).await {
+            Ok(present) => {
+                for kind in KINDS {
+                    follow(&client, &index, &waiting, kind, present.get(&kind), &mut watched);
+                }
+            }
+            Err(e) => tracing::warn!(error = %e, "API discovery failed; the kinds that are known stay in use"),
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Starts, restarts or ends the watch of one kind.
+fn follow(
+    client: &Client,
+    index: &Arc<Index>,
+    waiting: &Waiting,
+    kind: Kind,
+    present: Option<&ApiResource>,
+    watched: &mut HashMap<Kind, (ApiResource, DropGuard)>,
+) {
+    if watched.get(&kind).map(|(resource, _)| resource) == present {
+        if present.is_none() {
+            waiting.arrived(kind); // there are none of them, and that is known
+        }
+        return;
+    }
+    drop(watched.remove(&kind));
+    if kind == Kind::ReferenceGrant {
+        index.set_grants_exist(present.is_some());
+    }
+    let Some(resource) = present else {
+        tracing::info!(?kind, "the cluster does not have this kind any more");
+        index.retain(kind, &[].into());
+        return;
+    };
+    tracing::info!(?kind, version = resource.version, "the cluster has this kind");
+    let stop = CancellationToken::new();
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), resource);
+    let events = watcher(api, watcher::Config::default()).default_backoff();
+    let fill = Fill {
+        kind,
+        index: index.clone(),
+        waiting: waiting.clone(),
+    };
+    let convert = move |object: &DynamicObject| convert(kind, object);
+    tokio::spawn(stop.clone().run_until_cancelled_owned(fill.follow(events, convert)));
+    watched.insert(kind, (resource.clone(), stop.drop_guard()));
+}
+
+fn convert(kind: Kind, object: &DynamicObject) -> Option<(ObjectName, Object)> {
+    let name = from_k8s::object_name(&object.metadata);
+    let route = |kind| Some(Object::Route(Box::new(Route::read(kind, object)?)));
+    let object = match kind {
+        Kind::HttpRoute => route(RouteKind::Http)?,
+        Kind::GrpcRoute => route(RouteKind::Grpc)?,
+        Kind::TrafficPolicy => Object::TrafficPolicy(Box::new(TrafficPolicy::read(object))),
+        Kind::ReferenceGrant => return from_k8s::reference_grant(object),
+        Kind::Service | Kind::EndpointSlice | Kind::Pod | Kind::Namespace => return None,
+    };
+    Some((name, object))
+}
+
+/// Which of the kinds the API server has, each in the version that its group prefers among those that have it.
+async fn resources(client: &Client) -> kube::Result<HashMap<Kind, ApiResource>> {
+    let mut found = HashMap::new();
+    for group in client.list_api_groups().await?.groups {
+        if group.name != gateway::GROUP && group.name != policy::GROUP {
+            continue;
+        }
+        let preferred = group.preferred_version.iter();
+        let versions = preferred.chain(
+            group
+                .versions
+                .iter()
+                .filter(|v| Some(*v) != group.preferred_version.as_ref()),
+        );
+        for version in versions {
+            for resource in client.list_api_group_resources(&version.group_version).await?.resources {
+                let kind = match (group.name.as_str(), resource.kind.as_str()) {
+                    (gateway::GROUP, "HTTPRoute") => Kind::HttpRoute,
+                    (gateway::GROUP, "GRPCRoute") => Kind::GrpcRoute,
+                    (gateway::GROUP, "ReferenceGrant") => Kind::ReferenceGrant,
+                    (policy::GROUP, "TrafficPolicy") => Kind::TrafficPolicy,
+                    _ => continue,
+                };
+                if resource.name.contains('/') {
+                    continue; // a subresource
+                }
+                let gvk = GroupVersionKind::gvk(&group.name, &version.version, &resource.kind);
+                found
+                    .entry(kind)
+                    .or_insert_with(|| ApiResource::from_gvk_with_plural(&gvk, &resource.name));
+            }
+        }
+    }
+    Ok(found)
+}

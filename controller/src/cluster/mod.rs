@@ -1,0 +1,9 @@
+//! Everything that talks to the Kubernetes API server. What it learns goes into plain data ([`crate::index`],
+//! [`crate::ca`]), and what is decided from that is carried out here.
+
+pub mod bundle;
+pub mod ca_secret;
+mod crds;
+pub mod status;
+pub mod token_review;
+pub mod watch;

@@ -1,0 +1,170 @@
+//! Writes the conditions of routes and policies where they differ from what they should be.
+//!
+//! Every replica does it: they come to the same words, and a write that is not needed is not made. A write says which
+//! version of the object it was made for, so that one replica cannot undo what another controller wrote.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::api::{ApiResource, Patch, PatchParams};
+use kube::core::{DynamicObject, GroupVersionKind};
+use kube::{Api, Client};
+use outrigger_api::policy::Condition;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::time::Instant;
+
+use crate::gateway::{self, RouteKind};
+use crate::index::Index;
+use crate::index::objects::{Kind, ObjectName};
+use crate::index::store::Store;
+use crate::metrics::Metrics;
+use crate::policy;
+
+/// How long changes are gathered.
+const DEBOUNCE: Duration = Duration::from_millis(50);
+/// After this time what still differs is written again.
+const RETRY: Duration = Duration::from_secs(10);
+/// Writes of one object within [`WINDOW`]: two versions of the controller, which put things differently, must not write
+/// over one another without end.
+const MAX_WRITES: u32 = 10;
+const WINDOW: Duration = Duration::from_secs(60);
+
+/// A status to write.
+#[derive(Clone, Debug, PartialEq)]
+struct Write {
+    kind: Kind,
+    name: ObjectName,
+    resource_version: String,
+    status: Value,
+}
+
+/// Keeps the conditions right, for ever.
+pub async fn run(client: Client, index: Arc<Index>, metrics: Arc<Metrics>) {
+    let mut changes = index.status_changes();
+    let mut synced = crate::discovery::Discover::synced(&*index);
+    // Before that, everything would be missing something.
+    if synced.wait_for(|&synced| synced).await.is_err() {
+        return;
+    }
+    let mut written = Written::default();
+    loop {
+        changes.borrow_and_update();
+        let now = OffsetDateTime::now_utc()
+            .replace_nanosecond(0)
+            .unwrap_or_else(|_| OffsetDateTime::now_utc());
+        let now = now.format(&Rfc3339).unwrap_or_default();
+        for write in written.due(index.read(|store| wanted(store, &now)), Instant::now()) {
+            match patch(&client, &write).await {
+                Ok(()) => metrics.status_written(),
+                // A newer version is on its way through the watch, or the object is gone.
+                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+                Err(e) => tracing::warn!(kind = ?write.kind, name = %write.name, error = %e, "cannot write a status"),
+            }
+        }
+        tokio::select! {
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                tokio::time::sleep(DEBOUNCE).await;
+            }
+            () = tokio::time::sleep(RETRY) => {}
+        }
+    }
+}
+
+/// All statuses that are not as they should be.
+fn wanted(store: &Store, now: &str) -> Vec<Write> {
+    let routes = store.routes.iter().filter_map(|((kind, name), route)| {
+        Some(Write {
+            kind: match kind {
+                RouteKind::Http => Kind::HttpRoute,
+                RouteKind::Grpc => Kind::GrpcRoute,
+            },
+            name: name.clone(),
+            resource_version: route.resource_version.clone(),
+            status: json!({"parents": gateway::status::parents(store, route, now)?}),
+        })
+    });
+    let policies = store.policies.iter().filter_map(|(name, policy)| {
+        let condition = timed(policy::condition(store, policy), policy.condition.as_ref(), now)?;
+        Some(Write {
+            kind: Kind::TrafficPolicy,
+            name: name.clone(),
+            resource_version: policy.resource_version.clone(),
+            status: json!({"conditions": [condition]}),
+        })
+    });
+    routes.chain(policies).collect()
+}
+
+/// The condition with its time: that of the last change from one status to another. None: it is so already.
+fn timed(mut new: Condition, old: Option<&Condition>, now: &str) -> Option<Condition> {
+    new.last_transition_time = match old {
+        Some(old) if old.status == new.status => old.last_transition_time.clone(),
+        _ => now.to_owned(),
+    };
+    (old != Some(&new)).then_some(new)
+}
+
+/// What was written when.
+#[derive(Default)]
+struct Written(HashMap<(Kind, ObjectName), Recent>);
+
+struct Recent {
+    /// The version that it was written for.
+    resource_version: String,
+    at: Instant,
+    writes: u32,
+    window: Instant,
+}
+
+impl Written {
+    /// Those of the writes that are to be made now.
+    fn due(&mut self, writes: Vec<Write>, now: Instant) -> Vec<Write> {
+        self.0
+            .retain(|_, recent| now - recent.window < WINDOW || now - recent.at < WINDOW);
+        let mut due = Vec::new();
+        for write in writes {
+            let recent = self
+                .0
+                .entry((write.kind, write.name.clone()))
+                .or_insert_with(|| Recent {
+                    resource_version: String::new(),
+                    at: now,
+                    writes: 0,
+                    window: now,
+                });
+            // The watch has not brought the result of the last write yet.
+            let in_flight = recent.resource_version == write.resource_version && now - recent.at < RETRY;
+            if now - recent.window >= WINDOW {
+                (recent.window, recent.writes) = (now, 0);
+            }
+            if in_flight || recent.writes >= MAX_WRITES {
+                continue;
+            }
+            recent.resource_version.clone_from(&write.resource_version);
+            recent.at = now;
+            recent.writes += 1;
+            due.push(write);
+        }
+        due
+    }
+}
+
+async fn patch(client: &Client, write: &Write) -> kube::Result<()> {
+    let (group, version, kind, plural) = match write.kind {
+        Kind::HttpRoute => (gateway::GROUP, "v1", "HTTPRoute", "httproutes"),
+        Kind::GrpcRoute => (gateway::GROUP, "v1", "GRPCRoute", "grpcroutes"),
+        _ => (policy::GROUP, "v1alpha1", "TrafficPolicy", "trafficpolicies"),
+    };
+    let resource = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural);
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &write.name.namespace, &resource);
+    let body = json!({"metadata": {"resourceVersion": write.resource_version}, "status": write.status});
+    api.patch_status(&write.name.name, &PatchParams::default(), &Patch::Merge(&body))
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,339 @@
+//! HTTPRoutes and GRPCRoutes whose parent is a Service (Gateway API for mesh, GEP-1426).
+//!
+//! A route is read once into [`Route`], in which everything that does not depend on other objects is decided. What
+//! cannot be read is said in the route's status; a rule with a filter that is not known answers 500, since leaving the
+//! filter out could make the rule looser.
+//!
+//! `hostnames` of a route are passed over: GEP-1426 says that a mesh should infer nothing from them.
+
+mod matches;
+mod spec;
+pub(crate) mod status;
+
+use std::sync::Arc;
+
+use kube::core::DynamicObject;
+use outrigger_api::{discovery as proto, duration};
+use serde::Deserialize;
+use serde_json::Value;
+
+pub(crate) use self::matches::Rank;
+use self::spec::{BackendRefSpec, FilterSpec, HeaderModifierSpec, ParentRef, PathModifierSpec, RouteSpec, RuleSpec};
+use crate::index::objects::ObjectName;
+
+/// The API group of routes and grants.
+pub const GROUP: &str = "gateway.networking.k8s.io";
+
+/// Which kind of route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum RouteKind {
+    Http,
+    Grpc,
+}
+
+impl RouteKind {
+    /// The kind's name in the API.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Http => "HTTPRoute",
+            Self::Grpc => "GRPCRoute",
+        }
+    }
+}
+
+/// A route on Services.
+#[derive(Clone, Debug)]
+pub struct Route {
+    pub(crate) kind: RouteKind,
+    pub(crate) name: ObjectName,
+    /// Seconds since 1970.
+    pub(crate) created: i64,
+    pub(crate) generation: i64,
+    pub(crate) resource_version: String,
+    /// Only Services.
+    pub(crate) parents: Vec<Parent>,
+    pub(crate) rules: Vec<Rule>,
+    /// What of it is not in force, and why.
+    pub(crate) unsupported: Vec<String>,
+    /// `status.parents` as it is now, of all controllers.
+    pub(crate) status_parents: Vec<Value>,
+}
+
+/// A Service that a route is on.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Parent {
+    pub(crate) service: ObjectName,
+    port: Option<u16>,
+    section: Option<String>,
+    /// The reference, as the status repeats it.
+    reference: Value,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Rule {
+    pub(crate) index: usize,
+    pub(crate) matches: Vec<(Rank, proto::Match)>,
+    pub(crate) filters: Vec<RouteFilter>,
+    pub(crate) backends: Vec<WeightedRef>,
+    pub(crate) policy: proto::Policy,
+    /// It has a part that is not known, and answers 500.
+    pub(crate) broken: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum RouteFilter {
+    /// Depends on nothing else.
+    Plain(proto::filter::Kind),
+    Mirror {
+        backend: BackendRef,
+        parts_per_million: u32,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct WeightedRef {
+    pub(crate) backend: BackendRef,
+    pub(crate) weight: u32,
+    pub(crate) filters: Vec<RouteFilter>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct BackendRef {
+    /// "Service", or "group/kind" of what is not one.
+    pub(crate) kind: String,
+    pub(crate) name: ObjectName,
+    pub(crate) port: Option<u16>,
+}
+
+impl Parent {
+    /// Whether the route is on this port of the Service.
+    pub(crate) fn covers(&self, port: u16, port_name: &str) -> bool {
+        self.port.is_none_or(|p| p == port) && self.section.as_deref().is_none_or(|s| s == port_name)
+    }
+}
+
+impl Route {
+    /// Reads a route. None if it is so different that nothing can be made of it.
+    pub fn read(kind: RouteKind, object: &DynamicObject) -> Option<Self> {
+        let name = crate::index::from_k8s::object_name(&object.metadata);
+        let spec = match object.data.get("spec").map(RouteSpec::deserialize) {
+            Some(Ok(spec)) => spec,
+            Some(Err(e)) => {
+                tracing::warn!(kind = kind.name(), route = %name, error = %e, "a route cannot be read");
+                return None;
+            }
+            None => return None,
+        };
+        let parents = spec
+            .parent_refs
+            .into_iter()
+            .filter_map(|p| parent(p, &name.namespace))
+            .collect();
+        let mut reader = Reader {
+            kind,
+            namespace: name.namespace.clone(),
+            problems: Vec::new(),
+        };
+        let rules = spec.rules.into_iter().enumerate();
+        Some(Self {
+            rules: rules.map(|(index, rule)| reader.rule(index, rule)).collect(),
+            kind,
+            created: object
+                .metadata
+                .creation_timestamp
+                .as_ref()
+                .map_or(0, |t| t.0.as_second()),
+            generation: object.metadata.generation.unwrap_or(0),
+            resource_version: object.metadata.resource_version.clone().unwrap_or_default(),
+            parents,
+            unsupported: reader.problems,
+            status_parents: object
+                .data
+                .pointer("/status/parents")
+                .and_then(Value::as_array)
+                .cloned()
+                .unwrap_or_default(),
+            name,
+        })
+    }
+
+    /// Whether it routes as the other does.
+    pub(crate) fn same_rules(&self, other: &Self) -> bool {
+        self.parents == other.parents && self.rules == other.rules && self.created == other.created
+    }
+
+    /// Whether it is on Services of other namespaces, for clients of its own only.
+    pub(crate) fn is_consumer_route_of(&self, service: &ObjectName) -> bool {
+        self.name.namespace != service.namespace
+    }
+}
+
+fn parent(reference: ParentRef, namespace: &str) -> Option<Parent> {
+    // Both have other defaults: a Gateway.
+    if reference.group.as_deref() != Some("") || reference.kind.as_deref() != Some("Service") {
+        return None;
+    }
+    Some(Parent {
+        service: ObjectName::new(reference.namespace.as_deref().unwrap_or(namespace), &reference.name),
+        port: reference.port,
+        section: reference.section_name.clone(),
+        reference: serde_json::to_value(&reference).ok()?,
+    })
+}
+
+/// Reads rules, and collects what is wrong.
+struct Reader {
+    kind: RouteKind,
+    namespace: Arc<str>,
+    problems: Vec<String>,
+}
+
+impl Reader {
+    fn rule(&mut self, index: usize, rule: RuleSpec) -> Rule {
+        let at = format!("rules[{index}]");
+        let problems_before = self.problems.len();
+        let filters = self.filters(&at, rule.filters);
+        let backends: Vec<_> = rule.backend_refs.into_iter().map(|b| self.weighted(&at, b)).collect();
+        let broken = self.problems.len() > problems_before;
+        let matches = match self.kind {
+            RouteKind::Http => matches::http(&at, rule.matches, &mut self.problems),
+            RouteKind::Grpc => matches::grpc(&at, rule.matches, &mut self.problems),
+        };
+        let mut millis = |field: &str, text: Option<String>| {
+            duration::parse(&text?)
+                .map_err(|e| self.problems.push(format!("{at}.{field}: {e}")))
+                .ok()
+                .and_then(|d| u64::try_from(d.as_millis()).ok())
+        };
+        let policy = proto::Policy {
+            request_timeout_ms: millis("timeouts.request", rule.timeouts.request),
+            backend_request_timeout_ms: millis("timeouts.backendRequest", rule.timeouts.backend_request),
+            connect_timeout_ms: None,
+            retry: rule.retry.map(|retry| proto::Retry {
+                attempts: retry.attempts,
+                statuses_set: retry.codes.is_some(),
+                statuses: retry.codes.unwrap_or_default(),
+                backoff_base_ms: millis("retry.backoff", retry.backoff),
+                ..proto::Retry::default()
+            }),
+        };
+        Rule {
+            index,
+            matches,
+            filters,
+            backends,
+            policy,
+            broken,
+        }
+    }
+
+    fn weighted(&mut self, at: &str, reference: BackendRefSpec) -> WeightedRef {
+        WeightedRef {
+            backend: self.backend(&reference),
+            weight: reference.weight.unwrap_or(1),
+            filters: self.filters(&format!("{at}.backendRefs"), reference.filters),
+        }
+    }
+
+    fn backend(&self, reference: &BackendRefSpec) -> BackendRef {
+        let group = reference.group.as_deref().unwrap_or_default();
+        let kind = reference.kind.as_deref().unwrap_or("Service");
+        BackendRef {
+            kind: if group.is_empty() {
+                kind.to_owned()
+            } else {
+                format!("{group}/{kind}")
+            },
+            name: ObjectName::new(
+                reference.namespace.as_deref().unwrap_or(&self.namespace),
+                &reference.name,
+            ),
+            port: reference.port,
+        }
+    }
+
+    fn filters(&mut self, at: &str, filters: Vec<FilterSpec>) -> Vec<RouteFilter> {
+        let mut known = Vec::new();
+        for (i, filter) in filters.into_iter().enumerate() {
+            let type_ = filter.type_.clone();
+            match self.filter(filter) {
+                Some(filter) => known.push(filter),
+                None => self.problems.push(format!(
+                    "{at}.filters[{i}]: a filter of the type {type_:?} is not supported; its rule answers 500"
+                )),
+            }
+        }
+        known
+    }
+
+    fn filter(&self, filter: FilterSpec) -> Option<RouteFilter> {
+        use proto::filter::Kind;
+        let kind = match filter.type_.as_str() {
+            "RequestHeaderModifier" => Kind::RequestHeaders(header_modifier(filter.request_header_modifier?)),
+            "ResponseHeaderModifier" => Kind::ResponseHeaders(header_modifier(filter.response_header_modifier?)),
+            "URLRewrite" => {
+                let rewrite = filter.url_rewrite?;
+                Kind::Rewrite(proto::UrlRewrite {
+                    hostname: rewrite.hostname.unwrap_or_default(),
+                    path: path_modifier(rewrite.path)?,
+                })
+            }
+            "RequestRedirect" => {
+                let redirect = filter.request_redirect?;
+                Kind::Redirect(proto::Redirect {
+                    scheme: redirect.scheme.unwrap_or_default(),
+                    hostname: redirect.hostname.unwrap_or_default(),
+                    path: path_modifier(redirect.path)?,
+                    port: redirect.port.unwrap_or(0).into(),
+                    status: redirect.status_code.unwrap_or(0).into(),
+                })
+            }
+            "RequestMirror" => {
+                let mirror = filter.request_mirror?;
+                let parts = match (&mirror.percent, &mirror.fraction) {
+                    (Some(percent), _) => u64::from(*percent) * 10_000,
+                    (None, Some(f)) => {
+                        u64::from(f.numerator) * 1_000_000 / u64::from(f.denominator.unwrap_or(100).max(1))
+                    }
+                    (None, None) => 1_000_000,
+                };
+                return Some(RouteFilter::Mirror {
+                    backend: self.backend(&mirror.backend_ref),
+                    parts_per_million: u32::try_from(parts.min(1_000_000)).unwrap_or(1_000_000),
+                });
+            }
+            _ => return None,
+        };
+        Some(RouteFilter::Plain(kind))
+    }
+}
+
+fn header_modifier(modifier: HeaderModifierSpec) -> proto::HeaderModifier {
+    let headers = |list: Vec<spec::NamedSpec>| {
+        let headers = list.into_iter().map(|h| proto::Header {
+            name: h.name,
+            value: h.value,
+        });
+        headers.collect()
+    };
+    proto::HeaderModifier {
+        set: headers(modifier.set),
+        add: headers(modifier.add),
+        remove: modifier.remove,
+    }
+}
+
+/// None: a modifier that is not known. Some(None): there is none.
+#[allow(clippy::option_option)]
+fn path_modifier(modifier: Option<PathModifierSpec>) -> Option<Option<proto::PathModifier>> {
+    let Some(modifier) = modifier else {
+        return Some(None);
+    };
+    let kind = match modifier.type_.as_str() {
+        "ReplaceFullPath" => proto::path_modifier::Kind::ReplaceFull(modifier.replace_full_path?),
+        "ReplacePrefixMatch" => proto::path_modifier::Kind::ReplacePrefix(modifier.replace_prefix_match?),
+        _ => return None,
+    };
+    Some(Some(proto::PathModifier { kind: Some(kind) }))
+}

@@ -1,0 +1,162 @@
+//! HTTPRoute and GRPCRoute as they are in the API, of whichever version and channel is installed: every field may be
+//! absent, fields that are not known are passed over, and what is an enumeration there is a string here.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct RouteSpec {
+    pub(super) parent_refs: Vec<ParentRef>,
+    pub(super) rules: Vec<RuleSpec>,
+}
+
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct ParentRef {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) group: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) kind: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) namespace: Option<String>,
+    pub(super) name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) section_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) port: Option<u16>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct RuleSpec {
+    pub(super) matches: Vec<MatchSpec>,
+    pub(super) filters: Vec<FilterSpec>,
+    pub(super) backend_refs: Vec<BackendRefSpec>,
+    pub(super) timeouts: TimeoutsSpec,
+    pub(super) retry: Option<RetrySpec>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct MatchSpec {
+    pub(super) path: Option<ValueSpec>,
+    pub(super) headers: Vec<NamedSpec>,
+    pub(super) query_params: Vec<NamedSpec>,
+    /// A string of an HTTPRoute, a [`GrpcMethodSpec`] of a GRPCRoute.
+    pub(super) method: Value,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct ValueSpec {
+    #[serde(rename = "type")]
+    pub(super) type_: Option<String>,
+    pub(super) value: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct NamedSpec {
+    #[serde(rename = "type")]
+    pub(super) type_: Option<String>,
+    pub(super) name: String,
+    pub(super) value: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct GrpcMethodSpec {
+    #[serde(rename = "type")]
+    pub(super) type_: Option<String>,
+    pub(super) service: Option<String>,
+    pub(super) method: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct FilterSpec {
+    #[serde(rename = "type")]
+    pub(super) type_: String,
+    pub(super) request_header_modifier: Option<HeaderModifierSpec>,
+    pub(super) response_header_modifier: Option<HeaderModifierSpec>,
+    pub(super) url_rewrite: Option<RewriteSpec>,
+    pub(super) request_redirect: Option<RedirectSpec>,
+    pub(super) request_mirror: Option<MirrorSpec>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct HeaderModifierSpec {
+    pub(super) set: Vec<NamedSpec>,
+    pub(super) add: Vec<NamedSpec>,
+    pub(super) remove: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct RewriteSpec {
+    pub(super) hostname: Option<String>,
+    pub(super) path: Option<PathModifierSpec>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct PathModifierSpec {
+    #[serde(rename = "type")]
+    pub(super) type_: String,
+    pub(super) replace_full_path: Option<String>,
+    pub(super) replace_prefix_match: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct RedirectSpec {
+    pub(super) scheme: Option<String>,
+    pub(super) hostname: Option<String>,
+    pub(super) path: Option<PathModifierSpec>,
+    pub(super) port: Option<u16>,
+    pub(super) status_code: Option<u16>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct MirrorSpec {
+    pub(super) backend_ref: BackendRefSpec,
+    pub(super) percent: Option<u32>,
+    pub(super) fraction: Option<FractionSpec>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct FractionSpec {
+    pub(super) numerator: u32,
+    pub(super) denominator: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct BackendRefSpec {
+    pub(super) group: Option<String>,
+    pub(super) kind: Option<String>,
+    pub(super) namespace: Option<String>,
+    pub(super) name: String,
+    pub(super) port: Option<u16>,
+    pub(super) weight: Option<u32>,
+    pub(super) filters: Vec<FilterSpec>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct TimeoutsSpec {
+    pub(super) request: Option<String>,
+    pub(super) backend_request: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct RetrySpec {
+    pub(super) codes: Option<Vec<u32>>,
+    pub(super) attempts: Option<u32>,
+    pub(super) backoff: Option<String>,
+}

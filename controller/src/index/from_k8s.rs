@@ -1,0 +1,220 @@
+//! Kubernetes objects into what the index keeps of them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::core::DynamicObject;
+use outrigger_api::discovery::Protocol;
+use outrigger_api::labels;
+use serde::Deserialize;
+
+use super::objects::{
+    EndpointSlice, GrantFrom, GrantTo, Namespace, Object, ObjectName, Pod, PortSet, ReferenceGrant, Service,
+    ServicePort, SliceEndpoint, SlicePort, TargetPort,
+};
+
+const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+
+/// The name of an object.
+pub fn object_name(meta: &ObjectMeta) -> ObjectName {
+    ObjectName::new(
+        meta.namespace.as_deref().unwrap_or_default(),
+        meta.name.as_deref().unwrap_or_default(),
+    )
+}
+
+/// A Service.
+pub fn service(service: &core::Service) -> Option<(ObjectName, Object)> {
+    let spec = service.spec.as_ref()?;
+    let ip_list = |list: &Option<Vec<String>>| list.iter().flatten().filter_map(|ip| ip.parse().ok()).collect();
+    let mut cluster_ips: Vec<IpAddr> = ip_list(&spec.cluster_ips);
+    if cluster_ips.is_empty() {
+        cluster_ips.extend(spec.cluster_ip.iter().filter_map(|ip| ip.parse::<IpAddr>().ok()));
+    }
+    let ports = spec.ports.iter().flatten().filter(|p| is_tcp(p.protocol.as_deref()));
+    let kept = Service {
+        cluster_ips,
+        ports: ports.filter_map(service_port).collect(),
+        selector: spec.selector.clone().unwrap_or_default(),
+        external_name: (spec.type_.as_deref() == Some("ExternalName"))
+            .then(|| spec.external_name.as_deref().map(Arc::from))
+            .flatten(),
+        publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
+        opaque_ports: annotated_ports(&service.metadata, labels::OPAQUE_PORTS),
+    };
+    Some((object_name(&service.metadata), Object::Service(kept)))
+}
+
+/// An EndpointSlice; those of host names are not used.
+pub fn endpoint_slice(slice: &discovery::EndpointSlice) -> Option<(ObjectName, Object)> {
+    let name = object_name(&slice.metadata);
+    let service = slice.metadata.labels.as_ref()?.get(SERVICE_NAME_LABEL)?;
+    if slice.address_type == "FQDN" {
+        return None;
+    }
+    let endpoint = |endpoint: &discovery::Endpoint| {
+        let conditions = endpoint.conditions.as_ref();
+        let pod = endpoint
+            .target_ref
+            .as_ref()
+            .filter(|t| t.kind.as_deref() == Some("Pod"));
+        Some(SliceEndpoint {
+            // All addresses of one endpoint are the same endpoint; the API says to use the first.
+            address: endpoint.addresses.first()?.parse().ok()?,
+            // Unknown is to be taken for ready (the API's own words).
+            ready: conditions.and_then(|c| c.ready).unwrap_or(true),
+            terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
+            zone: endpoint.zone.as_deref().map(Arc::from),
+            pod: pod.and_then(|t| t.name.as_deref()).map(Arc::from),
+        })
+    };
+    let ports = slice.ports.iter().flatten().filter(|p| is_tcp(p.protocol.as_deref()));
+    let kept = EndpointSlice {
+        service: ObjectName::new(&name.namespace, service),
+        endpoints: slice.endpoints.iter().filter_map(endpoint).collect(),
+        ports: ports
+            .map(|p| SlicePort {
+                name: p.name.as_deref().unwrap_or_default().into(),
+                port: p.port.and_then(|port| u16::try_from(port).ok()),
+            })
+            .collect(),
+    };
+    Some((name, Object::EndpointSlice(kept)))
+}
+
+/// A Pod.
+pub fn pod(pod: &core::Pod) -> Option<(ObjectName, Object)> {
+    let spec = pod.spec.as_ref()?;
+    let status = pod.status.as_ref();
+    let ended = matches!(status.and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"));
+    // Several pods answer at a node's address; and the address of an ended pod may be another's by now.
+    let addressable = !ended && spec.host_network != Some(true);
+    let mut ips: Vec<IpAddr> = Vec::new();
+    if let Some(status) = status.filter(|_| addressable) {
+        let listed = status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str());
+        ips.extend(
+            listed
+                .chain(status.pod_ip.as_deref())
+                .filter_map(|ip| ip.parse::<IpAddr>().ok()),
+        );
+        ips.sort_unstable();
+        ips.dedup();
+    }
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let ports = containers
+        .flat_map(|c| c.ports.iter().flatten())
+        .filter(|p| is_tcp(p.protocol.as_deref()))
+        .filter_map(|p| Some((Arc::from(p.name.as_deref()?), u16::try_from(p.container_port).ok()?)));
+    let pod_labels = pod.metadata.labels.clone().unwrap_or_default();
+    let kept = Pod {
+        ips,
+        service_account: spec.service_account_name.as_deref().unwrap_or("default").into(),
+        in_mesh: !ended && pod_labels.contains_key(labels::PROXY_VERSION),
+        ports: ports.collect(),
+        skip_inbound: annotated_ports(&pod.metadata, labels::SKIP_INBOUND_PORTS).unwrap_or_default(),
+        opaque_ports: annotated_ports(&pod.metadata, labels::OPAQUE_PORTS),
+        labels: pod_labels,
+    };
+    Some((object_name(&pod.metadata), Object::Pod(kept)))
+}
+
+/// A Namespace.
+pub fn namespace(namespace: &core::Namespace) -> Option<(ObjectName, Object)> {
+    let meta = &namespace.metadata;
+    let label = meta.labels.as_ref().and_then(|l| l.get(labels::INJECT));
+    let kept = Namespace {
+        inject: label.is_some_and(|value| value == labels::ENABLED),
+        terminating: meta.deletion_timestamp.is_some(),
+        opaque_ports: annotated_ports(meta, labels::OPAQUE_PORTS),
+    };
+    Some((object_name(meta), Object::Namespace(kept)))
+}
+
+/// A ReferenceGrant, of whichever version.
+pub fn reference_grant(grant: &DynamicObject) -> Option<(ObjectName, Object)> {
+    #[derive(Deserialize, Default)]
+    #[serde(default)]
+    struct Spec {
+        from: Vec<From>,
+        to: Vec<To>,
+    }
+    #[derive(Deserialize, Default)]
+    #[serde(default)]
+    struct From {
+        group: String,
+        kind: String,
+        namespace: String,
+    }
+    #[derive(Deserialize, Default)]
+    #[serde(default)]
+    struct To {
+        group: String,
+        kind: String,
+        name: Option<String>,
+    }
+    let spec = Spec::deserialize(grant.data.get("spec")?).ok()?;
+    let from = spec.from.into_iter().map(|f| GrantFrom {
+        group: f.group,
+        kind: f.kind,
+        namespace: f.namespace,
+    });
+    let to = spec.to.into_iter().map(|t| GrantTo {
+        group: t.group,
+        kind: t.kind,
+        name: t.name.filter(|name| !name.is_empty()),
+    });
+    let kept = ReferenceGrant {
+        from: from.collect(),
+        to: to.collect(),
+    };
+    Some((object_name(&grant.metadata), Object::ReferenceGrant(kept)))
+}
+
+fn service_port(port: &core::ServicePort) -> Option<ServicePort> {
+    let number = u16::try_from(port.port).ok()?;
+    Some(ServicePort {
+        name: port.name.as_deref().unwrap_or_default().into(),
+        port: number,
+        target: match &port.target_port {
+            Some(IntOrString::String(name)) => TargetPort::Name(name.as_str().into()),
+            Some(IntOrString::Int(target)) => TargetPort::Number(u16::try_from(*target).ok()?),
+            None => TargetPort::Number(number),
+        },
+        protocol: port.app_protocol.as_deref().and_then(app_protocol),
+    })
+}
+
+/// `appProtocol` (KEP-3726, IANA service names, and names in use). What is not known is detected.
+fn app_protocol(name: &str) -> Option<Protocol> {
+    Some(match name.to_ascii_lowercase().as_str() {
+        "http" | "http1" | "http/1.1" | "kubernetes.io/ws" | "ws" | "grpc-web" => Protocol::Http1,
+        "kubernetes.io/h2c" | "h2c" | "http2" | "grpc" => Protocol::Http2,
+        "https" | "tls" | "h2" | "grpcs" | "kubernetes.io/wss" | "wss" => Protocol::Tls,
+        "tcp" | "mysql" | "postgresql" | "postgres" | "redis" | "mongo" | "mongodb" | "smtp" | "submission"
+        | "imap" | "pop3" | "ftp" | "ssh" | "telnet" | "amqp" | "mqtt" | "kafka" | "nats" | "cassandra"
+        | "memcache" | "memcached" | "zookeeper" | "ldap" | "ms-sql-s" => Protocol::Opaque,
+        _ => return None,
+    })
+}
+
+/// TCP is what is meant where nothing is said.
+fn is_tcp(protocol: Option<&str>) -> bool {
+    protocol.is_none_or(|p| p == "TCP")
+}
+
+/// Ports from an annotation. One that cannot be read is as if it were not there: it makes nothing stricter or looser.
+fn annotated_ports(meta: &ObjectMeta, annotation: &str) -> Option<PortSet> {
+    let annotations: &BTreeMap<String, String> = meta.annotations.as_ref()?;
+    match labels::parse_ports(annotations.get(annotation)?) {
+        Ok(ranges) => Some(PortSet(ranges)),
+        Err(e) => {
+            tracing::warn!(object = %object_name(meta), annotation, error = %e, "an annotation is passed over");
+            None
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The index: Kubernetes objects in, answers out, with no I/O.
+//!
+//! Objects are applied and deleted as plain data. Whoever watches an answer gets it now, and again after each change that
+//! it depends on: an answer remembers everything it was made from ([`store::Dep`]), and only answers that somebody
+//! watches are kept. Changes are gathered for a few milliseconds, so that a rolling update is not a thousand answers.
+
+pub(crate) mod build;
+pub mod from_k8s;
+pub mod objects;
+mod routing;
+pub(crate) mod store;
+mod watches;
+
+use std::collections::{BTreeSet, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use outrigger_api::discovery::{Target, Workload};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+
+use self::objects::{Kind, Object, ObjectName};
+pub(crate) use self::routing::{is_displaced, resolve};
+use self::store::{Store, Touched};
+use self::watches::Watches;
+use crate::discovery::{Discover, Update};
+use crate::metrics::{Metrics, StreamKind};
+
+/// How long changes are gathered.
+const DEBOUNCE: Duration = Duration::from_millis(10);
+/// How often answers that nobody watches any more are dropped.
+const SWEEP: Duration = Duration::from_secs(10);
+
+/// The index of one cluster.
+pub struct Index {
+    inner: Mutex<Inner>,
+    /// Something was applied.
+    changed: Notify,
+    synced: watch::Sender<bool>,
+    /// Counts changes that conditions may depend on.
+    statuses: watch::Sender<u64>,
+    bundle_namespaces: watch::Sender<BTreeSet<Arc<str>>>,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Default)]
+struct Inner {
+    store: Store,
+    touched: Touched,
+    targets: Watches<(SocketAddr, Arc<str>), Target>,
+    workloads: Watches<ObjectName, Workload>,
+}
+
+impl Index {
+    /// An empty index of the trust domain. Somebody must drive it with [`Index::run`].
+    pub fn new(trust_domain: &str, metrics: Arc<Metrics>) -> Arc<Self> {
+        let mut inner = Inner::default();
+        inner.store.trust_domain = trust_domain.to_owned();
+        Arc::new(Self {
+            inner: Mutex::new(inner),
+            changed: Notify::new(),
+            synced: watch::Sender::new(false),
+            statuses: watch::Sender::new(0),
+            bundle_namespaces: watch::Sender::default(),
+            metrics,
+        })
+    }
+
+    /// Puts an object in the place of the one before.
+    pub fn apply(&self, name: ObjectName, object: Object) {
+        self.change(|store, touched| store.apply(name, object, touched));
+    }
+
+    /// Takes an object out.
+    pub fn delete(&self, kind: Kind, name: ObjectName) {
+        self.change(|store, touched| store.delete(kind, name, touched));
+    }
+
+    /// Takes out all objects of the kind but those named: after a complete list.
+    pub fn retain(&self, kind: Kind, names: &HashSet<ObjectName>) {
+        self.change(|store, touched| {
+            for name in store.names(kind).into_iter().filter(|name| !names.contains(name)) {
+                store.delete(kind, name, touched);
+            }
+        });
+    }
+
+    /// Says whether the cluster has ReferenceGrants. Where it has none, none is needed.
+    pub fn set_grants_exist(&self, exist: bool) {
+        self.change(|store, touched| store.set_grants_exist(exist, touched));
+    }
+
+    /// Says that all objects have been applied for the first time.
+    pub fn set_synced(&self) {
+        self.flush();
+        self.synced.send_replace(true);
+    }
+
+    /// Sends answers on after changes, for ever.
+    pub async fn run(&self) {
+        let mut sweep = tokio::time::interval(SWEEP);
+        loop {
+            tokio::select! {
+                () = self.changed.notified() => {
+                    tokio::time::sleep(DEBOUNCE).await;
+                    self.flush();
+                }
+                _ = sweep.tick() => {
+                    let mut inner = self.inner.lock();
+                    inner.targets.sweep();
+                    inner.workloads.sweep();
+                    self.metrics.targets(StreamKind::Target, inner.targets.len());
+                    self.metrics.targets(StreamKind::Workload, inner.workloads.len());
+                }
+            }
+        }
+    }
+
+    /// Makes all answers anew that depend on what was changed since the last time.
+    pub fn flush(&self) {
+        let touched = {
+            let mut inner = self.inner.lock();
+            let Inner {
+                store,
+                touched,
+                targets,
+                workloads,
+            } = &mut *inner;
+            let touched = std::mem::take(touched);
+            targets.rebuild(&touched.deps, |(address, consumer), deps| {
+                build::target(store, *address, consumer, deps)
+            });
+            workloads.rebuild(&touched.deps, |name, deps| build::workload(store, name, deps));
+            if touched.namespaces {
+                let namespaces = store.bundle_namespaces();
+                self.bundle_namespaces.send_if_modified(|old| {
+                    let changed = *old != namespaces;
+                    *old = namespaces;
+                    changed
+                });
+            }
+            touched
+        };
+        if touched.statuses {
+            self.statuses.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Changes whenever conditions of routes or policies may have changed.
+    pub fn status_changes(&self) -> watch::Receiver<u64> {
+        self.statuses.subscribe()
+    }
+
+    /// The namespaces in which pods mount the trust bundle.
+    pub fn bundle_namespaces(&self) -> watch::Receiver<BTreeSet<Arc<str>>> {
+        self.bundle_namespaces.subscribe()
+    }
+
+    /// Reads the store.
+    pub(crate) fn read<T>(&self, read: impl FnOnce(&Store) -> T) -> T {
+        read(&self.inner.lock().store)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Store, &mut Touched)) {
+        let mut inner = self.inner.lock();
+        let Inner { store, touched, .. } = &mut *inner;
+        change(store, touched);
+        self.changed.notify_one();
+    }
+}
+
+impl Discover for Index {
+    fn watch_target(&self, address: SocketAddr, namespace: &str) -> watch::Receiver<Arc<Update<Target>>> {
+        let mut inner = self.inner.lock();
+        let Inner { store, targets, .. } = &mut *inner;
+        targets.watch((address, namespace.into()), |(address, consumer), deps| {
+            build::target(store, *address, consumer, deps)
+        })
+    }
+
+    fn watch_workload(&self, namespace: &str, pod: &str) -> watch::Receiver<Arc<Update<Workload>>> {
+        let mut inner = self.inner.lock();
+        let Inner { store, workloads, .. } = &mut *inner;
+        workloads.watch(ObjectName::new(namespace, pod), |name, deps| {
+            build::workload(store, name, deps)
+        })
+    }
+
+    fn synced(&self) -> watch::Receiver<bool> {
+        self.synced.subscribe()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

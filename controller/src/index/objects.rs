@@ -1,0 +1,182 @@
+//! What the index keeps of each Kubernetes object: plain data, and no more than decisions need.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use outrigger_api::discovery::Protocol;
+
+use crate::gateway::Route;
+use crate::policy::TrafficPolicy;
+
+/// The namespace and name of an object. The namespace of a Namespace is "".
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectName {
+    /// "" for an object without one.
+    pub namespace: Arc<str>,
+    /// Unique among its kind in the namespace.
+    pub name: Arc<str>,
+}
+
+impl ObjectName {
+    /// Both parts.
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Kinds of objects that the index is made from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum Kind {
+    Service,
+    EndpointSlice,
+    Pod,
+    Namespace,
+    HttpRoute,
+    GrpcRoute,
+    ReferenceGrant,
+    TrafficPolicy,
+}
+
+/// One object, as the index keeps it.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub enum Object {
+    Service(Service),
+    EndpointSlice(EndpointSlice),
+    Pod(Pod),
+    Namespace(Namespace),
+    Route(Box<Route>),
+    ReferenceGrant(ReferenceGrant),
+    TrafficPolicy(Box<TrafficPolicy>),
+}
+
+/// A Service. Only TCP ports.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Service {
+    /// None for a headless Service or an ExternalName.
+    pub cluster_ips: Vec<IpAddr>,
+    pub ports: Vec<ServicePort>,
+    pub selector: BTreeMap<String, String>,
+    pub external_name: Option<Arc<str>>,
+    pub publish_not_ready: bool,
+    pub opaque_ports: Option<PortSet>,
+}
+
+/// A TCP port of a Service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServicePort {
+    /// "" where the Service has only one port and does not name it.
+    pub name: Arc<str>,
+    pub port: u16,
+    pub target: TargetPort,
+    /// From `appProtocol`; None where it says nothing that is known.
+    pub protocol: Option<Protocol>,
+}
+
+/// The pods' port.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TargetPort {
+    Number(u16),
+    /// The name of a container's port.
+    Name(Arc<str>),
+}
+
+/// An EndpointSlice of IP addresses.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EndpointSlice {
+    pub service: ObjectName,
+    pub endpoints: Vec<SliceEndpoint>,
+    pub ports: Vec<SlicePort>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct SliceEndpoint {
+    pub address: IpAddr,
+    pub ready: bool,
+    pub terminating: bool,
+    pub zone: Option<Arc<str>>,
+    /// The pod of this name in the slice's namespace.
+    pub pod: Option<Arc<str>>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct SlicePort {
+    pub name: Arc<str>,
+    /// None: all ports.
+    pub port: Option<u16>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Pod {
+    /// Empty for a pod that shares its node's address, and for one that has ended.
+    pub ips: Vec<IpAddr>,
+    pub service_account: Arc<str>,
+    /// Has a sidecar.
+    pub in_mesh: bool,
+    pub labels: BTreeMap<String, String>,
+    /// Named TCP ports of its containers.
+    pub ports: Vec<(Arc<str>, u16)>,
+    /// Ports that the sidecar does not answer at.
+    pub skip_inbound: PortSet,
+    pub opaque_ports: Option<PortSet>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Namespace {
+    /// Labelled for injection.
+    pub inject: bool,
+    /// Being deleted: nothing can be created in it any more.
+    pub terminating: bool,
+    pub opaque_ports: Option<PortSet>,
+}
+
+/// Who may refer to what in the grant's namespace.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ReferenceGrant {
+    pub from: Vec<GrantFrom>,
+    pub to: Vec<GrantTo>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct GrantFrom {
+    pub group: String,
+    pub kind: String,
+    pub namespace: String,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct GrantTo {
+    pub group: String,
+    pub kind: String,
+    /// None: all.
+    pub name: Option<String>,
+}
+
+/// Ports, from an annotation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PortSet(pub Vec<RangeInclusive<u16>>);
+
+impl PortSet {
+    /// Whether the port is in it.
+    pub fn contains(&self, port: u16) -> bool {
+        self.0.iter().any(|range| range.contains(&port))
+    }
+
+    /// Every port in it; a port may come twice.
+    pub fn ports(&self) -> impl Iterator<Item = u16> {
+        self.0.iter().cloned().flatten()
+    }
+}

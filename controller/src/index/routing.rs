@@ -1,0 +1,152 @@
+//! Which routes hold for a Service's port and a client's namespace, in which order, and to what they refer.
+
+use std::sync::Arc;
+
+use outrigger_api::discovery as proto;
+
+use super::objects::{ObjectName, ServicePort};
+use super::store::{RouteName, Store};
+use crate::gateway::{BackendRef, Parent, Rank, Route, RouteKind, Rule};
+
+/// Why a reference leads nowhere: a reason of the condition `ResolvedRefs`, and words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RefProblem {
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+}
+
+/// The routes that hold for a port of a Service when a client in `consumer` calls it. Routes of the client's own
+/// namespace replace those of the Service's (GEP-1426), and GRPCRoutes replace HTTPRoutes.
+pub(super) fn routes_for<'a>(
+    store: &'a Store,
+    service: &ObjectName,
+    port: &ServicePort,
+    consumer: &str,
+) -> Vec<&'a Route> {
+    let on_port = |wanted: &dyn Fn(&Route) -> bool| -> Vec<&'a Route> {
+        let routes = store.routes_of(service).map(|(_, route)| route);
+        let routes = routes.filter(|route| wanted(route) && covers(route, service, port));
+        let (grpc, http): (Vec<_>, Vec<_>) = routes.partition(|route| route.kind == RouteKind::Grpc);
+        if grpc.is_empty() { http } else { grpc }
+    };
+    let own = on_port(&|route| route.is_consumer_route_of(service) && &*route.name.namespace == consumer);
+    if own.is_empty() {
+        on_port(&|route| !route.is_consumer_route_of(service))
+    } else {
+        own
+    }
+}
+
+fn covers(route: &Route, service: &ObjectName, port: &ServicePort) -> bool {
+    parents(route, service).any(|parent| parent.covers(port.port, &port.name))
+}
+
+fn parents<'a>(route: &'a Route, service: &'a ObjectName) -> impl Iterator<Item = &'a Parent> {
+    route.parents.iter().filter(move |parent| parent.service == *service)
+}
+
+/// Whether the route gives way to a GRPCRoute on every port that the parent names.
+pub(crate) fn is_displaced(store: &Store, (kind, name): &RouteName, parent: &Parent) -> bool {
+    let Some(service) = store.services.get(&parent.service).filter(|_| *kind == RouteKind::Http) else {
+        return false;
+    };
+    let consumer = name.namespace != parent.service.namespace;
+    let displaced = |port: &ServicePort| {
+        store.routes_of(&parent.service).any(|((kind, other), route)| {
+            *kind == RouteKind::Grpc
+                && route.is_consumer_route_of(&parent.service) == consumer
+                && (!consumer || other.namespace == name.namespace)
+                && covers(route, &parent.service, port)
+        })
+    };
+    let mut ports = service
+        .ports
+        .iter()
+        .filter(|p| parent.covers(p.port, &p.name))
+        .peekable();
+    ports.peek().is_some() && ports.all(displaced)
+}
+
+/// All rules of the routes by their matches, the most specific first; then the oldest route, then by name, then in the
+/// order of the route itself. Matches of one rule that follow each other stay together.
+pub(super) fn in_order<'a>(routes: &[&'a Route]) -> Vec<(&'a Route, &'a Rule, Vec<proto::Match>)> {
+    let mut flat: Vec<(&Route, &Rule, &(Rank, proto::Match))> = Vec::new();
+    for route in routes {
+        for rule in &route.rules {
+            flat.extend(rule.matches.iter().map(|matched| (*route, rule, matched)));
+        }
+    }
+    // The sort is stable, so what is equal stays in the order of the route.
+    flat.sort_by(|(a, _, (a_rank, _)), (b, _, (b_rank, _))| {
+        let age = (a.created, &a.name).cmp(&(b.created, &b.name));
+        b_rank.cmp(a_rank).then(age)
+    });
+    let mut ordered: Vec<(&Route, &Rule, Vec<proto::Match>)> = Vec::new();
+    for (route, rule, (_, matched)) in flat {
+        match ordered.last_mut() {
+            Some((_, last, matches)) if std::ptr::eq(*last, rule) => matches.push(matched.clone()),
+            _ => ordered.push((route, rule, vec![matched.clone()])),
+        }
+    }
+    ordered
+}
+
+/// The Service and port that a route refers to.
+pub(crate) fn resolve(store: &Store, route: &Route, backend: &BackendRef) -> Result<(ObjectName, u16), RefProblem> {
+    let problem = |reason, message: String| Err(RefProblem { reason, message });
+    if backend.kind != "Service" {
+        return problem(
+            "InvalidKind",
+            format!("a backend of the kind {} is not supported", backend.kind),
+        );
+    }
+    if !may_refer(store, route, &backend.name) {
+        return problem(
+            "RefNotPermitted",
+            format!(
+                "the Service {} is in another namespace: a ReferenceGrant there must allow it for {} in {}",
+                backend.name,
+                route.kind.name(),
+                route.name.namespace
+            ),
+        );
+    }
+    let Some(service) = store.services.get(&backend.name) else {
+        return problem("BackendNotFound", format!("there is no Service {}", backend.name));
+    };
+    let Some(port) = backend.port else {
+        return problem(
+            "BackendNotFound",
+            format!("the reference to Service {} names no port", backend.name),
+        );
+    };
+    // An ExternalName Service need not list its ports.
+    if service.external_name.is_none() && !service.ports.iter().any(|p| p.port == port) {
+        return problem(
+            "BackendNotFound",
+            format!("the Service {} has no TCP port {port}", backend.name),
+        );
+    }
+    Ok((backend.name.clone(), port))
+}
+
+/// A Service of another namespace needs a grant there, where the cluster has grants. A route's own parent needs none:
+/// its clients call that Service already.
+fn may_refer(store: &Store, route: &Route, service: &ObjectName) -> bool {
+    let namespace: &Arc<str> = &service.namespace;
+    if !store.grants_exist || route.name.namespace == *namespace || route.parents.iter().any(|p| p.service == *service)
+    {
+        return true;
+    }
+    store.grants_of(namespace).any(|grant| {
+        let from = grant.from.iter().any(|from| {
+            from.group == crate::gateway::GROUP
+                && from.kind == route.kind.name()
+                && *from.namespace == *route.name.namespace
+        });
+        let to = grant.to.iter().any(|to| {
+            to.group.is_empty() && to.kind == "Service" && to.name.as_deref().is_none_or(|name| *name == *service.name)
+        });
+        from && to
+    })
+}

@@ -1,0 +1,320 @@
+//! All objects, and by what they are found. Applying one says what has changed by it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::objects::{EndpointSlice, Kind, Namespace, Object, ObjectName, Pod, ReferenceGrant, Service};
+use crate::gateway::{Route, RouteKind};
+use crate::policy::TrafficPolicy;
+
+/// Something that an answer was made from. An answer is made again when one of them was touched.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Dep {
+    /// Who has the address.
+    Ip(IpAddr),
+    /// The Service, its slices and the routes on it.
+    Service(ObjectName),
+    /// Any Service of the namespace: their selectors.
+    Services(Arc<str>),
+    Pod(ObjectName),
+    Namespace(Arc<str>),
+    /// The policies of the namespace.
+    Policies(Arc<str>),
+    /// The grants of the namespace.
+    Grants(Arc<str>),
+}
+
+pub(crate) type RouteName = (RouteKind, ObjectName);
+
+#[derive(Default)]
+pub(crate) struct Store {
+    pub(crate) trust_domain: String,
+    pub(crate) services: BTreeMap<ObjectName, Service>,
+    service_ips: HashMap<IpAddr, ObjectName>,
+    slices: HashMap<ObjectName, EndpointSlice>,
+    slices_of: HashMap<ObjectName, BTreeSet<ObjectName>>,
+    pub(crate) pods: HashMap<ObjectName, Pod>,
+    pod_ips: HashMap<IpAddr, BTreeSet<ObjectName>>,
+    /// How many pods of each namespace have a sidecar.
+    mesh_pods: HashMap<Arc<str>, usize>,
+    pub(crate) namespaces: BTreeMap<Arc<str>, Namespace>,
+    pub(crate) routes: BTreeMap<RouteName, Route>,
+    routes_of: HashMap<ObjectName, BTreeSet<RouteName>>,
+    pub(crate) policies: BTreeMap<ObjectName, TrafficPolicy>,
+    pub(crate) grants: BTreeMap<ObjectName, ReferenceGrant>,
+    /// Whether the cluster has ReferenceGrants at all.
+    pub(crate) grants_exist: bool,
+}
+
+/// What a change was about.
+#[derive(Default)]
+pub(super) struct Touched {
+    pub(super) deps: HashSet<Dep>,
+    /// Conditions of routes or policies may be others now.
+    pub(super) statuses: bool,
+    /// The namespaces that need a trust bundle may be others now.
+    pub(super) namespaces: bool,
+}
+
+impl Store {
+    /// Puts the object in the place of the one before.
+    pub(super) fn apply(&mut self, name: ObjectName, object: Object, touched: &mut Touched) {
+        match object {
+            Object::Service(service) => self.set_service(name, Some(service), touched),
+            Object::EndpointSlice(slice) => self.set_slice(name, Some(slice), touched),
+            Object::Pod(pod) => self.set_pod(name, Some(pod), touched),
+            Object::Namespace(namespace) => self.set_namespace(name.name, Some(namespace), touched),
+            Object::Route(route) => self.set_route((route.kind, name), Some(*route), touched),
+            Object::ReferenceGrant(grant) => self.set_grant(name, Some(grant), touched),
+            Object::TrafficPolicy(policy) => self.set_policy(name, Some(*policy), touched),
+        }
+    }
+
+    pub(super) fn delete(&mut self, kind: Kind, name: ObjectName, touched: &mut Touched) {
+        match kind {
+            Kind::Service => self.set_service(name, None, touched),
+            Kind::EndpointSlice => self.set_slice(name, None, touched),
+            Kind::Pod => self.set_pod(name, None, touched),
+            Kind::Namespace => self.set_namespace(name.name, None, touched),
+            Kind::HttpRoute => self.set_route((RouteKind::Http, name), None, touched),
+            Kind::GrpcRoute => self.set_route((RouteKind::Grpc, name), None, touched),
+            Kind::ReferenceGrant => self.set_grant(name, None, touched),
+            Kind::TrafficPolicy => self.set_policy(name, None, touched),
+        }
+    }
+
+    /// The names of all objects of a kind.
+    pub(super) fn names(&self, kind: Kind) -> Vec<ObjectName> {
+        let routes = |kind| {
+            let names = self.routes.keys().filter(|(k, _)| *k == kind);
+            names.map(|(_, name)| name.clone()).collect()
+        };
+        match kind {
+            Kind::Service => self.services.keys().cloned().collect(),
+            Kind::EndpointSlice => self.slices.keys().cloned().collect(),
+            Kind::Pod => self.pods.keys().cloned().collect(),
+            Kind::Namespace => self.namespaces.keys().map(|n| ObjectName::new("", n)).collect(),
+            Kind::HttpRoute => routes(RouteKind::Http),
+            Kind::GrpcRoute => routes(RouteKind::Grpc),
+            Kind::ReferenceGrant => self.grants.keys().cloned().collect(),
+            Kind::TrafficPolicy => self.policies.keys().cloned().collect(),
+        }
+    }
+
+    pub(super) fn set_grants_exist(&mut self, exist: bool, touched: &mut Touched) {
+        if self.grants_exist != exist {
+            self.grants_exist = exist;
+            touched.statuses = true;
+            let namespaces = self.namespaces.keys().chain(self.services.keys().map(|s| &s.namespace));
+            touched.deps.extend(namespaces.cloned().map(Dep::Grants));
+        }
+    }
+
+    /// The Service that has the address as a ClusterIP.
+    pub(super) fn service_at(&self, ip: IpAddr) -> Option<(&ObjectName, &Service)> {
+        let name = self.service_ips.get(&ip)?;
+        Some((name, self.services.get(name)?))
+    }
+
+    /// The pod that has the address. While an address goes from one pod to the next, both may be there for a moment:
+    /// then it is nobody's.
+    pub(super) fn pod_at(&self, ip: IpAddr) -> Option<(&ObjectName, &Pod)> {
+        let names = self.pod_ips.get(&ip)?;
+        let name = names.first().filter(|_| names.len() == 1)?;
+        Some((name, self.pods.get(name)?))
+    }
+
+    pub(super) fn slices_of(&self, service: &ObjectName) -> impl Iterator<Item = &EndpointSlice> {
+        let names = self.slices_of.get(service).into_iter().flatten();
+        names.filter_map(|name| self.slices.get(name))
+    }
+
+    /// The routes that name the Service as a parent.
+    pub(crate) fn routes_of(&self, service: &ObjectName) -> impl Iterator<Item = (&RouteName, &Route)> {
+        let names = self.routes_of.get(service).into_iter().flatten();
+        names.filter_map(|name| self.routes.get_key_value(name))
+    }
+
+    /// The Services whose selector takes the pod.
+    pub(super) fn services_selecting<'a>(
+        &'a self,
+        namespace: &Arc<str>,
+        pod: &'a Pod,
+    ) -> impl Iterator<Item = (&'a ObjectName, &'a Service)> + use<'a> {
+        in_namespace(&self.services, namespace).filter(|(_, service)| {
+            !service.selector.is_empty()
+                && service
+                    .selector
+                    .iter()
+                    .all(|(key, value)| pod.labels.get(key) == Some(value))
+        })
+    }
+
+    /// The policies of a namespace.
+    pub(crate) fn policies_of(&self, namespace: &Arc<str>) -> impl Iterator<Item = &TrafficPolicy> + use<'_> {
+        in_namespace(&self.policies, namespace).map(|(_, policy)| policy)
+    }
+
+    /// The grants of a namespace.
+    pub(crate) fn grants_of(&self, namespace: &Arc<str>) -> impl Iterator<Item = &ReferenceGrant> + use<'_> {
+        in_namespace(&self.grants, namespace).map(|(_, grant)| grant)
+    }
+
+    /// Namespaces in which pods mount the trust bundle.
+    pub(super) fn bundle_namespaces(&self) -> BTreeSet<Arc<str>> {
+        let namespaces = self.namespaces.iter().filter(|(_, ns)| !ns.terminating);
+        namespaces
+            .filter(|(name, ns)| ns.inject || self.mesh_pods.contains_key(*name))
+            .map(|(name, _)| name.clone())
+            .collect()
+    }
+
+    fn set_service(&mut self, name: ObjectName, service: Option<Service>, touched: &mut Touched) {
+        let old = self.services.get(&name);
+        if old == service.as_ref() {
+            return;
+        }
+        let old_ips = old.map(|s| s.cluster_ips.clone()).unwrap_or_default();
+        let new_ips = service.as_ref().map(|s| s.cluster_ips.clone()).unwrap_or_default();
+        for ip in &old_ips {
+            // By now it may be another Service's.
+            if self.service_ips.get(ip) == Some(&name) {
+                self.service_ips.remove(ip);
+            }
+        }
+        for ip in &new_ips {
+            self.service_ips.insert(*ip, name.clone());
+        }
+        touched.deps.extend(old_ips.into_iter().chain(new_ips).map(Dep::Ip));
+        touched.deps.insert(Dep::Services(name.namespace.clone()));
+        touched.deps.insert(Dep::Service(name.clone()));
+        touched.statuses = true;
+        set(&mut self.services, name, service);
+    }
+
+    fn set_slice(&mut self, name: ObjectName, slice: Option<EndpointSlice>, touched: &mut Touched) {
+        let old = self.slices.get(&name);
+        if old == slice.as_ref() {
+            return;
+        }
+        if let Some(old) = old {
+            touched.deps.insert(Dep::Service(old.service.clone()));
+            remove_from(&mut self.slices_of, &old.service, &name);
+        }
+        match slice {
+            Some(slice) => {
+                touched.deps.insert(Dep::Service(slice.service.clone()));
+                self.slices_of
+                    .entry(slice.service.clone())
+                    .or_default()
+                    .insert(name.clone());
+                self.slices.insert(name, slice);
+            }
+            None => drop(self.slices.remove(&name)),
+        }
+    }
+
+    fn set_pod(&mut self, name: ObjectName, pod: Option<Pod>, touched: &mut Touched) {
+        let old = self.pods.get(&name);
+        if old == pod.as_ref() {
+            return;
+        }
+        let (was_in_mesh, is_in_mesh) = (old.is_some_and(|p| p.in_mesh), pod.as_ref().is_some_and(|p| p.in_mesh));
+        for ip in old.map(|p| p.ips.clone()).unwrap_or_default() {
+            remove_from(&mut self.pod_ips, &ip, &name);
+            touched.deps.insert(Dep::Ip(ip));
+        }
+        for ip in pod.iter().flat_map(|p| &p.ips) {
+            self.pod_ips.entry(*ip).or_default().insert(name.clone());
+            touched.deps.insert(Dep::Ip(*ip));
+        }
+        if was_in_mesh != is_in_mesh {
+            let pods = self.mesh_pods.entry(name.namespace.clone()).or_default();
+            *pods = if is_in_mesh { *pods + 1 } else { pods.saturating_sub(1) };
+            if *pods == 0 {
+                self.mesh_pods.remove(&name.namespace);
+            }
+            touched.namespaces = true;
+        }
+        touched.deps.insert(Dep::Pod(name.clone()));
+        match pod {
+            Some(pod) => drop(self.pods.insert(name, pod)),
+            None => drop(self.pods.remove(&name)),
+        }
+    }
+
+    fn set_namespace(&mut self, name: Arc<str>, namespace: Option<Namespace>, touched: &mut Touched) {
+        if self.namespaces.get(&name) != namespace.as_ref() {
+            touched.deps.insert(Dep::Namespace(name.clone()));
+            touched.namespaces = true;
+            set(&mut self.namespaces, name, namespace);
+        }
+    }
+
+    fn set_route(&mut self, name: RouteName, route: Option<Route>, touched: &mut Touched) {
+        touched.statuses = true;
+        let old = self.routes.get(&name);
+        // A status that was written is a new version of the object, and changes nothing for clients.
+        if !old.zip(route.as_ref()).is_some_and(|(old, new)| old.same_rules(new)) {
+            let services = |route: &Route| route.parents.iter().map(|p| p.service.clone()).collect::<Vec<_>>();
+            for service in old.map(services).unwrap_or_default() {
+                remove_from(&mut self.routes_of, &service, &name);
+                touched.deps.insert(Dep::Service(service));
+            }
+            for service in route.as_ref().map(services).unwrap_or_default() {
+                self.routes_of.entry(service.clone()).or_default().insert(name.clone());
+                touched.deps.insert(Dep::Service(service));
+            }
+        }
+        set(&mut self.routes, name, route);
+    }
+
+    fn set_policy(&mut self, name: ObjectName, policy: Option<TrafficPolicy>, touched: &mut Touched) {
+        touched.statuses = true;
+        let old = self.policies.get(&name);
+        if !old.zip(policy.as_ref()).is_some_and(|(old, new)| old.same_spec(new)) {
+            touched.deps.insert(Dep::Policies(name.namespace.clone()));
+        }
+        set(&mut self.policies, name, policy);
+    }
+
+    fn set_grant(&mut self, name: ObjectName, grant: Option<ReferenceGrant>, touched: &mut Touched) {
+        if self.grants.get(&name) != grant.as_ref() {
+            touched.deps.insert(Dep::Grants(name.namespace.clone()));
+            touched.statuses = true;
+            set(&mut self.grants, name, grant);
+        }
+    }
+}
+
+/// The objects of one namespace.
+fn in_namespace<'a, T>(
+    objects: &'a BTreeMap<ObjectName, T>,
+    namespace: &Arc<str>,
+) -> impl Iterator<Item = (&'a ObjectName, &'a T)> + use<'a, T> {
+    let namespace = namespace.clone();
+    let first = ObjectName {
+        namespace: namespace.clone(),
+        name: "".into(),
+    };
+    objects
+        .range(first..)
+        .take_while(move |(name, _)| name.namespace == namespace)
+}
+
+fn set<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+    match value {
+        Some(value) => drop(map.insert(key, value)),
+        None => drop(map.remove(&key)),
+    }
+}
+
+fn remove_from<K: Eq + std::hash::Hash, V: Ord>(map: &mut HashMap<K, BTreeSet<V>>, key: &K, value: &V) {
+    if let Some(values) = map.get_mut(key) {
+        values.remove(value);
+        if values.is_empty() {
+            map.remove(key);
+        }
+    }
+}
