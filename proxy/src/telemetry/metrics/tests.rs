@@ -1,1 +1,253 @@
 #![allow(clippy::unwrap_used)]
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Method;
+
+use super::{Handshake, IDLE, MAX_PORTS, MAX_SERVICES, Metrics, Outcome};
+use crate::error::Reason;
+use crate::model::ServiceName;
+use crate::telemetry::{Direction, Protocol, RequestEnd};
+
+fn service(name: &str, port: u16) -> ServiceName {
+    ServiceName {
+        namespace: "shop".into(),
+        name: name.into(),
+        port,
+    }
+}
+
+const GET: Method = Method::GET;
+
+fn request(service: Option<&ServiceName>) -> RequestEnd<'_> {
+    RequestEnd {
+        direction: Direction::Outbound,
+        service,
+        port: 8080,
+        protocol: Protocol::Http11,
+        method: &GET,
+        path: "/",
+        authority: "orders",
+        status: Some(200),
+        grpc_status: None,
+        reason: None,
+        duration: Duration::from_millis(30),
+        retries: 0,
+        request_bytes: 0,
+        response_bytes: 0,
+        trace_id: [0; 16],
+        request_id: None,
+        peer: None,
+        endpoint: None,
+        mtls: true,
+    }
+}
+
+fn metrics() -> Arc<Metrics> {
+    Arc::new(Metrics::new())
+}
+
+/// The value of a series, by its beginning.
+fn value(text: &str, series: &str) -> Option<f64> {
+    let line = text.lines().find(|line| line.starts_with(&format!("{series} ")))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
+#[test]
+fn reasons_are_listed_in_their_own_order() {
+    for (i, reason) in Reason::ALL.into_iter().enumerate() {
+        assert_eq!(reason as usize, i, "{reason:?}");
+    }
+}
+
+#[test]
+fn durations_by_service_method_status_and_error() {
+    let metrics = metrics();
+    let orders = service("orders", 8080);
+    metrics.request_ended(&request(Some(&orders)));
+    metrics.request_ended(&RequestEnd {
+        status: Some(503),
+        reason: Some(Reason::NoEndpoints),
+        duration: Duration::from_secs(60),
+        mtls: false,
+        ..request(Some(&orders))
+    });
+    metrics.request_ended(&RequestEnd {
+        direction: Direction::Inbound,
+        grpc_status: Some(0),
+        ..request(None)
+    });
+    metrics.request_ended(&request(None));
+    let text = metrics.text();
+    let ok = r#"service="shop/orders",http_request_method="GET",http_response_status_code="200""#;
+    let name = "http_client_request_duration_seconds";
+    assert_eq!(value(&text, &format!("{name}_count{{{ok}}}")), Some(1.0), "{text}");
+    assert_eq!(value(&text, &format!("{name}_sum{{{ok}}}")), Some(0.03));
+    assert_eq!(
+        value(&text, &format!("{name}_bucket{{le=\"0.025\",{ok}}}")),
+        Some(0.0),
+        "{text}"
+    );
+    assert_eq!(value(&text, &format!("{name}_bucket{{le=\"0.05\",{ok}}}")), Some(1.0));
+    let failed =
+        r#"service="shop/orders",http_request_method="GET",http_response_status_code="503",error_type="no-endpoints""#;
+    assert_eq!(
+        value(&text, &format!("{name}_bucket{{le=\"10.0\",{failed}}}")),
+        Some(0.0)
+    );
+    assert_eq!(
+        value(&text, &format!("{name}_bucket{{le=\"+Inf\",{failed}}}")),
+        Some(1.0)
+    );
+    assert!(text.contains(r#"service="_external",http_request_method="GET""#));
+    let server =
+        r#"server_port="8080",http_request_method="GET",http_response_status_code="200",rpc_grpc_status_code="0""#;
+    assert_eq!(
+        value(
+            &text,
+            &format!("http_server_request_duration_seconds_count{{{server}}}")
+        ),
+        Some(1.0)
+    );
+    let requests = |rest: &str| value(&text, &format!("outrigger_requests_total{{{rest}}}"));
+    let of = r#"direction="outbound",service="shop/orders""#;
+    assert_eq!(requests(&format!(r#"{of},outcome="success",tls="true""#)), Some(1.0));
+    assert_eq!(requests(&format!(r#"{of},outcome="failure",tls="false""#)), Some(1.0));
+    let inbound = r#"direction="inbound",server_port="8080",outcome="success",tls="true""#;
+    assert_eq!(requests(inbound), Some(1.0));
+    assert_eq!(
+        value(&text, r#"outrigger_errors_total{reason="no-endpoints"}"#),
+        Some(1.0)
+    );
+}
+
+#[test]
+fn attempts_retries_and_budget() {
+    let metrics = metrics();
+    let orders = metrics.service(Some(&service("orders", 8080)));
+    orders.attempt(Outcome::Failure);
+    orders.attempt(Outcome::Success);
+    orders.retry(Outcome::Success);
+    orders.budget_exhausted();
+    // Another port of the same Service.
+    metrics
+        .service(Some(&service("orders", 9090)))
+        .attempt(Outcome::Success);
+    let text = metrics.text();
+    let of = |name: &str, rest: &str| value(&text, &format!("{name}{{service=\"shop/orders\"{rest}}}"));
+    assert_eq!(
+        of("outrigger_upstream_attempts_total", ",outcome=\"success\""),
+        Some(2.0),
+        "{text}"
+    );
+    assert_eq!(
+        of("outrigger_upstream_attempts_total", ",outcome=\"failure\""),
+        Some(1.0)
+    );
+    assert_eq!(of("outrigger_retries_total", ",result=\"success\""), Some(1.0));
+    assert_eq!(of("outrigger_retries_total", ",result=\"failure\""), Some(0.0));
+    assert_eq!(of("outrigger_retry_budget_exhausted_total", ""), Some(1.0));
+    assert_eq!(text.matches("outrigger_upstream_attempts_total{").count(), 2);
+}
+
+#[test]
+fn connections_handshakes_and_certificates() {
+    let metrics = metrics();
+    metrics.handshake(Direction::Outbound, Handshake::Ok);
+    metrics.handshake(Direction::Inbound, Handshake::IdentityMismatch);
+    let plain = metrics.connection(Direction::Inbound, false);
+    let mut tls = metrics.connection(Direction::Inbound, false);
+    tls.set_tls();
+    metrics.expiry("leaf", || Some(3600.5));
+    metrics.expiry("root", || None);
+    metrics.detect_timeout();
+    let text = metrics.text();
+    for (series, expected) in [
+        (
+            r#"outrigger_tls_handshakes_total{direction="outbound",result="ok"}"#,
+            1.0,
+        ),
+        (
+            r#"outrigger_tls_handshakes_total{direction="inbound",result="identity-mismatch"}"#,
+            1.0,
+        ),
+        (r#"outrigger_connections_open{direction="inbound",tls="false"}"#, 1.0),
+        (r#"outrigger_connections_open{direction="inbound",tls="true"}"#, 1.0),
+        (r#"outrigger_cert_expiry_seconds{kind="leaf"}"#, 3600.5),
+        ("outrigger_detect_timeouts_total", 1.0),
+        ("outrigger_spans_dropped_total", 0.0),
+    ] {
+        assert_eq!(value(&text, series), Some(expected), "{series}");
+    }
+    assert!(value(&text, "process_resident_memory_bytes").unwrap() > 1e6);
+    assert!(value(&text, "process_open_fds").unwrap() >= 3.0);
+    assert!(!text.contains("kind=\"root\""));
+    drop((plain, tls));
+    let open = r#"outrigger_connections_open{direction="inbound",tls="true"}"#;
+    assert_eq!(value(&metrics.text(), open), Some(0.0));
+}
+
+/// Whatever is called, by whatever method, with whatever status: the series are bounded, and nothing is lost.
+#[test]
+fn label_sets_are_bounded() {
+    let metrics = metrics();
+    let services = MAX_SERVICES + 10;
+    for i in 0..services {
+        metrics.request_ended(&request(Some(&service(&format!("s{i}"), 80))));
+    }
+    for port in 0..1000 {
+        metrics.request_ended(&RequestEnd {
+            direction: Direction::Inbound,
+            port,
+            ..request(None)
+        });
+    }
+    let odd = service("odd", 80);
+    let odd = metrics.service(Some(&odd)).label.clone();
+    assert_eq!(odd, "_overflow");
+    let first = service("s0", 80);
+    let brew = Method::from_bytes(b"BREW").unwrap();
+    for status in 0..=999 {
+        metrics.request_ended(&RequestEnd {
+            status: Some(status),
+            grpc_status: Some(status),
+            method: &brew,
+            ..request(Some(&first))
+        });
+    }
+    let text = metrics.text();
+    assert!(!text.contains("BREW") && !text.contains("=\"999\""));
+    let count = |prefix: &str| text.lines().filter(|line| line.starts_with(prefix)).count();
+    assert!(count("http_client_request_duration_seconds_count{service=\"shop/s0\"") <= 65);
+    assert_eq!(
+        count("outrigger_requests_total{direction=\"inbound\""),
+        4 * (MAX_PORTS + 1)
+    );
+    let overflow = r#"outrigger_requests_total{direction="outbound",service="_overflow",outcome="success",tls="true"}"#;
+    assert_eq!(value(&text, overflow), Some(10.0));
+    let counts = text
+        .lines()
+        .filter(|line| line.starts_with("http_client_request_duration_seconds_count"));
+    let total: f64 = counts
+        .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+        .sum();
+    assert!((total - (services + 1000) as f64).abs() < 0.5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_nobody_calls_leaves() {
+    let metrics = metrics();
+    let (orders, web) = (service("orders", 80), service("web", 80));
+    metrics.request_ended(&request(Some(&orders)));
+    let held = metrics.service(Some(&web));
+    held.attempt(Outcome::Success);
+    metrics.text();
+    tokio::time::advance(IDLE / 2).await;
+    assert!(metrics.text().contains("shop/orders"));
+    tokio::time::advance(IDLE).await;
+    let text = metrics.text();
+    assert!(!text.contains("shop/orders"), "{text}");
+    assert!(text.contains("shop/web"), "who is held is kept");
+    metrics.request_ended(&request(Some(&orders)));
+    assert!(metrics.text().contains("shop/orders"));
+}
