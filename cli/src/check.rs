@@ -94,7 +94,10 @@ fn findings(facts: &Facts) -> Vec<Finding> {
     findings.push(webhooks(facts));
     findings.push(match facts.own_kinds {
         true => good("the CRDs of outrigger.dev are there"),
-        false => wrong("the CRDs of outrigger.dev are missing", "outrigger crds | kubectl apply --server-side -f -"),
+        false => wrong(
+            "the CRDs of outrigger.dev are missing",
+            "outrigger crds | kubectl apply --server-side -f -",
+        ),
     });
     findings.push(good(match facts.gateway_api {
         true => "Gateway API is installed: HTTPRoute and GRPCRoute are in force",
@@ -132,12 +135,22 @@ fn webhooks(facts: &Facts) -> Finding {
             "helm upgrade brings it back",
         );
     };
-    let log = format!("kubectl logs -n {} deployment/outrigger-injector says why", facts.namespace);
+    let log = format!(
+        "kubectl logs -n {} deployment/outrigger-injector says why",
+        facts.namespace
+    );
     for webhook in configuration.webhooks.iter().flatten() {
         let name = &webhook.name;
-        let bundle = webhook.client_config.ca_bundle.as_ref().map(|b| String::from_utf8_lossy(&b.0).into_owned());
+        let bundle = webhook
+            .client_config
+            .ca_bundle
+            .as_ref()
+            .map(|b| String::from_utf8_lossy(&b.0).into_owned());
         let Some(bundle) = bundle.filter(|b| !b.is_empty()) else {
-            return wrong(format!("webhook {name} has no CA bundle: pods cannot be made in labelled namespaces"), log);
+            return wrong(
+                format!("webhook {name} has no CA bundle: pods cannot be made in labelled namespaces"),
+                log,
+            );
         };
         match certs::ends(&bundle) {
             Err(why) => return wrong(format!("webhook {name}: its CA bundle is not valid: {why}"), log),
@@ -160,8 +173,16 @@ fn trust(facts: &Facts) -> Vec<Finding> {
         let hint = format!("kubectl label namespace NAME {}={}", labels::INJECT, labels::ENABLED);
         findings.push(warning("no namespace is labelled for injection", hint));
     }
-    let controller = format!("kubectl logs -n {} deployment/outrigger-controller says why", facts.namespace);
-    let missing: Vec<_> = facts.bundles.iter().filter(|(_, bundle)| bundle.is_none()).map(|(name, _)| name.as_str()).collect();
+    let controller = format!(
+        "kubectl logs -n {} deployment/outrigger-controller says why",
+        facts.namespace
+    );
+    let missing: Vec<_> = facts
+        .bundles
+        .iter()
+        .filter(|(_, bundle)| bundle.is_none())
+        .map(|(name, _)| name.as_str())
+        .collect();
     if !missing.is_empty() {
         let text = format!(
             "ConfigMap {} is missing in {}: sidecars cannot start there",
@@ -187,13 +208,15 @@ fn trust(facts: &Facts) -> Vec<Finding> {
 }
 
 fn roots(ends: &[SystemTime], now: SystemTime) -> Finding {
-    let hint = "give the Secret outrigger-ca a new CA; keep the old root in its ca.crt until every sidecar has a new SVID";
+    let hint =
+        "give the Secret outrigger-ca a new CA; keep the old root in its ca.crt until every sidecar has a new SVID";
     match ends.iter().max().map(|end| left(*end, now)) {
         None => wrong("the trust bundle is empty", hint),
         Some(None) => wrong("every root of the trust bundle has expired", hint),
-        Some(Some(left)) if left < ROOT_WARNING => {
-            warning(format!("the newest root of the trust bundle expires in {}", days(left)), hint)
-        }
+        Some(Some(left)) if left < ROOT_WARNING => warning(
+            format!("the newest root of the trust bundle expires in {}", days(left)),
+            hint,
+        ),
         Some(Some(left)) => good(format!("the trust bundle is valid for {}", days(left))),
     }
 }
@@ -212,7 +235,10 @@ fn sidecars(facts: &Facts) -> Vec<Finding> {
             with += 1;
             let status = pod.status.as_ref();
             let mut containers = status.into_iter().flat_map(|s| {
-                s.init_container_statuses.iter().flatten().chain(s.container_statuses.iter().flatten())
+                s.init_container_statuses
+                    .iter()
+                    .flatten()
+                    .chain(s.container_statuses.iter().flatten())
             });
             if containers.any(|c| c.name == "outrigger-proxy" && !c.ready) {
                 unready.push(name);
@@ -235,7 +261,9 @@ fn sidecars(facts: &Facts) -> Vec<Finding> {
         ));
     }
     if findings.is_empty() {
-        findings.push(good(format!("every pod of the labelled namespaces has what it wants: {with} with a sidecar")));
+        findings.push(good(format!(
+            "every pod of the labelled namespaces has what it wants: {with} with a sidecar"
+        )));
     }
     findings
 }
@@ -248,7 +276,10 @@ fn versions(facts: &Facts) -> Finding {
         return good(format!("all sidecars have version {own}, as this program"));
     }
     warning(
-        format!("this program has version {own}, and there are sidecars of {}", some(&others)),
+        format!(
+            "this program has version {own}, and there are sidecars of {}",
+            some(&others)
+        ),
         "after an upgrade: kubectl rollout restart brings the new sidecar in",
     )
 }
@@ -264,7 +295,9 @@ fn version(pod: &Pod) -> Option<&str> {
 
 fn opted_out(pod: &Pod) -> bool {
     let maps = [&pod.metadata.labels, &pod.metadata.annotations];
-    maps.into_iter().flatten().any(|map| map.get(labels::INJECT).is_some_and(|word| word == labels::DISABLED))
+    maps.into_iter()
+        .flatten()
+        .any(|map| map.get(labels::INJECT).is_some_and(|word| word == labels::DISABLED))
 }
 
 fn left(end: SystemTime, now: SystemTime) -> Option<Duration> {
@@ -281,7 +314,12 @@ fn days(time: Duration) -> String {
 
 /// A few of the names, and how many more there are.
 fn some<T: AsRef<str>>(names: &[T]) -> String {
-    let mut text = names.iter().take(MAX_NAMES).map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
+    let mut text = names
+        .iter()
+        .take(MAX_NAMES)
+        .map(AsRef::as_ref)
+        .collect::<Vec<_>>()
+        .join(", ");
     if names.len() > MAX_NAMES {
         text += &format!(" and {} more", names.len() - MAX_NAMES);
     }
@@ -289,15 +327,27 @@ fn some<T: AsRef<str>>(names: &[T]) -> String {
 }
 
 fn good(text: impl Into<String>) -> Finding {
-    Finding { level: Level::Good, text: text.into(), hint: String::new() }
+    Finding {
+        level: Level::Good,
+        text: text.into(),
+        hint: String::new(),
+    }
 }
 
 fn warning(text: impl Into<String>, hint: impl Into<String>) -> Finding {
-    Finding { level: Level::Warning, text: text.into(), hint: hint.into() }
+    Finding {
+        level: Level::Warning,
+        text: text.into(),
+        hint: hint.into(),
+    }
 }
 
 fn wrong(text: impl Into<String>, hint: impl Into<String>) -> Finding {
-    Finding { level: Level::Wrong, text: text.into(), hint: hint.into() }
+    Finding {
+        level: Level::Wrong,
+        text: text.into(),
+        hint: hint.into(),
+    }
 }
 
 impl fmt::Display for Finding {
@@ -308,18 +358,27 @@ impl fmt::Display for Finding {
             Level::Wrong => '✗',
         };
         write!(f, "{mark} {}", self.text)?;
-        if self.hint.is_empty() { Ok(()) } else { write!(f, "\n    {}", self.hint) }
+        if self.hint.is_empty() {
+            Ok(())
+        } else {
+            write!(f, "\n    {}", self.hint)
+        }
     }
 }
 
 async fn connect(context: Option<String>) -> anyhow::Result<kube::Client> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default(); // an error: there is one already
-    let options = kube::config::KubeConfigOptions { context, ..Default::default() };
+    let options = kube::config::KubeConfigOptions {
+        context,
+        ..Default::default()
+    };
     // Without a kubeconfig, as in a pod, the pod's own account is taken.
     let config = match kube::Config::from_kubeconfig(&options).await {
         Ok(config) => config,
         Err(error) if options.context.is_some() => return Err(error).context("kubeconfig"),
-        Err(_) => kube::Config::infer().await.context("neither a kubeconfig nor a cluster around this process")?,
+        Err(_) => kube::Config::infer()
+            .await
+            .context("neither a kubeconfig nor a cluster around this process")?,
     };
     kube::Client::try_from(config).context("connecting to Kubernetes")
 }

@@ -41,6 +41,10 @@ mod tests {
             let file = std::fs::read_to_string(&path).unwrap_or_default();
             assert_eq!(&file, yaml, "{}: UPDATE_GOLDEN=1 writes it anew", path.display());
         }
-        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), crds.len(), "there are more files in {folder:?}");
+        assert_eq!(
+            std::fs::read_dir(&folder).unwrap().count(),
+            crds.len(),
+            "there are more files in {folder:?}"
+        );
     }
 }

@@ -1,2 +1,61 @@
-//! Placeholder.
-fn main() {}
+//! `outrigger`: the command line.
+
+mod check;
+mod crds;
+mod demo;
+mod inject;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Outrigger, a service mesh for Kubernetes: mutual TLS, retries, timeouts and traces by a small sidecar.
+#[derive(Parser, Debug)]
+#[command(
+    name = "outrigger",
+    version,
+    propagate_version = true,
+    after_help = "Start with `outrigger demo`: it needs no cluster and no root."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Demo(demo::Args),
+    Inject(inject::Args),
+    Check(check::Args),
+    /// Print the custom resource definitions, as the chart has them.
+    Crds,
+    /// A sidecar of the demo.
+    #[command(hide = true)]
+    InternalProxy(demo::internal::ProxyArgs),
+    /// A service of the demo's shop.
+    #[command(hide = true)]
+    InternalShop(outrigger_shop::Args),
+    /// The issuer of the demo.
+    #[command(hide = true)]
+    InternalIssuer(demo::internal::IssuerArgs),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Demo(args) => demo::main(args),
+        Command::Inject(args) => inject::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Check(args) => runtime().and_then(|runtime| runtime.block_on(check::run(args))),
+        Command::Crds => crds::run().map(|()| ExitCode::SUCCESS),
+        Command::InternalProxy(args) => demo::internal::proxy(args),
+        Command::InternalShop(args) => demo::internal::shop(args),
+        Command::InternalIssuer(args) => demo::internal::issuer(args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}

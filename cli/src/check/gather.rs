@@ -19,13 +19,21 @@ use super::Facts;
 const PAGE: u32 = 500;
 
 pub(super) async fn facts(client: &Client, namespace: &str) -> anyhow::Result<Facts> {
-    let version = client.apiserver_version().await.context("asking the cluster for its version")?;
+    let version = client
+        .apiserver_version()
+        .await
+        .context("asking the cluster for its version")?;
     let deployments = Api::<Deployment>::namespaced(client.clone(), namespace);
     let webhooks = Api::<MutatingWebhookConfiguration>::all(client.clone());
-    let groups = client.list_api_groups().await.context("asking the cluster for its kinds")?;
+    let groups = client
+        .list_api_groups()
+        .await
+        .context("asking the cluster for its kinds")?;
     let serves = |group: &str| groups.groups.iter().any(|g| g.name == group);
     let selector = ListParams::default().labels(&format!("{}={}", labels::INJECT, labels::ENABLED));
-    let labelled = list(&Api::<Namespace>::all(client.clone()), selector).await.context("listing namespaces")?;
+    let labelled = list(&Api::<Namespace>::all(client.clone()), selector)
+        .await
+        .context("listing namespaces")?;
 
     let mut bundles = BTreeMap::new();
     let mut pods = Vec::new();
@@ -44,9 +52,18 @@ pub(super) async fn facts(client: &Client, namespace: &str) -> anyhow::Result<Fa
     Ok(Facts {
         namespace: namespace.to_owned(),
         cluster_version: version.git_version,
-        controller: deployments.get_opt("outrigger-controller").await.context("reading the controller's Deployment")?,
-        injector: deployments.get_opt("outrigger-injector").await.context("reading the injector's Deployment")?,
-        webhooks: webhooks.get_opt("outrigger-injector").await.context("reading the webhook configuration")?,
+        controller: deployments
+            .get_opt("outrigger-controller")
+            .await
+            .context("reading the controller's Deployment")?,
+        injector: deployments
+            .get_opt("outrigger-injector")
+            .await
+            .context("reading the injector's Deployment")?,
+        webhooks: webhooks
+            .get_opt("outrigger-injector")
+            .await
+            .context("reading the webhook configuration")?,
         own_kinds: serves("outrigger.dev"),
         gateway_api: serves("gateway.networking.k8s.io"),
         bundles,

@@ -33,7 +33,11 @@ fn pod(name: &str, labels: serde_json::Value, phase: &str, sidecar_ready: bool) 
 }
 
 fn texts(facts: &Facts, level: Level) -> Vec<String> {
-    findings(facts).into_iter().filter(|f| f.level == level).map(|f| f.text).collect()
+    findings(facts)
+        .into_iter()
+        .filter(|f| f.level == level)
+        .map(|f| f.text)
+        .collect()
 }
 
 #[test]
@@ -42,7 +46,12 @@ fn what_is_missing_is_named() {
     facts.injector = None;
     facts.own_kinds = false;
     let wrong = texts(&facts, Level::Wrong).join("\n");
-    for part in ["Deployment outrigger/outrigger-injector", "MutatingWebhookConfiguration", "CRDs", "missing in shop"] {
+    for part in [
+        "Deployment outrigger/outrigger-injector",
+        "MutatingWebhookConfiguration",
+        "CRDs",
+        "missing in shop",
+    ] {
         assert!(wrong.contains(part), "{part:?} is not in\n{wrong}");
     }
 }
@@ -54,21 +63,50 @@ fn pods() {
     facts.pods = vec![
         pod("fine", json!({"outrigger.dev/proxy-version": version}), "Running", true),
         pod("old", json!({"outrigger.dev/proxy-version": "0.0.9"}), "Running", true),
-        pod("stuck", json!({"outrigger.dev/proxy-version": version}), "Pending", false),
+        pod(
+            "stuck",
+            json!({"outrigger.dev/proxy-version": version}),
+            "Pending",
+            false,
+        ),
         pod("bare", json!({}), "Running", true),
-        pod("opted-out", json!({"outrigger.dev/inject": "disabled"}), "Running", true),
+        pod(
+            "opted-out",
+            json!({"outrigger.dev/inject": "disabled"}),
+            "Running",
+            true,
+        ),
         pod("done", json!({}), "Succeeded", false),
     ];
     let wrong = texts(&facts, Level::Wrong);
-    assert!(wrong.contains(&"pods without a sidecar in labelled namespaces: shop/bare".to_owned()), "{wrong:?}");
-    assert!(wrong.contains(&"sidecars that are not ready: shop/stuck".to_owned()), "{wrong:?}");
-    assert!(texts(&facts, Level::Warning).iter().any(|text| text.contains("sidecars of 0.0.9")));
+    assert!(
+        wrong.contains(&"pods without a sidecar in labelled namespaces: shop/bare".to_owned()),
+        "{wrong:?}"
+    );
+    assert!(
+        wrong.contains(&"sidecars that are not ready: shop/stuck".to_owned()),
+        "{wrong:?}"
+    );
+    assert!(
+        texts(&facts, Level::Warning)
+            .iter()
+            .any(|text| text.contains("sidecars of 0.0.9"))
+    );
 }
 
 #[test]
 fn roots_are_warned_of_sixty_days_ahead() {
     let now = SystemTime::UNIX_EPOCH + 1000 * DAY;
-    let level = |days: &[u32]| roots(&days.iter().map(|d| SystemTime::UNIX_EPOCH + *d * DAY).collect::<Vec<_>>(), now).level;
+    let level = |days: &[u32]| {
+        roots(
+            &days
+                .iter()
+                .map(|d| SystemTime::UNIX_EPOCH + *d * DAY)
+                .collect::<Vec<_>>(),
+            now,
+        )
+        .level
+    };
     assert_eq!(level(&[1061]), Level::Good);
     assert_eq!(level(&[1059]), Level::Warning);
     // The old root goes, the new one is there.

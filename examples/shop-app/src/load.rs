@@ -184,6 +184,15 @@ impl Latencies {
         self.count += 1;
     }
 
+    /// Counts all that `other` counted.
+    pub fn add(&mut self, other: &Latencies) {
+        self.buckets
+            .iter_mut()
+            .zip(&other.buckets)
+            .for_each(|(mine, theirs)| *mine += theirs);
+        self.count += other.count;
+    }
+
     /// The latency that this share of the requests, 0 to 100, did not exceed. Zero while there are none.
     pub fn percentile(&self, percent: f64) -> Duration {
         let rank = (percent / 100.0 * self.count as f64).ceil().max(1.0) as u64;
