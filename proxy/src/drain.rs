@@ -41,6 +41,11 @@ pub fn channel() -> (Trigger, Signal) {
 }
 
 impl Trigger {
+    /// Where the process is now.
+    pub fn phase(&self) -> Phase {
+        *self.0.borrow()
+    }
+
     /// Goes on to `phase`; never back.
     pub fn enter(&self, phase: Phase) {
         self.0.send_if_modified(|now| {

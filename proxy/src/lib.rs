@@ -4,7 +4,9 @@ mod backoff;
 mod shared;
 
 pub mod admin;
+pub mod app;
 pub mod capture;
+pub mod cli;
 pub mod config;
 pub mod discovery;
 pub mod dns;
