@@ -59,7 +59,10 @@ impl Profile {
 /// # Errors
 /// When one of them cannot be read.
 pub fn ends(bundle: &str) -> anyhow::Result<Vec<SystemTime>> {
-    split_pem(bundle).iter().map(|pem| Ok(SystemTime::from(not_after(pem)?))).collect()
+    split_pem(bundle)
+        .iter()
+        .map(|pem| Ok(SystemTime::from(not_after(pem)?)))
+        .collect()
 }
 
 /// What the Secret holds, all of it PEM.

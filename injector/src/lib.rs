@@ -16,6 +16,7 @@ mod metrics;
 mod quantity;
 mod review;
 pub mod rotation;
+pub mod selftest;
 pub mod settings;
 mod webhook;
 

@@ -4,9 +4,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use outrigger_api::ports;
 use outrigger_injector::app::{self, Options};
+use outrigger_injector::selftest;
 use outrigger_injector::settings::Settings;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -15,6 +16,29 @@ use tokio_util::sync::CancellationToken;
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
+    #[command(subcommand)]
+    command: Command,
+    /// What is logged: "info", "debug", "outrigger_injector=debug".
+    #[arg(
+        long,
+        env = "OUTRIGGER_LOG",
+        default_value = "info",
+        value_name = "FILTER",
+        global = true
+    )]
+    log: String,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the webhook.
+    Serve(Serve),
+    /// Ask kube-apiserver, in a dry run, for a pod, and look whether it has a sidecar (`helm test` runs this).
+    Test(Test),
+}
+
+#[derive(Debug, clap::Args)]
+struct Serve {
     /// The settings of the sidecars, a YAML file (the chart mounts it from a ConfigMap).
     #[arg(long, env = "OUTRIGGER_SETTINGS", value_name = "FILE")]
     settings: PathBuf,
@@ -24,16 +48,34 @@ struct Args {
     /// Where /livez, /readyz and /metrics are [default: all addresses, port 14190]
     #[arg(long, value_name = "ADDRESS:PORT")]
     admin: Option<SocketAddr>,
-    /// What is logged: "info", "debug", "outrigger_injector=debug".
-    #[arg(long, env = "OUTRIGGER_LOG", default_value = "info", value_name = "FILTER")]
-    log: tracing_subscriber::EnvFilter,
+}
+
+#[derive(Debug, clap::Args)]
+struct Test {
+    /// Where the pod would be made.
+    #[arg(long, default_value = "default")]
+    namespace: String,
+    /// The controller's gRPC port, which must accept connections.
+    #[arg(long, value_name = "HOST:PORT")]
+    controller: String,
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    tracing_subscriber::fmt().json().with_env_filter(args.log).init();
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .parse(&args.log)
+        .context("--log")?;
+    tracing_subscriber::fmt().json().with_env_filter(filter).init();
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default(); // an error: there is one already
+    let client = async || kube::Client::try_default().await.context("connecting to Kubernetes");
+    match args.command {
+        Command::Serve(args) => serve(args, client().await?).await,
+        Command::Test(args) => selftest::run(client().await?, &args.namespace, &args.controller).await,
+    }
+}
+
+async fn serve(args: Serve, client: kube::Client) -> anyhow::Result<()> {
     let settings = Settings::load(&args.settings)?;
     let any = any_address();
     let options = Options::new(
@@ -41,7 +83,6 @@ async fn main() -> anyhow::Result<()> {
         args.listen.unwrap_or_else(|| SocketAddr::new(any, ports::WEBHOOK)),
         args.admin.unwrap_or_else(|| SocketAddr::new(any, ports::ADMIN)),
     );
-    let client = kube::Client::try_default().await.context("connecting to Kubernetes")?;
     let shutdown = CancellationToken::new();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let running = app::start(options, client, shutdown.clone()).await?;
