@@ -1,1 +1,192 @@
+//! What golden files do not show: selection, names, and values at their edges.
+#![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::{Value, json};
+
+use super::{NamespaceMeta, Outcome, patch, workload};
+use crate::settings::Settings;
+
+fn namespace(name: &str, inject: Option<&str>) -> NamespaceMeta {
+    let labels: BTreeMap<_, _> = inject
+        .into_iter()
+        .map(|value| ("outrigger.dev/inject".to_owned(), value.to_owned()))
+        .collect();
+    NamespaceMeta {
+        name: name.to_owned(),
+        labels,
+        ..NamespaceMeta::default()
+    }
+}
+
+fn pod(metadata: Value) -> Pod {
+    let containers = json!([{"name": "app", "image": "app"}]);
+    serde_json::from_value(json!({"metadata": metadata, "spec": {"containers": containers}})).unwrap()
+}
+
+fn outcome(metadata: Value, namespace: &NamespaceMeta) -> &'static str {
+    match patch(&pod(metadata), namespace, &Settings::default()) {
+        Ok(Outcome::Patched { .. }) => "patched",
+        Ok(Outcome::OptedOut) => "opted out",
+        Ok(Outcome::NotSelected) => "not selected",
+        Ok(Outcome::AlreadyInjected) => "already",
+        Err(_) => "refused",
+    }
+}
+
+#[test]
+fn who_gets_one() {
+    let (labelled, plain) = (namespace("shop", Some("enabled")), namespace("shop", None));
+    let (yes, no) = (
+        json!({"outrigger.dev/inject": "enabled"}),
+        json!({"outrigger.dev/inject": "disabled"}),
+    );
+    assert_eq!(outcome(json!({}), &labelled), "patched");
+    assert_eq!(outcome(json!({}), &plain), "not selected");
+    assert_eq!(outcome(json!({}), &namespace("shop", Some("disabled"))), "not selected");
+    assert_eq!(outcome(json!({"labels": yes}), &plain), "patched");
+    assert_eq!(outcome(json!({"annotations": yes}), &plain), "patched");
+    assert_eq!(outcome(json!({"labels": no}), &labelled), "opted out");
+    assert_eq!(outcome(json!({"annotations": no}), &labelled), "opted out");
+    assert_eq!(
+        outcome(json!({"labels": yes, "annotations": no}), &labelled),
+        "opted out"
+    );
+    assert_eq!(
+        outcome(json!({"labels": no, "annotations": yes}), &labelled),
+        "opted out"
+    );
+    assert_eq!(
+        outcome(json!({"labels": {"outrigger.dev/inject": "yes"}}), &labelled),
+        "refused"
+    );
+    for never in ["kube-system", "kube-public", "kube-node-lease", "outrigger"] {
+        assert_eq!(
+            outcome(json!({"labels": yes}), &namespace(never, Some("enabled"))),
+            "not selected",
+            "{never}"
+        );
+    }
+    let mirror = json!({"annotations": {"kubernetes.io/config.mirror": "x"}});
+    assert_eq!(outcome(mirror, &labelled), "not selected");
+}
+
+#[test]
+fn half_a_sidecar_is_a_clash_and_not_a_sidecar() {
+    let mut copied = pod(json!({"labels": {"outrigger.dev/proxy-version": "0.1.0"}}));
+    copied.spec.as_mut().unwrap().containers[0].name = "outrigger-proxy".to_owned();
+    let refusal = patch(&copied, &namespace("shop", Some("enabled")), &Settings::default()).unwrap_err();
+    assert!(refusal.problems[0].contains("the name is the sidecar's"), "{refusal}");
+}
+
+#[test]
+fn workloads_are_called_as_their_authors_called_them() {
+    let name = |kind: &str, owner: &str, labels: Value| {
+        let owner = json!([{"apiVersion": "v1", "kind": kind, "name": owner, "uid": "u", "controller": true}]);
+        workload::name(&pod(
+            json!({"generateName": "x-", "labels": labels, "ownerReferences": owner}),
+        ))
+    };
+    let hash = json!({"pod-template-hash": "7d9c6b5f4d"});
+    assert_eq!(name("ReplicaSet", "orders-7d9c6b5f4d", hash.clone()), "orders");
+    assert_eq!(name("ReplicaSet", "orders", hash), "orders");
+    assert_eq!(name("ReplicaSet", "orders-7d9c6b5f4d", json!({})), "orders-7d9c6b5f4d");
+    assert_eq!(name("StatefulSet", "db", json!({"app": "other"})), "db");
+    assert_eq!(name("Job", "report-29389440", json!({})), "report");
+    assert_eq!(name("Job", "import-20261122", json!({})), "import-20261122");
+    assert_eq!(name("Job", "once", json!({})), "once");
+    let bare = |metadata| workload::name(&pod(metadata));
+    assert_eq!(
+        bare(json!({"name": "a-pod", "labels": {"app": "b", "app.kubernetes.io/name": "c"}})),
+        "c"
+    );
+    assert_eq!(bare(json!({"name": "a-pod", "labels": {"app": "b"}})), "b");
+    assert_eq!(bare(json!({"name": "a-pod"})), "a-pod");
+    assert_eq!(bare(json!({"generateName": "run-"})), "run");
+}
+
+/// The sidecar of a pod with these annotations, and `more` in its spec.
+fn sidecar(annotations: Value, more: Value, settings: &Settings) -> Value {
+    let mut raw = json!({"metadata": {"annotations": annotations}, "spec": {"containers": [{"name": "app"}]}});
+    raw["spec"]
+        .as_object_mut()
+        .unwrap()
+        .extend(more.as_object().unwrap().clone());
+    let typed: Pod = serde_json::from_value(raw.clone()).unwrap();
+    let outcome = patch(&typed, &namespace("shop", Some("enabled")), settings).unwrap();
+    let Outcome::Patched { patch, .. } = outcome else {
+        panic!("{outcome:?}")
+    };
+    json_patch::patch(&mut raw, &patch).unwrap();
+    raw["spec"]["initContainers"][1].clone()
+}
+
+fn env(sidecar: &Value, name: &str) -> Option<String> {
+    let env = sidecar["env"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|env| env["name"] == name)?;
+    Some(env["value"].as_str().unwrap().to_owned())
+}
+
+#[test]
+fn a_request_and_a_limit_follow_one_another() {
+    let settings = Settings::default();
+    let of = |key: &str, value: &str| sidecar(json!({key: value}), json!({}), &settings)["resources"].clone();
+    // Below the default request.
+    let small = of("outrigger.dev/proxy-memory-limit", "16Mi");
+    assert_eq!(
+        (&small["requests"]["memory"], &small["limits"]["memory"]),
+        (&json!("16Mi"), &json!("16Mi"))
+    );
+    // Above the default limit.
+    let large = of("outrigger.dev/proxy-memory-request", "1Gi");
+    assert_eq!(
+        (&large["requests"]["memory"], &large["limits"]["memory"]),
+        (&json!("1Gi"), &json!("1Gi"))
+    );
+    let cpu = of("outrigger.dev/proxy-cpu-limit", "2");
+    assert_eq!(
+        (&cpu["requests"]["cpu"], &cpu["limits"]["cpu"]),
+        (&json!("10m"), &json!("2"))
+    );
+}
+
+#[test]
+fn the_drain_ends_before_the_grace_period() {
+    let settings = Settings::default();
+    let drain = |grace: Value| {
+        let sidecar = sidecar(json!({}), json!({"terminationGracePeriodSeconds": grace}), &settings);
+        env(&sidecar, "OUTRIGGER_DRAIN_TIMEOUT").unwrap()
+    };
+    assert_eq!(drain(Value::Null), "28s");
+    assert_eq!(drain(json!(600)), "30s");
+    assert_eq!(drain(json!(10)), "8s");
+    assert_eq!(drain(json!(0)), "1s");
+}
+
+#[test]
+fn settings_reach_the_sidecar() {
+    let settings: Settings = serde_saphyr::from_str(
+        "{namespace: mesh, trustDomain: example.org, tracing: null, opaquePorts: '3307', accessLog: true,\n\
+         resources: {cpuRequest: null, memoryRequest: null, memoryLimit: null}}",
+    )
+    .unwrap();
+    let sidecar = sidecar(json!({"outrigger.dev/opaque-ports": "3308"}), json!({}), &settings);
+    assert_eq!(sidecar["resources"], json!({}));
+    let env = |name| env(&sidecar, name);
+    assert_eq!(env("OUTRIGGER_TRACING_ENDPOINT"), None);
+    assert_eq!(
+        env("OUTRIGGER_CONTROLLER").unwrap(),
+        "outrigger-controller.mesh.svc:14150"
+    );
+    assert_eq!(
+        env("OUTRIGGER_CONTROLLER_ID").unwrap(),
+        "spiffe://example.org/ns/mesh/sa/outrigger-controller"
+    );
+    assert_eq!(env("OUTRIGGER_OPAQUE_PORTS").unwrap(), "3307,3308");
+    assert_eq!(env("OUTRIGGER_ACCESS_LOG").unwrap(), "true");
+}

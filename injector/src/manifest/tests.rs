@@ -1,1 +1,32 @@
+#![allow(clippy::unwrap_used)]
 
+use super::{inject, split};
+use crate::settings::Settings;
+
+#[test]
+fn documents_are_split_at_their_markers_only() {
+    let texts = |text| split(text).iter().map(|d| d.text.to_owned()).collect::<Vec<_>>();
+    assert_eq!(
+        texts("---\na: 1\n---\n\n--- # two\nb: |\n  ---\n  x\n"),
+        ["a: 1\n", "b: |\n  ---\n  x\n"]
+    );
+    assert_eq!(texts("a: 1"), ["a: 1"]);
+    assert_eq!(texts("a: 1\r\n---\r\nb: 2\r\n"), ["a: 1\r\n", "b: 2\r\n"]);
+    assert!(texts("").is_empty());
+}
+
+#[test]
+fn json_is_yaml_too() {
+    let text = r#"{"apiVersion":"v1","kind":"PodList","items":[
+        {"apiVersion":"v1","kind":"Pod","metadata":{"name":"a"},"spec":{"containers":[{"name":"a"}]}}]}"#;
+    let injected = inject(text, "shop", &Settings::default()).unwrap();
+    assert_eq!(injected.notes, ["document 1: Pod a: sidecar put in"]);
+    assert!(injected.yaml.contains("name: outrigger-proxy"));
+}
+
+#[test]
+fn an_ending_without_a_newline_does_not_join_documents() {
+    let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a}]}\n---\na: 1";
+    let injected = inject(text, "shop", &Settings::default()).unwrap();
+    assert!(injected.yaml.ends_with("\n---\na: 1"), "{}", injected.yaml);
+}
