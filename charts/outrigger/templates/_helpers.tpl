@@ -57,6 +57,7 @@ securityContext:
   runAsGroup: 65532
   seccompProfile: {type: RuntimeDefault}
 terminationGracePeriodSeconds: 30
+enableServiceLinks: false
 {{- end }}
 
 {{- define "outrigger.container" -}}
