@@ -47,8 +47,9 @@ pub(crate) struct ProxyArgs {
 pub(crate) fn proxy(args: ProxyArgs) -> anyhow::Result<ExitCode> {
     end_with_parent()?;
     let program = OsString::from("outrigger-proxy");
-    let _ = (program, args.arguments);
-    anyhow::bail!("the sidecar is not there yet")
+    Ok(outrigger_proxy::cli::main(
+        std::iter::once(program).chain(args.arguments),
+    ))
 }
 
 /// Runs a service of the shop.

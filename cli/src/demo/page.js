@@ -54,7 +54,7 @@ function showNumbers() {
 
 // ---- who calls whom ----
 
-const NODES = { load: [52, 105], web: [222, 105], orders: [402, 105], inventory: [668, 48], payments: [668, 162] };
+const NODES = { load: [58, 100], web: [250, 100], orders: [442, 100], inventory: [796, 42], payments: [796, 158] };
 const NOTES = { load: "customers", web: "HTTP", orders: "HTTP", inventory: "sometimes fails", payments: "gRPC, sometimes slow" };
 const wires = new Map();
 
@@ -62,10 +62,11 @@ function drawTopology() {
   const svg = $("topology");
   for (const { from, to } of state.now.edges) {
     const [x1, y1] = NODES[from], [x2, y2] = NODES[to];
-    const [a, b] = [x1 + 62, x2 - 62 - (y1 === y2 ? 0 : 12)];
-    const bend = (a + b) / 2;
-    const path = y1 === y2 ? `M${a} ${y1}H${b}` : `M${a} ${y1}C${bend} ${y1} ${bend - 30} ${y2} ${b} ${y2}`;
-    const [x, y] = y1 === y2 ? [(a + b) / 2, y1] : [b - 62, y2];
+    const straight = y1 === y2;
+    const [a, b] = [x1 + 61, x2 - (straight ? 61 : 81)];
+    const bend = a + 36;
+    const path = straight ? `M${a} ${y1}H${b}` : `M${a} ${y1}C${bend} ${y1} ${bend - 22} ${y2} ${bend + 22} ${y2}H${b}`;
+    const [x, y] = [((straight ? a : bend + 22) + b) / 2, y2];
     const rate = draw("text", { x, y: y - 13, "text-anchor": "middle" });
     const again = draw("text", { x, y: y + 22, "text-anchor": "middle", class: "warn" });
     const flow = draw("path", { d: path, class: "flow", stroke: colour(from) });
@@ -162,7 +163,7 @@ async function select(id) {
 function showTrace() {
   const marks = make("span", { cls: "right" });
   if (trace.retries) marks.append(chip(retries(trace.retries), "var(--warn)"));
-  if (trace.whole) marks.append(chip("whole", "var(--good)"));
+  if (trace.whole) marks.append(chip("complete", "var(--good)"));
   for (const service of trace.services) marks.append(chip(service, colour(service)));
   $("title").replaceChildren(make("strong", { text: `${ms(trace.duration_ms)} ms` }),
     make("span", { text: `${trace.spans.length} spans` }), make("code", { text: trace.id }), marks);
