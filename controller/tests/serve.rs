@@ -1,0 +1,302 @@
+//! The server over real TLS on loopback, without Kubernetes.
+#![allow(clippy::unwrap_used)]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use outrigger_api::discovery::discovery_client::DiscoveryClient;
+use outrigger_api::discovery::{Endpoint, Pod, Target, WatchTargetRequest, WatchWorkloadRequest, target};
+use outrigger_api::identity::IssueRequest;
+use outrigger_api::identity::identity_client::IdentityClient;
+use outrigger_api::spiffe::SpiffeId;
+use outrigger_controller::ca::{Ca, IssuedSvid, spiffe_id};
+use outrigger_controller::discovery::FixedTargets;
+use outrigger_controller::issuer::{Issuer, StaticTokens};
+use outrigger_controller::metrics::Metrics;
+use outrigger_controller::server::{ServerTls, serve};
+use rcgen::{CertificateParams, KeyPair, SanType};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::Code;
+use tonic::transport::{Channel, Endpoint as TonicEndpoint};
+
+const HOUR: Duration = Duration::from_secs(3600);
+const TARGET: &str = "10.96.0.1:80";
+
+struct Server {
+    address: SocketAddr,
+    ca: watch::Sender<Arc<Ca>>,
+    metrics: Arc<Metrics>,
+    targets: Arc<FixedTargets>,
+    shutdown: CancellationToken,
+    served: tokio::task::JoinHandle<anyhow::Result<()>>,
+}
+
+fn controller_id() -> SpiffeId {
+    SpiffeId::new("cluster.local", "outrigger", "outrigger-controller").unwrap()
+}
+
+fn pod(address: &str) -> Target {
+    Target {
+        kind: Some(target::Kind::Pod(Pod {
+            endpoint: Some(Endpoint {
+                address: address.to_owned(),
+                ..Endpoint::default()
+            }),
+            ..Pod::default()
+        })),
+    }
+}
+
+async fn start() -> Server {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let ca = watch::Sender::new(Arc::new(Ca::generate("cluster.local").unwrap()));
+    let metrics = Arc::new(Metrics::default());
+    let tokens = StaticTokens::new().with("token-of-orders", "shop", "orders");
+    let issuer = Issuer::new(ca.subscribe(), tokens, "cluster.local", HOUR, metrics.clone());
+    let tls = ServerTls {
+        ca: ca.subscribe(),
+        id: controller_id(),
+        ttl: HOUR,
+        metrics: metrics.clone(),
+    };
+    let targets = Arc::new(FixedTargets::new([(TARGET.parse().unwrap(), pod("10.0.0.1:80"))]));
+    let shutdown = CancellationToken::new();
+    let served = tokio::spawn(serve(listener, tls, issuer, Some(targets.clone()), shutdown.clone()));
+    Server {
+        address,
+        ca,
+        metrics,
+        targets,
+        shutdown,
+        served,
+    }
+}
+
+impl Server {
+    async fn connect(&self, svid: Option<IssuedSvid>) -> Channel {
+        self.try_connect(svid, &[&rustls::version::TLS13]).await.unwrap()
+    }
+
+    async fn try_connect(
+        &self,
+        svid: Option<IssuedSvid>,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+    ) -> Result<Channel, tonic::transport::Error> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(IsController(self.ca.borrow().clone())));
+        let mut config = match svid {
+            Some(svid) => config.with_client_auth_cert(svid.chain, svid.key).unwrap(),
+            None => config.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let (connector, address) = (tokio_rustls::TlsConnector::from(Arc::new(config)), self.address);
+        let connect = tower::service_fn(move |_| {
+            let connector = connector.clone();
+            async move {
+                let stream = TcpStream::connect(address).await?;
+                let name = ServerName::try_from("controller.invalid").unwrap();
+                Ok::<_, std::io::Error>(TokioIo::new(connector.connect(name, stream).await?))
+            }
+        });
+        let endpoint = TonicEndpoint::from_static("http://controller.invalid");
+        endpoint.connect_with_connector(connect).await
+    }
+
+    fn svid(&self, namespace: &str, account: &str) -> IssuedSvid {
+        let id = SpiffeId::new("cluster.local", namespace, account).unwrap();
+        self.ca.borrow().issue(&id, HOUR).unwrap()
+    }
+
+    async fn stop(self) {
+        self.shutdown.cancel();
+        tokio::time::timeout(Duration::from_secs(8), self.served).await.unwrap().unwrap().unwrap();
+    }
+}
+
+/// As a sidecar checks it: a chain to the bundle, and the controller's SPIFFE ID.
+#[derive(Debug)]
+struct IsController(Arc<dyn std::any::Any + Send + Sync>);
+
+impl ServerCertVerifier for IsController {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let ca = self.0.downcast_ref::<Ca>().unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add_parsable_certificates(ca.bundle().iter().cloned());
+        rustls::client::verify_server_cert_signed_by_trust_anchor(
+            &rustls::server::ParsedCertificate::try_from(leaf)?,
+            &roots,
+            intermediates,
+            now,
+            rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.all,
+        )?;
+        assert_eq!(spiffe_id(leaf), Some(controller_id()));
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.2".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, leaf, signature, &algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ECDSA_NISTP256_SHA256]
+    }
+}
+
+fn csr(name: &str) -> Vec<u8> {
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::URI(name.try_into().unwrap())];
+    let key = KeyPair::generate().unwrap();
+    params.serialize_request(&key).unwrap().der().to_vec()
+}
+
+#[tokio::test]
+async fn a_token_and_a_csr_become_an_svid() {
+    let server = start().await;
+    let mut client = IdentityClient::new(server.connect(None).await);
+    let request = |token: &str, csr: Vec<u8>| IssueRequest {
+        csr,
+        token: token.to_owned(),
+    };
+    let own = "spiffe://cluster.local/ns/shop/sa/orders";
+    let answer = client.issue(request("token-of-orders", csr(own))).await.unwrap().into_inner();
+    let leaf = CertificateDer::from(answer.certificate_chain[0].clone());
+    assert_eq!(spiffe_id(&leaf).unwrap().as_str(), own);
+    assert_eq!(answer.certificate_chain.len(), 1);
+    assert_eq!(answer.trust_bundle, [server.ca.borrow().bundle()[0].to_vec()]);
+
+    let other = csr("spiffe://cluster.local/ns/shop/sa/admin");
+    for (request, code) in [
+        (request("somebody-elses", csr(own)), Code::Unauthenticated),
+        (request("", csr(own)), Code::Unauthenticated),
+        (request(&"x".repeat(20_000), csr(own)), Code::Unauthenticated),
+        (request("token-of-orders", other), Code::InvalidArgument),
+        (request("token-of-orders", b"garbage".to_vec()), Code::InvalidArgument),
+    ] {
+        assert_eq!(client.issue(request).await.unwrap_err().code(), code);
+    }
+    let text = server.metrics.encode();
+    assert!(text.contains("svids_issued_total{result=\"ok\"} 1"), "{text}");
+    assert!(text.contains("svids_issued_total{result=\"unauthenticated\"} 3"), "{text}");
+    drop(client);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn discovery_is_for_workloads_only() {
+    let server = start().await;
+    let request = || WatchTargetRequest {
+        address: TARGET.to_owned(),
+        namespace: "shop".to_owned(),
+    };
+    let mut nobody = DiscoveryClient::new(server.connect(None).await);
+    assert_eq!(nobody.watch_target(request()).await.unwrap_err().code(), Code::Unauthenticated);
+    let mut other = DiscoveryClient::new(server.connect(Some(server.svid("elsewhere", "default"))).await);
+    assert_eq!(other.watch_target(request()).await.unwrap_err().code(), Code::PermissionDenied);
+
+    let mut client = DiscoveryClient::new(server.connect(Some(server.svid("shop", "orders"))).await);
+    let mut updates = client.watch_target(request()).await.unwrap().into_inner();
+    assert_eq!(updates.message().await.unwrap().unwrap(), pod("10.0.0.1:80"));
+    server.targets.replace(TARGET.parse().unwrap(), pod("10.0.0.2:80"));
+    assert_eq!(updates.message().await.unwrap().unwrap(), pod("10.0.0.2:80"));
+
+    let malformed = WatchTargetRequest {
+        address: "orders:80".to_owned(),
+        namespace: String::new(),
+    };
+    assert_eq!(client.watch_target(malformed).await.unwrap_err().code(), Code::InvalidArgument);
+    let external = WatchTargetRequest {
+        address: "192.0.2.1:443".to_owned(),
+        namespace: String::new(),
+    };
+    let mut external = client.watch_target(external).await.unwrap().into_inner();
+    assert_eq!(external.message().await.unwrap().unwrap(), Target::default());
+    let workload = WatchWorkloadRequest {
+        namespace: "shop".to_owned(),
+        pod: "orders-1".to_owned(),
+    };
+    let mut workload = client.watch_workload(workload).await.unwrap().into_inner();
+    assert!(workload.message().await.unwrap().is_some());
+    assert!(server.metrics.encode().contains("streams_open{kind=\"target\"} 2"));
+
+    // A shutdown ends the streams with a word, and does not wait for them to end by themselves.
+    server.shutdown.cancel();
+    assert_eq!(updates.message().await.unwrap_err().code(), Code::Unavailable);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn tls_1_2_and_unknown_roots_are_refused() {
+    let server = start().await;
+    assert!(server.try_connect(None, &[&rustls::version::TLS12]).await.is_err());
+    let stranger = Ca::generate("cluster.local").unwrap();
+    let id = SpiffeId::new("cluster.local", "shop", "orders").unwrap();
+    let channel = server.try_connect(Some(stranger.issue(&id, HOUR).unwrap()), &[&rustls::version::TLS13]).await;
+    // In TLS 1.3 the client learns of it only when it reads.
+    if let Ok(channel) = channel {
+        assert!(DiscoveryClient::new(channel).watch_target(WatchTargetRequest::default()).await.is_err());
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_new_ca_is_in_force_at_once_and_streams_live_on() {
+    let server = start().await;
+    let mut client = DiscoveryClient::new(server.connect(Some(server.svid("shop", "orders"))).await);
+    let request = WatchTargetRequest {
+        address: TARGET.to_owned(),
+        namespace: "shop".to_owned(),
+    };
+    let mut updates = client.watch_target(request.clone()).await.unwrap().into_inner();
+    updates.message().await.unwrap().unwrap();
+
+    server.ca.send_replace(Arc::new(Ca::generate("cluster.local").unwrap()));
+    // The verifier of this connection trusts only the new root; until the server has taken it up, handshakes fail.
+    let mut connected = None;
+    for _ in 0..100 {
+        connected = server.try_connect(Some(server.svid("shop", "orders")), &[&rustls::version::TLS13]).await.ok();
+        if connected.is_some() {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    let mut new = DiscoveryClient::new(connected.unwrap());
+    new.watch_target(request).await.unwrap();
+    server.targets.replace(TARGET.parse().unwrap(), pod("10.0.0.3:80"));
+    assert_eq!(updates.message().await.unwrap().unwrap(), pod("10.0.0.3:80"));
+    drop((client, new, updates));
+    server.stop().await;
+}
