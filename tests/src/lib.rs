@@ -4,4 +4,5 @@ pub mod cluster;
 pub mod control_plane;
 pub mod jaeger;
 pub mod kube;
+pub mod mesh;
 pub mod netns;

@@ -1,0 +1,403 @@
+//! A mesh in one process: an issuer, sidecars with standalone files, apps, and a collector of spans. Real sockets on
+//! loopback, real TLS; no root and no cluster.
+
+#![allow(clippy::unwrap_used)]
+
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
+use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::trace::v1::Span;
+use outrigger_api::spiffe::SpiffeId;
+use outrigger_controller::ca::Ca;
+use outrigger_controller::issuer::{Issuer, StaticTokens};
+use outrigger_controller::metrics::Metrics;
+use outrigger_controller::server::{ServerTls, serve};
+use outrigger_proxy::app::{self, RunningProxy};
+use outrigger_proxy::config::Config;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub const TRUST_DOMAIN: &str = "mesh.test";
+const ISSUER_ID: &str = "spiffe://mesh.test/ns/outrigger/sa/outrigger-controller";
+/// Everything on loopback is there within this, or never.
+pub const SOON: Duration = Duration::from_secs(10);
+
+/// A response's body in these tests.
+pub type Body = BoxBody<Bytes, Infallible>;
+type Answer = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+
+/// Who issues identities. Two of them do not trust each other.
+pub struct Authority {
+    directory: TempDir,
+    address: SocketAddr,
+    stop: CancellationToken,
+    ca: watch::Sender<Arc<Ca>>,
+}
+
+impl Authority {
+    /// Issues SVIDs that live for `lifetime`, to the workloads `names`.
+    pub async fn start(names: &[&str], lifetime: Duration) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let ca = Ca::generate(TRUST_DOMAIN).unwrap();
+        std::fs::write(directory.path().join("ca.pem"), ca.bundle_pem()).unwrap();
+        let (sender, ca) = watch::channel(Arc::new(ca));
+        let metrics = Arc::new(Metrics::default());
+        let tokens = names.iter().fold(StaticTokens::new(), |tokens, name| {
+            std::fs::write(directory.path().join(format!("{name}.token")), format!("token-of-{name}")).unwrap();
+            tokens.with(format!("token-of-{name}"), "shop", *name)
+        });
+        let issuer = Issuer::new(ca.clone(), tokens, TRUST_DOMAIN, lifetime, Arc::clone(&metrics));
+        let tls = ServerTls {
+            ca,
+            id: ISSUER_ID.parse().unwrap(),
+            ttl: Duration::from_secs(3600),
+            metrics,
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        tokio::spawn(serve(listener, tls, issuer, None, stop.clone()));
+        Self {
+            directory,
+            address,
+            stop,
+            ca: sender,
+        }
+    }
+
+    /// Where the tokens and the trust bundle are.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The CA now.
+    pub fn ca(&self) -> Arc<Ca> {
+        Arc::clone(&self.ca.borrow())
+    }
+}
+
+impl Drop for Authority {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// The SPIFFE ID of a workload.
+pub fn id(name: &str) -> SpiffeId {
+    SpiffeId::new(TRUST_DOMAIN, "shop", name).unwrap()
+}
+
+/// The standalone file of a sidecar, put together.
+pub struct Sidecar {
+    name: String,
+    listeners: String,
+    services: String,
+    more: String,
+}
+
+impl Sidecar {
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            listeners: String::new(),
+            services: String::new(),
+            more: String::new(),
+        }
+    }
+
+    /// Protects an app.
+    #[must_use]
+    pub fn protects(mut self, app: SocketAddr) -> Self {
+        writeln!(self.listeners, "inbound:\n- {{listen: \"127.0.0.1:0\", app: \"{app}\"}}").unwrap();
+        self
+    }
+
+    /// Calls a service, "name", at endpoints of the mesh (`Some`) and outside it. `policy` is YAML in one line.
+    #[must_use]
+    pub fn calls(mut self, name: &str, protocol: &str, endpoints: &[(SocketAddr, Option<SpiffeId>)], policy: &str) -> Self {
+        if self.services.is_empty() {
+            self.services.push_str("services:\n");
+            self.listeners.push_str("outbound:\n");
+        }
+        writeln!(self.listeners, "- {{listen: \"127.0.0.1:0\", service: {name}}}").unwrap();
+        let endpoints: Vec<String> = endpoints
+            .iter()
+            .map(|(address, identity)| match identity {
+                Some(identity) => format!("{{address: \"{address}\", identity: \"{identity}\"}}"),
+                None => format!("{{address: \"{address}\"}}"),
+            })
+            .collect();
+        let endpoints = endpoints.join(", ");
+        writeln!(self.services, "- name: {name}\n  protocol: {protocol}\n  endpoints: [{endpoints}]\n  policy: {policy}")
+            .unwrap();
+        self
+    }
+
+    /// Another line of the file.
+    #[must_use]
+    pub fn with(mut self, line: &str) -> Self {
+        self.more.push_str(line);
+        self.more.push('\n');
+        self
+    }
+
+    /// Starts it, and waits for its identity.
+    pub async fn start(self, authority: &Authority) -> RunningProxy {
+        let Self {
+            name,
+            listeners,
+            services,
+            more,
+        } = self;
+        let issuer = authority.address;
+        let file = format!(
+            "workload: {{name: {name}, namespace: shop, serviceAccount: {name}, pod: {name}-1, trustDomain: {TRUST_DOMAIN}}}\n\
+             admin: 127.0.0.1:0\n\
+             identity: {{issuer: \"{issuer}\", issuerId: \"{ISSUER_ID}\", tokenFile: {name}.token, trustBundleFile: ca.pem}}\n\
+             {listeners}{services}{more}"
+        );
+        let path = authority.directory().join(format!("{name}.yaml"));
+        let config = Config::from_yaml(&path.to_string_lossy(), &file).unwrap_or_else(|e| panic!("{e:#?}\n{file}"));
+        let proxy = app::start(config, None).await.unwrap();
+        tokio::time::timeout(SOON, proxy.ready()).await.expect("the sidecar gets no identity");
+        proxy
+    }
+}
+
+/// An app that answers with a closure, in HTTP/1 and HTTP/2.
+pub struct App {
+    pub address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl App {
+    pub async fn start<F, R>(answer: F) -> Self
+    where
+        F: Fn(Request<Incoming>) -> R + Send + Sync + 'static,
+        R: Future<Output = Response<Body>> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let answer: Arc<dyn Fn(Request<Incoming>) -> Answer + Send + Sync> = Arc::new(move |r| Box::pin(answer(r)));
+        let task = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let answer = Arc::clone(&answer);
+                connections.spawn(async move {
+                    let service = hyper::service::service_fn(move |request| {
+                        let answer = answer(request);
+                        async move { Ok::<_, Infallible>(answer.await) }
+                    });
+                    let builder = auto::Builder::new(TokioExecutor::new());
+                    // A client that goes away is what some tests are about.
+                    let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
+                });
+            }
+        });
+        Self { address, task }
+    }
+
+    /// Its connections are reset, and new ones refused.
+    pub fn kill(&self) {
+        self.task.abort();
+    }
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A body of text.
+pub fn text(text: impl Into<Bytes>) -> Body {
+    Full::new(text.into()).boxed()
+}
+
+/// A response of a status and nothing else.
+pub fn status(code: u16) -> Response<Body> {
+    let mut response = Response::new(text(""));
+    *response.status_mut() = StatusCode::from_u16(code).unwrap();
+    response
+}
+
+/// What a client saw.
+#[derive(Debug)]
+pub struct Seen {
+    pub status: u16,
+    pub headers: http::HeaderMap,
+    pub body: Bytes,
+    pub trailers: Option<http::HeaderMap>,
+}
+
+impl Seen {
+    /// The code of an error that a sidecar answered.
+    pub fn error(&self) -> Option<&str> {
+        self.headers.get("outrigger-error").and_then(|code| code.to_str().ok())
+    }
+}
+
+/// A client of an app, with connections that are kept.
+#[derive(Clone)]
+pub struct Http(Client<HttpConnector, Body>);
+
+impl Http {
+    pub fn one() -> Self {
+        Self(Client::builder(TokioExecutor::new()).build_http())
+    }
+
+    pub fn two() -> Self {
+        Self(Client::builder(TokioExecutor::new()).http2_only(true).build_http())
+    }
+
+    /// Sends a request, and reads all of the response.
+    ///
+    /// # Errors
+    /// When there is no response, or it breaks off.
+    pub async fn send(&self, request: Request<Body>) -> Result<Seen, Box<dyn std::error::Error + Send + Sync>> {
+        let response = tokio::time::timeout(SOON, self.0.request(request)).await??;
+        let (head, body) = response.into_parts();
+        let body = tokio::time::timeout(SOON, body.collect()).await??;
+        Ok(Seen {
+            status: head.status.as_u16(),
+            headers: head.headers,
+            trailers: body.trailers().cloned(),
+            body: body.to_bytes(),
+        })
+    }
+
+    pub async fn get(&self, to: SocketAddr, path: &str) -> Seen {
+        self.send(request(Method::GET, to, path, "")).await.unwrap()
+    }
+
+    pub async fn post(&self, to: SocketAddr, path: &str, body: &'static str) -> Seen {
+        self.send(request(Method::POST, to, path, body)).await.unwrap()
+    }
+}
+
+/// A request, to be changed by the test.
+pub fn request(method: Method, to: SocketAddr, path: &str, body: &'static str) -> Request<Body> {
+    Request::builder()
+        .method(method)
+        .uri(format!("http://{to}{path}"))
+        .body(text(body))
+        .unwrap()
+}
+
+/// Takes spans over OTLP.
+pub struct Collector {
+    pub address: SocketAddr,
+    spans: mpsc::UnboundedReceiver<(String, Span)>,
+    all: Vec<(String, Span)>,
+    task: JoinHandle<()>,
+}
+
+struct Receiver(mpsc::UnboundedSender<(String, Span)>);
+
+#[tonic::async_trait]
+impl TraceService for Receiver {
+    async fn export(
+        &self,
+        request: tonic::Request<ExportTraceServiceRequest>,
+    ) -> Result<tonic::Response<ExportTraceServiceResponse>, tonic::Status> {
+        for of in request.into_inner().resource_spans {
+            let attributes = of.resource.map(|r| r.attributes).unwrap_or_default();
+            let name = attributes.iter().find(|a| a.key == "service.name");
+            let name = name.and_then(|a| match a.value.as_ref()?.value.as_ref()? {
+                Value::StringValue(name) => Some(name.clone()),
+                _ => None,
+            });
+            for span in of.scope_spans.into_iter().flat_map(|scope| scope.spans) {
+                let _ = self.0.send((name.clone().unwrap_or_default(), span));
+            }
+        }
+        Ok(tonic::Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+impl Collector {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (sender, spans) = mpsc::unbounded_channel();
+        let task = tokio::spawn(async move {
+            let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+            let service = TraceServiceServer::new(Receiver(sender));
+            let _ = tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming).await;
+        });
+        Self {
+            address,
+            spans,
+            all: Vec::new(),
+            task,
+        }
+    }
+
+    /// The line for a sidecar's file.
+    pub fn line(&self) -> String {
+        format!("tracing: {{endpoint: \"http://{}\", protocol: grpc, sampleRatio: 1.0}}", self.address)
+    }
+
+    /// Waits until there are `count` spans of a trace; gives them with the names of their services, by start.
+    pub async fn trace(&mut self, trace_id: &[u8], count: usize) -> Vec<(String, Span)> {
+        let of_trace = |all: &[(String, Span)]| -> Vec<(String, Span)> {
+            all.iter().filter(|(_, s)| s.trace_id == trace_id).cloned().collect()
+        };
+        let enough = async {
+            while of_trace(&self.all).len() < count {
+                self.all.push(self.spans.recv().await.expect("the collector ended"));
+            }
+        };
+        let in_time = tokio::time::timeout(SOON, enough).await;
+        let mut spans = of_trace(&self.all);
+        assert!(in_time.is_ok(), "only {} of {count} spans: {spans:#?}", spans.len());
+        spans.sort_by_key(|(_, span)| span.start_time_unix_nano);
+        spans
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// An attribute of a span, as text.
+pub fn attribute(span: &Span, key: &str) -> Option<String> {
+    let value = span.attributes.iter().find(|a| a.key == key)?.value.as_ref()?;
+    match value.value.as_ref()? {
+        Value::StringValue(text) => Some(text.clone()),
+        Value::IntValue(number) => Some(number.to_string()),
+        other => Some(format!("{other:?}")),
+    }
+}
+
+/// The sum of a metric's series whose labels hold all of `labels`.
+pub fn metric(proxy: &RunningProxy, name: &str, labels: &[&str]) -> f64 {
+    let text = proxy.telemetry().metrics().text();
+    text.lines()
+        .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])))
+        .filter(|line| labels.iter().all(|label| line.contains(label)))
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .sum()
+}
