@@ -42,3 +42,5 @@ pub mod issuer;
 pub mod metrics;
 pub mod policy;
 pub mod server;
+#[cfg(test)]
+mod testing;

@@ -121,13 +121,17 @@ impl Server {
 
     async fn stop(self) {
         self.shutdown.cancel();
-        tokio::time::timeout(Duration::from_secs(8), self.served).await.unwrap().unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(8), self.served)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
     }
 }
 
 /// As a sidecar checks it: a chain to the bundle, and the controller's SPIFFE ID.
 #[derive(Debug)]
-struct IsController(Arc<dyn std::any::Any + Send + Sync>);
+struct IsController(Arc<Ca>);
 
 impl ServerCertVerifier for IsController {
     fn verify_server_cert(
@@ -138,15 +142,16 @@ impl ServerCertVerifier for IsController {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let ca = self.0.downcast_ref::<Ca>().unwrap();
         let mut roots = rustls::RootCertStore::empty();
-        roots.add_parsable_certificates(ca.bundle().iter().cloned());
+        roots.add_parsable_certificates(self.0.bundle().iter().cloned());
         rustls::client::verify_server_cert_signed_by_trust_anchor(
             &rustls::server::ParsedCertificate::try_from(leaf)?,
             &roots,
             intermediates,
             now,
-            rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.all,
+            rustls::crypto::aws_lc_rs::default_provider()
+                .signature_verification_algorithms
+                .all,
         )?;
         assert_eq!(spiffe_id(leaf), Some(controller_id()));
         Ok(ServerCertVerified::assertion())
@@ -192,7 +197,11 @@ async fn a_token_and_a_csr_become_an_svid() {
         token: token.to_owned(),
     };
     let own = "spiffe://cluster.local/ns/shop/sa/orders";
-    let answer = client.issue(request("token-of-orders", csr(own))).await.unwrap().into_inner();
+    let answer = client
+        .issue(request("token-of-orders", csr(own)))
+        .await
+        .unwrap()
+        .into_inner();
     let leaf = CertificateDer::from(answer.certificate_chain[0].clone());
     assert_eq!(spiffe_id(&leaf).unwrap().as_str(), own);
     assert_eq!(answer.certificate_chain.len(), 1);
@@ -210,7 +219,10 @@ async fn a_token_and_a_csr_become_an_svid() {
     }
     let text = server.metrics.encode();
     assert!(text.contains("svids_issued_total{result=\"ok\"} 1"), "{text}");
-    assert!(text.contains("svids_issued_total{result=\"unauthenticated\"} 3"), "{text}");
+    assert!(
+        text.contains("svids_issued_total{result=\"unauthenticated\"} 3"),
+        "{text}"
+    );
     drop(client);
     server.stop().await;
 }
@@ -223,9 +235,15 @@ async fn discovery_is_for_workloads_only() {
         namespace: "shop".to_owned(),
     };
     let mut nobody = DiscoveryClient::new(server.connect(None).await);
-    assert_eq!(nobody.watch_target(request()).await.unwrap_err().code(), Code::Unauthenticated);
+    assert_eq!(
+        nobody.watch_target(request()).await.unwrap_err().code(),
+        Code::Unauthenticated
+    );
     let mut other = DiscoveryClient::new(server.connect(Some(server.svid("elsewhere", "default"))).await);
-    assert_eq!(other.watch_target(request()).await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(
+        other.watch_target(request()).await.unwrap_err().code(),
+        Code::PermissionDenied
+    );
 
     let mut client = DiscoveryClient::new(server.connect(Some(server.svid("shop", "orders"))).await);
     let mut updates = client.watch_target(request()).await.unwrap().into_inner();
@@ -237,7 +255,10 @@ async fn discovery_is_for_workloads_only() {
         address: "orders:80".to_owned(),
         namespace: String::new(),
     };
-    assert_eq!(client.watch_target(malformed).await.unwrap_err().code(), Code::InvalidArgument);
+    assert_eq!(
+        client.watch_target(malformed).await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
     let external = WatchTargetRequest {
         address: "192.0.2.1:443".to_owned(),
         namespace: String::new(),
@@ -264,10 +285,17 @@ async fn tls_1_2_and_unknown_roots_are_refused() {
     assert!(server.try_connect(None, &[&rustls::version::TLS12]).await.is_err());
     let stranger = Ca::generate("cluster.local").unwrap();
     let id = SpiffeId::new("cluster.local", "shop", "orders").unwrap();
-    let channel = server.try_connect(Some(stranger.issue(&id, HOUR).unwrap()), &[&rustls::version::TLS13]).await;
+    let channel = server
+        .try_connect(Some(stranger.issue(&id, HOUR).unwrap()), &[&rustls::version::TLS13])
+        .await;
     // In TLS 1.3 the client learns of it only when it reads.
     if let Ok(channel) = channel {
-        assert!(DiscoveryClient::new(channel).watch_target(WatchTargetRequest::default()).await.is_err());
+        assert!(
+            DiscoveryClient::new(channel)
+                .watch_target(WatchTargetRequest::default())
+                .await
+                .is_err()
+        );
     }
     server.stop().await;
 }
@@ -287,7 +315,10 @@ async fn a_new_ca_is_in_force_at_once_and_streams_live_on() {
     // The verifier of this connection trusts only the new root; until the server has taken it up, handshakes fail.
     let mut connected = None;
     for _ in 0..100 {
-        connected = server.try_connect(Some(server.svid("shop", "orders")), &[&rustls::version::TLS13]).await.ok();
+        connected = server
+            .try_connect(Some(server.svid("shop", "orders")), &[&rustls::version::TLS13])
+            .await
+            .ok();
         if connected.is_some() {
             break;
         }

@@ -5,6 +5,7 @@
 
 mod csr;
 
+use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use outrigger_api::spiffe::SpiffeId;
@@ -284,6 +285,16 @@ impl Ca {
                 .map_err(|e| unusable(format!("a certificate of the trust bundle cannot be a root: {e}")))?;
         }
         Ok(roots)
+    }
+}
+
+impl fmt::Debug for Ca {
+    /// Without the key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ca")
+            .field("issuer_not_after", &self.issuer_not_after)
+            .field("roots", &self.bundle.len())
+            .finish_non_exhaustive()
     }
 }
 

@@ -34,7 +34,9 @@ fn make_ca(
     issuer: Option<&rcgen::Issuer<'static, KeyPair>>,
 ) -> (rcgen::Issuer<'static, KeyPair>, String, String) {
     let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, format!("ca {:x}", rand::random::<u64>()));
+    params
+        .distinguished_name
+        .push(DnType::CommonName, format!("ca {:x}", rand::random::<u64>()));
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     change(&mut params);
@@ -101,7 +103,10 @@ fn a_csr_for_somebody_else_is_refused() {
         "spiffe://other.domain/ns/shop/sa/orders",
     ] {
         let result = ca.sign_csr(&csr(&[asked]), &orders(), HOUR);
-        assert!(matches!(result, Err(SignError::Csr(CsrError::OtherId { .. }))), "{asked}: {result:?}");
+        assert!(
+            matches!(result, Err(SignError::Csr(CsrError::OtherId { .. }))),
+            "{asked}: {result:?}"
+        );
     }
 }
 
@@ -112,7 +117,11 @@ fn only_p256_keys_that_signed_their_csr() {
         Err(SignError::Csr(e)) => e,
         other => panic!("{other:?}"),
     };
-    for algorithm in [&rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519, &rcgen::PKCS_RSA_SHA256] {
+    for algorithm in [
+        &rcgen::PKCS_ECDSA_P384_SHA384,
+        &rcgen::PKCS_ED25519,
+        &rcgen::PKCS_RSA_SHA256,
+    ] {
         let key = KeyPair::generate_for(algorithm).unwrap();
         assert_eq!(refused(&csr_of(&key, &[])), CsrError::KeyType);
     }
@@ -134,7 +143,11 @@ fn a_ca_survives_its_secret() {
     let made = Ca::generate("cluster.local").unwrap();
     let read = Ca::from_pem(made.pem().clone(), SystemTime::now()).unwrap();
     assert_eq!(made.bundle(), read.bundle());
-    assert_eq!(read.bundle_pem(), made.pem().roots.clone().unwrap(), "the PEM writer is rcgen's equal");
+    assert_eq!(
+        read.bundle_pem(),
+        made.pem().roots.clone().unwrap(),
+        "the PEM writer is rcgen's equal"
+    );
     assert_eq!(made.issuer_not_after(), made.root_not_after());
 }
 
@@ -198,7 +211,14 @@ fn what_is_no_ca_is_refused_with_what_to_do() {
         (refused(&old, &old_key, None), "expired at"),
         (refused("", &key, None), "tls.crt holds no certificate"),
         (refused(&pem, "nonsense", None), "tls.key is not a private key"),
-        (refused(&pem, &key, Some("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")), "ca.crt"),
+        (
+            refused(
+                &pem,
+                &key,
+                Some("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"),
+            ),
+            "ca.crt",
+        ),
     ] {
         assert!(error.contains(expected), "{error:?} does not say {expected:?}");
     }

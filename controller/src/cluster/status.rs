@@ -168,3 +168,330 @@ async fn patch(client: &Client, write: &Write) -> kube::Result<()> {
         .await?;
     Ok(())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::{Value, json};
+    use tokio::time::Instant;
+
+    use super::{Kind, MAX_WRITES, RETRY, WINDOW, Write, Written, wanted};
+    use crate::testing::Cluster;
+
+    const NOW: &str = "2026-05-01T00:00:00Z";
+    const LATER: &str = "2026-06-01T00:00:00Z";
+
+    fn writes(cluster: &Cluster, now: &str) -> Vec<Write> {
+        cluster.index.read(|store| wanted(store, now))
+    }
+
+    /// Applies the object with the status that would be written, as the API server would hand it back.
+    fn write_back(cluster: &Cluster, object: &Value, write: &Write) {
+        let mut object = object.clone();
+        object["status"] = write.status.clone();
+        object["metadata"]["resourceVersion"] = "2".into();
+        cluster.apply_value(object);
+        cluster.index.flush();
+    }
+
+    fn route(parent: Value, rules: Value) -> Value {
+        json!({
+            "kind": "HTTPRoute", "apiVersion": "gateway.networking.k8s.io/v1",
+            "metadata": {"namespace": "shop", "name": "r", "generation": 3, "resourceVersion": "1"},
+            "spec": {"parentRefs": [parent], "rules": rules},
+        })
+    }
+
+    fn on_web() -> Value {
+        json!({"group": "", "kind": "Service", "name": "web"})
+    }
+
+    /// (type, status, reason) of the conditions of the first parent.
+    fn conditions(status: &Value) -> Vec<(String, String, String)> {
+        let text = |c: &Value, field: &str| c[field].as_str().unwrap().to_owned();
+        let conditions = status["parents"][0]["conditions"].as_array().unwrap();
+        conditions
+            .iter()
+            .map(|c| (text(c, "type"), text(c, "status"), text(c, "reason")))
+            .collect()
+    }
+
+    #[test]
+    fn a_route_is_written_once_and_keeps_its_time() {
+        let cluster = Cluster::new();
+        cluster.add_service("web", 1);
+        let object = route(on_web(), json!([{"backendRefs": [{"name": "web", "port": 80}]}]));
+        cluster.apply_value(object.clone());
+        let first = writes(&cluster, NOW);
+        let [write] = &*first else { panic!("{first:?}") };
+        assert_eq!((write.kind, &*write.resource_version), (Kind::HttpRoute, "1"));
+        let parent = &write.status["parents"][0];
+        assert_eq!(parent["controllerName"], "outrigger.dev/controller");
+        assert_eq!(parent["parentRef"], on_web());
+        assert_eq!(parent["conditions"][0]["observedGeneration"], 3);
+        assert_eq!(parent["conditions"][0]["lastTransitionTime"], NOW);
+        let ok = |t: &str| (t.to_owned(), "True".to_owned(), t.to_owned());
+        assert_eq!(conditions(&write.status), [ok("Accepted"), ok("ResolvedRefs")]);
+
+        write_back(&cluster, &object, write);
+        assert_eq!(writes(&cluster, LATER), []);
+
+        // Its backend goes: only that condition has a new time.
+        cluster.apply_value({
+            let mut object = route(on_web(), json!([{"backendRefs": [{"name": "gone", "port": 80}]}]));
+            object["status"] = write.status.clone();
+            object["metadata"]["generation"] = 4.into();
+            object
+        });
+        let second = writes(&cluster, LATER);
+        let conditions = &second[0].status["parents"][0]["conditions"];
+        assert_eq!(conditions[0]["lastTransitionTime"], NOW);
+        assert_eq!(conditions[1]["reason"], "BackendNotFound");
+        assert_eq!(conditions[1]["lastTransitionTime"], LATER);
+    }
+
+    #[test]
+    fn what_other_controllers_wrote_stays() {
+        let cluster = Cluster::new();
+        cluster.add_service("web", 1);
+        let mut object = route(on_web(), json!([]));
+        let other = json!({"controllerName": "example.com/gateway", "parentRef": {"name": "gw"}, "conditions": []});
+        object["status"] = json!({"parents": [other.clone()]});
+        cluster.apply_value(object.clone());
+        let write = writes(&cluster, NOW).remove(0);
+        assert_eq!(write.status["parents"].as_array().unwrap().len(), 2);
+        assert_eq!(write.status["parents"][0], other);
+        write_back(&cluster, &object, &write);
+        assert_eq!(writes(&cluster, NOW), []);
+        // The parent is a Gateway now: our word is taken back, the other's is not.
+        object["spec"]["parentRefs"] = json!([{"name": "gw"}]);
+        object["status"] = write.status;
+        cluster.apply_value(object);
+        assert_eq!(writes(&cluster, NOW)[0].status, json!({"parents": [other]}));
+    }
+
+    #[test]
+    fn routes_of_gateways_alone_are_none_of_our_business() {
+        let cluster = Cluster::new();
+        cluster.apply_value(route(json!({"name": "gw"}), json!([])));
+        assert_eq!(writes(&cluster, NOW), []);
+    }
+
+    #[test]
+    fn reasons_of_routes() {
+        let cluster = Cluster::new();
+        cluster.add_service("web", 1);
+        cluster.add_service_in("elsewhere", "far", 2);
+        cluster.index.set_grants_exist(true);
+        cluster.apply("kind: Service\nmetadata: {namespace: shop, name: headless}\nspec: {clusterIP: None, ports: [{port: 80}]}\n");
+        let parent = |name: &str| json!({"group": "", "kind": "Service", "name": name});
+        let backend = |backend: Value| json!([{"backendRefs": [backend]}]);
+        for (parent, rules, accepted, resolved) in [
+            (parent("nobody"), json!([]), "NoMatchingParent", "ResolvedRefs"),
+            (parent("headless"), json!([]), "NoMatchingParent", "ResolvedRefs"),
+            (
+                json!({"group": "", "kind": "Service", "name": "web", "port": 81}),
+                json!([]),
+                "NoMatchingParent",
+                "ResolvedRefs",
+            ),
+            (
+                on_web(),
+                json!([{"filters": [{"type": "ExtensionRef"}]}]),
+                "UnsupportedValue",
+                "ResolvedRefs",
+            ),
+            (
+                on_web(),
+                json!([{"matches": [{"path": {"type": "RegularExpression", "value": "(["}}]}]),
+                "UnsupportedValue",
+                "ResolvedRefs",
+            ),
+            (
+                on_web(),
+                json!([{"timeouts": {"request": "soon"}}]),
+                "UnsupportedValue",
+                "ResolvedRefs",
+            ),
+            (
+                on_web(),
+                backend(json!({"name": "gone", "port": 80})),
+                "Accepted",
+                "BackendNotFound",
+            ),
+            (
+                on_web(),
+                backend(json!({"name": "web", "port": 81})),
+                "Accepted",
+                "BackendNotFound",
+            ),
+            (
+                on_web(),
+                backend(json!({"name": "web", "kind": "Bucket", "port": 80})),
+                "Accepted",
+                "InvalidKind",
+            ),
+            (
+                on_web(),
+                backend(json!({"name": "far", "namespace": "elsewhere", "port": 80})),
+                "Accepted",
+                "RefNotPermitted",
+            ),
+            (
+                on_web(),
+                json!([{"filters": [{"type": "RequestMirror", "requestMirror": {"backendRef": {"name": "gone", "port": 80}}}]}]),
+                "Accepted",
+                "BackendNotFound",
+            ),
+        ] {
+            cluster.apply_value(route(parent.clone(), rules.clone()));
+            let write = writes(&cluster, NOW).remove(0);
+            let reasons: Vec<_> = conditions(&write.status).into_iter().map(|c| c.2).collect();
+            assert_eq!(reasons, [accepted, resolved], "{parent} {rules}");
+        }
+        // A GRPCRoute on the same port displaces it.
+        cluster.apply_value(route(on_web(), json!([])));
+        let mut grpc = route(on_web(), json!([]));
+        grpc["kind"] = "GRPCRoute".into();
+        cluster.apply_value(grpc);
+        let reasons: Vec<_> = writes(&cluster, NOW)
+            .iter()
+            .map(|w| conditions(&w.status)[0].2.clone())
+            .collect();
+        assert_eq!(reasons, ["Conflicted", "Accepted"]);
+    }
+
+    fn policy(name: &str, created: &str, targets: Value, more: Value) -> Value {
+        let mut spec = json!({"targetRefs": targets});
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({
+            "kind": "TrafficPolicy", "apiVersion": "outrigger.dev/v1alpha1",
+            "metadata": {
+                "namespace": "shop", "name": name, "generation": 2, "resourceVersion": "1",
+                "creationTimestamp": format!("{created}T00:00:00Z"),
+            },
+            "spec": spec,
+        })
+    }
+
+    #[test]
+    fn reasons_of_policies() {
+        let web = json!([{"kind": "Service", "name": "web"}]);
+        for (targets, more, reason, words) in [
+            (web.clone(), json!({}), "Accepted", "In force"),
+            (
+                json!([{"kind": "Namespace", "name": "shop"}]),
+                json!({}),
+                "Accepted",
+                "In force",
+            ),
+            (
+                web.clone(),
+                json!({"new": 1, "retry": {"newer": 2}}),
+                "Accepted",
+                "spec.new, spec.retry.newer",
+            ),
+            (
+                json!([{"kind": "Namespace", "name": "other"}]),
+                json!({}),
+                "TargetNotFound",
+                "only be the policy's own",
+            ),
+            (
+                json!([{"kind": "Service", "name": "gone"}]),
+                json!({}),
+                "TargetNotFound",
+                "Service gone",
+            ),
+            (
+                json!([{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "name": "r"}]),
+                json!({}),
+                "TargetNotFound",
+                "HTTPRoute r",
+            ),
+            (
+                json!([{"group": "new.io", "kind": "Thing", "name": "x"}]),
+                json!({}),
+                "TargetNotFound",
+                "Thing x",
+            ),
+            (json!([]), json!({}), "Invalid", "targetRefs"),
+            (
+                web.clone(),
+                json!({"retry": {"attempts": 11, "statuses": [200]}}),
+                "Invalid",
+                "retry.attempts: 11 is more than 10; retry.statuses",
+            ),
+            (
+                web.clone(),
+                json!({"retry": {"attempts": "two"}}),
+                "Invalid",
+                "spec: invalid type",
+            ),
+        ] {
+            let cluster = Cluster::new();
+            cluster.add_service("web", 1);
+            cluster.apply_value(policy("p", "2026-01-01", targets.clone(), more.clone()));
+            let write = writes(&cluster, NOW).remove(0);
+            let condition = &write.status["conditions"][0];
+            assert_eq!(condition["reason"], reason, "{targets} {more}");
+            assert_eq!(condition["status"], if reason == "Accepted" { "True" } else { "False" });
+            assert_eq!(condition["observedGeneration"], 2);
+            let message = condition["message"].as_str().unwrap();
+            assert!(message.contains(words), "{message:?} does not say {words:?}");
+        }
+    }
+
+    #[test]
+    fn the_younger_of_two_policies_is_told_who_holds() {
+        let cluster = Cluster::new();
+        cluster.add_service("web", 1);
+        let web = json!([{"kind": "Service", "name": "web"}]);
+        let old = policy("z-old", "2026-01-01", web.clone(), json!({}));
+        cluster.apply_value(old.clone());
+        cluster.apply_value(policy("a-new", "2026-02-01", web.clone(), json!({})));
+        let conditions = writes(&cluster, NOW);
+        assert_eq!(conditions[0].status["conditions"][0]["reason"], "Conflicted");
+        assert!(
+            conditions[0].status["conditions"][0]["message"]
+                .as_str()
+                .unwrap()
+                .contains("z-old")
+        );
+        assert_eq!(conditions[1].status["conditions"][0]["reason"], "Accepted");
+        write_back(&cluster, &old, &conditions[1]);
+        assert_eq!(writes(&cluster, LATER).len(), 1, "only the other still differs");
+        // The holder becomes invalid: the younger one holds.
+        cluster.apply_value(policy("z-old", "2026-01-01", web, json!({"retry": {"attempts": 99}})));
+        let reasons: Vec<_> = writes(&cluster, NOW)
+            .iter()
+            .map(|w| w.status["conditions"][0]["reason"].clone())
+            .collect();
+        assert_eq!(reasons, ["Accepted", "Invalid"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_is_not_repeated_while_its_result_is_on_its_way_nor_without_end() {
+        let write = |version: u32| Write {
+            kind: Kind::HttpRoute,
+            name: crate::index::objects::ObjectName::new("shop", "r"),
+            resource_version: version.to_string(),
+            status: json!({}),
+        };
+        let mut written = Written::default();
+        assert_eq!(written.due(vec![write(1)], Instant::now()).len(), 1);
+        assert_eq!(written.due(vec![write(1)], Instant::now()).len(), 0);
+        tokio::time::advance(RETRY).await;
+        assert_eq!(written.due(vec![write(1)], Instant::now()).len(), 1);
+        // Somebody writes over it again and again.
+        let made: usize = (2..100)
+            .map(|v| written.due(vec![write(v)], Instant::now()).len())
+            .sum();
+        assert_eq!(made as u32 + 2, MAX_WRITES);
+        tokio::time::advance(WINDOW + Duration::from_secs(1)).await;
+        assert_eq!(written.due(vec![write(200)], Instant::now()).len(), 1);
+        assert_eq!(written.0.len(), 1);
+    }
+}

@@ -1,0 +1,4 @@
+mod policies;
+mod routes;
+mod services;
+mod workloads;

@@ -1,0 +1,446 @@
+use outrigger_api::discovery::{Protocol, backend, target};
+
+use crate::discovery::Discover;
+use crate::index::objects::{Kind, ObjectName};
+use crate::testing::{Cluster, addresses, endpoints};
+
+const DUAL_STACK: &str = "
+kind: Service
+metadata: {namespace: shop, name: web}
+spec:
+  clusterIPs: [10.96.0.9, 'fd00:96::9']
+  selector: {app: web}
+  ports: [{name: http, port: 80, targetPort: www}, {name: admin, port: 9090}]
+---
+kind: EndpointSlice
+metadata: {namespace: shop, name: web-4, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{name: http, port: 8080}, {name: admin, port: 9090}, {name: http, port: 8080, protocol: UDP}]
+endpoints:
+- {addresses: [10.244.0.9], zone: a, targetRef: {kind: Pod, name: web-1}}
+---
+kind: EndpointSlice
+metadata: {namespace: shop, name: web-6, labels: {kubernetes.io/service-name: web}}
+addressType: IPv6
+ports: [{name: http, port: 8080}, {name: admin, port: 9090}]
+endpoints:
+- {addresses: ['fd00:244::9'], zone: a, targetRef: {kind: Pod, name: web-1}}
+---
+kind: Pod
+metadata: {namespace: shop, name: web-1, labels: {app: web, outrigger.dev/proxy-version: 0.1.0}}
+spec: {serviceAccountName: web, containers: [{name: web, ports: [{name: www, containerPort: 8080}]}]}
+status: {podIPs: [{ip: 10.244.0.9}, {ip: 'fd00:244::9'}]}
+";
+
+#[test]
+fn cluster_ip_of_both_families() {
+    let cluster = Cluster::with(DUAL_STACK);
+    let service = cluster.service("10.96.0.9:80");
+    let name = service.r#ref.as_ref().unwrap();
+    assert_eq!(
+        (name.namespace.as_str(), name.name.as_str(), name.port),
+        ("shop", "web", 80)
+    );
+    assert_eq!(addresses(&service.backends[0]), ["10.244.0.9:8080"]);
+    let endpoint = &endpoints(&service.backends[0])[0];
+    assert_eq!(endpoint.identity, "spiffe://cluster.local/ns/shop/sa/web");
+    assert_eq!((endpoint.zone.as_str(), endpoint.pod.as_str()), ("a", "web-1"));
+    assert!(service.routes.is_empty() && service.policy.is_none());
+    let service = cluster.service("[fd00:96::9]:80");
+    assert_eq!(addresses(&service.backends[0]), ["[fd00:244::9]:8080"]);
+    let admin = cluster.service("10.96.0.9:9090");
+    assert_eq!(addresses(&admin.backends[0]), ["10.244.0.9:9090"]);
+    // Not a port of the Service, and an address that nobody has.
+    assert_eq!(cluster.target("10.96.0.9:81"), None);
+    assert_eq!(cluster.target("192.0.2.1:80"), None);
+}
+
+#[test]
+fn the_other_family_is_better_than_nobody() {
+    let cluster = Cluster::with(DUAL_STACK);
+    cluster.delete(Kind::EndpointSlice, "shop", "web-6");
+    let service = cluster.service("[fd00:96::9]:80");
+    assert_eq!(addresses(&service.backends[0]), ["10.244.0.9:8080"]);
+}
+
+#[test]
+fn only_ready_endpoints_that_stay() {
+    let cluster = Cluster::new();
+    cluster.add_service("orders", 1);
+    let slice = |conditions: &str| {
+        format!(
+            "
+kind: EndpointSlice
+metadata: {{namespace: shop, name: orders-x, labels: {{kubernetes.io/service-name: orders}}}}
+addressType: IPv4
+ports: [{{name: http, port: 8080}}]
+endpoints: [{{addresses: [10.244.0.1], conditions: {conditions}, targetRef: {{kind: Pod, name: orders-1}}}}]
+"
+        )
+    };
+    for (conditions, number) in [
+        ("{ready: true}", 1),
+        ("{}", 1),
+        ("{ready: false, serving: true}", 0),
+        ("{ready: true, terminating: true}", 0),
+        ("{ready: false, serving: true, terminating: true}", 0),
+    ] {
+        cluster.apply(&slice(conditions));
+        let service = cluster.service("10.96.0.1:80");
+        assert_eq!(endpoints(&service.backends[0]).len(), number, "{conditions}");
+    }
+    // Whoever publishes addresses that are not ready wants them called.
+    cluster.apply(
+        "
+kind: Service
+metadata: {namespace: shop, name: orders}
+spec: {clusterIPs: [10.96.0.1], publishNotReadyAddresses: true, ports: [{name: http, port: 80, targetPort: 8080}]}
+",
+    );
+    cluster.apply(&slice("{ready: true, terminating: true}"));
+    assert_eq!(endpoints(&cluster.service("10.96.0.1:80").backends[0]).len(), 1);
+}
+
+#[test]
+fn an_endpoint_whose_pod_is_not_known_yet_is_not_called_in_plaintext() {
+    let cluster = Cluster::new();
+    cluster.add_service("orders", 1);
+    let watched = cluster.index.watch_target("10.96.0.1:80".parse().unwrap(), "client");
+    cluster.delete(Kind::Pod, "shop", "orders-1");
+    assert!(watched.has_changed().unwrap());
+    assert!(endpoints(&cluster.service("10.96.0.1:80").backends[0]).is_empty());
+    cluster.add_service("orders", 1);
+    assert_eq!(endpoints(&cluster.service("10.96.0.1:80").backends[0]).len(), 1);
+    // Endpoints without a pod are somebody's own: there is nobody to wait for.
+    cluster.apply(
+        "
+kind: EndpointSlice
+metadata: {namespace: shop, name: orders-x, labels: {kubernetes.io/service-name: orders}}
+addressType: IPv4
+ports: [{name: http, port: 8080}]
+endpoints: [{addresses: [192.0.2.7]}]
+",
+    );
+    let service = cluster.service("10.96.0.1:80");
+    assert_eq!(addresses(&service.backends[0]), ["192.0.2.7:8080"]);
+    assert_eq!(endpoints(&service.backends[0])[0].identity, "");
+}
+
+#[test]
+fn identities_are_of_pods_with_a_sidecar_that_answers_there() {
+    let pod = |labels: &str, annotations: &str| {
+        format!(
+            "
+kind: Pod
+metadata: {{namespace: shop, name: orders-1, labels: {{app: orders{labels}}}, annotations: {{{annotations}}}}}
+spec: {{containers: []}}
+status: {{podIPs: [{{ip: 10.244.0.1}}]}}
+"
+        )
+    };
+    let cluster = Cluster::new();
+    cluster.add_service("orders", 1);
+    let mesh = ", outrigger.dev/proxy-version: 0.1.0";
+    for (labels, annotations, identity) in [
+        (mesh, "", "spiffe://cluster.local/ns/shop/sa/default"),
+        ("", "", ""),
+        (mesh, "outrigger.dev/skip-inbound-ports: '9000,8000-8100'", ""),
+        (
+            mesh,
+            "outrigger.dev/skip-inbound-ports: '9000'",
+            "spiffe://cluster.local/ns/shop/sa/default",
+        ),
+        (
+            mesh,
+            "outrigger.dev/skip-inbound-ports: nonsense",
+            "spiffe://cluster.local/ns/shop/sa/default",
+        ),
+    ] {
+        cluster.apply(&pod(labels, annotations));
+        let service = cluster.service("10.96.0.1:80");
+        assert_eq!(endpoints(&service.backends[0])[0].identity, identity, "{annotations}");
+        let endpoint = cluster.pod("10.244.0.1:8080").endpoint.unwrap();
+        assert_eq!(endpoint.identity, identity, "{annotations}");
+    }
+    // The sidecar's own ports are not captured.
+    cluster.apply(&pod(mesh, ""));
+    assert_eq!(cluster.pod("10.244.0.1:14190").endpoint.unwrap().identity, "");
+}
+
+#[test]
+fn headless_pods_by_their_own_address() {
+    let cluster = Cluster::with(
+        "
+kind: Service
+metadata: {namespace: shop, name: db}
+spec: {clusterIP: None, clusterIPs: [None], selector: {app: db}, ports: [{name: sql, port: 3306, targetPort: sql}]}
+---
+kind: Pod
+metadata: {namespace: shop, name: db-0, labels: {app: db, outrigger.dev/proxy-version: 0.1.0}}
+spec: {serviceAccountName: db, containers: [{name: db, ports: [{name: sql, containerPort: 13306}]}]}
+status: {podIPs: [{ip: 10.244.0.5}]}
+",
+    );
+    let pod = cluster.pod("10.244.0.5:13306");
+    let endpoint = pod.endpoint.unwrap();
+    assert_eq!(endpoint.address, "10.244.0.5:13306");
+    assert_eq!(endpoint.identity, "spiffe://cluster.local/ns/shop/sa/db");
+    assert_eq!(endpoint.pod, "db-0");
+    let service = pod.service.unwrap();
+    assert_eq!((service.name.as_str(), service.port), ("db", 3306));
+    assert_eq!(pod.protocol, Protocol::Opaque as i32);
+    // Another port of the same pod belongs to no Service.
+    assert_eq!(cluster.pod("10.244.0.5:9999").service, None);
+
+    // Of two Services neither is the one.
+    cluster.apply(
+        "
+kind: Service
+metadata: {namespace: shop, name: db-too}
+spec: {clusterIPs: [10.96.0.6], selector: {app: db}, ports: [{port: 3306, targetPort: 13306}]}
+",
+    );
+    assert_eq!(cluster.pod("10.244.0.5:13306").service, None);
+}
+
+#[test]
+fn addresses_that_are_not_one_pods() {
+    let pod = |name: &str, spec: &str, status: &str| {
+        format!(
+            "kind: Pod\nmetadata: {{namespace: shop, name: {name}}}\nspec: {{{spec}containers: []}}\nstatus: {{{status}}}\n"
+        )
+    };
+    let cluster = Cluster::new();
+    cluster.apply(&pod("host", "hostNetwork: true, ", "podIP: 172.18.0.2"));
+    assert_eq!(cluster.target("172.18.0.2:80"), None);
+    cluster.apply(&pod("job", "", "podIP: 10.244.0.8"));
+    assert!(matches!(cluster.target("10.244.0.8:80"), Some(target::Kind::Pod(_))));
+    // The address goes from one pod to the next, whichever of them is heard of first.
+    cluster.apply(&pod("next", "", "podIP: 10.244.0.8"));
+    assert_eq!(cluster.target("10.244.0.8:80"), None);
+    cluster.apply(&pod("job", "", "podIP: 10.244.0.8, phase: Succeeded"));
+    assert_eq!(cluster.pod("10.244.0.8:80").endpoint.unwrap().pod, "next");
+}
+
+#[test]
+fn protocols() {
+    let service = |annotations: &str, port: &str| {
+        format!(
+            "
+kind: Service
+metadata: {{namespace: shop, name: s, annotations: {{{annotations}}}}}
+spec: {{clusterIPs: [10.96.0.7], ports: [{{{port}}}]}}
+"
+        )
+    };
+    let cluster = Cluster::new();
+    let opaque = "outrigger.dev/opaque-ports: '70-90'";
+    for (annotations, port, protocol) in [
+        ("", "port: 80", Protocol::Unspecified),
+        ("", "port: 80, appProtocol: http", Protocol::Http1),
+        ("", "port: 80, appProtocol: HTTP", Protocol::Http1),
+        ("", "port: 80, appProtocol: kubernetes.io/h2c", Protocol::Http2),
+        ("", "port: 80, appProtocol: grpc", Protocol::Http2),
+        ("", "port: 80, appProtocol: kubernetes.io/ws", Protocol::Http1),
+        ("", "port: 80, appProtocol: kubernetes.io/wss", Protocol::Tls),
+        ("", "port: 80, appProtocol: https", Protocol::Tls),
+        ("", "port: 80, appProtocol: tcp", Protocol::Opaque),
+        (
+            "",
+            "port: 80, appProtocol: example.com/unheard-of",
+            Protocol::Unspecified,
+        ),
+        (opaque, "port: 80, appProtocol: http", Protocol::Opaque),
+        (opaque, "port: 80", Protocol::Opaque),
+        ("outrigger.dev/opaque-ports: '81'", "port: 80", Protocol::Unspecified),
+        ("outrigger.dev/opaque-ports: eighty", "port: 80", Protocol::Unspecified),
+        ("", "port: 80, targetPort: 5432", Protocol::Opaque),
+        ("", "port: 80, targetPort: 5432, appProtocol: http", Protocol::Http1),
+    ] {
+        cluster.apply(&service(annotations, port));
+        assert_eq!(
+            cluster.service("10.96.0.7:80").protocol,
+            protocol as i32,
+            "{annotations} {port}"
+        );
+    }
+    cluster.apply(&service("", "port: 6379"));
+    assert_eq!(cluster.service("10.96.0.7:6379").protocol, Protocol::Opaque as i32);
+
+    // The namespace's word holds where the Service has none of its own.
+    cluster.apply("kind: Namespace\nmetadata: {name: shop, annotations: {outrigger.dev/opaque-ports: '80'}}\n");
+    cluster.apply(&service("", "port: 80"));
+    assert_eq!(cluster.service("10.96.0.7:80").protocol, Protocol::Opaque as i32);
+    cluster.apply(&service("outrigger.dev/opaque-ports: ''", "port: 80"));
+    assert_eq!(cluster.service("10.96.0.7:80").protocol, Protocol::Unspecified as i32);
+}
+
+#[test]
+fn a_pods_own_word_about_its_ports_reaches_its_clients() {
+    let cluster = Cluster::new();
+    cluster.add_service("orders", 1);
+    assert_eq!(cluster.service("10.96.0.1:80").protocol, Protocol::Unspecified as i32);
+    cluster.apply(
+        "
+kind: Pod
+metadata: {namespace: shop, name: orders-1, labels: {app: orders}, annotations: {outrigger.dev/opaque-ports: '8080'}}
+spec: {containers: []}
+status: {podIPs: [{ip: 10.244.0.1}]}
+",
+    );
+    assert_eq!(cluster.service("10.96.0.1:80").protocol, Protocol::Opaque as i32);
+    assert_eq!(cluster.pod("10.244.0.1:8080").protocol, Protocol::Opaque as i32);
+    assert_eq!(cluster.pod("10.244.0.1:8081").protocol, Protocol::Unspecified as i32);
+}
+
+#[test]
+fn udp_ports_are_not_targets() {
+    let cluster = Cluster::with(
+        "
+kind: Service
+metadata: {namespace: kube-system, name: dns}
+spec: {clusterIPs: [10.96.0.10], ports: [{name: dns, port: 53, protocol: UDP}, {name: metrics, port: 9153}]}
+",
+    );
+    assert_eq!(cluster.target("10.96.0.10:53"), None);
+    assert!(cluster.target("10.96.0.10:9153").is_some());
+}
+
+#[test]
+fn a_cluster_ip_that_went_to_another_service() {
+    let cluster = Cluster::new();
+    cluster.add_service("old", 1);
+    let mut watched = cluster.index.watch_target("10.96.0.1:80".parse().unwrap(), "client");
+    // The new one is heard of before the old one is gone.
+    cluster.apply(
+        "kind: Service\nmetadata: {namespace: shop, name: new}\nspec: {clusterIPs: [10.96.0.1], ports: [{port: 80}]}\n",
+    );
+    cluster.delete(Kind::Service, "shop", "old");
+    assert_eq!(cluster.service("10.96.0.1:80").r#ref.unwrap().name, "new");
+    let update = watched.borrow_and_update().clone();
+    assert!(matches!(&update.message.kind, Some(target::Kind::Service(s)) if s.r#ref.as_ref().unwrap().name == "new"));
+}
+
+#[test]
+fn only_what_changed_is_sent() {
+    let cluster = Cluster::new();
+    cluster.add_service("orders", 1);
+    cluster.add_service("web", 2);
+    let mut orders = cluster.index.watch_target("10.96.0.1:80".parse().unwrap(), "client");
+    let mut web = cluster.index.watch_target("10.96.0.2:80".parse().unwrap(), "client");
+    orders.mark_unchanged();
+    web.mark_unchanged();
+    // The same again, and something that an answer does not show.
+    cluster.add_service("orders", 1);
+    cluster.apply(
+        "
+kind: Pod
+metadata: {namespace: shop, name: orders-1, labels: {app: orders, outrigger.dev/proxy-version: 0.1.0, other: label}}
+spec: {serviceAccountName: orders, containers: []}
+status: {podIPs: [{ip: 10.244.0.1}]}
+",
+    );
+    assert!(!orders.has_changed().unwrap());
+    cluster.delete(Kind::EndpointSlice, "shop", "orders-x");
+    assert!(orders.has_changed().unwrap());
+    assert!(!web.has_changed().unwrap());
+    let update = orders.borrow_and_update().clone();
+    assert_eq!(&*prost::Message::encode_to_vec(&update.message), &*update.bytes);
+}
+
+#[test]
+fn a_complete_list_takes_out_what_is_not_in_it() {
+    let cluster = Cluster::new();
+    cluster.add_service("orders", 1);
+    cluster.add_service("web", 2);
+    cluster
+        .index
+        .retain(Kind::Service, &[ObjectName::new("shop", "web")].into());
+    cluster.index.flush();
+    assert_eq!(cluster.target("10.96.0.1:80"), None);
+    assert!(cluster.target("10.96.0.2:80").is_some());
+}
+
+#[test]
+fn answers_that_nobody_watches_are_dropped() {
+    let cluster = Cluster::new();
+    cluster.add_service("orders", 1);
+    let kept = cluster.index.watch_target("10.96.0.1:80".parse().unwrap(), "client");
+    drop(cluster.index.watch_target("10.96.0.1:80".parse().unwrap(), "other"));
+    let mut inner = cluster.index.inner.lock();
+    assert_eq!(inner.targets.len(), 2);
+    inner.targets.sweep();
+    assert_eq!(inner.targets.len(), 1);
+    drop(kept);
+    inner.targets.sweep();
+    assert_eq!(inner.targets.len(), 0);
+}
+
+#[test]
+fn external_names_are_backends_by_name() {
+    let cluster = Cluster::new();
+    cluster.add_service("orders", 1);
+    cluster.apply(
+        "
+kind: Service
+metadata: {namespace: shop, name: legacy}
+spec: {type: ExternalName, externalName: orders.example.com}
+---
+kind: HTTPRoute
+metadata: {namespace: shop, name: to-legacy}
+spec:
+  parentRefs: [{group: '', kind: Service, name: orders}]
+  rules: [{backendRefs: [{name: legacy, port: 443}]}]
+",
+    );
+    let service = cluster.service("10.96.0.1:80");
+    assert_eq!(service.routes[0].backends[0].backend, 1);
+    let Some(backend::Kind::Dns(dns)) = &service.backends[1].kind else {
+        panic!("{:?}", service.backends);
+    };
+    assert_eq!((dns.host.as_str(), dns.port), ("orders.example.com", 443));
+}
+
+#[test]
+fn namespaces_that_need_the_trust_bundle() {
+    let cluster = Cluster::with(
+        "
+kind: Namespace
+metadata: {name: labelled, labels: {outrigger.dev/inject: enabled}}
+---
+kind: Namespace
+metadata: {name: disabled, labels: {outrigger.dev/inject: disabled}}
+---
+kind: Namespace
+metadata: {name: shop}
+---
+kind: Namespace
+metadata: {name: ending, labels: {outrigger.dev/inject: enabled}, deletionTimestamp: '2026-01-01T00:00:00Z'}
+",
+    );
+    let namespaces = cluster.index.bundle_namespaces();
+    let now = || namespaces.borrow().iter().map(|n| n.to_string()).collect::<Vec<_>>();
+    assert_eq!(now(), ["labelled"]);
+    // Opted in by its own annotation.
+    cluster.add_service("orders", 1);
+    assert_eq!(now(), ["labelled", "shop"]);
+    cluster.delete(Kind::Pod, "shop", "orders-1");
+    assert_eq!(now(), ["labelled"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn changes_reach_watchers_within_milliseconds() {
+    let cluster = Cluster::new();
+    cluster.add_service("orders", 1);
+    let mut watched = cluster.index.watch_target("10.96.0.1:80".parse().unwrap(), "client");
+    watched.mark_unchanged();
+    let running = cluster.index.clone();
+    let run = tokio::spawn(async move { running.run().await });
+    let start = tokio::time::Instant::now();
+    cluster
+        .index
+        .delete(Kind::EndpointSlice, ObjectName::new("shop", "orders-x"));
+    watched.changed().await.unwrap();
+    assert!(start.elapsed() < std::time::Duration::from_millis(100));
+    run.abort();
+}

@@ -1,0 +1,156 @@
+//! Objects in YAML for tests of everything that is decided from the index.
+#![allow(clippy::unwrap_used)]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use kube::core::DynamicObject;
+use outrigger_api::discovery as proto;
+use serde_json::{Value, json};
+
+use crate::discovery::Discover;
+use crate::gateway::{Route, RouteKind};
+use crate::index::objects::{Kind, Object, ObjectName};
+use crate::index::{Index, from_k8s};
+use crate::metrics::Metrics;
+use crate::policy::TrafficPolicy;
+
+/// An index, and objects to fill it with.
+pub(crate) struct Cluster {
+    pub(crate) index: Arc<Index>,
+}
+
+impl Cluster {
+    pub(crate) fn new() -> Self {
+        Self {
+            index: Index::new("cluster.local", Arc::new(Metrics::default())),
+        }
+    }
+
+    /// A cluster with all objects of a YAML text.
+    pub(crate) fn with(yaml: &str) -> Self {
+        let cluster = Self::new();
+        cluster.apply(yaml);
+        cluster
+    }
+
+    /// Applies all objects of a YAML text, separated by "---".
+    pub(crate) fn apply(&self, yaml: &str) {
+        for document in yaml.split("---\n").filter(|d| !d.trim().is_empty()) {
+            let value: Value = serde_saphyr::from_str(document).unwrap();
+            self.apply_value(value);
+        }
+        self.index.flush();
+    }
+
+    pub(crate) fn apply_value(&self, value: Value) {
+        let kind = value["kind"].as_str().unwrap().to_owned();
+        let (name, object) = match kind.as_str() {
+            "Service" => from_k8s::service(&serde_json::from_value(value).unwrap()).unwrap(),
+            "EndpointSlice" => from_k8s::endpoint_slice(&serde_json::from_value(value).unwrap()).unwrap(),
+            "Pod" => from_k8s::pod(&serde_json::from_value(value).unwrap()).unwrap(),
+            "Namespace" => from_k8s::namespace(&serde_json::from_value(value).unwrap()).unwrap(),
+            _ => {
+                let object: DynamicObject = serde_json::from_value(value).unwrap();
+                let name = from_k8s::object_name(&object.metadata);
+                match kind.as_str() {
+                    "HTTPRoute" => (name, route(RouteKind::Http, &object)),
+                    "GRPCRoute" => (name, route(RouteKind::Grpc, &object)),
+                    "TrafficPolicy" => (name, Object::TrafficPolicy(Box::new(TrafficPolicy::read(&object)))),
+                    "ReferenceGrant" => from_k8s::reference_grant(&object).unwrap(),
+                    other => panic!("{other}"),
+                }
+            }
+        };
+        self.index.apply(name, object);
+    }
+
+    pub(crate) fn delete(&self, kind: Kind, namespace: &str, name: &str) {
+        self.index.delete(kind, ObjectName::new(namespace, name));
+        self.index.flush();
+    }
+
+    /// What is behind the address for a client in the namespace "client".
+    pub(crate) fn target(&self, address: &str) -> Option<proto::target::Kind> {
+        self.target_for(address, "client")
+    }
+
+    pub(crate) fn target_for(&self, address: &str, consumer: &str) -> Option<proto::target::Kind> {
+        let address: SocketAddr = address.parse().unwrap();
+        let update = self.index.watch_target(address, consumer).borrow().clone();
+        update.message.kind.clone()
+    }
+
+    pub(crate) fn service(&self, address: &str) -> proto::Service {
+        self.service_for(address, "client")
+    }
+
+    pub(crate) fn service_for(&self, address: &str, consumer: &str) -> proto::Service {
+        match self.target_for(address, consumer) {
+            Some(proto::target::Kind::Service(service)) => service,
+            other => panic!("{address} is {other:?}"),
+        }
+    }
+
+    pub(crate) fn pod(&self, address: &str) -> proto::Pod {
+        match self.target(address) {
+            Some(proto::target::Kind::Pod(pod)) => pod,
+            other => panic!("{address} is {other:?}"),
+        }
+    }
+
+    /// A Service in the namespace shop with the port 80 → 8080 and one ready pod of the mesh, which has the identity of
+    /// the same name. `n` is the last byte of both addresses.
+    pub(crate) fn add_service(&self, name: &str, n: u8) {
+        self.add_service_in("shop", name, n);
+    }
+
+    pub(crate) fn add_service_in(&self, namespace: &str, name: &str, n: u8) {
+        self.apply_value(json!({
+            "kind": "Service", "apiVersion": "v1",
+            "metadata": {"namespace": namespace, "name": name},
+            "spec": {
+                "clusterIP": format!("10.96.0.{n}"), "clusterIPs": [format!("10.96.0.{n}")], "selector": {"app": name},
+                "ports": [{"name": "http", "port": 80, "targetPort": 8080}],
+            },
+        }));
+        self.apply_value(json!({
+            "kind": "Pod", "apiVersion": "v1",
+            "metadata": {
+                "namespace": namespace, "name": format!("{name}-1"),
+                "labels": {"app": name, "outrigger.dev/proxy-version": "0.1.0"},
+            },
+            "spec": {"serviceAccountName": name, "containers": []},
+            "status": {"podIP": format!("10.244.0.{n}"), "podIPs": [{"ip": format!("10.244.0.{n}")}]},
+        }));
+        self.apply_value(json!({
+            "kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1", "addressType": "IPv4",
+            "metadata": {
+                "namespace": namespace, "name": format!("{name}-x"), "labels": {"kubernetes.io/service-name": name},
+            },
+            "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+            "endpoints": [{
+                "addresses": [format!("10.244.0.{n}")],
+                "conditions": {"ready": true},
+                "targetRef": {"kind": "Pod", "namespace": namespace, "name": format!("{name}-1")},
+            }],
+        }));
+        self.index.flush();
+    }
+}
+
+fn route(kind: RouteKind, object: &DynamicObject) -> Object {
+    Object::Route(Box::new(Route::read(kind, object).unwrap()))
+}
+
+/// The addresses of a backend.
+pub(crate) fn addresses(backend: &proto::Backend) -> Vec<&str> {
+    endpoints(backend).iter().map(|e| e.address.as_str()).collect()
+}
+
+pub(crate) fn endpoints(backend: &proto::Backend) -> &[proto::Endpoint] {
+    match &backend.kind {
+        Some(proto::backend::Kind::Endpoints(endpoints)) => &endpoints.endpoints,
+        other => panic!("{other:?}"),
+    }
+}
