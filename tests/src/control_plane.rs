@@ -6,8 +6,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use outrigger_api::labels;
+use outrigger_controller::app::Config as ControllerConfig;
 use outrigger_injector::app::{self, Options, Running};
 use outrigger_injector::settings::Settings;
+use outrigger_proxy::config::{DiscoveryConfig, HostPort, IdentityConfig, Workload};
+use outrigger_proxy::discovery::Discovery;
+use outrigger_proxy::dns::Resolver;
+use outrigger_proxy::identity::Identity;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -181,6 +187,129 @@ impl ControlPlane {
     }
 }
 
+/// A controller that runs.
+pub struct Controller {
+    address: SocketAddr,
+    shutdown: CancellationToken,
+    task: tokio::task::JoinHandle<Result<()>>,
+}
+
+/// The parts of a sidecar that talk to the controller.
+pub struct Sidecar {
+    /// Its SVID.
+    pub identity: Identity,
+    /// What it asks about targets.
+    pub discovery: Discovery,
+}
+
+impl ControlPlane {
+    /// Starts a controller, and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it ends instead, or does not become ready.
+    pub async fn controller(&self) -> Result<Controller> {
+        let (address, admin) = (free_port()?, free_port()?);
+        let config = ControllerConfig {
+            namespace: INSTALL_NAMESPACE.to_owned(),
+            service_account: "outrigger-controller".to_owned(),
+            trust_domain: "cluster.local".to_owned(),
+            ca_secret: "outrigger-ca".to_owned(),
+            listen: address,
+            admin,
+            svid_ttl: Duration::from_secs(24 * 3600),
+        };
+        let shutdown = CancellationToken::new();
+        let client = self.client_of("outrigger-controller").await?;
+        let task = tokio::spawn(outrigger_controller::app::run(config, client, shutdown.clone()));
+        eventually("the controller is ready", Duration::from_secs(30), async || {
+            let (status, body) = http_get(&format!("http://{admin}/readyz")).await?;
+            ensure!(status == 200, "{status}: {body}");
+            Ok(())
+        })
+        .await?;
+        Ok(Controller {
+            address,
+            shutdown,
+            task,
+        })
+    }
+
+    /// What a sidecar of this ServiceAccount in this namespace has: a token of this audience, and the trust bundle.
+    ///
+    /// # Errors
+    /// When the controller does not put the trust bundle into the namespace.
+    pub async fn sidecar(
+        &self,
+        controller: &Controller,
+        namespace: &Kubectl,
+        account: &str,
+        audience: &str,
+    ) -> Result<Sidecar> {
+        let name = namespace.current_namespace();
+        let token = namespace
+            .run(["create", "token", account, "--audience", audience])
+            .await?;
+        let token_file = self.files.path().join(format!("{name}-{account}-{audience}.token"));
+        std::fs::write(&token_file, token.trim())?;
+        let bundle = eventually("the trust bundle", Duration::from_secs(10), async || {
+            let map = namespace.get(["configmap", labels::TRUST_BUNDLE_CONFIG_MAP]).await?;
+            map["data"][labels::TRUST_BUNDLE_KEY]
+                .as_str()
+                .map(str::to_owned)
+                .context("it is empty")
+        })
+        .await?;
+        let trust_bundle_file = self.files.path().join(format!("{name}-ca.crt"));
+        std::fs::write(&trust_bundle_file, bundle)?;
+
+        let address = HostPort {
+            host: controller.address.ip().to_string().into(),
+            port: controller.address.port(),
+        };
+        let id: outrigger_api::spiffe::SpiffeId =
+            format!("spiffe://cluster.local/ns/{INSTALL_NAMESPACE}/sa/outrigger-controller").parse()?;
+        let resolver = || Resolver::start(Some(&[])).map_err(|e| anyhow::anyhow!(e));
+        let identity = Identity::start(
+            IdentityConfig {
+                id: outrigger_api::spiffe::SpiffeId::new("cluster.local", name, account)?,
+                issuer: address.clone(),
+                issuer_id: id.clone(),
+                token_file,
+                trust_bundle_file,
+            },
+            resolver()?,
+        );
+        let workload = Workload {
+            name: account.into(),
+            namespace: name.into(),
+            pod: format!("{account}-1").into(),
+            service_account: account.into(),
+            trust_domain: "cluster.local".into(),
+            node: "".into(),
+            pod_ips: Vec::new(),
+        };
+        let config = DiscoveryConfig::Controller { address, id };
+        let discovery = Discovery::start(&config, &workload, identity.clone(), resolver()?);
+        Ok(Sidecar { identity, discovery })
+    }
+}
+
+impl Controller {
+    /// Ends it as SIGTERM does.
+    ///
+    /// # Errors
+    /// Its own.
+    pub async fn stop(self) -> Result<()> {
+        self.shutdown.cancel();
+        self.task.await?
+    }
+}
+
+/// A port of loopback that was free a moment ago.
+fn free_port() -> Result<SocketAddr> {
+    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?)
+}
+
 impl Injector {
     /// Ends it as SIGTERM does.
     pub async fn stop(self) {
@@ -207,9 +336,11 @@ pub async fn http_get(url: &str) -> Result<(u16, String)> {
 /// # Errors
 /// When it is not YAML.
 pub fn documents(text: &str) -> Result<Vec<Value>> {
+    // As kubectl reads it: 0644 is octal.
+    let options = serde_saphyr::options! { legacy_octal_numbers: true };
     let mut objects = Vec::new();
     for document in text.split("\n---\n") {
-        let value: Value = serde_saphyr::from_str(document)?;
+        let value: Value = serde_saphyr::from_str_with_options(document, options.clone())?;
         match value {
             Value::Null => {}
             Value::Object(mut list) if list.get("kind").is_some_and(|kind| kind == "List") => {
