@@ -116,3 +116,60 @@ impl<K, V> Drop for Shared<K, V> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::time::Duration;
+
+    use tokio::time::sleep;
+
+    use super::*;
+
+    fn idle(_: watch::Sender<u32>) -> AbortHandle {
+        tokio::spawn(std::future::pending::<()>()).abort_handle()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_value_is_kept_while_it_is_watched() {
+        let shared = Shared::<&str, u32>::new(4);
+        let mut first = shared.subscribe(&"a", 0, idle).ok().unwrap();
+        assert!(!first.has_changed().unwrap());
+        shared.publish(&"a", 1);
+        assert_eq!(*first.borrow_and_update(), 1);
+        // Whoever comes later has the value at once.
+        let second = shared.subscribe(&"a", 0, idle).ok().unwrap();
+        assert!(second.has_changed().unwrap());
+        sleep(Duration::from_secs(1)).await;
+        assert!(!shared.remove_if_unused(&"a", Instant::now()), "it is watched");
+        drop((first, second));
+        let since = Instant::now();
+        sleep(Duration::from_secs(1)).await;
+        drop(shared.subscribe(&"a", 0, idle).ok().unwrap());
+        assert!(!shared.remove_if_unused(&"a", since), "it was asked for");
+        assert!(shared.remove_if_unused(&"a", Instant::now()));
+        assert!(shared.seen().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_oldest_that_nobody_watches_makes_room() {
+        let shared = Shared::<u8, u32>::new(3);
+        let watched = shared.subscribe(&1, 0, idle).ok().unwrap();
+        for key in [2, 3] {
+            sleep(Duration::from_secs(1)).await;
+            shared.subscribe(&key, 0, idle).ok().unwrap();
+        }
+        sleep(Duration::from_secs(1)).await;
+        let four = shared.subscribe(&4, 0, idle).ok().unwrap();
+        let mut keys: Vec<_> = shared.seen().into_iter().map(|seen| seen.key).collect();
+        keys.sort_unstable();
+        assert_eq!(keys, [1, 3, 4]);
+        let five = shared.subscribe(&5, 0, idle).ok().unwrap();
+        assert!(shared.subscribe(&6, 0, idle).is_err(), "all are in use");
+        // A value for a key that has gone is nobody's.
+        shared.publish(&2, 7);
+        drop((watched, four, five));
+        assert!(shared.subscribe(&6, 0, idle).is_ok());
+    }
+}

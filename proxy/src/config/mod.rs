@@ -3,6 +3,8 @@
 
 mod env;
 mod limits;
+#[cfg(test)]
+mod tests;
 mod yaml;
 
 use std::collections::HashMap;

@@ -5,8 +5,9 @@
 
 mod controller;
 pub mod convert;
+#[cfg(test)]
+mod convert_tests;
 mod snapshot;
-
 #[cfg(test)]
 mod tests;
 

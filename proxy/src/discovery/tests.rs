@@ -1,1 +1,357 @@
+//! Discovery against a controller in this process, over real connections.
 
+#![allow(clippy::unwrap_used)]
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use outrigger_api::discovery as proto;
+use outrigger_api::discovery::discovery_server::{Discovery as Service, DiscoveryServer};
+use outrigger_api::discovery::{Target as Message, backend, target};
+use parking_lot::Mutex;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::codegen::Service as _;
+use tonic::{Request, Response, Status};
+
+use super::{Discovery, TargetKey};
+use crate::config::{DiscoveryConfig, StaticTargets, Workload};
+use crate::dns::Resolver;
+use crate::error::Reason;
+use crate::identity::testing::TestCa;
+use crate::identity::{Credentials, Identity};
+use crate::model::{Endpoints, Protocol, Target};
+
+const SIDECAR: &str = "spiffe://cluster.local/ns/shop/sa/orders";
+const CONTROLLER: &str = "spiffe://cluster.local/ns/outrigger/sa/outrigger-controller";
+const LONG: Duration = Duration::from_secs(10);
+const SHORT: Duration = Duration::from_millis(300);
+
+/// A controller that answers what it is told to.
+#[derive(Clone, Default)]
+struct Scripted(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    /// By address; an address that is not there gets no answer.
+    targets: HashMap<String, Message>,
+    streams: Vec<(String, mpsc::Sender<Result<Message, Status>>)>,
+    asked: Vec<proto::WatchTargetRequest>,
+}
+
+impl Scripted {
+    fn set(&self, address: &str, message: Message) {
+        let mut state = self.0.lock();
+        state.targets.insert(address.to_owned(), message.clone());
+        for (_, stream) in state.streams.iter().filter(|(key, _)| key == address) {
+            stream.try_send(Ok(message.clone())).ok();
+        }
+    }
+
+    fn asked(&self) -> usize {
+        self.0.lock().asked.len()
+    }
+}
+
+#[tonic::async_trait]
+impl Service for Scripted {
+    type WatchTargetStream = ReceiverStream<Result<Message, Status>>;
+    type WatchWorkloadStream = ReceiverStream<Result<proto::Workload, Status>>;
+
+    async fn watch_target(
+        &self,
+        request: Request<proto::WatchTargetRequest>,
+    ) -> Result<Response<Self::WatchTargetStream>, Status> {
+        let request = request.into_inner();
+        let (sender, receiver) = mpsc::channel(16);
+        let mut state = self.0.lock();
+        if let Some(message) = state.targets.get(&request.address) {
+            sender.try_send(Ok(message.clone())).unwrap();
+        }
+        state.streams.push((request.address.clone(), sender));
+        state.asked.push(request);
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn watch_workload(
+        &self,
+        request: Request<proto::WatchWorkloadRequest>,
+    ) -> Result<Response<Self::WatchWorkloadStream>, Status> {
+        let request = request.into_inner();
+        assert_eq!((&*request.namespace, &*request.pod), ("shop", "orders-1"));
+        let (sender, receiver) = mpsc::channel(1);
+        let workload = proto::Workload {
+            opaque_ports: vec![3306],
+            protocols: [(8080, proto::Protocol::Http2.into())].into(),
+        };
+        sender.try_send(Ok(workload)).unwrap();
+        tokio::spawn(async move { sender.closed().await });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+/// Serves until it is aborted, and its connections with it.
+fn serve(listener: TcpListener, service: Scripted, credentials: &Credentials) -> JoinHandle<()> {
+    let acceptor = TlsAcceptor::from(credentials.control_server());
+    tokio::spawn(async move {
+        let mut connections = tokio::task::JoinSet::new();
+        loop {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let (acceptor, service) = (acceptor.clone(), DiscoveryServer::new(service.clone()));
+            connections.spawn(async move {
+                let Ok(tls) = acceptor.accept(tcp).await else { return };
+                let service = hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
+                    let mut service = service.clone();
+                    async move { Ok::<_, Infallible>(service.call(request).await.unwrap()) }
+                });
+                hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(tls), service)
+                    .await
+                    .ok();
+            });
+        }
+    })
+}
+
+struct Bench {
+    ca: TestCa,
+    service: Scripted,
+    address: SocketAddr,
+    server: JoinHandle<()>,
+    discovery: Discovery,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let ca = TestCa::new("root");
+        let identity = Identity::fixed(ca.credentials(SIDECAR));
+        Self::with(ca, identity, CONTROLLER).await
+    }
+
+    async fn with(ca: TestCa, identity: Identity, controller: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let service = Scripted::default();
+        let server = serve(listener, service.clone(), &ca.credentials(controller));
+        let config = DiscoveryConfig::Controller {
+            address: address.to_string().parse().unwrap(),
+            id: CONTROLLER.parse().unwrap(),
+        };
+        let resolver = Resolver::start(Some(&[])).unwrap();
+        let discovery = Discovery::start(&config, &workload(), identity, resolver);
+        Self {
+            ca,
+            service,
+            address,
+            server,
+            discovery,
+        }
+    }
+
+    async fn lose_controller(&mut self) {
+        self.server.abort();
+        (&mut self.server).await.unwrap_err();
+    }
+
+    async fn controller_comes_back(&mut self) {
+        let listener = TcpListener::bind(self.address).await.unwrap();
+        self.service.0.lock().streams.clear();
+        self.server = serve(listener, self.service.clone(), &self.ca.credentials(CONTROLLER));
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+fn workload() -> Workload {
+    Workload {
+        name: "orders".into(),
+        namespace: "shop".into(),
+        pod: "orders-1".into(),
+        service_account: "orders".into(),
+        trust_domain: "cluster.local".into(),
+        node: "".into(),
+        pod_ips: Vec::new(),
+    }
+}
+
+fn key(address: &str) -> TargetKey {
+    TargetKey::Address(address.parse().unwrap())
+}
+
+fn message(endpoints: &[&str]) -> Message {
+    let endpoints = endpoints.iter().map(|address| proto::Endpoint {
+        address: (*address).to_owned(),
+        ..Default::default()
+    });
+    let backend = proto::Backend {
+        kind: Some(backend::Kind::Endpoints(proto::Endpoints {
+            endpoints: endpoints.collect(),
+        })),
+        ..Default::default()
+    };
+    Message {
+        kind: Some(target::Kind::Service(proto::Service {
+            backends: vec![backend],
+            ..Default::default()
+        })),
+    }
+}
+
+fn endpoints(target: &Target) -> Vec<String> {
+    let Target::Service(service) = target else {
+        return Vec::new();
+    };
+    match &service.backends[0].endpoints {
+        Endpoints::Known(endpoints) => endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect(),
+        Endpoints::Dns { .. } => Vec::new(),
+    }
+}
+
+#[tokio::test]
+async fn the_state_and_then_its_changes() {
+    let bench = Bench::new().await;
+    bench.service.set("10.96.0.1:80", message(&["10.0.0.1:80"]));
+    let mut target = bench.discovery.watch(key("10.96.0.1:80"), LONG).await.unwrap();
+    assert_eq!(endpoints(&target.borrow_and_update()), ["10.0.0.1:80"]);
+    bench
+        .service
+        .set("10.96.0.1:80", message(&["10.0.0.2:80", "10.0.0.3:80"]));
+    timeout(LONG, target.changed()).await.unwrap().unwrap();
+    assert_eq!(endpoints(&target.borrow_and_update()), ["10.0.0.2:80", "10.0.0.3:80"]);
+    // A second watcher shares the stream; so does the address as IPv6 sockets see it.
+    bench.discovery.watch(key("10.96.0.1:80"), SHORT).await.unwrap();
+    let mapped = bench
+        .discovery
+        .watch(key("[::ffff:10.96.0.1]:80"), SHORT)
+        .await
+        .unwrap();
+    assert_eq!(endpoints(&mapped.borrow()).len(), 2);
+    assert_eq!(bench.service.asked(), 1);
+    let snapshot = bench.discovery.snapshot();
+    assert_eq!(
+        snapshot["targets"]["10.96.0.1:80"]["target"]["backends"][0]["endpoints"][0]["address"],
+        "10.0.0.2:80"
+    );
+    assert_eq!(bench.service.0.lock().asked[0].namespace, "shop");
+}
+
+#[tokio::test]
+async fn what_the_controller_knows_of_the_pod() {
+    let bench = Bench::new().await;
+    let mut workload = bench.discovery.workload();
+    let info = timeout(LONG, workload.wait_for(|info| !info.opaque_ports.is_empty()))
+        .await
+        .unwrap()
+        .unwrap()
+        .clone();
+    assert_eq!(info.opaque_ports, [3306]);
+    assert_eq!(info.protocols[&8080], Protocol::Http2);
+}
+
+#[tokio::test]
+async fn outside_the_cluster() {
+    let bench = Bench::new().await;
+    bench.service.set("192.0.2.1:443", Message { kind: None });
+    let target = bench.discovery.watch(key("192.0.2.1:443"), LONG).await.unwrap();
+    assert!(matches!(**target.borrow(), Target::External));
+}
+
+#[tokio::test]
+async fn no_answer_in_time_is_an_error_and_the_next_asker_profits() {
+    let bench = Bench::new().await;
+    let error = bench.discovery.watch(key("10.96.0.9:80"), SHORT).await.unwrap_err();
+    assert_eq!(error.reason, Reason::DiscoveryUnavailable);
+    assert!(
+        error.detail.contains("10.96.0.9:80") && error.detail.contains("within 300ms"),
+        "{error}"
+    );
+    bench.service.set("10.96.0.9:80", message(&[]));
+    assert!(bench.discovery.watch(key("10.96.0.9:80"), LONG).await.is_ok());
+    assert_eq!(bench.service.asked(), 1);
+}
+
+#[tokio::test]
+async fn a_lost_controller_changes_nothing_and_is_found_again() {
+    let mut bench = Bench::new().await;
+    bench.service.set("10.96.0.1:80", message(&["10.0.0.1:80"]));
+    let mut target = bench.discovery.watch(key("10.96.0.1:80"), LONG).await.unwrap();
+    bench.lose_controller().await;
+    // A new target has no answer; the known one has, for new watchers too.
+    let error = bench.discovery.watch(key("10.96.0.2:80"), SHORT).await.unwrap_err();
+    assert!(error.detail.contains(&bench.address.to_string()), "{error}");
+    let again = bench.discovery.watch(key("10.96.0.1:80"), SHORT).await.unwrap();
+    assert_eq!(endpoints(&again.borrow()), ["10.0.0.1:80"]);
+    assert_eq!(endpoints(&target.borrow_and_update()), ["10.0.0.1:80"]);
+    bench.service.set("10.96.0.1:80", message(&["10.0.0.2:80"]));
+    bench.controller_comes_back().await;
+    timeout(LONG, target.changed()).await.unwrap().unwrap();
+    assert_eq!(endpoints(&target.borrow()), ["10.0.0.2:80"]);
+    assert_eq!(bench.discovery.snapshot()["problem"], serde_json::Value::Null);
+}
+
+#[tokio::test]
+async fn somebody_else_is_not_the_controller() {
+    let ca = TestCa::new("root");
+    let identity = Identity::fixed(ca.credentials(SIDECAR));
+    let bench = Bench::with(ca, identity, SIDECAR).await;
+    bench.service.set("10.96.0.1:80", message(&["10.0.0.1:80"]));
+    let error = bench
+        .discovery
+        .watch(key("10.96.0.1:80"), Duration::from_secs(1))
+        .await
+        .unwrap_err();
+    assert!(error.detail.contains(&format!("expected {CONTROLLER}")), "{error}");
+    assert_eq!(bench.service.asked(), 0);
+}
+
+#[tokio::test]
+async fn a_new_svid_moves_the_streams_and_loses_nothing() {
+    let ca = TestCa::new("root");
+    let (identity, credentials) = Identity::changing(ca.credentials(SIDECAR));
+    let bench = Bench::with(ca, identity, CONTROLLER).await;
+    bench.service.set("10.96.0.1:80", message(&["10.0.0.1:80"]));
+    let mut target = bench.discovery.watch(key("10.96.0.1:80"), LONG).await.unwrap();
+    target.mark_unchanged();
+    credentials.send_replace(Some(Arc::new(bench.ca.credentials_of(&bench.ca.svid(SIDECAR), 2))));
+    timeout(LONG, target.changed()).await.unwrap().unwrap();
+    assert_eq!(endpoints(&target.borrow()), ["10.0.0.1:80"]);
+    assert_eq!(bench.service.asked(), 2);
+}
+
+#[tokio::test]
+async fn without_an_svid_the_error_says_so() {
+    let ca = TestCa::new("root");
+    let (identity, credentials) = Identity::changing(ca.credentials(SIDECAR));
+    credentials.send_replace(None);
+    let bench = Bench::with(ca, identity, CONTROLLER).await;
+    let error = bench.discovery.watch(key("10.96.0.1:80"), SHORT).await.unwrap_err();
+    assert!(error.detail.contains("no SVID"), "{error}");
+}
+
+#[tokio::test]
+async fn standalone() {
+    let targets = [("orders".into(), Arc::new(Target::External))].into();
+    let config = DiscoveryConfig::Standalone(StaticTargets(targets));
+    let identity = Identity::fixed(TestCa::new("root").credentials(SIDECAR));
+    let discovery = Discovery::start(&config, &workload(), identity, Resolver::start(Some(&[])).unwrap());
+    assert!(discovery.watch(TargetKey::Named("orders".into()), SHORT).await.is_ok());
+    assert!(discovery.watch(key("10.0.0.1:80"), SHORT).await.is_ok());
+    let error = discovery
+        .watch(TargetKey::Named("web".into()), SHORT)
+        .await
+        .unwrap_err();
+    assert!(error.detail.contains("\"web\""), "{error}");
+    assert_eq!(discovery.snapshot()["targets"]["orders"], "external");
+}

@@ -41,7 +41,7 @@ pub struct Credentials {
     clients: [Arc<ClientConfig>; 3],
     /// To the controller.
     control: Arc<ClientConfig>,
-    server: Arc<ServerConfig>,
+    pub(super) server: Arc<ServerConfig>,
 }
 
 impl Svid {

@@ -131,3 +131,127 @@ fn vector16(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (length, rest) = bytes.split_first_chunk::<2>()?;
     rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::Arc;
+
+    use rand::rngs::SmallRng;
+    use rand::{Rng, RngCore, SeedableRng};
+    use rustls::ClientConnection;
+
+    use super::super::testing::TestCa;
+    use super::super::tls::{client_config, provider};
+    use super::super::verify::Verifier;
+    use super::super::{Clock, MeshProtocol};
+    use super::*;
+
+    fn hello(alpn: &[&[u8]]) -> Vec<u8> {
+        let verifier = Verifier::new(provider(), &TestCa::new("root").bundle(), "cluster.local").unwrap();
+        let mut config = client_config(&Arc::new(verifier), None, b"", &Clock::system()).unwrap();
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        let mut connection = ClientConnection::new(Arc::new(config), "x.peer".try_into().unwrap()).unwrap();
+        let mut bytes = Vec::new();
+        connection.write_tls(&mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn alpn_decides() {
+        for protocol in MeshProtocol::ALL {
+            assert_eq!(inspect_hello(&hello(&[protocol.alpn()])), Hello::Mesh);
+        }
+        assert_eq!(inspect_hello(&hello(&[b"h2", b"outrigger/h2"])), Hello::Mesh);
+        assert_eq!(inspect_hello(&hello(&[b"h2", b"http/1.1"])), Hello::OtherTls);
+        assert_eq!(inspect_hello(&hello(&[b"outrigger/h22"])), Hello::OtherTls);
+        assert_eq!(inspect_hello(&hello(&[])), Hello::OtherTls);
+    }
+
+    #[test]
+    fn every_prefix_needs_more() {
+        for (alpn, whole) in [(MeshProtocol::Http1.alpn(), Hello::Mesh), (b"h2", Hello::OtherTls)] {
+            let mut bytes = hello(&[alpn]);
+            for end in 0..bytes.len() {
+                assert_eq!(
+                    inspect_hello(&bytes[..end]),
+                    Hello::NeedMore,
+                    "{end} of {}",
+                    bytes.len()
+                );
+            }
+            // What follows changes nothing.
+            bytes.extend_from_slice(&[0x17; 100]);
+            assert_eq!(inspect_hello(&bytes), whole);
+        }
+    }
+
+    #[test]
+    fn a_hello_in_many_records() {
+        let whole = hello(&[b"outrigger/h1"]);
+        let body = &whole[RECORD_HEADER..];
+        for size in [1, 3, 100] {
+            let mut bytes = Vec::new();
+            for part in body.chunks(size) {
+                bytes.extend_from_slice(&[22, 3, 1, 0, part.len() as u8]);
+                bytes.extend_from_slice(part);
+            }
+            assert_eq!(inspect_hello(&bytes), Hello::Mesh, "records of {size}");
+            assert_eq!(inspect_hello(&bytes[..bytes.len() - 1]), Hello::NeedMore);
+        }
+    }
+
+    #[test]
+    fn other_protocols() {
+        for other in [
+            &b"GET / HTTP/1.1\r\n"[..],
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            b"SSH-2.0-x\r\n",
+            &[22, 2, 0, 0, 10],      // no TLS has this version
+            &[22, 3, 1, 0, 4, 2],    // a ServerHello
+            &[22, 3, 1, 0, 0],       // an empty record
+            &[22, 3, 1, 0xff, 0xff], // a record that is too long
+            &[23, 3, 3, 0, 10],      // application data
+        ] {
+            assert_eq!(inspect_hello(other), Hello::NotTls, "{other:?}");
+        }
+        assert_eq!(inspect_hello(b""), Hello::NeedMore);
+    }
+
+    #[test]
+    fn a_hello_that_never_ends_is_bounded() {
+        let mut endless = vec![22, 3, 1, 0x3f, 0xff, 1, 0xff, 0xff, 0xff];
+        assert_eq!(inspect_hello(&endless), Hello::OtherTls);
+        // Records of one byte: it ends at the limit.
+        endless = vec![22, 3, 1, 0, 1, 1, 22, 3, 1, 0, 1, 0];
+        endless.extend([22, 3, 1, 0, 1, 0x3f].repeat(MAX_HELLO));
+        assert_eq!(inspect_hello(&endless[..MAX_HELLO / 2]), Hello::NeedMore);
+        assert_eq!(inspect_hello(&endless), Hello::OtherTls);
+    }
+
+    /// Random bytes, and a real hello with bytes changed: no panic, and an answer at the limit.
+    #[test]
+    fn any_bytes() {
+        let mut random = SmallRng::seed_from_u64(7);
+        let real = hello(&[b"outrigger/tcp"]);
+        for round in 0..20_000 {
+            let mut bytes = real.clone();
+            if round % 2 == 0 {
+                bytes = vec![0; random.random_range(0..600)];
+                random.fill_bytes(&mut bytes);
+                for (byte, start) in bytes.iter_mut().zip([22, 3, 1]) {
+                    *byte = start;
+                }
+            } else {
+                for _ in 0..random.random_range(1..20) {
+                    let at = random.random_range(0..bytes.len());
+                    bytes[at] = random.random();
+                }
+            }
+            inspect_hello(&bytes[..random.random_range(0..=bytes.len())]);
+            bytes.resize(MAX_HELLO, 0);
+            assert_ne!(inspect_hello(&bytes), Hello::NeedMore);
+        }
+    }
+}

@@ -6,9 +6,15 @@ mod clock;
 mod credentials;
 mod hello;
 mod issuer;
+#[cfg(test)]
+mod issuer_tests;
 mod renewal;
 #[cfg(test)]
+mod renewal_tests;
+#[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 mod tls;
 mod verify;
 
@@ -100,6 +106,14 @@ impl Identity {
             problem: Arc::default(),
             renewal: None,
         }))
+    }
+
+    /// An identity whose credentials a test changes.
+    #[cfg(test)]
+    pub(crate) fn changing(credentials: Credentials) -> (Self, watch::Sender<Option<Arc<Credentials>>>) {
+        let identity = Self::fixed(credentials);
+        let sender = identity.0.current.clone();
+        (identity, sender)
     }
 
     /// Why the credentials are not there or could not be renewed, if that is so: what was tried, and what to check.

@@ -41,8 +41,9 @@ pub(super) struct Renewal<I> {
     backoff: Backoff,
     current: watch::Sender<Option<Arc<Credentials>>>,
     problem: Arc<Mutex<Option<String>>>,
-    /// What the file said last.
+    /// What the file said last, and its text: it is parsed only when that changes.
     file: Option<TrustBundle>,
+    pem: Vec<u8>,
     /// Roots that came with the SVID and were never in the file.
     extra: Vec<CertificateDer<'static>>,
     /// What is trusted: both together.
@@ -74,6 +75,7 @@ impl<I: Issue> Renewal<I> {
             current,
             problem,
             file: None,
+            pem: Vec::new(),
             extra: Vec::new(),
             bundle: None,
             svid: None,
@@ -121,10 +123,14 @@ impl<I: Issue> Renewal<I> {
         // A small file in memory: not worth a thread.
         let pem = std::fs::read(&self.config.trust_bundle_file)
             .map_err(|error| format!("the trust bundle {path} cannot be read: {error}: {check}"))?;
+        if self.file.is_some() && pem == self.pem {
+            return Ok(());
+        }
         let file = TrustBundle::from_pem(&pem).map_err(|error| format!("the trust bundle {path} {error}: {check}"))?;
         self.extra
             .retain(|root| !file.certificates().any(|known| known == root));
         self.file = Some(file);
+        self.pem = pem;
         self.update()
     }
 

@@ -2,14 +2,17 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PublicKeyData, SanType,
 };
+use rustls::ServerConfig;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use super::tls::provider;
 use super::{Clock, Credentials, Svid, TrustBundle};
 
 /// A root that issues SVIDs.
@@ -100,5 +103,26 @@ impl TestCa {
 
     pub(crate) fn credentials_of(&self, svid: &Svid, generation: u64) -> Credentials {
         Credentials::new(svid, &self.bundle(), generation, &Clock::system()).unwrap()
+    }
+}
+
+impl Credentials {
+    /// The same for somebody who has no SVID yet.
+    pub(crate) fn issuing_server(&self) -> Arc<ServerConfig> {
+        let builder = ServerConfig::builder_with_provider(provider().clone());
+        let mut config = builder
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(self.server.cert_resolver.clone());
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Arc::new(config)
+    }
+
+    /// A controller's side of a connection: ALPN is h2, and the client must show an SVID.
+    pub(crate) fn control_server(&self) -> Arc<ServerConfig> {
+        let mut config = (*self.server).clone();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Arc::new(config)
     }
 }

@@ -1,6 +1,9 @@
 //! Names that the sidecar resolves itself: only those that are used, for as long as their records say. libc's resolver is
 //! not used, because a static binary cannot load its parts, and because it does not tell TTLs.
 
+#[cfg(test)]
+mod tests;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Weak};
 use std::time::Duration;

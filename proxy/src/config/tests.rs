@@ -1,0 +1,291 @@
+#![allow(clippy::unwrap_used)]
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use super::{Config, Destination, DiscoveryConfig, HostPort, InboundDestination, Mtls, Probe, TracingProtocol};
+use crate::model::{Endpoints, Protocol, Target};
+
+const ENV: [(&str, &str); 8] = [
+    ("OUTRIGGER_NAMESPACE", "shop"),
+    ("OUTRIGGER_POD", "orders-1"),
+    ("OUTRIGGER_SERVICE_ACCOUNT", "orders"),
+    ("OUTRIGGER_POD_IPS", "10.244.0.7,fd00::7"),
+    ("OUTRIGGER_CONTROLLER", "outrigger-controller.outrigger.svc:14150"),
+    (
+        "OUTRIGGER_CONTROLLER_ID",
+        "spiffe://cluster.local/ns/outrigger/sa/outrigger-controller",
+    ),
+    ("OUTRIGGER_TOKEN_FILE", "/var/run/secrets/outrigger/token"),
+    ("OUTRIGGER_TRUST_BUNDLE_FILE", "/var/run/secrets/outrigger-trust/ca.crt"),
+];
+
+fn env(more: &[(&str, &str)]) -> Result<Config, Vec<String>> {
+    let variables: HashMap<_, _> = ENV.iter().chain(more).copied().collect();
+    Config::from_env(|name| variables.get(name).map(|value| (*value).to_owned()))
+}
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+#[test]
+fn environment_with_defaults() {
+    let config = env(&[]).unwrap();
+    assert_eq!(config.identity.id.as_str(), "spiffe://cluster.local/ns/shop/sa/orders");
+    assert_eq!(&*config.workload.name, "orders-1");
+    assert_eq!(config.mtls, Mtls::Permissive);
+    assert_eq!(config.tracing, None);
+    assert_eq!(
+        (config.workers, config.access_log, config.log.as_str()),
+        (1, false, "info")
+    );
+    assert_eq!(config.drain_timeout, Duration::from_secs(30));
+    assert_eq!(config.detect_timeout, Duration::from_secs(1));
+    let outbound: Vec<_> = config.outbound.iter().map(|listener| listener.listen).collect();
+    assert_eq!(outbound, [address("127.0.0.1:14140"), address("[::1]:14140")]);
+    let inbound: Vec<_> = config.inbound.iter().map(|listener| listener.listen).collect();
+    assert_eq!(inbound, [address("0.0.0.0:14143"), address("[::]:14143")]);
+    assert!(
+        config
+            .outbound
+            .iter()
+            .all(|listener| listener.to == Destination::Original)
+    );
+    assert!(
+        config
+            .inbound
+            .iter()
+            .all(|listener| listener.to == InboundDestination::Original)
+    );
+    assert_eq!(config.admin, address("0.0.0.0:14190"));
+    let DiscoveryConfig::Controller { address, id } = config.discovery else {
+        panic!("not the controller");
+    };
+    assert_eq!(address.to_string(), "outrigger-controller.outrigger.svc:14150");
+    assert_eq!(id, config.identity.issuer_id);
+}
+
+#[test]
+fn environment_with_everything() {
+    let config = env(&[
+        ("OUTRIGGER_POD_IPS", "fd00::7"),
+        ("OUTRIGGER_WORKLOAD", "orders"),
+        ("OUTRIGGER_TRUST_DOMAIN", "example.org"),
+        ("OUTRIGGER_TRACING_ENDPOINT", "http://jaeger:4318"),
+        ("OUTRIGGER_TRACING_PROTOCOL", "http"),
+        ("OUTRIGGER_TRACING_SAMPLE_RATIO", "0.25"),
+        ("OUTRIGGER_LOG", "outrigger_proxy=debug,info"),
+        ("OUTRIGGER_ACCESS_LOG", "true"),
+        ("OUTRIGGER_MTLS", "strict"),
+        ("OUTRIGGER_PROBES", r#"[{"port":8080,"path":"/ready"},{"port":8081}]"#),
+        ("OUTRIGGER_OPAQUE_PORTS", "3306,9000-9010"),
+        ("OUTRIGGER_DRAIN_TIMEOUT", "5s"),
+        ("OUTRIGGER_DETECT_TIMEOUT", "250ms"),
+        ("OUTRIGGER_WORKERS", "2"),
+    ])
+    .unwrap();
+    assert_eq!(config.identity.id.as_str(), "spiffe://example.org/ns/shop/sa/orders");
+    assert_eq!(config.admin, address("[::]:14190"));
+    assert_eq!((config.outbound.len(), config.inbound.len()), (1, 1));
+    let tracing = config.tracing.unwrap();
+    assert_eq!((tracing.protocol, tracing.sample_ratio), (TracingProtocol::Http, 0.25));
+    assert_eq!(config.mtls, Mtls::Strict);
+    let path = Some("/ready".to_owned());
+    assert_eq!(
+        config.probes,
+        [Probe { port: 8080, path }, Probe { port: 8081, path: None }]
+    );
+    assert_eq!(config.opaque_ports, [3306..=3306, 9000..=9010]);
+    assert_eq!((config.workers, config.access_log), (2, true));
+    assert_eq!(config.detect_timeout, Duration::from_millis(250));
+}
+
+#[test]
+fn all_mistakes_of_the_environment_together() {
+    let mistakes = [
+        ("OUTRIGGER_POD_IPS", "10.244.0"),
+        ("OUTRIGGER_CONTROLLER", "controller"),
+        ("OUTRIGGER_CONTROLLER_ID", "controller"),
+        ("OUTRIGGER_TRACING_ENDPOINT", "jaeger:4317"),
+        ("OUTRIGGER_TRACING_PROTOCOL", "udp"),
+        ("OUTRIGGER_TRACING_SAMPLE_RATIO", "2"),
+        ("OUTRIGGER_LOG", "a=b=c"),
+        ("OUTRIGGER_ACCESS_LOG", "yes"),
+        ("OUTRIGGER_MTLS", "on"),
+        ("OUTRIGGER_PROBES", "[{\"port\":80,\"scheme\":\"x\"}]"),
+        ("OUTRIGGER_OPAQUE_PORTS", "mysql"),
+        ("OUTRIGGER_DRAIN_TIMEOUT", "30"),
+        ("OUTRIGGER_DETECT_TIMEOUT", "10ms"),
+        ("OUTRIGGER_WORKERS", "0"),
+        ("OUTRIGGER_NAMESPACE", "Shop"),
+    ];
+    let errors = env(&mistakes).unwrap_err();
+    for (name, _) in mistakes {
+        assert!(
+            errors.iter().any(|error| error.contains(name)),
+            "{name} not in {errors:?}"
+        );
+    }
+    assert_eq!(errors.len(), mistakes.len());
+    let errors = Config::from_env(|_| None).unwrap_err();
+    for (name, _) in ENV {
+        assert!(
+            errors.contains(&format!("{name}: is not set")),
+            "{name} not in {errors:?}"
+        );
+    }
+    assert_eq!(errors.len(), ENV.len());
+}
+
+const YAML: &str = r#"
+workload: {name: orders, namespace: shop}
+admin: 127.0.0.1:9901
+identity:
+  issuer: "127.0.0.1:14150"
+  issuerId: "spiffe://cluster.local/ns/outrigger/sa/outrigger-controller"
+  tokenFile: ./token
+  trustBundleFile: /etc/ca.pem
+outbound:
+- {listen: "127.0.0.1:7001", service: inventory}
+- {listen: "127.0.0.1:7002", service: example}
+inbound:
+- {listen: "127.0.0.1:8101", app: "127.0.0.1:8001"}
+services:
+- name: inventory
+  protocol: http1
+  endpoints:
+  - {address: "127.0.0.1:8201", identity: "spiffe://cluster.local/ns/shop/sa/inventory"}
+  - {address: "127.0.0.1:8202"}
+  policy: {retry: {attempts: 3}, timeouts: {request: 2s}}
+- name: example
+  dns: {host: example.com, port: 80}
+tracing: {endpoint: "http://127.0.0.1:4317", protocol: grpc, sampleRatio: 1}
+accessLog: true
+log: debug
+mtls: strict
+workers: 2
+drainTimeout: 5s
+detectTimeout: 500ms
+"#;
+
+#[test]
+fn file() {
+    let config = Config::from_yaml("conf/orders.yaml", YAML).unwrap();
+    assert_eq!(config.identity.id.as_str(), "spiffe://cluster.local/ns/shop/sa/orders");
+    assert_eq!(config.identity.token_file, Path::new("conf/./token"));
+    assert_eq!(config.identity.trust_bundle_file, Path::new("/etc/ca.pem"));
+    assert_eq!(config.admin, address("127.0.0.1:9901"));
+    assert_eq!(config.outbound[0].to, Destination::Named("inventory".into()));
+    assert_eq!(
+        config.inbound[0].to,
+        InboundDestination::Fixed(address("127.0.0.1:8001"))
+    );
+    assert_eq!(
+        (config.workers, config.access_log, config.mtls),
+        (2, true, Mtls::Strict)
+    );
+    let DiscoveryConfig::Standalone(targets) = &config.discovery else {
+        panic!("not standalone");
+    };
+    let Target::Service(inventory) = &**targets.0.get("inventory").unwrap() else {
+        panic!("not a service");
+    };
+    assert_eq!((&*inventory.name.namespace, inventory.name.port), ("shop", 8201));
+    assert_eq!(inventory.protocol, Protocol::Http1);
+    assert_eq!(inventory.policy.retry.attempts, 3);
+    assert_eq!(inventory.policy.request_timeout, Some(Duration::from_secs(2)));
+    let Endpoints::Known(endpoints) = &inventory.backends[0].endpoints else {
+        panic!("no endpoints");
+    };
+    assert_eq!(endpoints[0].identity.as_ref().unwrap().service_account(), "inventory");
+    assert_eq!(endpoints[1].identity, None);
+    let Target::Service(example) = &**targets.0.get("example").unwrap() else {
+        panic!("not a service");
+    };
+    assert!(matches!(&example.backends[0].endpoints, Endpoints::Dns { host, port: 80 } if &**host == "example.com"));
+}
+
+#[test]
+fn all_mistakes_of_a_file_together_with_their_lines() {
+    let text = YAML
+        .replace("127.0.0.1:9901", "localhost")
+        .replace("issuer: \"127.0.0.1:14150\"", "issuer: nowhere")
+        .replace("service: inventory}", "service: stock}")
+        .replace("sa/inventory\"", "inventory\"")
+        .replace("attempts: 3", "attempts: 99")
+        .replace("request: 2s", "request: soon")
+        .replace("http1", "http3")
+        .replace("mtls: strict", "mtls: maybe")
+        .replace("workers: 2", "workers: 1000")
+        .replace("sampleRatio: 1", "sampleRatio: 7")
+        .replace("- name: example", "- name: inventory");
+    let errors = Config::from_yaml("conf/orders.yaml", &text).unwrap_err();
+    for start in [
+        "conf/orders.yaml:3: admin: ",
+        "conf/orders.yaml:5: identity.issuer: ",
+        "conf/orders.yaml:10: outbound[0].service: \"stock\"",
+        "conf/orders.yaml:11: outbound[1].service: \"example\"",
+        "conf/orders.yaml:16: services[0].protocol: ",
+        "conf/orders.yaml:18: services[0].endpoints[0].identity: ",
+        "conf/orders.yaml:20: services[0].policy.timeouts.request: ",
+        "conf/orders.yaml:20: services[0].policy.retry.attempts: ",
+        "conf/orders.yaml:21: services[1].name: ",
+        "conf/orders.yaml:23: tracing.sampleRatio: ",
+        "conf/orders.yaml:26: mtls: ",
+        "conf/orders.yaml:27: workers: ",
+    ] {
+        assert!(
+            errors.iter().any(|error| error.starts_with(start)),
+            "{start} not in {errors:#?}"
+        );
+    }
+    assert_eq!(errors.len(), 12, "{errors:#?}");
+}
+
+#[test]
+fn mistakes_in_the_structure_name_line_and_field() {
+    let wrong = |from: &str, to: &str| {
+        let errors = Config::from_yaml("orders.yaml", &YAML.replace(from, to)).unwrap_err();
+        assert_eq!(errors.len(), 1);
+        assert!(!errors[0].contains('\n'), "{}", errors[0]);
+        errors.into_iter().next().unwrap()
+    };
+    for (error, parts) in [
+        (
+            wrong("accessLog: true", "accesLog: true"),
+            ["orders.yaml:24:", "accesLog"],
+        ),
+        (
+            wrong("workers: 2", "workers: many"),
+            ["orders.yaml:27:", "workers: many"],
+        ),
+        (wrong("attempts: 3", "tries: 3"), ["orders.yaml:20:", "tries"]),
+        (wrong("  tokenFile: ./token\n", ""), ["orders.yaml:", "tokenFile"]),
+        (wrong("workload: {", "workload: [{"), ["orders.yaml:", ""]),
+    ] {
+        assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+    }
+}
+
+#[test]
+fn hosts_and_ports() {
+    for good in ["controller:14150", "10.0.0.1:80", "[fd00::1]:14150", "a.b-c.svc:1"] {
+        assert_eq!(good.parse::<HostPort>().unwrap().to_string(), good);
+    }
+    for wrong in [
+        "",
+        "controller",
+        ":80",
+        "controller:0",
+        "controller:http",
+        "fd00::1:80",
+        "[fd00::1]",
+        "a/b:80",
+        "[x]:80",
+    ] {
+        assert!(wrong.parse::<HostPort>().is_err(), "{wrong:?} was taken");
+    }
+}
