@@ -10,10 +10,13 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
+
+pub mod mesh;
 
 const PREFIX: &str = "otr-test-";
 const NAMESPACES: &str = "/run/netns";
@@ -159,15 +162,6 @@ impl Namespace {
         })
     }
 
-    /// As [`Namespace::enter`], and does not wait for its end.
-    pub fn spawn<T: Send + 'static>(&self, code: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
-        let namespace = File::open(self.path());
-        thread::spawn(move || {
-            enter(namespace);
-            code()
-        })
-    }
-
     /// A tokio runtime whose sockets are in here. Blocking work that it starts is too.
     ///
     /// # Panics
@@ -211,12 +205,28 @@ impl Running {
     /// SIGTERM, and its exit status.
     ///
     /// # Panics
-    /// When it cannot be waited for.
+    /// When it does not end within a minute.
     pub fn terminate(&mut self) -> std::process::ExitStatus {
         self.signal(Signal::SIGTERM);
         self.0
             .wait()
             .unwrap_or_else(|error| panic!("a process cannot be waited for: {error}"))
+    }
+
+    /// Its exit status, once it ends by itself.
+    ///
+    /// # Panics
+    /// When it does not within the limit.
+    pub fn wait(&mut self, limit: Duration) -> std::process::ExitStatus {
+        let began = Instant::now();
+        loop {
+            match self.0.try_wait() {
+                Ok(Some(status)) => return status,
+                Ok(None) => assert!(began.elapsed() < limit, "a process does not end within {limit:?}"),
+                Err(error) => panic!("a process cannot be waited for: {error}"),
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Sends a signal. `ip netns exec` and `setpriv` become the program that they start, so it gets there.

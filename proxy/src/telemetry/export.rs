@@ -15,10 +15,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-use rand::Rng;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
+use crate::backoff::Backoff;
 use crate::config::TracingConfig;
 use crate::dns::Resolver;
 
@@ -34,8 +36,8 @@ const BATCH: usize = 512;
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Attempts to send one batch.
 const ATTEMPTS: u32 = 4;
-const BACKOFF: Duration = Duration::from_millis(500);
-const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// Between two attempts, at first and at most.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 /// The request path's end of the queue.
 pub(super) struct Exporter {
@@ -66,7 +68,8 @@ impl Exporter {
             sink,
             batch: Batch::new(resource),
             metrics: Arc::clone(&metrics),
-            backoff: BACKOFF,
+            backoff: Backoff::new(BACKOFF.0, BACKOFF.1, SmallRng::from_os_rng()),
+            away: false,
         };
         tokio::spawn(task.run());
         Ok(Self {
@@ -108,8 +111,9 @@ struct Task {
     sink: Sink,
     batch: Batch,
     metrics: Arc<Metrics>,
-    /// Until the next attempt after a failure.
-    backoff: Duration,
+    backoff: Backoff,
+    /// The last attempt failed.
+    away: bool,
 }
 
 impl Task {
@@ -152,7 +156,8 @@ impl Task {
         for attempt in 1..=ATTEMPTS {
             let error = match self.sink.send(&request).await {
                 Ok(rejected) => {
-                    self.backoff = BACKOFF;
+                    self.backoff.succeeded();
+                    self.away = false;
                     self.metrics.spans_exported(spans.saturating_sub(rejected));
                     self.metrics.spans_dropped(rejected);
                     return;
@@ -161,7 +166,7 @@ impl Task {
             };
             let last = attempt == ATTEMPTS || self.flushing.is_some() || matches!(error, SinkError::Refused(_));
             // The first failure is worth a line; the rest is in the metric.
-            if self.backoff == BACKOFF {
+            if !std::mem::replace(&mut self.away, true) {
                 tracing::warn!(%error, "the collector took no spans; check that it runs, and the tracing endpoint");
             }
             if last {
@@ -172,12 +177,10 @@ impl Task {
         self.metrics.spans_dropped(spans);
     }
 
-    /// Waits before the next attempt, with full jitter; not when somebody wants to flush.
+    /// Waits before the next attempt; not when somebody wants to flush.
     async fn pause(&mut self) {
-        let pause = self.backoff.mul_f64(rand::rng().random_range(0.5..=1.0));
-        self.backoff = (self.backoff * 2).min(MAX_BACKOFF);
         tokio::select! {
-            () = sleep(pause) => {}
+            () = sleep(self.backoff.failed()) => {}
             Some(done) = self.flushes.recv() => self.flushing = Some(done),
         }
     }

@@ -1,7 +1,6 @@
 //! The collector, spoken to by OTLP over gRPC or HTTP.
 
 use std::io;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -183,24 +182,10 @@ struct Dial {
 
 impl Dial {
     async fn connect(&self) -> io::Result<TcpStream> {
-        if let Ok(address) = self.host.parse::<IpAddr>() {
-            return TcpStream::connect((address, self.port)).await;
-        }
-        let mut addresses = self.resolver.watch(&self.host, self.port);
-        if addresses.borrow().is_empty() {
-            // An error means that the resolver is gone; then there is no address either.
-            _ = addresses.changed().await;
-        }
-        let addresses = addresses.borrow().to_vec();
-        let missing = || {
-            io::Error::new(
-                io::ErrorKind::NotFound,
-                format!("the name {} has no address", self.host),
-            )
-        };
-        let mut result = Err(missing());
+        let addresses = self.resolver.resolve(&self.host).await.map_err(io::Error::other)?;
+        let mut result = Err(io::ErrorKind::NotFound.into());
         for address in addresses {
-            result = TcpStream::connect(address).await;
+            result = TcpStream::connect((address, self.port)).await;
             if result.is_ok() {
                 break;
             }

@@ -1,0 +1,299 @@
+//! The mesh in network namespaces: real capture, real sidecars of their own user, and no cluster.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use outrigger_proxy::capture::CaptureConfig;
+use outrigger_tests::netns::mesh::{Mesh, get, http_server, identity, pod, service, speaks_first};
+use outrigger_tests::netns::{Lab, Namespace, Pod};
+
+const ORDERS_V4: &str = "10.96.0.10:8080";
+const ORDERS_V6: &str = "[fd96::10]:8080";
+const WEB: &str = "10.96.0.20:8080";
+const MYSQL: &str = "10.96.0.30:3306";
+const LEGACY: &str = "10.96.0.40:8080";
+
+fn to(address: &str) -> SocketAddr {
+    address.parse().unwrap()
+}
+
+/// Two pods of the mesh that are not started yet, and one that is not in it.
+struct Shop {
+    lab: Lab,
+    web: Pod,
+    orders: Pod,
+    legacy: Pod,
+    mesh: Mesh,
+}
+
+impl Shop {
+    fn new() -> Self {
+        let lab = Lab::new();
+        let (web, orders, legacy) = (lab.pod("web"), lab.pod("orders"), lab.pod("legacy"));
+        let at = |pod: &Pod, port| SocketAddr::new(pod.v4, port);
+        let targets = vec![
+            (
+                to(ORDERS_V4),
+                service("orders", 8080, at(&orders, 8080), Some("orders")),
+            ),
+            (
+                to(ORDERS_V6),
+                service("orders", 8080, SocketAddr::new(orders.v6, 8080), Some("orders")),
+            ),
+            (to(WEB), service("web", 8080, at(&web, 8080), Some("web"))),
+            (to(MYSQL), service("mysql", 3306, at(&orders, 3306), Some("orders"))),
+            (to(LEGACY), service("legacy", 8080, at(&legacy, 8080), None)),
+            (at(&orders, 8081), pod("orders", at(&orders, 8081), "orders")),
+        ];
+        let mesh = Mesh::new(&lab, &["web", "orders"], targets);
+        for (namespace, name) in [(&web, "web"), (&orders, "orders"), (&legacy, "legacy")] {
+            for port in [8080, 8081] {
+                for address in namespace.addresses(port) {
+                    http_server(namespace, address, name);
+                }
+            }
+        }
+        Self {
+            lab,
+            web,
+            orders,
+            legacy,
+            mesh,
+        }
+    }
+}
+
+fn ask(from: &Namespace, address: SocketAddr) -> String {
+    from.enter(|| get(address, "/hello", "somewhere.shop")).unwrap()
+}
+
+const OUT: &str = r#"outrigger_requests_total{direction="outbound",service="shop/"#;
+const IN: &str = r#"outrigger_requests_total{direction="inbound",server_port=""#;
+const OK: &str = r#"outcome="success",tls="#;
+
+#[test]
+#[ignore = "needs root"]
+fn requests_go_by_mutual_tls_in_both_families() {
+    let shop = Shop::new();
+    let none = CaptureConfig::default();
+    let web = shop.mesh.join(&shop.lab, &shop.web, "web", &none, &[]);
+    let orders = shop.mesh.join(
+        &shop.lab,
+        &shop.orders,
+        "orders",
+        &none,
+        &[("OUTRIGGER_MTLS", "strict")],
+    );
+    for (i, address) in [ORDERS_V4, ORDERS_V6].into_iter().enumerate() {
+        let answer = ask(web.pod, to(address));
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && answer.contains("orders\nGET /hello"),
+            "{answer}"
+        );
+        assert!(answer.contains("x-request-id: "), "{answer}");
+        let expected = (i + 1) as f64;
+        assert_eq!(web.metric(&format!("{OUT}orders\",{OK}\"true\"}}")), expected);
+        assert_eq!(orders.metric(&format!("{IN}8080\",{OK}\"true\"}}")), expected);
+        assert_eq!(orders.metric(&format!("{IN}8080\",{OK}\"false\"}}")), 0.0);
+    }
+    // A pod's own address, of a headless Service.
+    let answer = ask(web.pod, SocketAddr::new(shop.orders.v4, 8081));
+    assert!(answer.contains("orders\nGET /hello"), "{answer}");
+    assert_eq!(orders.metric(&format!("{IN}8081\",{OK}\"true\"}}")), 1.0);
+    assert!(web.metric(r#"outrigger_tls_handshakes_total{direction="outbound",result="ok"}"#) >= 1.0);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_pod_calls_itself_through_its_own_service() {
+    let shop = Shop::new();
+    let none = CaptureConfig::default();
+    for mtls in ["permissive", "strict"] {
+        let web = shop
+            .mesh
+            .join(&shop.lab, &shop.web, "web", &none, &[("OUTRIGGER_MTLS", mtls)]);
+        let answer = ask(web.pod, to(WEB));
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && answer.contains("web\nGET /hello"),
+            "{mtls}: {answer}"
+        );
+        let answer = ask(web.pod, SocketAddr::new(shop.web.v4, 8080));
+        assert!(answer.contains("web\nGET /hello"), "{mtls}: {answer}");
+        let answer = ask(web.pod, SocketAddr::new(shop.web.v6, 8080));
+        assert!(answer.contains("web\nGET /hello"), "{mtls}: {answer}");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_is_outside_the_mesh_is_reached_in_plaintext() {
+    let shop = Shop::new();
+    let none = CaptureConfig::default();
+    let web = shop.mesh.join(&shop.lab, &shop.web, "web", &none, &[]);
+    let answer = ask(web.pod, to(LEGACY));
+    assert!(answer.contains("legacy\nGET /hello"), "{answer}");
+    assert_eq!(web.metric(&format!("{OUT}legacy\",{OK}\"false\"}}")), 1.0);
+    // Not in the cluster: passed to where it wanted to go.
+    for address in shop.legacy.addresses(8081) {
+        let answer = ask(web.pod, address);
+        assert!(answer.contains("legacy\nGET /hello"), "{answer}");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn plaintext_from_outside_the_mesh() {
+    let shop = Shop::new();
+    let none = CaptureConfig::default();
+    let orders = shop.mesh.join(&shop.lab, &shop.orders, "orders", &none, &[]);
+    for address in shop.orders.addresses(8080) {
+        let answer = ask(&shop.legacy, address);
+        assert!(answer.contains("orders\nGET /hello"), "{answer}");
+    }
+    assert_eq!(orders.metric(&format!("{IN}8080\",{OK}\"false\"}}")), 2.0);
+    drop(orders);
+
+    let strict = [
+        ("OUTRIGGER_MTLS", "strict"),
+        ("OUTRIGGER_PROBES", r#"[{"port":8080,"path":"/ready"}]"#),
+    ];
+    let orders = shop.mesh.join(&shop.lab, &shop.orders, "orders", &none, &strict);
+    for address in shop.orders.addresses(8080) {
+        let answer = ask(&shop.legacy, address);
+        assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+        assert!(answer.contains("outrigger-error: plaintext-refused"), "{answer}");
+        let answer = shop.legacy.enter(|| get(address, "/ready", "kubelet")).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "the pod's own probe: {answer}");
+    }
+    assert_eq!(
+        orders.metric(r#"outrigger_errors_total{reason="plaintext-refused"}"#),
+        2.0
+    );
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_is_excluded_passes_the_sidecars_by() {
+    let shop = Shop::new();
+    let out = CaptureConfig {
+        skip_outbound_ports: vec![8081..=8081],
+        ..CaptureConfig::default()
+    };
+    let into = CaptureConfig {
+        skip_inbound_ports: vec![8081..=8081],
+        ..CaptureConfig::default()
+    };
+    let web = shop.mesh.join(&shop.lab, &shop.web, "web", &out, &[]);
+    let strict = [("OUTRIGGER_MTLS", "strict")];
+    let orders = shop.mesh.join(&shop.lab, &shop.orders, "orders", &into, &strict);
+    for address in shop.orders.addresses(8081) {
+        let answer = ask(web.pod, address);
+        assert!(
+            answer.contains("orders\nGET /hello") && !answer.contains("x-request-id"),
+            "{answer}"
+        );
+    }
+    for metered in [&web, &orders] {
+        for tls in ["true", "false"] {
+            assert_eq!(metered.metric(&format!("{OUT}orders\",{OK}\"{tls}\"}}")), 0.0);
+            assert_eq!(metered.metric(&format!("{IN}8081\",{OK}\"{tls}\"}}")), 0.0);
+        }
+    }
+}
+
+/// Connects, waits for the greeting, and says something. Returns how long the greeting took.
+fn greeted(from: &Namespace, address: SocketAddr, greeting: &str) -> Duration {
+    from.enter(|| {
+        let began = Instant::now();
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut heard = vec![0; greeting.len()];
+        stream.read_exact(&mut heard).unwrap();
+        assert_eq!(String::from_utf8(heard).unwrap(), greeting);
+        let took = began.elapsed();
+        stream.write_all(b"QUIT").unwrap();
+        let mut echo = [0; 4];
+        stream.read_exact(&mut echo).unwrap();
+        assert_eq!(&echo, b"QUIT");
+        took
+    })
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_server_that_speaks_first() {
+    let shop = Shop::new();
+    let none = CaptureConfig::default();
+    speaks_first(&shop.orders, SocketAddr::new(shop.orders.v4, 3306), "5.7.0-mysql");
+    speaks_first(&shop.legacy, SocketAddr::new(shop.legacy.v4, 25), "220 smtp");
+    let web = shop.mesh.join(&shop.lab, &shop.web, "web", &none, &[]);
+    let strict = [("OUTRIGGER_MTLS", "strict")];
+    let orders = shop.mesh.join(&shop.lab, &shop.orders, "orders", &none, &strict);
+    // In the mesh, by mutual TLS: a strict pod takes nothing else. Detection would have waited for 30 s.
+    let took = greeted(web.pod, to(MYSQL), "5.7.0-mysql");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert_eq!(
+        orders.metric(r#"outrigger_tls_handshakes_total{direction="inbound",result="ok"}"#),
+        1.0
+    );
+    // Outside the mesh.
+    let took = greeted(web.pod, SocketAddr::new(shop.legacy.v4, 25), "220 smtp");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert_eq!(web.metric("outrigger_detect_timeouts_total"), 0.0);
+    drop(orders);
+    // From outside the mesh: the sidecar cannot know that the silent client is not another sidecar, and waits as long as
+    // detection may.
+    let quick = [("OUTRIGGER_DETECT_TIMEOUT", "200ms")];
+    let orders = shop.mesh.join(&shop.lab, &shop.orders, "orders", &none, &quick);
+    let took = greeted(&shop.legacy, SocketAddr::new(shop.orders.v4, 3306), "5.7.0-mysql");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    drop(orders);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_wrong_identity_is_refused() {
+    let shop = Shop::new();
+    let none = CaptureConfig::default();
+    let web = shop.mesh.join(&shop.lab, &shop.web, "web", &none, &[]);
+    // The pod behind `orders` is somebody else.
+    let imposter = shop.mesh.join(&shop.lab, &shop.orders, "web", &none, &[]);
+    let answer = ask(web.pod, to(ORDERS_V4));
+    assert!(
+        answer.starts_with("HTTP/1.1 503") && answer.contains("outrigger-error: identity-mismatch"),
+        "{answer}"
+    );
+    assert!(answer.contains(&identity("orders")), "{answer}");
+    assert_eq!(imposter.metric(&format!("{IN}8080\",{OK}\"true\"}}")), 0.0);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_sidecar_ends_in_peace() {
+    let shop = Shop::new();
+    let none = CaptureConfig::default();
+    let mut web = shop
+        .mesh
+        .join(&shop.lab, &shop.web, "web", &none, &[("OUTRIGGER_DRAIN_TIMEOUT", "5s")]);
+    let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, outrigger_api::ports::ADMIN));
+    let from_outside = SocketAddr::new(shop.web.v4, outrigger_api::ports::ADMIN);
+    let post = |from: &Namespace, address: SocketAddr| {
+        from.enter(|| {
+            let mut stream = TcpStream::connect(address).unwrap();
+            let head = "POST /shutdown HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+            stream.write_all(head.as_bytes()).unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer
+        })
+    };
+    assert!(post(&shop.legacy, from_outside).starts_with("HTTP/1.1 403"));
+    assert!(ask(web.pod, to(LEGACY)).starts_with("HTTP/1.1 200"));
+    assert!(web.sidecar.terminate().success());
+
+    let mut web = shop.mesh.join(&shop.lab, &shop.web, "web", &none, &[]);
+    assert!(post(web.pod, loopback).starts_with("HTTP/1.1 200"));
+    assert!(web.sidecar.wait(Duration::from_secs(20)).success());
+}
