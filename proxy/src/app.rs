@@ -274,7 +274,11 @@ fn watch_expiry(process: &Arc<Process>) {
     let identity = process.identity.clone();
     metrics.expiry("root", move || {
         let credentials = identity.current()?;
-        credentials.roots_not_after.iter().min().map(|first| seconds_until(*first))
+        credentials
+            .roots_not_after
+            .iter()
+            .min()
+            .map(|first| seconds_until(*first))
     });
 }
 
@@ -287,7 +291,8 @@ fn worker_died(died: Option<std::io::Result<()>>) -> anyhow::Error {
 
 /// Connections are what a sidecar has most of: the soft limit of open files is raised to the hard one.
 fn raise_file_limit() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }

@@ -121,7 +121,9 @@ fn wait(admin: SocketAddr, limit: Duration) -> ExitCode {
     match waited {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(_)) => {
-            eprintln!("outrigger-proxy wait: the sidecar is not ready after {limit:?}; see its log, and GET {admin}/readyz");
+            eprintln!(
+                "outrigger-proxy wait: the sidecar is not ready after {limit:?}; see its log, and GET {admin}/readyz"
+            );
             ExitCode::FAILURE
         }
         Err(error) => {

@@ -2,9 +2,10 @@
 //!
 //! On SIGTERM the sidecar turns unready and goes on: it accepts connections, answers HTTP/1 requests with
 //! `Connection: close`, and sends GOAWAY on HTTP/2 connections. Idle HTTP/1 connections stay open for [`GRACE`], because
-//! to close one races with the request that is on its way; after it they are closed. A worker has ended when nothing is
-//! in flight and the app has closed its connections to the outbound listener (an app that holds one may still need it),
-//! or at the deadline. A second signal ends it at once.
+//! to close one races with the request that is on its way; after it they are closed. When nothing is in flight and the app
+//! has closed its connections to the outbound listener (an app that holds one may still need it), a worker takes no more
+//! connections, which is safe for every request: it goes elsewhere. It has ended when those that it took are done, or at
+//! the deadline. A second signal ends it at once.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -16,6 +17,9 @@ use tokio::sync::{Notify, watch};
 
 /// How long an idle HTTP/1 connection outlives the signal, and how long a worker does at least.
 pub const GRACE: Duration = Duration::from_millis(500);
+
+/// How long a connection that was taken last may wait for its request.
+const LAST: Duration = Duration::from_secs(1);
 
 /// Where the process is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,6 +76,7 @@ pub struct Activity {
     free: RefCell<Vec<usize>>,
     /// Requests and tunnels.
     in_flight: Cell<usize>,
+    connections: Cell<usize>,
     app_connections: Cell<usize>,
     less: Notify,
 }
@@ -85,13 +90,23 @@ pub enum Stage {
     Draining,
     /// Idle connections are closed too.
     Closing,
+    /// No more connections are taken.
+    Refusing,
 }
 
-/// An open connection.
+/// An open connection, or a listener.
 pub struct OpenConnection {
     activity: Rc<Activity>,
     slot: usize,
-    from_app: bool,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Nothing waits for it.
+    Listener,
+    FromApp,
+    ToApp,
 }
 
 /// A request or a tunnel; the worker does not end while there is one.
@@ -100,19 +115,12 @@ pub struct InFlight(Rc<Activity>);
 impl Activity {
     /// A connection that was accepted; `from_app`: by the outbound listener.
     pub fn open(self: &Rc<Self>, from_app: bool) -> OpenConnection {
-        let mut wakers = self.wakers.borrow_mut();
-        let slot = self.free.borrow_mut().pop().unwrap_or_else(|| {
-            wakers.push(None);
-            wakers.len() - 1
-        });
-        if from_app {
-            self.app_connections.set(self.app_connections.get() + 1);
-        }
-        OpenConnection {
-            activity: Rc::clone(self),
-            slot,
-            from_app,
-        }
+        self.register(if from_app { Kind::FromApp } else { Kind::ToApp })
+    }
+
+    /// Waits until no more connections are to be taken.
+    pub async fn refusing(self: &Rc<Self>) {
+        self.register(Kind::Listener).reached(Stage::Refusing).await;
     }
 
     /// A request or a tunnel that began.
@@ -131,12 +139,44 @@ impl Activity {
         self.enter(Stage::Draining);
         tokio::time::sleep(GRACE).await;
         self.enter(Stage::Closing);
+        self.until(|| self.in_flight.get() == 0 && self.app_connections.get() == 0)
+            .await;
+        self.enter(Stage::Refusing);
+        // A connection that stays silent is not waited for.
+        let _ = tokio::time::timeout(LAST, self.until(|| self.connections.get() == 0)).await;
+    }
+
+    async fn until(&self, done: impl Fn() -> bool) {
         loop {
             let less = self.less.notified();
-            if self.in_flight.get() == 0 && self.app_connections.get() == 0 {
+            if done() {
                 return;
             }
             less.await;
+        }
+    }
+
+    fn register(self: &Rc<Self>, kind: Kind) -> OpenConnection {
+        let mut wakers = self.wakers.borrow_mut();
+        let slot = self.free.borrow_mut().pop().unwrap_or_else(|| {
+            wakers.push(None);
+            wakers.len() - 1
+        });
+        self.count(kind, 1);
+        OpenConnection {
+            activity: Rc::clone(self),
+            slot,
+            kind,
+        }
+    }
+
+    fn count(&self, kind: Kind, change: isize) {
+        let add = |to: &Cell<usize>| to.set(to.get().saturating_add_signed(change));
+        if kind != Kind::Listener {
+            add(&self.connections);
+        }
+        if kind == Kind::FromApp {
+            add(&self.app_connections);
         }
     }
 
@@ -152,7 +192,7 @@ impl OpenConnection {
     /// How far the drain is; the task is woken when that changes.
     pub fn poll_stage(&self, cx: &mut Context<'_>) -> Stage {
         let stage = self.activity.stage.get();
-        if stage < Stage::Closing {
+        if stage < Stage::Refusing {
             let mut wakers = self.activity.wakers.borrow_mut();
             let waker = &mut wakers[self.slot];
             if !waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
@@ -180,8 +220,8 @@ impl Drop for OpenConnection {
         let activity = &self.activity;
         activity.wakers.borrow_mut()[self.slot] = None;
         activity.free.borrow_mut().push(self.slot);
-        if self.from_app {
-            activity.app_connections.set(activity.app_connections.get() - 1);
+        activity.count(self.kind, -1);
+        if activity.stage.get() > Stage::Serving {
             activity.less.notify_waiters();
         }
     }

@@ -3,13 +3,14 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::config::{Config, Destination, InboundDestination};
@@ -140,6 +141,15 @@ impl Worker {
             .any(|listening| listening.port() == address.port() && own_address(listening))
     }
 
+    /// Where a captured connection wanted to go. `None`: it was made to the listener itself.
+    fn captured(&self, stream: &TcpStream, client: SocketAddr) -> Option<SocketAddr> {
+        let original = listen::original_destination(stream).filter(|original| !self.is_own_listener(*original));
+        if original.is_none() {
+            tracing::debug!(%client, "a connection to a listener itself is closed: it was not captured");
+        }
+        original
+    }
+
     fn listen(self: &Rc<Self>, listeners: Listeners) -> std::io::Result<()> {
         for (socket, to) in listeners.outbound {
             let listener = TcpListener::from_std(socket)?;
@@ -154,36 +164,41 @@ impl Worker {
 }
 
 async fn accept_outbound(worker: Rc<Worker>, listener: TcpListener, to: Destination) {
-    loop {
-        let (stream, client) = listen::accept(&listener).await;
+    accept(&worker, listener, |stream, client| {
         let key = match &to {
             Destination::Named(name) => TargetKey::Named(Arc::clone(name)),
-            Destination::Original => match listen::original_destination(&stream) {
-                Some(original) if !worker.is_own_listener(original) => TargetKey::Address(original),
-                _ => {
-                    tracing::debug!(%client, "a connection to the outbound listener itself is closed: it was not captured");
-                    continue;
-                }
-            },
+            Destination::Original => TargetKey::Address(worker.captured(&stream, client)?),
         };
         outbound::spawn(Rc::clone(&worker), stream, key);
-    }
+        Some(())
+    })
+    .await;
 }
 
 async fn accept_inbound(worker: Rc<Worker>, listener: TcpListener, to: InboundDestination) {
-    loop {
-        let (stream, client) = listen::accept(&listener).await;
+    accept(&worker, listener, |stream, client| {
         let app = match &to {
             InboundDestination::Fixed(app) => *app,
-            InboundDestination::Original => match listen::original_destination(&stream) {
-                Some(original) if !worker.is_own_listener(original) => original,
-                _ => {
-                    tracing::debug!(%client, "a connection to the inbound listener itself is closed: it was not captured");
-                    continue;
-                }
-            },
+            InboundDestination::Original => worker.captured(&stream, client)?,
         };
         inbound::spawn(Rc::clone(&worker), Io::Tcp(stream), app, Some(client));
+        Some(())
+    })
+    .await;
+}
+
+/// Accepts until the end of the drain, and then what waits in the queue: those clients have a connection already.
+async fn accept(worker: &Rc<Worker>, listener: TcpListener, spawn: impl Fn(TcpStream, SocketAddr) -> Option<()>) {
+    let mut refusing = pin!(worker.activity.refusing());
+    loop {
+        tokio::select! {
+            biased;
+            (stream, client) = listen::accept(&listener) => {
+                // A connection that was not captured is closed.
+                let _ = spawn(stream, client);
+            }
+            () = &mut refusing => return,
+        }
     }
 }
 

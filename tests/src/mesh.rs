@@ -63,7 +63,11 @@ impl Authority {
         let (sender, ca) = watch::channel(Arc::new(ca));
         let metrics = Arc::new(Metrics::default());
         let tokens = names.iter().fold(StaticTokens::new(), |tokens, name| {
-            std::fs::write(directory.path().join(format!("{name}.token")), format!("token-of-{name}")).unwrap();
+            std::fs::write(
+                directory.path().join(format!("{name}.token")),
+                format!("token-of-{name}"),
+            )
+            .unwrap();
             tokens.with(format!("token-of-{name}"), "shop", *name)
         });
         let issuer = Issuer::new(ca.clone(), tokens, TRUST_DOMAIN, lifetime, Arc::clone(&metrics));
@@ -128,13 +132,23 @@ impl Sidecar {
     /// Protects an app.
     #[must_use]
     pub fn protects(mut self, app: SocketAddr) -> Self {
-        writeln!(self.listeners, "inbound:\n- {{listen: \"127.0.0.1:0\", app: \"{app}\"}}").unwrap();
+        writeln!(
+            self.listeners,
+            "inbound:\n- {{listen: \"127.0.0.1:0\", app: \"{app}\"}}"
+        )
+        .unwrap();
         self
     }
 
     /// Calls a service, "name", at endpoints of the mesh (`Some`) and outside it. `policy` is YAML in one line.
     #[must_use]
-    pub fn calls(mut self, name: &str, protocol: &str, endpoints: &[(SocketAddr, Option<SpiffeId>)], policy: &str) -> Self {
+    pub fn calls(
+        mut self,
+        name: &str,
+        protocol: &str,
+        endpoints: &[(SocketAddr, Option<SpiffeId>)],
+        policy: &str,
+    ) -> Self {
         if self.services.is_empty() {
             self.services.push_str("services:\n");
             self.listeners.push_str("outbound:\n");
@@ -148,8 +162,11 @@ impl Sidecar {
             })
             .collect();
         let endpoints = endpoints.join(", ");
-        writeln!(self.services, "- name: {name}\n  protocol: {protocol}\n  endpoints: [{endpoints}]\n  policy: {policy}")
-            .unwrap();
+        writeln!(
+            self.services,
+            "- name: {name}\n  protocol: {protocol}\n  endpoints: [{endpoints}]\n  policy: {policy}"
+        )
+        .unwrap();
         self
     }
 
@@ -179,7 +196,9 @@ impl Sidecar {
         let path = authority.directory().join(format!("{name}.yaml"));
         let config = Config::from_yaml(&path.to_string_lossy(), &file).unwrap_or_else(|e| panic!("{e:#?}\n{file}"));
         let proxy = app::start(config, None).await.unwrap();
-        tokio::time::timeout(SOON, proxy.ready()).await.expect("the sidecar gets no identity");
+        tokio::time::timeout(SOON, proxy.ready())
+            .await
+            .expect("the sidecar gets no identity");
         proxy
     }
 }
@@ -208,9 +227,12 @@ impl App {
                         let answer = answer(request);
                         async move { Ok::<_, Infallible>(answer.await) }
                     });
-                    let builder = auto::Builder::new(TokioExecutor::new());
+                    let mut builder = auto::Builder::new(TokioExecutor::new());
+                    builder.http2().max_header_list_size(1 << 20);
                     // A client that goes away is what some tests are about.
-                    let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
+                    let _ = builder
+                        .serve_connection_with_upgrades(TokioIo::new(stream), service)
+                        .await;
                 });
             }
         });
@@ -343,7 +365,10 @@ impl Collector {
         let task = tokio::spawn(async move {
             let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
             let service = TraceServiceServer::new(Receiver(sender));
-            let _ = tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming).await;
+            let _ = tonic::transport::Server::builder()
+                .add_service(service)
+                .serve_with_incoming(incoming)
+                .await;
         });
         Self {
             address,
@@ -355,7 +380,10 @@ impl Collector {
 
     /// The line for a sidecar's file.
     pub fn line(&self) -> String {
-        format!("tracing: {{endpoint: \"http://{}\", protocol: grpc, sampleRatio: 1.0}}", self.address)
+        format!(
+            "tracing: {{endpoint: \"http://{}\", protocol: grpc, sampleRatio: 1.0}}",
+            self.address
+        )
     }
 
     /// Waits until there are `count` spans of a trace; gives them with the names of their services, by start.
@@ -392,12 +420,12 @@ pub fn attribute(span: &Span, key: &str) -> Option<String> {
     }
 }
 
-/// The sum of a metric's series whose labels hold all of `labels`.
-pub fn metric(proxy: &RunningProxy, name: &str, labels: &[&str]) -> f64 {
+/// The sum of a counter's or gauge's series whose labels hold all of `labels`.
+pub fn metric(proxy: &RunningProxy, name: &str, labels: &[&str]) -> u64 {
     let text = proxy.telemetry().metrics().text();
     text.lines()
         .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])))
         .filter(|line| labels.iter().all(|label| line.contains(label)))
-        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
         .sum()
 }

@@ -60,7 +60,12 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
             .filter(|token| !token.eq_ignore_ascii_case("upgrade"))
             .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
             // What frames or routes the message cannot be removed by a client's word.
-            .filter(|name| !matches!(name.as_str(), "host" | "content-length" | "transfer-encoding" | "te" | "trailer"))
+            .filter(|name| {
+                !matches!(
+                    name.as_str(),
+                    "host" | "content-length" | "transfer-encoding" | "te" | "trailer"
+                )
+            })
             .collect();
         for name in named {
             headers.remove(name);
@@ -77,8 +82,10 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
     // "te: trailers" alone passes: gRPC needs it.
     if headers.get(TE).is_some_and(|te| te != "trailers") {
         let trailers = headers.get_all(TE).iter().any(|te| {
-            te.to_str()
-                .is_ok_and(|te| te.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers")))
+            te.to_str().is_ok_and(|te| {
+                te.split(',')
+                    .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
+            })
         });
         headers.remove(TE);
         if trailers {
@@ -97,7 +104,10 @@ pub fn authority<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> &'a str {
 
 /// HTTP/2 is sent with an absolute URI; a client may have sent `Host` instead of `:authority`.
 pub fn complete_uri<B>(request: &mut Request<B>, fallback: std::net::SocketAddr) {
-    if request.version() != Version::HTTP_2 || request.uri().authority().is_some() || request.method() == Method::CONNECT {
+    if request.version() != Version::HTTP_2
+        || request.uri().authority().is_some()
+        || request.method() == Method::CONNECT
+    {
         return;
     }
     let host = request.headers_mut().remove(HOST);

@@ -196,7 +196,10 @@ impl Pool {
         }
         let mut shared = self.http2.borrow_mut();
         // A connection with open streams lives on without its place here, until they have ended.
-        if shared.as_ref().is_some_and(|s| s.sender.is_closed() || expired(s.mesh, s.used)) {
+        if shared
+            .as_ref()
+            .is_some_and(|s| s.sender.is_closed() || expired(s.mesh, s.used))
+        {
             *shared = None;
         }
     }

@@ -68,9 +68,15 @@ async fn serve_http1<H>(stream: Stream, open: &OpenConnection, handle: Rc<H>) ->
 where
     H: AsyncFn(Request<Incoming>) -> Response<ResponseBody> + 'static,
 {
-    let service = service_fn(move |request| {
-        let handle = Rc::clone(&handle);
-        async move { Ok::<_, Infallible>(handle(request).await) }
+    // A connection that has not had its first request is not closed by the drain: it was made for one.
+    let used = Rc::new(Cell::new(false));
+    let service = service_fn({
+        let used = Rc::clone(&used);
+        move |request| {
+            used.set(true);
+            let handle = Rc::clone(&handle);
+            async move { Ok::<_, Infallible>(handle(request).await) }
+        }
     });
     // A client that closes while it waits has given up (no half-close): its request is cancelled upstream as well.
     // No timer: neither for the head of a request (it would be armed for each), nor for idle connections, which the
@@ -84,12 +90,14 @@ where
     let mut connection = pin!(connection);
     let mut closing = false;
     poll_fn(|cx| {
+        let polled = connection.as_mut().poll(cx);
         // "Connection: close" is said by the handler while the drain goes on; here, idle connections are closed.
-        if !closing && open.poll_stage(cx) == Stage::Closing {
+        if polled.is_pending() && !closing && open.poll_stage(cx) >= Stage::Closing && used.get() {
             closing = true;
             connection.as_mut().graceful_shutdown();
+            return connection.as_mut().poll(cx);
         }
-        connection.as_mut().poll(cx)
+        polled
     })
     .await
 }
@@ -122,7 +130,7 @@ where
         let polled = connection.as_mut().poll(cx);
         if polled.is_pending() && !going {
             let stage = open.poll_stage(cx);
-            if stage == Stage::Closing || (stage == Stage::Draining && used.get()) {
+            if stage == Stage::Refusing || (stage >= Stage::Draining && used.get()) {
                 going = true;
                 connection.as_mut().graceful_shutdown();
                 return connection.as_mut().poll(cx);

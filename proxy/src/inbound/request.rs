@@ -54,7 +54,9 @@ pub(super) async fn handle(
         Err(error) => record.failed(&error),
     };
     if version == HttpVersion::Http1 && worker.activity.stage() > Stage::Serving {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
@@ -74,7 +76,10 @@ fn admit(worker: &Worker, caller: &Caller, head: &Parts) -> Result<(), ProxyErro
     let whole = head.uri.path_and_query().map_or(path, |p| p.as_str());
     let probes = &worker.process.config.probes;
     let probed = |wanted: &str| wanted == path || wanted == whole;
-    if probes.iter().any(|p| p.port == port && p.path.as_deref().is_some_and(probed)) {
+    if probes
+        .iter()
+        .any(|p| p.port == port && p.path.as_deref().is_some_and(probed))
+    {
         return Ok(());
     }
     Err(ProxyError::new(
@@ -100,7 +105,9 @@ async fn call_app(
             false => RequestBody::Once(Counted::new(body, bytes)),
         };
         let request = Request::from_parts(head, body);
-        return send(checkout, request, caller.app).await.map_err(|failure| failure.error);
+        return send(checkout, request, caller.app)
+            .await
+            .map_err(|failure| failure.error);
     }
     let kept = (!body.is_end_stream()).then(|| Kept::new(body, REPLAY, bytes));
     let next = || match &kept {
@@ -130,7 +137,9 @@ async fn checkout(worker: &Rc<Worker>, caller: &Caller, version: HttpVersion) ->
         let unavailable = |why: &dyn std::fmt::Display| {
             ProxyError::new(
                 Reason::AppUnavailable,
-                format!("the app does not accept connections at {app}: {why}; check that it listens on the pod's address"),
+                format!(
+                    "the app does not accept connections at {app}: {why}; check that it listens on the pod's address"
+                ),
             )
         };
         match tokio::time::timeout(APP_CONNECT, listen::connect(app)).await {

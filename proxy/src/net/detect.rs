@@ -166,18 +166,35 @@ mod tests {
         let mut long = b"GET /".to_vec();
         long.resize(5000, b'a');
         assert_eq!(is(&long), Some(Detected::Http1));
-        for partial in [&b""[..], b"P", b"PRI * HT", b"GE", b"GET ", b"GET /x HTTP/1", b"\x16", b"\x16\x03\x01\x02\x00"] {
+        for partial in [
+            &b""[..],
+            b"P",
+            b"PRI * HT",
+            b"GE",
+            b"GET ",
+            b"GET /x HTTP/1",
+            b"\x16",
+            b"\x16\x03\x01\x02\x00",
+        ] {
             assert_eq!(is(partial), None, "{partial:?}");
         }
     }
 
     #[test]
     fn every_split_comes_to_the_same_verdict() {
-        for text in [HTTP2_PREFACE, b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n", b"\x16\x03\x03\x00\x50\x01\x00", b"QUIT\r\n"] {
+        for text in [
+            HTTP2_PREFACE,
+            b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"\x16\x03\x03\x00\x50\x01\x00",
+            b"QUIT\r\n",
+        ] {
             let whole = protocol(text);
             for end in 0..text.len() {
                 let part = protocol(&text[..end]);
-                assert!(part == Verdict::NeedMore || part == whole, "{text:?} at {end}: {part:?}");
+                assert!(
+                    part == Verdict::NeedMore || part == whole,
+                    "{text:?} at {end}: {part:?}"
+                );
             }
         }
     }

@@ -92,7 +92,11 @@ pub async fn attempt_until_final(
                 status: response.status(),
                 headers: response.headers(),
                 // A peer sidecar's word counts, an app's does not.
-                reason: member.endpoint.identity.as_ref().and_then(|_| reason_of(response.headers())),
+                reason: member
+                    .endpoint
+                    .identity
+                    .as_ref()
+                    .and_then(|_| reason_of(response.headers())),
             },
             Err(failure) => Attempted::Failed {
                 reason: failure.error.reason,
@@ -277,7 +281,10 @@ impl Record {
         self.outcome = Outcome {
             status: Some(response.status().as_u16()),
             grpc_status: grpc_status(response.headers()),
-            reason: response.headers().get(OUTRIGGER_ERROR).and_then(|_| reason_of(response.headers())),
+            reason: response
+                .headers()
+                .get(OUTRIGGER_ERROR)
+                .and_then(|_| reason_of(response.headers())),
         };
         response.map(|body| body.with_end(Box::new(self)))
     }
@@ -317,7 +324,11 @@ impl Record {
         };
         let endpoint = &in_hand.member().endpoint;
         self.exchange.record(&span, other(endpoint), outcome);
-        let counts = if outcome.failed() { Counts::Failure } else { Counts::Success };
+        let counts = if outcome.failed() {
+            Counts::Failure
+        } else {
+            Counts::Success
+        };
         self.metrics.attempt(counts);
         if span.resend > 0 {
             self.metrics.retry(counts);
@@ -330,7 +341,10 @@ impl Record {
         }
         self.ended = true;
         let outcome = self.outcome;
-        let endpoint = self.current.as_ref().map(|(_, in_hand)| Arc::clone(&in_hand.member().endpoint));
+        let endpoint = self
+            .current
+            .as_ref()
+            .map(|(_, in_hand)| Arc::clone(&in_hand.member().endpoint));
         self.end_attempt(outcome);
         let other = endpoint.as_deref().map(other).unwrap_or_default();
         self.exchange.end(other, outcome, self.sent.saturating_sub(1), bytes);
@@ -412,7 +426,10 @@ fn out_of_time(reason: Reason, member: &Member, after: Duration) -> Failure {
     Failure {
         error: ProxyError::new(
             reason,
-            format!("no response from {} after {after:?}; see {which}", member.endpoint.address),
+            format!(
+                "no response from {} after {after:?}; see {which}",
+                member.endpoint.address
+            ),
         ),
         reused: false,
         unsent: false,

@@ -108,7 +108,12 @@ impl Balancer {
         &self.members
     }
 
-    fn pick_among(&self, allowed: impl Fn(&Rc<Member>) -> bool, now: Instant, rng: &mut impl Rng) -> Option<&Rc<Member>> {
+    fn pick_among(
+        &self,
+        allowed: impl Fn(&Rc<Member>) -> bool,
+        now: Instant,
+        rng: &mut impl Rng,
+    ) -> Option<&Rc<Member>> {
         match self.members.as_slice() {
             [] => None,
             [only] => Some(only).filter(|m| allowed(m)),
@@ -275,7 +280,13 @@ mod tests {
     }
 
     fn member(balancer: &Balancer, port: u16) -> Rc<Member> {
-        Rc::clone(balancer.members().iter().find(|m| m.endpoint.address.port() == port).unwrap())
+        Rc::clone(
+            balancer
+                .members()
+                .iter()
+                .find(|m| m.endpoint.address.port() == port)
+                .unwrap(),
+        )
     }
 
     #[test]

@@ -54,7 +54,11 @@ pub async fn connect(
                     Err(error) if error.reason == Reason::IdentityMismatch => Handshake::IdentityMismatch,
                     Err(_) => Handshake::Failed,
                 };
-                worker.process.telemetry.metrics().handshake(Direction::Outbound, result);
+                worker
+                    .process
+                    .telemetry
+                    .metrics()
+                    .handshake(Direction::Outbound, result);
                 Ok(Stream::Connected(Box::new(shaken?)))
             }
             _ => Ok(Stream::Plain(Prefixed::new(bytes::Bytes::new(), io))),
@@ -82,7 +86,10 @@ async fn open(worker: &Rc<Worker>, endpoint: &Endpoint) -> Result<Io, ProxyError
     listen::connect(endpoint.address).await.map(Io::Tcp).map_err(|e| {
         ProxyError::new(
             Reason::ConnectFailed,
-            format!("cannot connect to {}: {e}; check that the pod is ready", endpoint.address),
+            format!(
+                "cannot connect to {}: {e}; check that the pod is ready",
+                endpoint.address
+            ),
         )
     })
 }

@@ -87,7 +87,10 @@ fn redirect(redirect: &Redirect, prefix: Option<&str>, request: &Parts) -> Resul
         None => asked.port_u16(),
     });
     let well_known = if scheme == Scheme::HTTPS.as_str() { 443 } else { 80 };
-    let port = port.filter(|p| *p != well_known).map(|p| format!(":{p}")).unwrap_or_default();
+    let port = port
+        .filter(|p| *p != well_known)
+        .map(|p| format!(":{p}"))
+        .unwrap_or_default();
     let path = match &redirect.path {
         Some(path) => new_path(path, prefix, request.uri.path()),
         None => request.uri.path().to_owned(),
@@ -135,14 +138,24 @@ mod tests {
     use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
 
     fn request(uri: &str) -> Parts {
-        let request = Request::builder().uri(uri).header("host", "shop.example:8080").header("x-old", "1");
+        let request = Request::builder()
+            .uri(uri)
+            .header("host", "shop.example:8080")
+            .header("x-old", "1");
         request.body(()).unwrap().into_parts().0
     }
 
     fn rewritten(path: PathModifier, prefix: Option<&str>, uri: &str) -> String {
         let mut request = request(uri);
-        let filter = Filter::Rewrite { hostname: None, path: Some(path) };
-        assert!(on_request([&filter].into_iter(), prefix, &mut request).unwrap().is_none());
+        let filter = Filter::Rewrite {
+            hostname: None,
+            path: Some(path),
+        };
+        assert!(
+            on_request([&filter].into_iter(), prefix, &mut request)
+                .unwrap()
+                .is_none()
+        );
         request.uri.to_string()
     }
 
@@ -175,7 +188,10 @@ mod tests {
         };
         let filters = [
             Filter::RequestHeaders(modifier()),
-            Filter::Rewrite { hostname: Some(HeaderValue::from_static("other")), path: None },
+            Filter::Rewrite {
+                hostname: Some(HeaderValue::from_static("other")),
+                path: None,
+            },
             Filter::ResponseHeaders(modifier()),
         ];
         let mut r = request("/");
@@ -192,12 +208,27 @@ mod tests {
     fn redirects() {
         let location = |redirect: Redirect| {
             let filter = Filter::Redirect(redirect);
-            let response = on_request([&filter].into_iter(), Some("/a"), &mut request("/a/b?c")).unwrap().unwrap();
-            (response.status().as_u16(), response.headers()["location"].to_str().unwrap().to_owned())
+            let response = on_request([&filter].into_iter(), Some("/a"), &mut request("/a/b?c"))
+                .unwrap()
+                .unwrap();
+            (
+                response.status().as_u16(),
+                response.headers()["location"].to_str().unwrap().to_owned(),
+            )
         };
-        let plain = || Redirect { scheme: None, hostname: None, port: None, path: None, status: StatusCode::FOUND };
+        let plain = || Redirect {
+            scheme: None,
+            hostname: None,
+            port: None,
+            path: None,
+            status: StatusCode::FOUND,
+        };
         assert_eq!(location(plain()), (302, "http://shop.example:8080/a/b?c".into()));
-        let https = Redirect { scheme: Some("https".into()), status: StatusCode::MOVED_PERMANENTLY, ..plain() };
+        let https = Redirect {
+            scheme: Some("https".into()),
+            status: StatusCode::MOVED_PERMANENTLY,
+            ..plain()
+        };
         assert_eq!(location(https), (301, "https://shop.example/a/b?c".into()));
         let all = Redirect {
             hostname: Some("x".into()),

@@ -80,8 +80,18 @@ async fn send_copy(
     let (generation, credentials) = credentials(worker, endpoint)?;
     let connect = async |protocol| connect(worker, endpoint, credentials.as_deref(), protocol, CONNECT).await;
     let checkout = match version {
-        HttpVersion::Http1 => member.pool.http1(generation, async || connect(MeshProtocol::Http1).await).await?,
-        HttpVersion::Http2 => member.pool.http2(generation, async || connect(MeshProtocol::Http2).await).await?,
+        HttpVersion::Http1 => {
+            member
+                .pool
+                .http1(generation, async || connect(MeshProtocol::Http1).await)
+                .await?
+        }
+        HttpVersion::Http2 => {
+            member
+                .pool
+                .http2(generation, async || connect(MeshProtocol::Http2).await)
+                .await?
+        }
     };
     let request = Request::from_parts(head, RequestBody::full(body));
     let (response, lease) = send(checkout, request, endpoint.address)

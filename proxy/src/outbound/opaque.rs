@@ -60,20 +60,35 @@ async fn connect_to_any(worker: &Rc<Worker>, target: &WorkerTarget) -> Result<St
     let none = || ProxyError::new(Reason::NoEndpoints, "the Service is gone");
     let snapshot = target.current(now).ok_or_else(none)?;
     let service = &snapshot.service;
-    let backend = service.backends.first().and_then(|b| snapshot.backend(b)).ok_or_else(none)?;
+    let backend = service
+        .backends
+        .first()
+        .and_then(|b| snapshot.backend(b))
+        .ok_or_else(none)?;
     let policy = &service.policy;
     let mut tried = Vec::new();
     loop {
         let Some(member) = backend.pick(&tried, policy.connect_timeout, &worker.rng).await else {
             return Err(ProxyError::new(
                 Reason::NoEndpoints,
-                format!("{} has no ready endpoint; check the readiness of its pods", service.name),
+                format!(
+                    "{} has no ready endpoint; check the readiness of its pods",
+                    service.name
+                ),
             ));
         };
         let (_, credentials) = credentials(worker, &member.endpoint)?;
         let began = tokio::time::Instant::now();
         let limit = policy.connect_timeout;
-        match connect(worker, &member.endpoint, credentials.as_deref(), MeshProtocol::Opaque, limit).await {
+        match connect(
+            worker,
+            &member.endpoint,
+            credentials.as_deref(),
+            MeshProtocol::Opaque,
+            limit,
+        )
+        .await
+        {
             Ok(stream) => return Ok(stream),
             Err(error) => {
                 let now = tokio::time::Instant::now();

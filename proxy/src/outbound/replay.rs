@@ -200,12 +200,18 @@ mod tests {
     type Source = StreamBody<tokio_stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, BoxError>>>>;
 
     fn kept(chunks: &[&'static str], limit: usize) -> (Rc<Kept<Source>>, Rc<Cell<u64>>) {
-        let mut frames: Vec<_> = chunks.iter().map(|c| Ok(Frame::data(Bytes::from_static(c.as_bytes())))).collect();
+        let mut frames: Vec<_> = chunks
+            .iter()
+            .map(|c| Ok(Frame::data(Bytes::from_static(c.as_bytes()))))
+            .collect();
         let mut trailers = HeaderMap::new();
         trailers.insert("x-sum", http::HeaderValue::from_static("1"));
         frames.push(Ok(Frame::trailers(trailers)));
         let bytes = Rc::new(Cell::new(0));
-        (Kept::new(StreamBody::new(tokio_stream::iter(frames)), limit, Rc::clone(&bytes)), bytes)
+        (
+            Kept::new(StreamBody::new(tokio_stream::iter(frames)), limit, Rc::clone(&bytes)),
+            bytes,
+        )
     }
 
     async fn all(replay: Replay<Source>) -> (Bytes, bool) {
@@ -222,7 +228,10 @@ mod tests {
         let second = kept.attempt().unwrap();
         assert!(first.frame().await.unwrap().is_err(), "two attempts read one body");
         assert_eq!(all(second).await, (Bytes::from_static(b"abcdef"), true));
-        assert_eq!(all(kept.attempt().unwrap()).await, (Bytes::from_static(b"abcdef"), true));
+        assert_eq!(
+            all(kept.attempt().unwrap()).await,
+            (Bytes::from_static(b"abcdef"), true)
+        );
         assert_eq!(bytes.get(), 6);
         assert_eq!(kept.whole().unwrap(), "abcdef");
     }

@@ -34,7 +34,10 @@ pub async fn handle(
 ) -> Response<ResponseBody> {
     let now = tokio::time::Instant::now();
     let Some(snapshot) = target.current(now) else {
-        let gone = ProxyError::new(Reason::NoEndpoints, "the Service is gone since the connection was made; reconnect");
+        let gone = ProxyError::new(
+            Reason::NoEndpoints,
+            "the Service is gone since the connection was made; reconnect",
+        );
         return refuse(worker, request, &gone);
     };
     let upgrade = wants_upgrade(request.method(), request.headers()).then(|| hyper::upgrade::on(&mut request));
@@ -42,11 +45,22 @@ pub async fn handle(
     let name = &snapshot.service.name;
     let telemetry = &worker.process.telemetry;
     let in_flight = worker.activity.begin();
-    let exchange = Exchange::begin(telemetry, Direction::Outbound, Some(name), name.port, &mut head, in_flight);
+    let exchange = Exchange::begin(
+        telemetry,
+        Direction::Outbound,
+        Some(name),
+        name.port,
+        &mut head,
+        in_flight,
+    );
     let mut record = Record::new(exchange, Arc::clone(&snapshot.metrics));
     let mut response = match plan(worker, &snapshot, &mut head, upgrade.is_some()) {
         Ok(Planned::Answer(response)) => record.answered(response),
-        Ok(Planned::Send { policy, backend, filters }) => {
+        Ok(Planned::Send {
+            policy,
+            backend,
+            filters,
+        }) => {
             target.budget.borrow_mut().deposit(now);
             let body = body_source(body, &policy, &record, upgrade.is_some());
             let attempts = Attempts {
@@ -67,7 +81,9 @@ pub async fn handle(
         Err(error) => record.failed(&error),
     };
     if version == HttpVersion::Http1 && worker.activity.stage() > Stage::Serving {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
@@ -80,7 +96,9 @@ pub fn refuse(worker: &Worker, request: Request<Incoming>, error: &ProxyError) -
     let exchange = Exchange::begin(telemetry, Direction::Outbound, None, 0, &mut head, in_flight);
     let mut response = Record::new(exchange, telemetry.metrics().service(None)).failed(error);
     if head.version < http::Version::HTTP_2 {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
@@ -120,7 +138,10 @@ fn plan<'a>(
         return Ok(Planned::Answer(redirect));
     }
     let backend = snapshot.backend(backend).ok_or_else(|| {
-        ProxyError::new(Reason::InvalidBackend, "the route's backend is not one of the Service's")
+        ProxyError::new(
+            Reason::InvalidBackend,
+            "the route's backend is not one of the Service's",
+        )
     })?;
     Ok(Planned::Send {
         policy: Arc::clone(chosen.policy),

@@ -79,9 +79,11 @@ pub fn judge(attempted: &Attempted<'_>, repeatable: bool, policy: &RetryPolicy, 
             }
         }
         // A sent request on a stale connection, and one that found it closed before it was sent.
-        Attempted::Failed { reused: true, unsent, reason } if unsent || (repeatable && reason == Reason::UpstreamReset) => {
-            Verdict::Replay
-        }
+        Attempted::Failed {
+            reused: true,
+            unsent,
+            reason,
+        } if unsent || (repeatable && reason == Reason::UpstreamReset) => Verdict::Replay,
         Attempted::Failed { reason, unsent, .. } => {
             let again = match reason {
                 Reason::UpstreamReset | Reason::AttemptTimeout => repeatable,
@@ -184,7 +186,9 @@ mod tests {
 
     #[test]
     fn servers_say_when() {
-        let second = Verdict::Retry { after: Duration::from_secs(1) };
+        let second = Verdict::Retry {
+            after: Duration::from_secs(1),
+        };
         assert_eq!(answered(503, &[("retry-after", "0")], None, true), NOW);
         assert_eq!(answered(503, &[("retry-after", "1")], None, true), second);
         assert_eq!(answered(503, &[("retry-after", "2")], None, true), Verdict::Final);
@@ -193,7 +197,14 @@ mod tests {
         assert_eq!(date("Sun, 06 Nov 1994 08:49:37 GMT"), NOW);
         assert_eq!(date("Sun, 06 Nov 1994 08:50:37 GMT"), Verdict::Final);
         assert_eq!(date("soon"), NOW);
-        let pushback = |value| answered(200, &[("grpc-status", "14"), ("grpc-retry-pushback-ms", value)], None, true);
+        let pushback = |value| {
+            answered(
+                200,
+                &[("grpc-status", "14"), ("grpc-retry-pushback-ms", value)],
+                None,
+                true,
+            )
+        };
         assert_eq!(pushback("1000"), second);
         assert_eq!(pushback("-1"), Verdict::Final);
         assert_eq!(pushback("60000"), Verdict::Final);
@@ -229,7 +240,10 @@ mod tests {
 
     #[test]
     fn backoff_grows_with_full_jitter() {
-        let policy = RetryPolicy { backoff_base: Duration::from_millis(25), ..Policy::default().retry };
+        let policy = RetryPolicy {
+            backoff_base: Duration::from_millis(25),
+            ..Policy::default().retry
+        };
         let mut rng = rand::rngs::SmallRng::seed_from_u64(1);
         for (n, ceiling) in [(1, 25), (2, 50), (3, 100), (4, 200), (5, 250), (40, 250)] {
             let waits: Vec<Duration> = (0..200).map(|_| backoff(&policy, n, &mut rng)).collect();

@@ -119,7 +119,9 @@ fn matches<'a>(route: &'a Route, host: &str, request: &Parts) -> Option<Option<&
 
 fn matches_one(m: &RouteMatch, request: &Parts) -> bool {
     m.method.as_ref().is_none_or(|method| *method == request.method)
-        && m.path.as_ref().is_none_or(|path| path_matches(path, request.uri.path()))
+        && m.path
+            .as_ref()
+            .is_none_or(|path| path_matches(path, request.uri.path()))
         && m.headers.iter().all(|(name, value)| {
             // RFC 9110 section 5.3: several fields of one name are one list.
             let mut values = request.headers.get_all(name).iter().filter_map(|v| v.to_str().ok());

@@ -2,8 +2,8 @@
 use super::{backend, choose, decode, host_without_port};
 use crate::error::Reason;
 use crate::model::{
-    Backend, Endpoints, HostnameMatch, PathMatch, Policy, Protocol, Route, RouteMatch, Service, ServiceName, ValueMatch,
-    WeightedBackend,
+    Backend, Endpoints, HostnameMatch, PathMatch, Policy, Protocol, Route, RouteMatch, Service, ServiceName,
+    ValueMatch, WeightedBackend,
 };
 use http::request::Parts;
 use http::{HeaderName, Method, Request};
@@ -90,7 +90,10 @@ fn the_first_that_matches_wins() {
     let service = service(vec![
         route("exact", vec![path(PathMatch::Exact("/a/b".into()))]),
         route("prefix", vec![path(PathMatch::Prefix("/a".into()))]),
-        route("regex", vec![path(PathMatch::Regex(regex::Regex::new("^(?:/v[0-9]+)$").unwrap()))]),
+        route(
+            "regex",
+            vec![path(PathMatch::Regex(regex::Regex::new("^(?:/v[0-9]+)$").unwrap()))],
+        ),
     ]);
     let is = |uri: &str| taken(&service, &get(uri));
     assert_eq!(is("/a/b"), Some("exact".into()));
@@ -140,10 +143,26 @@ fn hostnames() {
 fn weights_are_kept() {
     let mut canary = route("canary", Vec::new());
     canary.backends = vec![
-        WeightedBackend { backend: Some(to("old")), weight: 9, filters: Vec::new() },
-        WeightedBackend { backend: Some(to("new")), weight: 1, filters: Vec::new() },
-        WeightedBackend { backend: Some(to("off")), weight: 0, filters: Vec::new() },
-        WeightedBackend { backend: None, weight: 10, filters: Vec::new() },
+        WeightedBackend {
+            backend: Some(to("old")),
+            weight: 9,
+            filters: Vec::new(),
+        },
+        WeightedBackend {
+            backend: Some(to("new")),
+            weight: 1,
+            filters: Vec::new(),
+        },
+        WeightedBackend {
+            backend: Some(to("off")),
+            weight: 0,
+            filters: Vec::new(),
+        },
+        WeightedBackend {
+            backend: None,
+            weight: 10,
+            filters: Vec::new(),
+        },
     ];
     let service = service(vec![canary]);
     let request = get("/");

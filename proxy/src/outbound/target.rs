@@ -77,7 +77,12 @@ impl WorkerTarget {
     pub fn sweep(&self, now: Instant) {
         if let Some(snapshot) = &*self.snapshot.borrow() {
             for backend in &snapshot.backends {
-                backend.balancer.borrow().members().iter().for_each(|m| m.pool.sweep(now));
+                backend
+                    .balancer
+                    .borrow()
+                    .members()
+                    .iter()
+                    .for_each(|m| m.pool.sweep(now));
             }
         }
     }
@@ -93,7 +98,9 @@ impl WorkerTarget {
             .backends
             .iter()
             .map(|backend| {
-                let same = old.as_ref().and_then(|old| old.backends.iter().find(|o| o.backend.name == backend.name));
+                let same = old
+                    .as_ref()
+                    .and_then(|old| old.backends.iter().find(|o| o.backend.name == backend.name));
                 WorkerBackend::new(backend, same, &self.resolver, now)
             })
             .collect();
@@ -126,7 +133,9 @@ impl WorkerBackend {
         if let Some(names) = &self.names {
             self.resolved(names, limit).await;
         }
-        self.balancer.borrow().pick(tried, Instant::now(), &mut *rng.borrow_mut())
+        self.balancer
+            .borrow()
+            .pick(tried, Instant::now(), &mut *rng.borrow_mut())
     }
 
     fn new(backend: &Arc<Backend>, old: Option<&WorkerBackend>, resolver: &Resolver, now: Instant) -> Self {
