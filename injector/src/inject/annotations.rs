@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
-use outrigger_api::labels;
+use outrigger_api::{labels, ports};
 
 use super::NamespaceMeta;
 use crate::quantity;
@@ -82,10 +82,27 @@ impl Overrides {
             skip_outbound_ports: source.pod(labels::SKIP_OUTBOUND_PORTS, port_list).unwrap_or_default(),
             skip_outbound_cidrs: source.pod(labels::SKIP_OUTBOUND_CIDRS, text(cidrs)).unwrap_or_default(),
             skip_uids: source.pod(labels::SKIP_UIDS, text(uids)).unwrap_or_default(),
-            resources: resources(&mut source, &settings.resources),
+            resources: resources(&mut source, &default_resources(pod, settings)),
             drain_timeout: drain_timeout(pod, settings),
             warnings: unknown(source.pod),
         }
+        .with_warnings(pod)
+    }
+
+    fn with_warnings(mut self, pod: &Pod) -> Self {
+        let restart = pod
+            .spec
+            .as_ref()
+            .and_then(|s| s.restart_policy.as_deref())
+            .unwrap_or("Always");
+        if !self.native && restart != "Always" {
+            self.warnings.push(format!(
+                "the sidecar is an ordinary container and does not end with the app: as its last act the app must POST to \
+                 http://127.0.0.1:{}/shutdown, or the pod never completes",
+                ports::ADMIN
+            ));
+        }
+        self
     }
 }
 
@@ -159,6 +176,18 @@ fn resources(source: &mut Source<'_>, defaults: &Resources) -> Resources {
         memory_request,
         memory_limit,
     }
+}
+
+/// A pod with resources of its own as a whole shares them with its sidecar, whose own might not fit into them.
+fn default_resources(pod: &Pod, settings: &Settings) -> Resources {
+    let of_pod = pod.spec.as_ref().and_then(|s| s.resources.as_ref());
+    let none = || Resources {
+        cpu_request: None,
+        cpu_limit: None,
+        memory_request: None,
+        memory_limit: None,
+    };
+    of_pod.map_or_else(|| settings.resources.clone(), |_| none())
 }
 
 /// The drain ends before kubelet's patience does.

@@ -156,6 +156,24 @@ fn a_request_and_a_limit_follow_one_another() {
 }
 
 #[test]
+fn a_pod_with_resources_as_a_whole_shares_them() {
+    let more = json!({"resources": {"limits": {"memory": "64Mi"}}});
+    assert_eq!(sidecar(json!({}), more, &Settings::default())["resources"], json!({}));
+}
+
+#[test]
+fn an_ordinary_sidecar_of_a_job_comes_with_a_warning() {
+    let metadata = json!({"annotations": {"outrigger.dev/native-sidecar": "false"}});
+    let mut job = pod(metadata);
+    job.spec.as_mut().unwrap().restart_policy = Some("Never".to_owned());
+    let outcome = patch(&job, &namespace("shop", Some("enabled")), &Settings::default()).unwrap();
+    let Outcome::Patched { warnings, .. } = outcome else {
+        panic!("{outcome:?}")
+    };
+    assert!(warnings[0].contains("/shutdown"), "{warnings:?}");
+}
+
+#[test]
 fn the_drain_ends_before_the_grace_period() {
     let settings = Settings::default();
     let drain = |grace: Value| {
