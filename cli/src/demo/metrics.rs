@@ -143,6 +143,8 @@ fn sample(line: &str) -> Option<Sample<'_>> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::{SidecarCounts, UpstreamCounts, parse, sample};
 
     #[test]

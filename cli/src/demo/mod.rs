@@ -47,7 +47,7 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     /// Purchases a second.
-    #[arg(long, value_name = "N", default_value_t = 50.0)]
+    #[arg(long, value_name = "N", default_value = "50", value_parser = load::rate)]
     rate: f64,
     /// Also sends the traces to a collector or a Jaeger: the URL of its OTLP/gRPC port, like http://127.0.0.1:4317.
     #[arg(long, value_name = "URL")]
@@ -170,7 +170,8 @@ async fn observe(
     screen: &mut Screen,
     ending: &CancellationToken,
 ) -> anyhow::Result<Option<processes::Ended>> {
-    observed.stats.lock().begin(&mesh.counts().await?);
+    let counts = mesh.counts().await?;
+    observed.stats.lock().begin(&counts);
     let stop = CancellationToken::new();
     let (stats, stopped) = (Arc::clone(&observed.stats), stop.clone());
     let mut customers = tokio::spawn(async move {
@@ -200,7 +201,7 @@ async fn observe(
             }
             ended = mesh.ended() => break Some(ended),
             customers = &mut customers => {
-                customers.context("the load broke off")??;
+                customers.context("the load broke off")?;
                 anyhow::bail!("the load ended before its time");
             }
             () = &mut over => break None,
@@ -209,8 +210,9 @@ async fn observe(
     };
     stop.cancel();
     if died.is_none() {
-        customers.await.context("the load broke off")??;
-        observed.stats.lock().sample(&mesh.counts().await?);
+        customers.await.context("the load broke off")?;
+        let counts = mesh.counts().await?;
+        observed.stats.lock().sample(&counts);
     }
     Ok(died)
 }

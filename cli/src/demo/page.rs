@@ -136,7 +136,7 @@ fn summary(trace: &Trace, whole: bool) -> Value {
     let root = trace.spans.iter().find(|span| span.parent.is_none());
     json!({
         "id": trace.id,
-        "name": root.map(title),
+        "name": root.map(Span::title),
         "start_ms": trace.start_ns() / 1_000_000,
         "duration_ms": trace.duration_ms(),
         "spans": trace.spans.len(),
@@ -144,14 +144,6 @@ fn summary(trace: &Trace, whole: bool) -> Value {
         "failed": root.is_some_and(|root| root.error),
         "whole": whole,
     })
-}
-
-/// "POST /buy": the method alone, which is what a span is called without a route, says little on a page.
-fn title(span: &Span) -> String {
-    match span.attributes.get("url.path").and_then(Value::as_str) {
-        Some(path) if !span.name.contains('/') => format!("{} {path}", span.name),
-        _ => span.name.clone(),
-    }
 }
 
 fn trace(observed: &Observed, id: &str) -> Option<Value> {
@@ -165,7 +157,7 @@ fn trace(observed: &Observed, id: &str) -> Option<Value> {
             "id": span.id,
             "parent": span.parent,
             "depth": depth,
-            "name": title(span),
+            "name": span.title(),
             "service": span.service,
             "kind": span.kind,
             "offset_ms": span.start_ns.saturating_sub(start) as f64 / 1e6,

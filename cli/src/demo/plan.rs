@@ -257,6 +257,8 @@ struct TracingYaml {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use std::collections::HashSet;
     use std::path::Path;
 

@@ -103,7 +103,7 @@ pub(super) fn problems(totals: &Totals, store: &Store) -> Vec<String> {
 
 /// A trace as text: who did what when.
 pub(super) fn waterfall(trace: &Trace) -> String {
-    const WIDTH: usize = 32;
+    const WIDTH: usize = 30;
     let (start, total) = (trace.start_ns(), trace.duration_ms().max(1e-6));
     let label = |depth: usize, span: &super::traces::Span| format!("{}{}", "  ".repeat(depth), span.service);
     let ordered = trace.in_order();
@@ -134,7 +134,7 @@ pub(super) fn waterfall(trace: &Trace) -> String {
             Kind::Server => "server",
             Kind::Other => "",
         };
-        let name: String = span.name.chars().take(longest_name).collect();
+        let name: String = span.title().chars().take(longest_name).collect();
         let error = span
             .attributes
             .get("error.type")

@@ -47,7 +47,8 @@ impl Screen {
 
   Traces  {bold}{page}{off}   {dim}the newest requests as waterfalls{off}
   Shop    {bold}{shop}{off}   {dim}buy something; then find it among the traces{off}
-{also}"
+{also}
+"
         ));
     }
 
@@ -90,7 +91,7 @@ impl Screen {
             "  {dim}{:02}:{:02}{off}     {bold}{:.1}{off} requests/s   p50 {bold}{:.1} ms{off}   p99 {bold}{:.1} ms{off}\n  \
              success   {bad}{}{off} with one attempt  →  {colour}{bold}{after}{off} with retries   {dim}{:.1} retries/s{off}\n  \
              mTLS      {bold}{}{off} identities seen, {bold}{}{off} connections, TLS 1.3\n  \
-             traces    {bold}{}{off} of {} spans\n{trouble}  {dim}Ctrl-C ends everything.{off}\n",
+             traces    {bold}{}{off}, {} spans\n{trouble}  {dim}Ctrl-C ends everything.{off}\n",
             seconds / 60,
             seconds % 60,
             now.requests_per_s,

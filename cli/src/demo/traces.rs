@@ -49,6 +49,14 @@ impl Span {
         self.number("http.request.resend_count").unwrap_or(0)
     }
 
+    /// "POST /buy": the method alone, which is what a span is called without a route, tells a person little.
+    pub(super) fn title(&self) -> String {
+        match self.attributes.get("url.path").and_then(serde_json::Value::as_str) {
+            Some(path) if !self.name.contains('/') => format!("{} {path}", self.name),
+            _ => self.name.clone(),
+        }
+    }
+
     pub(super) fn status(&self) -> &'static str {
         if self.error { "error" } else { "ok" }
     }

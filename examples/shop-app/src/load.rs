@@ -12,7 +12,9 @@ use crate::dice::Dice;
 use crate::http::{self, Upstream};
 
 /// Requests that may be in flight at once. What goes beyond is a failed request: a customer who did not get in.
-const MAX_IN_FLIGHT: usize = 512;
+const MAX_IN_FLIGHT: u32 = 512;
+const MIN_RATE: f64 = 0.01;
+const MAX_RATE: f64 = 10_000.0;
 /// A customer's patience.
 const TIMEOUT: Duration = Duration::from_secs(10);
 const ITEMS: [&str; 4] = ["canoe", "float", "paddle", "sail"];
@@ -23,8 +25,8 @@ pub struct Settings {
     /// URL of web.
     #[arg(long, env = "SHOP_WEB_URL", default_value = "http://web:8080")]
     pub web_url: String,
-    /// Requests a second, whatever the answers.
-    #[arg(long, env = "SHOP_RATE", default_value_t = 5.0)]
+    /// Requests a second, whatever the answers; 0.01 to 10,000.
+    #[arg(long, env = "SHOP_RATE", default_value = "5", value_parser = rate)]
     pub rate: f64,
     /// Makes the customers' choices the same in every run.
     #[arg(long, env = "SHOP_SEED")]
@@ -41,26 +43,14 @@ pub struct Outcome {
 }
 
 /// Buys until `stop` completes, and then to the end of the purchases in flight.
-///
-/// # Errors
-/// The rate is not a number above 0 and up to 100,000.
-pub async fn buy(
-    settings: &Settings,
-    stop: impl Future<Output = ()>,
-    tell: impl Fn(Outcome) + Send + Sync + 'static,
-) -> anyhow::Result<()> {
-    anyhow::ensure!(
-        settings.rate > 0.0 && settings.rate <= 100_000.0,
-        "the rate must be above 0 and at most 100000 requests a second, and is {}",
-        settings.rate
-    );
+pub async fn buy(settings: &Settings, stop: impl Future<Output = ()>, tell: impl Fn(Outcome) + Send + Sync + 'static) {
     let customers = Arc::new(Customers {
         web: Upstream::new(&settings.web_url),
         dice: Dice::new(settings.seed),
-        places: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
+        places: Arc::new(Semaphore::new(MAX_IN_FLIGHT as usize)),
         tell: Box::new(tell),
     });
-    let mut ticks = tokio::time::interval(Duration::from_secs_f64(1.0 / settings.rate));
+    let mut ticks = tokio::time::interval(Duration::from_secs_f64(1.0 / settings.rate.clamp(MIN_RATE, MAX_RATE)));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst); // the rate is kept on average, even after a hiccup
     let mut stop = std::pin::pin!(stop);
     loop {
@@ -82,9 +72,20 @@ pub async fn buy(
             }),
         }
     }
-    let everybody = u32::try_from(MAX_IN_FLIGHT)?;
-    let _ = tokio::time::timeout(TIMEOUT, customers.places.acquire_many(everybody)).await;
-    Ok(())
+    let _ = tokio::time::timeout(TIMEOUT, customers.places.acquire_many(MAX_IN_FLIGHT)).await;
+}
+
+/// Parses a number of requests a second.
+///
+/// # Errors
+/// Says what it must be.
+pub fn rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if (MIN_RATE..=MAX_RATE).contains(&rate) => Ok(rate),
+        _ => Err(format!(
+            "the rate is a number from {MIN_RATE} to {MAX_RATE}, in requests a second"
+        )),
+    }
 }
 
 struct Customers {
@@ -120,7 +121,7 @@ impl Customers {
 
 /// Prints a line every five seconds, until SIGTERM.
 pub(crate) async fn run(settings: Settings) -> anyhow::Result<()> {
-    let (send, mut outcomes) = tokio::sync::mpsc::channel(2 * MAX_IN_FLIGHT);
+    let (send, mut outcomes) = tokio::sync::mpsc::channel(2 * MAX_IN_FLIGHT as usize);
     let load = buy(&settings, http::terminated(), move |outcome| {
         let _ = send.try_send(outcome); // the printer below always keeps up
     });
@@ -152,8 +153,8 @@ pub(crate) async fn run(settings: Settings) -> anyhow::Result<()> {
             }
         }
     };
-    let (result, ()) = tokio::join!(load, print);
-    result
+    tokio::join!(load, print);
+    Ok(())
 }
 
 /// Latencies in buckets that are 2 % wide, from 1 µs to beyond an hour: percentiles to 2 % in 10 KB, however many.
