@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
@@ -247,8 +248,8 @@ impl Drop for Running {
     }
 }
 
-/// The path of one of the workspace's programs, in a folder that every user can read. It is taken from `OUTRIGGER_BIN`, or
-/// else built as cargo does by default.
+/// The path of one of the workspace's programs, which every user can execute: where it is, or else a copy of it. It is taken
+/// from `OUTRIGGER_BIN`, or else built as cargo does by default.
 ///
 /// # Panics
 /// When it cannot be built or copied.
@@ -271,10 +272,22 @@ pub fn program(package: &str) -> PathBuf {
         PathBuf::from,
     );
     let built = folder.join(package);
+    if anybody_executes(&built) {
+        return built;
+    }
     if let Err(error) = std::fs::copy(&built, &copy) {
         panic!("{} cannot be copied to {}: {error}", built.display(), copy.display());
     }
     copy
+}
+
+fn anybody_executes(path: &Path) -> bool {
+    let Ok(path) = path.canonicalize() else { return false };
+    let executable = |part: &Path| {
+        part.metadata()
+            .is_ok_and(|metadata| metadata.permissions().mode() & 1 == 1)
+    };
+    path.ancestors().all(executable)
 }
 
 fn enter(namespace: std::io::Result<File>) {
