@@ -180,6 +180,11 @@ impl Sidecar {
 
     /// Starts it, and waits for its identity.
     pub async fn start(self, authority: &Authority) -> RunningProxy {
+        self.start_with(authority, |_| {}).await
+    }
+
+    /// The same, with what a file cannot say.
+    pub async fn start_with(self, authority: &Authority, change: impl FnOnce(&mut Config)) -> RunningProxy {
         let Self {
             name,
             listeners,
@@ -194,7 +199,8 @@ impl Sidecar {
              {listeners}{services}{more}"
         );
         let path = authority.directory().join(format!("{name}.yaml"));
-        let config = Config::from_yaml(&path.to_string_lossy(), &file).unwrap_or_else(|e| panic!("{e:#?}\n{file}"));
+        let mut config = Config::from_yaml(&path.to_string_lossy(), &file).unwrap_or_else(|e| panic!("{e:#?}\n{file}"));
+        change(&mut config);
         let proxy = app::start(config, None).await.unwrap();
         tokio::time::timeout(SOON, proxy.ready())
             .await

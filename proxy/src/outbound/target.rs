@@ -40,8 +40,11 @@ pub struct WorkerBackend {
     backend: Arc<Backend>,
     balancer: Rc<RefCell<Balancer>>,
     /// Addresses of a DNS name, as they come.
-    names: Option<Rc<RefCell<watch::Receiver<Arc<[SocketAddr]>>>>>,
+    names: Option<Rc<Names>>,
 }
+
+/// The addresses of a DNS name.
+struct Names(RefCell<watch::Receiver<Arc<[SocketAddr]>>>);
 
 impl WorkerTarget {
     /// Begins with what `updates` holds.
@@ -151,7 +154,7 @@ impl WorkerBackend {
                 });
                 Some(same.and_then(|old| old.names.clone()).unwrap_or_else(|| {
                     balancer.borrow_mut().update(&[], now);
-                    Rc::new(RefCell::new(resolver.watch(host, *port)))
+                    Rc::new(Names(RefCell::new(resolver.watch(host, *port))))
                 }))
             }
         };
@@ -162,15 +165,15 @@ impl WorkerBackend {
         }
     }
 
-    async fn resolved(&self, names: &Rc<RefCell<watch::Receiver<Arc<[SocketAddr]>>>>, limit: Duration) {
+    async fn resolved(&self, names: &Names, limit: Duration) {
         if self.balancer.borrow().members().is_empty() {
             // A clone, because a `RefCell` must not stay borrowed across an await.
-            let mut answer = names.borrow().clone();
+            let mut answer = names.0.borrow().clone();
             if !answer.has_changed().unwrap_or(true) {
                 let _ = tokio::time::timeout(limit, answer.changed()).await;
             }
         }
-        let mut names = names.borrow_mut();
+        let mut names = names.0.borrow_mut();
         if names.has_changed().unwrap_or(false) {
             let endpoints: Vec<Arc<Endpoint>> = names
                 .borrow_and_update()
