@@ -4,11 +4,12 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use kube::Client;
 use outrigger_api::spiffe::SpiffeId;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::ca_secret::CaSecret;
@@ -56,8 +57,9 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
     let id = SpiffeId::new(&config.trust_domain, &config.namespace, &config.service_account)?;
     let listener = bind(config.listen).await?;
     let ready = watch::Sender::new(false);
+    let mut tasks = JoinSet::new();
     let admin_listener = bind(config.admin).await?;
-    tokio::spawn(admin::serve(
+    tasks.spawn(admin::serve(
         admin_listener,
         metrics.clone(),
         ready.subscribe(),
@@ -65,7 +67,7 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
     ));
 
     let index = Index::new(&config.trust_domain, metrics.clone());
-    tokio::spawn(watches::run(client.clone(), index.clone(), stop.clone()));
+    tasks.spawn(watches::run(client.clone(), index.clone(), stop.clone()));
 
     let secret = CaSecret::new(
         client.clone(),
@@ -78,31 +80,16 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
     };
     let ca = watch::Sender::new(Arc::new(first_ca));
     let trusted = ca.subscribe();
-    tokio::spawn(
-        stop.clone()
-            .run_until_cancelled_owned(secret.follow(ca, metrics.clone())),
-    );
-    tokio::spawn(stop.clone().run_until_cancelled_owned({
-        let (client, trusted, namespaces) = (client.clone(), trusted.clone(), index.bundle_namespaces());
-        let home = config.namespace.clone();
-        async move { bundle::run(client, &home, trusted, namespaces).await }
-    }));
-    tokio::spawn(
-        stop.clone()
-            .run_until_cancelled_owned(status::run(client.clone(), index.clone(), metrics.clone())),
-    );
+    tasks.spawn(secret.follow(ca, metrics.clone()));
+    tasks.spawn(bundle::run(
+        client.clone(),
+        config.namespace,
+        trusted.clone(),
+        index.bundle_namespaces(),
+    ));
+    tasks.spawn(status::run(client.clone(), index.clone(), metrics.clone()));
+    tasks.spawn(become_ready(index.synced(), ready));
 
-    tokio::spawn(stop.clone().run_until_cancelled_owned({
-        let mut synced = index.synced();
-        async move {
-            // The index outlives its readers.
-            if synced.wait_for(|&synced| synced).await.is_ok() {
-                ready.send_replace(true);
-                tracing::info!("ready");
-            }
-            std::future::pending::<()>().await;
-        }
-    }));
     let issuer = Issuer::new(
         trusted.clone(),
         TokenReviews::new(client),
@@ -116,7 +103,33 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
         ttl: config.svid_ttl,
         metrics,
     };
-    server::serve(listener, tls, issuer, Some(index), stop).await
+    tokio::select! {
+        served = server::serve(listener, tls, issuer, Some(index), stop.clone()) => served,
+        // None of them ends by itself. Without one of them the rest would go on with what gets older and older.
+        ended = wait_for_one(&mut tasks, &stop) => bail!("a part of the controller ended: {ended}"),
+    }
+}
+
+/// How the first of the tasks ended before the shutdown began.
+async fn wait_for_one(tasks: &mut JoinSet<()>, stop: &CancellationToken) -> String {
+    let ended = tasks.join_next().await;
+    if stop.is_cancelled() {
+        std::future::pending::<()>().await;
+    }
+    match ended {
+        Some(Err(e)) => e.to_string(),
+        Some(Ok(())) | None => "it returned".to_owned(),
+    }
+}
+
+/// Ready once the index is complete; there is a CA already.
+async fn become_ready(mut synced: watch::Receiver<bool>, ready: watch::Sender<bool>) {
+    // The index outlives its readers.
+    if synced.wait_for(|&synced| synced).await.is_ok() {
+        ready.send_replace(true);
+        tracing::info!("ready");
+    }
+    std::future::pending::<()>().await;
 }
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {

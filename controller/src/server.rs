@@ -15,10 +15,11 @@ use arc_swap::ArcSwap;
 use outrigger_api::identity::identity_server::{Identity, IdentityServer};
 use outrigger_api::spiffe::SpiffeId;
 use rustls::ServerConfig;
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -43,6 +44,8 @@ const MAX_HEADER_BYTES: u32 = 16 * 1024;
 const MAX_REQUEST_BYTES: usize = 64 * 1024;
 /// How long connections may take to end after the shutdown began.
 const DRAIN: Duration = Duration::from_secs(5);
+/// After a renewal that failed, and at least between two.
+const RENEW_RETRY: Duration = Duration::from_secs(10);
 /// The certificate metrics count down by themselves.
 const METRICS_INTERVAL: Duration = Duration::from_secs(15);
 
@@ -80,12 +83,16 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let metrics = tls.metrics.clone();
-    let config = Arc::new(ArcSwap::from_pointee(server_config(&tls)?));
+    let (config, not_after) = server_config(&tls)?;
+    let config = Arc::new(ArcSwap::from_pointee(config));
     // Everything that runs for this server ends with it, whichever way it ends.
     let stop = shutdown.child_token();
     let _stop_all = stop.clone().drop_guard();
     let (connections, incoming) = mpsc::channel(64);
-    tokio::spawn(stop.clone().run_until_cancelled_owned(keep_fresh(tls, config.clone())));
+    tokio::spawn(
+        stop.clone()
+            .run_until_cancelled_owned(keep_fresh(tls, config.clone(), not_after)),
+    );
     tokio::spawn(accept(listener, config, connections, metrics.clone(), stop.clone()));
 
     let discovery = discovery.map(|index| DiscoveryService::new(index, metrics, stop.clone(), MAX_REQUEST_BYTES));
@@ -175,8 +182,8 @@ async fn handshake(acceptor: TlsAcceptor, stream: TcpStream, address: SocketAddr
 }
 
 /// Renews the server's own SVID at two thirds of its life, and whenever the CA changed.
-async fn keep_fresh(mut tls: ServerTls, config: Arc<ArcSwap<ServerConfig>>) {
-    let mut renew_at = tokio::time::Instant::now() + tls.ttl * 2 / 3;
+async fn keep_fresh(mut tls: ServerTls, config: Arc<ArcSwap<ServerConfig>>, mut not_after: SystemTime) {
+    let mut renew_at = Instant::now() + two_thirds_until(not_after);
     loop {
         let changed = tokio::select! {
             changed = tls.ca.changed() => {
@@ -191,13 +198,14 @@ async fn keep_fresh(mut tls: ServerTls, config: Arc<ArcSwap<ServerConfig>>) {
         };
         if changed {
             match server_config(&tls) {
-                Ok(new) => {
+                Ok((new, end)) => {
                     config.store(Arc::new(new));
-                    renew_at = tokio::time::Instant::now() + tls.ttl * 2 / 3;
+                    not_after = end;
+                    renew_at = Instant::now() + two_thirds_until(not_after).max(RENEW_RETRY);
                     tracing::info!(identity = %tls.id, "renewed the server's own SVID");
                 }
                 Err(e) => {
-                    renew_at = tokio::time::Instant::now() + Duration::from_secs(10);
+                    renew_at = Instant::now() + RENEW_RETRY;
                     tracing::error!(error = %e, "cannot renew the server's own SVID; the old one stays in use");
                 }
             }
@@ -205,18 +213,19 @@ async fn keep_fresh(mut tls: ServerTls, config: Arc<ArcSwap<ServerConfig>>) {
         let ca = tls.ca.borrow().clone();
         tls.metrics.expires(CertificateKind::Issuer, ca.issuer_not_after());
         tls.metrics.expires(CertificateKind::Root, ca.root_not_after());
-        let left = renew_at.saturating_duration_since(tokio::time::Instant::now()) + tls.ttl / 3;
-        tls.metrics.expires(
-            CertificateKind::Leaf,
-            (SystemTime::now() + left).min(ca.issuer_not_after()),
-        );
+        tls.metrics.expires(CertificateKind::Leaf, not_after);
     }
 }
 
-/// TLS 1.3 only; a client certificate is asked for, and verified if there is one.
-fn server_config(tls: &ServerTls) -> anyhow::Result<ServerConfig> {
+fn two_thirds_until(not_after: SystemTime) -> Duration {
+    not_after.duration_since(SystemTime::now()).unwrap_or_default() * 2 / 3
+}
+
+/// TLS 1.3 only; a client certificate is asked for, and verified if there is one. Also when the server's own expires.
+fn server_config(tls: &ServerTls) -> anyhow::Result<(ServerConfig, SystemTime)> {
     let ca = tls.ca.borrow().clone();
     let svid = ca.issue(&tls.id, tls.ttl).context("issuing the server's own SVID")?;
+    let not_after = ca::not_after(&svid.chain[0])?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(ca.roots()?), provider.clone())
         .allow_unauthenticated()
@@ -226,7 +235,10 @@ fn server_config(tls: &ServerTls) -> anyhow::Result<ServerConfig> {
         .with_client_cert_verifier(verifier)
         .with_single_cert(svid.chain, svid.key)?;
     config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(config)
+    // Connections live long. A resumed session would take over who the peer was, and its SVID may have expired since.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok((config, not_after))
 }
 
 /// A connection after its handshake.

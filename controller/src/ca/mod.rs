@@ -112,15 +112,17 @@ impl Ca {
                 key: key.serialize_pem(),
                 roots: Some(certificate.pem()),
             },
+            trust_domain,
             now,
         )
     }
 
-    /// Reads a CA as it is in a Secret, and proves that what it issues is trusted by its own bundle.
+    /// Reads a CA as it is in a Secret, and proves that SVIDs of the trust domain that it issues are trusted by its own
+    /// bundle.
     ///
     /// # Errors
     /// What is wrong, in the Secret's own terms.
-    pub fn from_pem(pem: CaPem, now: SystemTime) -> Result<Self, CaError> {
+    pub fn from_pem(pem: CaPem, trust_domain: &str, now: SystemTime) -> Result<Self, CaError> {
         let chain = certificates("tls.crt", &pem.certificates)?;
         let key = PrivateKeyDer::from_pem_slice(pem.key.as_bytes())
             .map_err(|e| unusable(format!("tls.key is not a private key in PEM: {e}")))?;
@@ -155,7 +157,7 @@ impl Ca {
             issuer_not_after,
             root_not_after: root_not_after.unwrap_or(issuer_not_after),
         };
-        ca.prove(now)?;
+        ca.prove(trust_domain, now)?;
         Ok(ca)
     }
 
@@ -256,8 +258,8 @@ impl Ca {
 
     /// Issues an SVID and verifies it as a peer would: catches a `ca.crt` that is not above `tls.crt`, name constraints,
     /// and whatever else makes peers refuse every SVID.
-    fn prove(&self, now: SystemTime) -> Result<(), CaError> {
-        let id = SpiffeId::new("outrigger.invalid", "outrigger", "self-check").map_err(|e| unusable(e.to_string()))?;
+    fn prove(&self, trust_domain: &str, now: SystemTime) -> Result<(), CaError> {
+        let id = SpiffeId::new(trust_domain, "outrigger", "self-check").map_err(|e| unusable(e.to_string()))?;
         let chain = self.sign(&KeyPair::generate()?, &id, Duration::from_secs(3600), now)?;
         let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(
             self.roots()?.into(),

@@ -55,7 +55,7 @@ fn from_pem(certificates: String, key: String, roots: Option<String>) -> Result<
         key,
         roots,
     };
-    Ca::from_pem(pem, SystemTime::now())
+    Ca::from_pem(pem, "cluster.local", SystemTime::now())
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn only_p256_keys_that_signed_their_csr() {
 #[test]
 fn a_ca_survives_its_secret() {
     let made = Ca::generate("cluster.local").unwrap();
-    let read = Ca::from_pem(made.pem().clone(), SystemTime::now()).unwrap();
+    let read = Ca::from_pem(made.pem().clone(), "cluster.local", SystemTime::now()).unwrap();
     assert_eq!(made.bundle(), read.bundle());
     assert_eq!(
         read.bundle_pem(),

@@ -26,7 +26,7 @@ type Present = BTreeMap<Arc<str>, Option<String>>;
 /// Keeps the ConfigMaps equal to the CA's bundle, for ever. `home` is the controller's own namespace.
 pub async fn run(
     client: Client,
-    home: &str,
+    home: String,
     mut ca: watch::Receiver<Arc<Ca>>,
     mut namespaces: watch::Receiver<BTreeSet<Arc<str>>>,
 ) {
@@ -39,7 +39,7 @@ pub async fn run(
     loop {
         if listed {
             let mut wanted = namespaces.borrow_and_update().clone();
-            wanted.insert(home.into());
+            wanted.insert(home.as_str().into());
             let bundle = ca.borrow_and_update().bundle_pem();
             retry = write(&client, &wanted, &bundle, &mut present)
                 .await

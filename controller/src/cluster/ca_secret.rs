@@ -131,7 +131,7 @@ impl CaSecret {
             key,
             roots: field("ca.crt")?,
         };
-        Ca::from_pem(pem, SystemTime::now()).with_context(|| format!("the Secret {}", self.name))
+        Ca::from_pem(pem, &self.trust_domain, SystemTime::now()).with_context(|| format!("the Secret {}", self.name))
     }
 
     fn secret(&self, ca: &Ca) -> Secret {

@@ -10,7 +10,7 @@ use kube::api::ApiResource;
 use kube::core::{DynamicObject, GroupVersionKind};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::watch::{Fill, Waiting};
 use crate::gateway::{self, Route, RouteKind};
@@ -28,9 +28,12 @@ pub(super) const KINDS: [Kind; 4] = [
     Kind::TrafficPolicy,
 ];
 
+/// The watches that there are; each ends when it is taken out.
+type Watched = HashMap<Kind, (ApiResource, AbortOnDropHandle<()>)>;
+
 /// Watches the kinds that there are, for ever.
 pub(super) async fn run(client: Client, index: Arc<Index>, waiting: Waiting) {
-    let mut watched: HashMap<Kind, (ApiResource, DropGuard)> = HashMap::new();
+    let mut watched = Watched::new();
     loop {
         match resources(&client).await {
             Ok(present) => {
@@ -51,9 +54,11 @@ fn follow(
     waiting: &Waiting,
     kind: Kind,
     present: Option<&ApiResource>,
-    watched: &mut HashMap<Kind, (ApiResource, DropGuard)>,
+    watched: &mut Watched,
 ) {
-    if watched.get(&kind).map(|(resource, _)| resource) == present {
+    // A watch does not end by itself; if one did, it is started again.
+    let running = watched.get(&kind).filter(|(_, task)| !task.is_finished());
+    if running.map(|(resource, _)| resource) == present {
         if present.is_none() {
             waiting.arrived(kind); // there are none of them, and that is known
         }
@@ -69,7 +74,6 @@ fn follow(
         return;
     };
     tracing::info!(?kind, version = resource.version, "the cluster has this kind");
-    let stop = CancellationToken::new();
     let api: Api<DynamicObject> = Api::all_with(client.clone(), resource);
     let events = watcher(api, watcher::Config::default()).default_backoff();
     let fill = Fill {
@@ -78,8 +82,8 @@ fn follow(
         waiting: waiting.clone(),
     };
     let convert = move |object: &DynamicObject| convert(kind, object);
-    tokio::spawn(stop.clone().run_until_cancelled_owned(fill.follow(events, convert)));
-    watched.insert(kind, (resource.clone(), stop.drop_guard()));
+    let task = AbortOnDropHandle::new(tokio::spawn(fill.follow(events, convert)));
+    watched.insert(kind, (resource.clone(), task));
 }
 
 fn convert(kind: Kind, object: &DynamicObject) -> Option<(ObjectName, Object)> {

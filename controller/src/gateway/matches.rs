@@ -23,8 +23,8 @@ pub(super) fn http(at: &str, specs: Vec<MatchSpec>, problems: &mut Vec<String>) 
     let mut read = |spec: MatchSpec| {
         let path = http_path(spec.path)?;
         let method = spec.method.as_str().unwrap_or_default().to_ascii_uppercase();
-        let headers = named(spec.headers)?;
-        let query = named(spec.query_params)?;
+        let headers = named(spec.headers, str::eq_ignore_ascii_case)?;
+        let query = named(spec.query_params, |a, b| a == b)?;
         let (kind, length) = match &path {
             Kind::Exact(path) => (3, path.len()),
             Kind::Regex(path) => (2, path.len()),
@@ -57,7 +57,7 @@ pub(super) fn grpc(at: &str, specs: Vec<MatchSpec>, problems: &mut Vec<String>) 
             serde_json::Value::Null => GrpcMethodSpec::default(),
             method => GrpcMethodSpec::deserialize(method).map_err(|e| format!("method: {e}"))?,
         };
-        let headers = named(spec.headers)?;
+        let headers = named(spec.headers, str::eq_ignore_ascii_case)?;
         let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
         let rank = Rank([length(&method.service), length(&method.method), headers.len(), 0, 0]);
         let path = grpc_path(method)?.map(|kind| proto::StringMatch { kind: Some(kind) });
@@ -81,10 +81,24 @@ fn collect(
     for (i, spec) in specs.into_iter().enumerate() {
         match read(spec) {
             Ok(matched) => matches.push(matched),
-            Err(why) => problems.push(format!("{at}.matches[{i}].{why}; the match is left out")),
+            Err(why) => {
+                problems.push(format!("{at}.matches[{i}].{why}; it matches nothing"));
+                matches.push((Rank::default(), never()));
+            }
         }
     }
     matches
+}
+
+/// What no request has. A match that cannot be read is not left out: without it its rule, or the Service with no other
+/// rule, would take more than it should.
+fn never() -> proto::Match {
+    proto::Match {
+        path: Some(proto::StringMatch {
+            kind: Some(Kind::Exact("\0".to_owned())),
+        }),
+        ..proto::Match::default()
+    }
 }
 
 fn http_path(path: Option<ValueSpec>) -> Result<Kind, String> {
@@ -126,7 +140,8 @@ fn grpc_path(method: GrpcMethodSpec) -> Result<Option<Kind>, String> {
     }
 }
 
-fn named(specs: Vec<NamedSpec>) -> Result<Vec<proto::NamedMatch>, String> {
+/// Of several with the same name only the first counts (HTTPHeaderMatch, HTTPQueryParamMatch).
+fn named(specs: Vec<NamedSpec>, same: impl Fn(&str, &str) -> bool) -> Result<Vec<proto::NamedMatch>, String> {
     let read = |spec: NamedSpec| {
         let kind = match spec.type_.as_deref() {
             None | Some("Exact") => Kind::Exact(spec.value),
@@ -138,7 +153,13 @@ fn named(specs: Vec<NamedSpec>) -> Result<Vec<proto::NamedMatch>, String> {
             value: Some(proto::StringMatch { kind: Some(kind) }),
         })
     };
-    specs.into_iter().map(read).collect()
+    let mut matches: Vec<proto::NamedMatch> = Vec::new();
+    for spec in specs {
+        if !matches.iter().any(|known| same(&known.name, &spec.name)) {
+            matches.push(read(spec)?);
+        }
+    }
+    Ok(matches)
 }
 
 fn regex(what: &str, pattern: String) -> Result<Kind, String> {

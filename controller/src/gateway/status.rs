@@ -52,12 +52,17 @@ fn entry(store: &Store, route: &Route, parent: &Parent, before: Option<&Value>, 
             "type": verdict.type_,
             "status": status,
             "reason": verdict.reason,
-            "message": verdict.message,
+            "message": clipped(&verdict.message),
             "observedGeneration": route.generation,
             "lastTransitionTime": time,
         })
     });
     json!({"parentRef": parent.reference, "controllerName": CONTROLLER_NAME, "conditions": conditions})
+}
+
+/// The API allows 32,768 bytes; a person reads fewer.
+fn clipped(message: &str) -> &str {
+    &message[..message.floor_char_boundary(4096)]
 }
 
 fn accepted(store: &Store, route: &Route, parent: &Parent) -> Verdict {

@@ -67,6 +67,11 @@ pub(super) fn workload(store: &Store, name: &ObjectName, deps: &mut Deps) -> pro
     let mut opaque: BTreeSet<u32> = BTreeSet::new();
     let annotated = pod.opaque_ports.as_ref().or_else(|| build.namespace_opaque(name));
     opaque.extend(annotated.iter().flat_map(|ports| ports.ports()).map(u32::from));
+    for (port, protocol) in &mut protocols {
+        if opaque.contains(port) {
+            *protocol = Protocol::Opaque as i32;
+        }
+    }
     let defaults = ports::DEFAULT_OPAQUE.map(u32::from);
     opaque.extend(defaults.iter().filter(|port| !protocols.contains_key(*port)));
     let by_service = protocols.iter().filter(|(_, p)| **p == Protocol::Opaque as i32);

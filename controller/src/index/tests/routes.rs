@@ -430,14 +430,40 @@ fn a_filter_that_is_not_known_never_loosens_its_rule() {
 }
 
 #[test]
-fn a_match_that_cannot_be_read_is_left_out() {
+fn a_match_that_cannot_be_read_matches_nothing() {
     let cluster = cluster();
     cluster.apply(&route(
         "r",
         "[{matches: [{path: {type: RegularExpression, value: '(['}}, {path: {value: /ok}}, {path: {type: Glob, value: '*'}}]}]",
     ));
     let service = cluster.service("10.96.0.1:80");
-    assert_eq!(service.routes[0].matches.len(), 1);
+    let paths = service.routes[0]
+        .matches
+        .iter()
+        .map(|m| m.path.clone().unwrap().kind.unwrap());
+    let never = Text::Exact("\0".to_owned());
+    assert_eq!(
+        paths.collect::<Vec<_>>(),
+        [Text::PathPrefix("/ok".to_owned()), never.clone(), never]
+    );
+}
+
+#[test]
+fn of_equal_names_the_first_counts() {
+    let cluster = cluster();
+    cluster.apply(&route(
+        "r",
+        "[{matches: [{headers: [{name: X-A, value: '1'}, {name: x-a, value: '2'}], \
+          queryParams: [{name: q, value: '1'}, {name: Q, value: '2'}, {name: q, value: '3'}]}]}]",
+    ));
+    let service = cluster.service("10.96.0.1:80");
+    let matched = &service.routes[0].matches[0];
+    assert_eq!(matched.headers.len(), 1);
+    assert_eq!(
+        matched.headers[0].value.as_ref().unwrap().kind,
+        Some(Text::Exact("1".to_owned()))
+    );
+    assert_eq!(matched.query.len(), 2);
 }
 
 #[test]

@@ -86,6 +86,19 @@ fn opaque_ports_of_the_pod_or_else_its_namespace() {
     assert!(has(4000) && has(4002) && !has(4003));
     cluster.apply(&POD.replace("labels:", "annotations: {outrigger.dev/opaque-ports: '5000'}, labels:"));
     assert!(has(5000) && !has(4000));
+    // It goes before a Service's word.
+    cluster.apply(
+        "
+kind: Service
+metadata: {namespace: shop, name: a}
+spec: {selector: {app: orders}, ports: [{port: 80, targetPort: 5000, appProtocol: http}]}
+",
+    );
+    assert!(has(5000));
+    assert_eq!(
+        workload(&cluster).protocols.get(&5000),
+        Some(&(Protocol::Opaque as i32))
+    );
 }
 
 #[test]
