@@ -47,6 +47,19 @@ pub struct RunningProxy {
     admin_task: AbortHandle,
 }
 
+/// Tells how a worker ended, also when it panicked.
+struct Report {
+    result: std::io::Result<()>,
+    tell: mpsc::UnboundedSender<std::io::Result<()>>,
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        // The control runtime may have gone first: then nobody asks.
+        let _ = self.tell.send(std::mem::replace(&mut self.result, Ok(())));
+    }
+}
+
 /// Runs a sidecar on this thread until it is told to end by a signal or by `/shutdown`.
 ///
 /// # Errors
@@ -122,8 +135,11 @@ pub async fn start(config: Config, log: Option<LogFilter>) -> anyhow::Result<Run
         std::thread::Builder::new()
             .name(format!("worker-{number}"))
             .spawn(move || {
-                // The control runtime may have gone first: then nobody asks.
-                let _ = tell.send(worker::run(process, listeners, signal));
+                let mut report = Report {
+                    result: Err(std::io::Error::other("it panicked; see the log")),
+                    tell,
+                };
+                report.result = worker::run(process, listeners, signal);
             })?;
     }
     Ok(RunningProxy {
@@ -285,7 +301,7 @@ fn watch_expiry(process: &Arc<Process>) {
 fn worker_died(died: Option<std::io::Result<()>>) -> anyhow::Error {
     match died {
         Some(Err(error)) => anyhow!("a worker could not go on: {error}"),
-        _ => anyhow!("a worker died; its panic is in the log"),
+        _ => anyhow!("a worker ended before it was told to"),
     }
 }
 

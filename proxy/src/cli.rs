@@ -43,7 +43,7 @@ enum Command {
     Init,
     /// Waits until the sidecar of this pod is ready.
     Wait {
-        /// Seconds after which to give up.
+        /// When to give up: "90s", "2m".
         #[arg(long, default_value = "60s", value_parser = outrigger_api::duration::parse)]
         timeout: Duration,
         /// The sidecar's admin port.
@@ -111,13 +111,12 @@ fn init() -> ExitCode {
 
 fn wait(admin: SocketAddr, limit: Duration) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let waited = runtime.map(|runtime| {
-        runtime.block_on(timeout(limit, async {
-            while !is_ready(admin).await {
-                sleep(WAIT_INTERVAL).await;
-            }
-        }))
-    });
+    let until_ready = async {
+        while !is_ready(admin).await {
+            sleep(WAIT_INTERVAL).await;
+        }
+    };
+    let waited = runtime.map(|runtime| runtime.block_on(async { timeout(limit, until_ready).await }));
     match waited {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(_)) => {
@@ -155,11 +154,32 @@ fn wrong_configuration(errors: &[String]) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use super::Arguments;
+    #![allow(clippy::unwrap_used)]
+    use super::{Arguments, wait};
     use clap::CommandFactory;
+    use std::io::{Read, Write};
+    use std::process::ExitCode;
+    use std::time::Duration;
 
     #[test]
     fn the_command_line_is_sound() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn waiting_ends_with_readiness_or_with_patience() {
+        let admin = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = admin.local_addr().unwrap();
+        let server = std::thread::spawn(move || {
+            for status in ["503 Service Unavailable", "200 OK"] {
+                let (mut asked, _) = admin.accept().unwrap();
+                let _ = asked.read(&mut [0; 1024]).unwrap();
+                let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
+                asked.write_all(answer.as_bytes()).unwrap();
+            }
+        });
+        assert_eq!(wait(address, Duration::from_secs(10)), ExitCode::SUCCESS);
+        server.join().unwrap();
+        assert_eq!(wait(address, Duration::from_millis(50)), ExitCode::FAILURE);
     }
 }

@@ -172,7 +172,7 @@ async fn retries_are_safe() {
     let app = App::start({
         let calls = Arc::clone(&calls);
         move |request| {
-            let failing = calls.fetch_add(1, SeqCst) % 2 == 0;
+            let failing = calls.fetch_add(1, SeqCst).is_multiple_of(2);
             async move {
                 let body = request.into_body().collect().await.unwrap().to_bytes();
                 if failing {

@@ -164,7 +164,9 @@ async fn an_answer_that_is_not_http() {
     });
     let (web, _orders) = pair(&authority, app, "{}").await;
     let seen = Http::one().get(web.outbound[0], "/").await;
-    assert_eq!(seen.status, 502, "{seen:?}");
+    // A greeting that is there before the request means that it was not sent: 503. After it: 502.
+    let expected = [(502, Some("upstream-protocol")), (503, Some("upstream-refused"))];
+    assert!(expected.contains(&(seen.status, seen.error())), "{seen:?}");
 }
 
 #[tokio::test]

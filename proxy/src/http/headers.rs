@@ -46,9 +46,13 @@ pub fn too_large(uri: &Uri, headers: &HeaderMap) -> bool {
     path + fields > MAX_HEADER_BYTES
 }
 
-/// Whether the client asks for another protocol on this connection. A CONNECT does as well.
+/// Whether the client asks for another protocol on this connection. A CONNECT does as well. "h2c" (RFC 7540 section 3.2,
+/// taken back by RFC 9113; Java's client asks for it by default) is not followed: everything after it would be opaque.
 pub fn wants_upgrade(method: &Method, headers: &HeaderMap) -> bool {
-    method == Method::CONNECT || (headers.contains_key(UPGRADE) && names_in_connection(headers, "upgrade"))
+    let another = headers
+        .get(UPGRADE)
+        .is_some_and(|protocol| !protocol.as_bytes().eq_ignore_ascii_case(b"h2c"));
+    method == Method::CONNECT || (another && names_in_connection(headers, "upgrade"))
 }
 
 /// Removes what is meant for this hop alone (RFC 9110 section 7.6.1). `Transfer-Encoding` stays: hyper frames the body
@@ -172,6 +176,15 @@ mod tests {
         strip_hop_by_hop(&mut h, true);
         assert_eq!(h, headers(&[("connection", "upgrade"), ("upgrade", "websocket")]));
         assert!(!wants_upgrade(&Method::GET, &headers(&[("upgrade", "websocket")])));
+        let h2c = [
+            ("connection", "Upgrade, HTTP2-Settings"),
+            ("upgrade", "h2c"),
+            ("http2-settings", "x"),
+        ];
+        let mut h2c = headers(&h2c);
+        assert!(!wants_upgrade(&Method::GET, &h2c));
+        strip_hop_by_hop(&mut h2c, false);
+        assert!(h2c.is_empty());
     }
 
     #[test]

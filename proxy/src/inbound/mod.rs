@@ -69,7 +69,9 @@ async fn serve_connection(worker: Rc<Worker>, io: Io, caller: Caller, open: &Ope
         Hello::NeedMore => Verdict::NeedMore,
         Hello::Mesh => Verdict::Is(First::Mesh),
         Hello::OtherTls => Verdict::Is(First::Plain(Detected::Tls)),
-        Hello::NotTls if matches!(told, Protocol::Opaque | Protocol::Tls) => Verdict::Is(First::Plain(Detected::Opaque)),
+        Hello::NotTls if matches!(told, Protocol::Opaque | Protocol::Tls) => {
+            Verdict::Is(First::Plain(Detected::Opaque))
+        }
         Hello::NotTls => match protocol(bytes) {
             Verdict::NeedMore => Verdict::NeedMore,
             Verdict::Is(detected) => Verdict::Is(First::Plain(detected)),
@@ -91,13 +93,7 @@ async fn serve_connection(worker: Rc<Worker>, io: Io, caller: Caller, open: &Ope
 }
 
 /// Ends the mutual TLS of a peer sidecar; ALPN says what is in it.
-async fn terminate(
-    worker: Rc<Worker>,
-    io: Prefixed<Io>,
-    caller: Caller,
-    open: &OpenConnection,
-    mut counted: Counted,
-) {
+async fn terminate(worker: Rc<Worker>, io: Prefixed<Io>, caller: Caller, open: &OpenConnection, mut counted: Counted) {
     let metrics = worker.process.telemetry.metrics();
     let Some(credentials) = worker.process.identity.current() else {
         metrics.error(Reason::IdentityUnavailable);
@@ -107,9 +103,10 @@ async fn terminate(
         Ok(Ok(accepted)) => accepted,
         failed => {
             metrics.handshake(Direction::Inbound, Handshake::Failed);
-            let error = failed.map_or_else(|_| "it took too long".to_owned(), |r| {
-                r.err().map_or_else(String::new, |e| e.to_string())
-            });
+            let error = failed.map_or_else(
+                |_| "it took too long".to_owned(),
+                |r| r.err().map_or_else(String::new, |e| e.to_string()),
+            );
             return tracing::info!(client = ?caller.address, error, "a peer's TLS handshake failed");
         }
     };

@@ -35,7 +35,11 @@ use target::WorkerTarget;
 pub fn spawn(worker: Rc<Worker>, stream: TcpStream, key: TargetKey) {
     tokio::task::spawn_local(async move {
         let open = worker.activity.open(true);
-        let _counted = worker.process.telemetry.metrics().connection(Direction::Outbound, false);
+        let _counted = worker
+            .process
+            .telemetry
+            .metrics()
+            .connection(Direction::Outbound, false);
         serve_connection(worker, stream, key, &open).await;
     });
 }
@@ -115,5 +119,11 @@ async fn without_target(worker: Rc<Worker>, stream: TcpStream, error: ProxyError
 
 /// Whether the bytes of a port are not looked into, unless discovery knows better.
 pub fn is_opaque_port(worker: &Worker, port: u16) -> bool {
-    DEFAULT_OPAQUE.contains(&port) || worker.process.config.opaque_ports.iter().any(|range| range.contains(&port))
+    DEFAULT_OPAQUE.contains(&port)
+        || worker
+            .process
+            .config
+            .opaque_ports
+            .iter()
+            .any(|range| range.contains(&port))
 }

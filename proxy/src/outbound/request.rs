@@ -62,7 +62,7 @@ pub async fn handle(
             filters,
         }) => {
             target.budget.borrow_mut().deposit(now);
-            let body = body_source(body, &policy, &record, upgrade.is_some());
+            let body = body_source(body, &policy, &record);
             let attempts = Attempts {
                 worker,
                 target,
@@ -150,9 +150,9 @@ fn plan<'a>(
     })
 }
 
-fn body_source(body: Incoming, policy: &Policy, record: &Record, upgrade: bool) -> BodySource {
+fn body_source(body: Incoming, policy: &Policy, record: &Record) -> BodySource {
     let bytes = Rc::clone(&record.exchange.request_bytes);
-    if body.is_end_stream() || upgrade {
+    if body.is_end_stream() {
         BodySource::Empty
     } else if policy.retry.attempts == 0 || body.size_hint().lower() > policy.retry.max_body_bytes as u64 {
         BodySource::Once(Some(Counted::new(body, bytes)).into())

@@ -87,8 +87,8 @@ pub fn judge(attempted: &Attempted<'_>, repeatable: bool, policy: &RetryPolicy, 
         Attempted::Failed { reason, unsent, .. } => {
             let again = match reason {
                 Reason::UpstreamReset | Reason::AttemptTimeout => repeatable,
-                // Nobody is there to hear it.
-                Reason::ClientClosed => false,
+                // Nobody is there to hear it; or it would be no different a moment later.
+                Reason::ClientClosed | Reason::IdentityUnavailable => false,
                 _ => unsent || reason.never_processed(),
             };
             if again {
@@ -223,6 +223,7 @@ mod tests {
         assert_eq!(failed(Reason::UpstreamReset, true, false, false), Verdict::Final);
         assert_eq!(failed(Reason::UpstreamRefused, true, true, false), Verdict::Replay);
         assert_eq!(failed(Reason::ClientClosed, false, false, true), Verdict::Final);
+        assert_eq!(failed(Reason::IdentityUnavailable, false, true, true), Verdict::Final);
         assert_eq!(failed(Reason::UpstreamProtocol, false, false, true), Verdict::Final);
     }
 
