@@ -105,7 +105,7 @@ fn findings(facts: &Facts) -> Vec<Finding> {
     }));
     findings.extend(trust(facts));
     findings.extend(sidecars(facts));
-    findings.push(versions(facts));
+    findings.extend(versions(facts));
     findings
 }
 
@@ -268,7 +268,7 @@ fn sidecars(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-fn versions(facts: &Facts) -> Finding {
+fn versions(facts: &Facts) -> Option<Finding> {
     let own = env!("CARGO_PKG_VERSION");
     let versions: BTreeSet<_> = facts.pods.iter().filter(|pod| lives(pod)).filter_map(version).collect();
     let others: Vec<_> = versions.iter().filter(|version| **version != own).copied().collect();
