@@ -174,16 +174,15 @@ impl Cluster {
         self.start_client(namespace, inject, args).await?.report().await
     }
 
-    /// Stops the shop's own failures, so that a request that is lost was lost by the mesh.
+    /// Sets which share of its requests the shop's inventory answers 503. With "0" a request that is lost was lost by the
+    /// mesh.
     ///
     /// # Errors
     /// As [`Kubectl::run`].
-    pub async fn calm_the_shop(&self) -> Result<()> {
+    pub async fn set_failure_rate(&self, share: &str) -> Result<()> {
         let shop = self.admin.namespace(SHOP);
-        shop.run(["set", "env", "deployment/inventory", "SHOP_FAILURE_RATE=0"])
-            .await?;
-        shop.run(["set", "env", "deployment/payments", "SHOP_SLOW_RATE=0"])
-            .await?;
+        let value = format!("SHOP_FAILURE_RATE={share}");
+        shop.run(["set", "env", "deployment/inventory", &value]).await?;
         rolled_out(&shop, "deployment").await
     }
 }

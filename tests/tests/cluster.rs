@@ -91,10 +91,11 @@ fn parent<'a>(spans: &'a [Span], of: &Span) -> Result<&'a Span> {
 #[ignore = "needs root and a cluster"]
 fn retried_attempts_are_spans() -> Result<()> {
     with_shop(async |cluster| {
+        cluster.set_failure_rate("0.3").await?;
         cluster
             .run_client(SHOP, true, &purchase(&["--for", "5", "--rate", "20", "--trace", "yes"]))
             .await?;
-        // inventory fails some of the time: among a hundred purchases some were tried again.
+        // Among a hundred purchases some were tried again.
         let retried = eventually("a trace with a retried attempt", Duration::from_secs(20), async || {
             let traces = jaeger::newest(&cluster, "inventory", 200).await?;
             let retried = traces.into_iter().find(|spans| attempts(spans).iter().any(|n| *n > 1));
@@ -166,10 +167,11 @@ fn traffic_between_pods_is_encrypted() -> Result<()> {
             "{} bytes captured; in plaintext: {inside} markers of the mesh, {outside} from outside",
             packets.len()
         );
-        // Only the first hop from outside may be read: 20 requests. That it was proves that the capture sees the pods.
+        // Only the first hop from outside may be read: 20 requests, each seen on its way to the node, which translates the
+        // Service's address, and on its way from there. That they were read proves that the capture sees the pods.
         ensure!(outside >= 20, "the capture missed the plaintext, so it proves nothing");
         ensure!(
-            outside <= 20,
+            outside <= 40,
             "what came from outside went on in plaintext between sidecars"
         );
         ensure!(inside == 0, "traffic between sidecars can be read");
@@ -292,7 +294,7 @@ fn probes_pass_under_strict_and_plaintext_does_not() -> Result<()> {
 #[ignore = "needs root and a cluster"]
 fn a_rolling_restart_loses_no_request() -> Result<()> {
     with_shop(async |cluster| {
-        cluster.calm_the_shop().await?;
+        cluster.set_failure_rate("0").await?;
         let load = cluster
             .start_client(SHOP, true, &purchase(&["--for", "30", "--rate", "50"]))
             .await?;
@@ -310,7 +312,7 @@ fn a_rolling_restart_loses_no_request() -> Result<()> {
 #[ignore = "needs root and a cluster"]
 fn the_control_plane_killed_loses_no_request() -> Result<()> {
     with_shop(async |cluster| {
-        cluster.calm_the_shop().await?;
+        cluster.set_failure_rate("0").await?;
         let load = cluster
             .start_client(SHOP, true, &purchase(&["--for", "20", "--rate", "50"]))
             .await?;
@@ -330,7 +332,7 @@ fn the_control_plane_killed_loses_no_request() -> Result<()> {
 #[ignore = "needs root and a cluster"]
 fn a_policy_is_in_force_within_a_second() -> Result<()> {
     with_shop(async |cluster| {
-        cluster.calm_the_shop().await?;
+        cluster.set_failure_rate("0").await?;
         let shop = cluster.admin.namespace(SHOP);
         gateway_api_comes_later(&cluster, &shop).await?;
 
@@ -504,7 +506,7 @@ fn helm_test_passes_and_an_upgrade_keeps_the_ca() -> Result<()> {
         let chart = outrigger_tests::cluster::repository().join("charts/outrigger");
         let chart = chart.to_str().context("the path is not UTF-8")?;
         install
-            .helm(["upgrade", "outrigger", chart, "--set", "tracing.sampleRatio=0.5"])
+            .helm(["upgrade", "outrigger", chart, "--set", "proxy.accessLog=true"])
             .await?;
         rolled_out(&install, "deployment").await?;
         ensure!(ca().await? == before, "the upgrade made a new CA");
