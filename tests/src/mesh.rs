@@ -392,6 +392,12 @@ impl Collector {
         )
     }
 
+    /// The next span of any trace, with the name of its service.
+    pub async fn any(&mut self) -> (String, Span) {
+        let next = tokio::time::timeout(SOON, self.spans.recv()).await;
+        next.expect("no span comes").expect("the collector ended")
+    }
+
     /// Waits until there are `count` spans of a trace; gives them with the names of their services, by start.
     pub async fn trace(&mut self, trace_id: &[u8], count: usize) -> Vec<(String, Span)> {
         let of_trace = |all: &[(String, Span)]| -> Vec<(String, Span)> {

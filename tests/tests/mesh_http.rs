@@ -18,7 +18,9 @@ use outrigger_proxy::model::{
     Backend, Endpoint, Endpoints, Filter, HeaderModifier, PathMatch, PathModifier, Policy, Protocol, Redirect, Route,
     RouteMatch, Service, ServiceName, Target, WeightedBackend,
 };
-use outrigger_tests::mesh::{App, Authority, Http, SOON, Sidecar, id, metric, request, status, text};
+use outrigger_tests::mesh::{
+    App, Authority, Collector, Http, SOON, Sidecar, attribute, id, metric, request, status, text,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -202,19 +204,38 @@ async fn a_pod_that_calls_itself_stays_in_mutual_tls() {
 #[tokio::test]
 async fn strict_knows_the_pods_probes() {
     let authority = authority().await;
-    let app = App::start(async |_| Response::new(text("well"))).await;
+    let app = App::start(async |request| {
+        // A probe is no trace; what is one says so.
+        let parent = request
+            .headers()
+            .get("traceparent")
+            .map(|p| p.as_bytes().ends_with(b"-01"));
+        Response::new(text(format!("{parent:?}")))
+    })
+    .await;
+    let mut collector = Collector::start().await;
     let port = app.address.port();
     let probe = |path: Option<&str>| Probe {
         port,
         path: path.map(str::to_owned),
     };
-    let http_probe = Sidecar::new("orders").protects(app.address).with("mtls: strict");
+    let http_probe = Sidecar::new("orders")
+        .protects(app.address)
+        .with("mtls: strict")
+        .with(&collector.line());
     let http_probe = http_probe
         .start_with(&authority, |c| c.probes = vec![probe(Some("/ready?full=1"))])
         .await;
     let to = http_probe.inbound[0];
-    assert_eq!(Http::one().get(to, "/ready?full=1").await.status, 200);
+    let seen = Http::one().get(to, "/ready?full=1").await;
+    assert_eq!((seen.status, &seen.body[..]), (200, &b"Some(false)"[..]));
     assert_eq!(Http::one().get(to, "/ready/x").await.error(), Some("plaintext-refused"));
+    let (_, span) = collector.any().await;
+    assert_eq!(
+        attribute(&span, "url.path").unwrap(),
+        "/ready/x",
+        "the first span is not the probe's"
+    );
     assert_eq!(Http::one().get(to, "/").await.status, 403);
 
     let tcp_probe = Sidecar::new("orders").protects(app.address).with("mtls: strict");

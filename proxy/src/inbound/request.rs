@@ -40,7 +40,11 @@ pub(super) async fn handle(
     let telemetry = &worker.process.telemetry;
     let in_flight = worker.activity.begin();
     let port = caller.app.port();
-    let exchange = Exchange::begin(telemetry, Direction::Inbound, None, port, &mut head, in_flight);
+    let mut exchange = Exchange::begin(telemetry, Direction::Inbound, None, port, &mut head, in_flight);
+    if exchange.context.parent.is_none() && is_probe(worker, caller, &head) {
+        // A trace every few seconds that nobody asked for would bury the others.
+        exchange.context.sampled = false;
+    }
     let record = Record::new(exchange, caller);
     let admitted = admit(worker, caller, &head);
     strip_hop_by_hop(&mut head.headers, upgrade.is_some());
@@ -72,20 +76,21 @@ fn admit(worker: &Worker, caller: &Caller, head: &Parts) -> Result<(), ProxyErro
     if caller.peer.is_some() || worker.process.config.mtls == Mtls::Permissive {
         return Ok(());
     }
-    let (port, path) = (caller.app.port(), head.uri.path());
-    let whole = head.uri.path_and_query().map_or(path, |p| p.as_str());
-    let probes = &worker.process.config.probes;
-    let probed = |wanted: &str| wanted == path || wanted == whole;
-    if probes
-        .iter()
-        .any(|p| p.port == port && p.path.as_deref().is_some_and(probed))
-    {
+    if is_probe(worker, caller, head) {
         return Ok(());
     }
     Err(ProxyError::new(
         Reason::PlaintextRefused,
         "this workload takes mutual TLS only; call it from a pod with a sidecar, or see outrigger.dev/mtls",
     ))
+}
+
+/// Whether it is one of kubelet's probes, which come in plaintext.
+fn is_probe(worker: &Worker, caller: &Caller, head: &Parts) -> bool {
+    let (port, path) = (caller.app.port(), head.uri.path());
+    let whole = head.uri.path_and_query().map_or(path, |p| p.as_str());
+    let mut probes = worker.process.config.probes.iter().filter(|probe| probe.port == port);
+    caller.peer.is_none() && probes.any(|probe| probe.path.as_deref().is_some_and(|p| p == path || p == whole))
 }
 
 /// Sends the request to the app; once more if its connection was a stale one and that does no harm.
