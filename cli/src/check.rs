@@ -272,16 +272,19 @@ fn versions(facts: &Facts) -> Option<Finding> {
     let own = env!("CARGO_PKG_VERSION");
     let versions: BTreeSet<_> = facts.pods.iter().filter(|pod| lives(pod)).filter_map(version).collect();
     let others: Vec<_> = versions.iter().filter(|version| **version != own).copied().collect();
-    if others.is_empty() {
-        return good(format!("all sidecars have version {own}, as this program"));
+    if versions.is_empty() {
+        return None;
     }
-    warning(
+    if others.is_empty() {
+        return Some(good(format!("all sidecars have version {own}, as this program")));
+    }
+    Some(warning(
         format!(
             "this program has version {own}, and there are sidecars of {}",
             some(&others)
         ),
         "after an upgrade: kubectl rollout restart brings the new sidecar in",
-    )
+    ))
 }
 
 fn lives(pod: &Pod) -> bool {
