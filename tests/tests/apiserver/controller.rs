@@ -50,14 +50,7 @@ fn a_token_becomes_an_svid() -> Result<()> {
         let credentials = credentials.with_context(|| right.identity.problem().unwrap_or_default())?;
         ensure!(credentials.id.as_str() == expected, "{}", credentials.id);
 
-        let wrong = plane
-            .sidecar(
-                &controller,
-                &shop,
-                "web",
-                "https://kubernetes.default.svc.cluster.local",
-            )
-            .await?;
+        let wrong = plane.sidecar(&controller, &shop, "web", "somebody-else").await?;
         let refused = eventually("it is refused", Duration::from_secs(10), async || {
             wrong.identity.problem().context("no problem yet")
         });

@@ -101,11 +101,12 @@ fn workload_name(pod: &Value) -> String {
 #[ignore = "needs a kube-apiserver"]
 fn certificate_rotation() -> Result<()> {
     run(async |plane| {
-        plane
-            .admin
-            .namespace("outrigger")
-            .run(["delete", "secret", "outrigger-injector-tls", "--ignore-not-found"])
-            .await?;
+        let forget = async || {
+            let install = plane.admin.namespace("outrigger");
+            let secret = ["delete", "secret", "outrigger-injector-tls", "--ignore-not-found"];
+            install.run(secret).await
+        };
+        forget().await?;
         let injector = plane
             .injector(|options| {
                 options.profile.leaf_life = Duration::from_secs(9);
@@ -134,6 +135,7 @@ fn certificate_rotation() -> Result<()> {
         }
         ensure!(bundles.len() >= 2, "the CA was not rotated");
         injector.stop().await;
+        forget().await?; // its short life is not for the other tests
         Ok(())
     })
 }
