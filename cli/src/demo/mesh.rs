@@ -108,12 +108,11 @@ impl Mesh {
 
     /// What each sidecar counts, by its name.
     pub(super) async fn counts(&self) -> anyhow::Result<Vec<(&'static str, SidecarCounts)>> {
-        let mut counts = Vec::with_capacity(SIDECARS.len());
-        for (name, admin) in self.plan.admins() {
-            let of_this = self.admin.counts(admin).await;
-            counts.push((name, of_this.with_context(|| format!("the sidecar of {name}"))?));
-        }
-        Ok(counts)
+        let ask = self.plan.admins().map(async |(name, admin)| {
+            let counts = self.admin.counts(admin).await;
+            Ok((name, counts.with_context(|| format!("the sidecar of {name}"))?))
+        });
+        futures_util::future::try_join_all(ask).await
     }
 
     /// Waits for a process to end that nobody asked to. Cancel safe.

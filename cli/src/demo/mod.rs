@@ -25,7 +25,7 @@ use outrigger_api::duration;
 use outrigger_shop::load;
 use parking_lot::Mutex;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use self::mesh::Mesh;
@@ -186,6 +186,7 @@ async fn observe(
     };
     let mut over = std::pin::pin!(over);
     let mut seconds = tokio::time::interval(Duration::from_secs(1));
+    seconds.set_missed_tick_behavior(MissedTickBehavior::Skip);
     seconds.tick().await;
     let died = loop {
         tokio::select! {

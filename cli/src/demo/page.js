@@ -74,7 +74,7 @@ function drawTopology() {
       draw("circle", { cx: 5, cy: 7, r: 10, fill: "var(--panel)" }),
       draw("path", { d: "M1 6h8v7h-8zM2.6 6v-2a2.4 2.4 0 0 1 4.8 0v2h-1.4v-2a1 1 0 0 0-2 0v2z" }));
     svg.append(draw("path", { d: path, class: "wire" }), flow, lock, rate, again);
-    wires.set(`${from} ${to}`, { rate, again, flow });
+    wires.set(`${from} ${to}`, { rate, again, flow, wide: !straight });
   }
   for (const [name, [x, y]] of Object.entries(NODES)) {
     const c = colour(name);
@@ -94,7 +94,8 @@ function showTopology() {
     const wire = wires.get(`${edge.from} ${edge.to}`);
     wire.rate.textContent = `${number(edge.attempts_per_s)}/s`;
     const failing = edge.success < 1 ? `${number(100 - edge.success * 100)} % fail` : "";
-    wire.again.textContent = edge.retries_per_s >= .05 ? `${failing}, ${number(edge.retries_per_s)} retries/s` : failing;
+    const retried = wire.wide && edge.retries_per_s >= .05 ? `, ${number(edge.retries_per_s)} retries/s` : "";
+    wire.again.textContent = failing + (failing && retried);
     wire.flow.style.display = edge.attempts_per_s > 0 ? "" : "none";
   }
 }
@@ -141,8 +142,8 @@ function showList() {
     if (t.retries) marks.append(chip(retries(t.retries), "var(--warn)"));
     return make("li", {}, make("button", { cls: t.id === wanted ? "on" : "", onclick: () => select(t.id) },
       make("span", { text: `${ms(t.duration_ms)} ms` }), marks,
-      make("span", { cls: "sub", text: t.name ?? t.id.slice(0, 8) }),
-      make("span", { cls: "sub", text: `${t.spans} spans · ${new Date(t.start_ms).toLocaleTimeString("en-GB")}` }),
+      make("span", { cls: "sub", text: t.name ?? "arriving …" }),
+      make("span", { cls: "sub", text: `${plural(t.spans, "span")} · ${new Date(t.start_ms).toLocaleTimeString("en-GB")}` }),
       make("span", { cls: "meter" }, make("i", { style: { width, background: tint } }))));
   }));
 }
@@ -166,7 +167,7 @@ function showTrace() {
   if (trace.whole) marks.append(chip("complete", "var(--good)"));
   for (const service of trace.services) marks.append(chip(service, colour(service)));
   $("title").replaceChildren(make("strong", { text: `${ms(trace.duration_ms)} ms` }),
-    make("span", { text: `${trace.spans.length} spans` }), make("code", { text: trace.id }), marks);
+    make("span", { text: plural(trace.spans.length, "span") }), make("code", { text: trace.id }), marks);
   const total = Math.max(trace.duration_ms, 1e-6);
   const lane = make("div", { cls: "lane" }, ...[0, .25, .5, .75, 1].map(at =>
     make("span", { text: `${ms(total * at)} ms`, style: { left: `${at * 100}%` } })));

@@ -134,7 +134,8 @@ impl Stats {
         }
         if let Err(reason) = outcome.result {
             self.failed += 1;
-            self.last_failure = Some(reason);
+            // The sidecars' bodies say on further lines where to read more.
+            self.last_failure = reason.lines().next().map(str::to_owned);
         }
     }
 

@@ -1,4 +1,4 @@
-//! Customers: buys at a constant rate, whatever the shop's answers, and tells how it went.
+//! Customers: buys at a constant rate, if the shop can keep up with it, and tells how it went.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,13 +6,16 @@ use std::time::Duration;
 use hyper::Method;
 use hyper::header::{HeaderMap, HeaderValue};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
 use crate::dice::Dice;
 use crate::http::{self, Upstream};
 
-/// Requests that may be in flight at once. What goes beyond is a failed request: a customer who did not get in.
+/// The shop holds as many customers at once as come in half a second, within these bounds. Who comes when it is full
+/// waits at the door: a shop that is too slow for the rate gets a lower rate, and not a growing crowd.
+const MIN_IN_FLIGHT: u32 = 16;
 const MAX_IN_FLIGHT: u32 = 512;
+const CATCH_UP: Duration = Duration::from_millis(250);
 const MIN_RATE: f64 = 0.01;
 const MAX_RATE: f64 = 10_000.0;
 /// A customer's patience.
@@ -25,7 +28,7 @@ pub struct Settings {
     /// URL of web.
     #[arg(long, env = "SHOP_WEB_URL", default_value = "http://web:8080")]
     pub web_url: String,
-    /// Requests a second, whatever the answers; 0.01 to 10,000.
+    /// Requests a second, if the shop can keep up; 0.01 to 10,000.
     #[arg(long, env = "SHOP_RATE", default_value = "5", value_parser = rate)]
     pub rate: f64,
     /// Makes the customers' choices the same in every run.
@@ -44,35 +47,35 @@ pub struct Outcome {
 
 /// Buys until `stop` completes, and then to the end of the purchases in flight.
 pub async fn buy(settings: &Settings, stop: impl Future<Output = ()>, tell: impl Fn(Outcome) + Send + Sync + 'static) {
+    let rate = settings.rate.clamp(MIN_RATE, MAX_RATE);
+    let places = ((rate / 2.0) as u32).clamp(MIN_IN_FLIGHT, MAX_IN_FLIGHT);
     let customers = Arc::new(Customers {
         web: Upstream::new(&settings.web_url),
         dice: Dice::new(settings.seed),
-        places: Arc::new(Semaphore::new(MAX_IN_FLIGHT as usize)),
+        places: Arc::new(Semaphore::new(places as usize)),
         tell: Box::new(tell),
     });
-    let mut ticks = tokio::time::interval(Duration::from_secs_f64(1.0 / settings.rate.clamp(MIN_RATE, MAX_RATE)));
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst); // the rate is kept on average, even after a hiccup
+    let period = Duration::from_secs_f64(1.0 / rate);
+    let mut due = Instant::now();
     let mut stop = std::pin::pin!(stop);
     loop {
-        tokio::select! {
-            _ = ticks.tick() => {}
+        let enter = async {
+            tokio::time::sleep_until(due).await;
+            Arc::clone(&customers.places).acquire_owned().await
+        };
+        let place = tokio::select! {
+            place = enter => place,
             () = &mut stop => break,
-        }
-        match Arc::clone(&customers.places).try_acquire_owned() {
-            Ok(place) => {
-                let customers = Arc::clone(&customers);
-                tokio::spawn(async move {
-                    (customers.tell)(customers.buy().await);
-                    drop(place);
-                });
-            }
-            Err(_) => (customers.tell)(Outcome {
-                latency: Duration::ZERO,
-                result: Err(format!("{MAX_IN_FLIGHT} purchases are in flight already")),
-            }),
-        }
+        };
+        // The rate is kept on average over a hiccup, and not over a long wait.
+        due = (due + period).max(Instant::now() - CATCH_UP);
+        let customers = Arc::clone(&customers);
+        tokio::spawn(async move {
+            (customers.tell)(customers.buy().await);
+            drop(place);
+        });
     }
-    let _ = tokio::time::timeout(TIMEOUT, customers.places.acquire_many(MAX_IN_FLIGHT)).await;
+    let _ = tokio::time::timeout(TIMEOUT, customers.places.acquire_many(places)).await;
 }
 
 /// Parses a number of requests a second.
