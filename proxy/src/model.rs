@@ -183,7 +183,7 @@ pub struct Policy {
     pub connect_timeout: Duration,
 }
 
-/// DESIGN: "Retries are safe by default".
+/// Safe by default: see `outbound::retry`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RetryPolicy {
     /// Attempts after the first.

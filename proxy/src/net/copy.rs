@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// What a direction begins with: enough for request-and-answer protocols.
 const SMALL: usize = 8 * 1024;
-/// What it grows to while reads fill it: bulk transfers are limited by it (SPEED).
+/// What it grows to while reads fill it: bulk transfers are limited by it.
 const LARGE: usize = 128 * 1024;
 
 /// How a tunnel ended.

@@ -1,4 +1,4 @@
-//! Whether a request is tried again: the decision, without any I/O. DESIGN's "Retries are safe by default".
+//! Whether a request is tried again: the decision, without any I/O.
 //!
 //! Two things are told apart. A request that **was never processed** (no connection, a refused stream, the peer sidecar's
 //! word that its app was not there) may be sent again whatever it is. A request that **may have been processed** (a
