@@ -1,4 +1,4 @@
-//! The end of a process, gracefully: one helper for every connection and worker.
+//! The end of a process, gracefully: one place for every connection and worker.
 //!
 //! On SIGTERM the sidecar turns unready and goes on: it accepts connections, answers HTTP/1 requests with
 //! `Connection: close`, and sends GOAWAY on HTTP/2 connections. Idle HTTP/1 connections stay open for [`GRACE`], because

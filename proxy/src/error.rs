@@ -161,3 +161,27 @@ impl ProxyError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Reason;
+
+    #[test]
+    fn the_documentation_has_a_row_for_each_code_and_no_other() {
+        let rows: Vec<Vec<&str>> = include_str!("../../docs/errors.md")
+            .lines()
+            .filter(|line| line.starts_with("| `"))
+            .map(|line| line.split('|').map(|cell| cell.trim().trim_matches('`')).collect())
+            .collect();
+        assert_eq!(rows.len(), Reason::ALL.len());
+        for (reason, row) in Reason::ALL.into_iter().zip(rows) {
+            assert_eq!(row[1], reason.code());
+            if reason == Reason::ClientClosed {
+                continue; // nobody is there to be answered
+            }
+            assert_eq!(row[2], reason.status().as_str(), "{}", reason.code());
+            assert_eq!(row[3], reason.grpc_status().to_string(), "{}", reason.code());
+            assert_eq!(row[4] == "any method", reason.never_processed(), "{}", reason.code());
+        }
+    }
+}
