@@ -21,6 +21,8 @@ use super::traces::{Span, Trace};
 /// Easy to remember; another one if it is taken.
 const PREFERRED_PORT: u16 = 8480;
 const LISTED: usize = 60;
+/// The spans of a trace are all there after this long.
+const ARRIVING_NS: u64 = 5_000_000_000;
 
 /// Binds the page's port on 127.0.0.1; 0 means the preferred one, or else any.
 pub(super) async fn bind(port: u16) -> anyhow::Result<TcpListener> {
@@ -114,10 +116,14 @@ fn respond(status: StatusCode, content_type: &'static str, body: impl Into<Bytes
 fn state(observed: &Observed, shop: &str) -> Value {
     let store = observed.store.lock();
     let stats = observed.stats.lock();
+    let newest = store.newest().next().map_or(0, Trace::start_ns);
     let traces: Vec<Value> = store
         .newest()
+        .map(|trace| (trace, store.check(trace).is_ok()))
+        // Spans arrive in batches; a trace is listed when it is whole, or when nothing more will come.
+        .filter(|(trace, whole)| *whole || newest.saturating_sub(trace.start_ns()) > ARRIVING_NS)
         .take(LISTED)
-        .map(|trace| summary(trace, store.check(trace).is_ok()))
+        .map(|(trace, whole)| summary(trace, whole))
         .collect();
     let longest = store.longest().map(|trace| trace.id.clone());
     json!({

@@ -152,10 +152,12 @@ pub(crate) struct Upstream {
 impl Upstream {
     /// `url` is "http://orders:8080".
     pub(crate) fn new(url: &str) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(30))
-            .build_http();
+            .build(connector);
         Self {
             client,
             url: url.trim_end_matches('/').to_owned(),
