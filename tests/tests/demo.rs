@@ -105,8 +105,10 @@ fn check_spans(spans: &[Value]) {
 #[test]
 fn killed_or_interrupted_it_leaves_no_process() {
     for signal in [Signal::SIGINT, Signal::SIGKILL] {
+        let directory = tempfile::tempdir().unwrap(); // a killed demo cannot clean up
         let mut demo = outrigger()
             .arg("demo")
+            .env("TMPDIR", directory.path())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -118,6 +120,8 @@ fn killed_or_interrupted_it_leaves_no_process() {
         kill(Pid::from_raw(pid), signal).unwrap();
         demo.wait().unwrap();
         eventually("their end", || children.iter().all(|child| !runs(*child)).then_some(()));
+        let left = std::fs::read_dir(directory.path()).unwrap().count();
+        assert_eq!(left, usize::from(signal == Signal::SIGKILL));
     }
 }
 
