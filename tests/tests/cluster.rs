@@ -296,10 +296,10 @@ fn a_rolling_restart_loses_no_request() -> Result<()> {
     with_shop(async |cluster| {
         cluster.set_failure_rate("0").await?;
         let load = cluster
-            .start_client(SHOP, true, &purchase(&["--for", "30", "--rate", "50"]))
+            .start_client(SHOP, true, &purchase(&["--for", "45", "--rate", "40"]))
             .await?;
         let shop = cluster.admin.namespace(SHOP);
-        for deployment in ["orders", "web"] {
+        for deployment in ["orders", "web", "inventory", "payments"] {
             shop.run(["rollout", "restart", &format!("deployment/{deployment}")])
                 .await?;
             rolled_out(&shop, &format!("deployment/{deployment}")).await?;
