@@ -249,7 +249,7 @@ impl Drop for Running {
 }
 
 /// The path of one of the workspace's programs, which every user can execute: where it is, or else a copy of it. It is taken
-/// from `OUTRIGGER_BIN`, or else built as cargo does by default.
+/// from `OUTRIGGER_BINARIES`, or else built as cargo does by default.
 ///
 /// # Panics
 /// When it cannot be built or copied.
@@ -260,7 +260,7 @@ pub fn program(package: &str) -> PathBuf {
     if copy.exists() {
         return copy;
     }
-    let folder = std::env::var_os("OUTRIGGER_BIN").map_or_else(
+    let folder = std::env::var_os("OUTRIGGER_BINARIES").map_or_else(
         || {
             let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
             let built = Command::new(cargo)
