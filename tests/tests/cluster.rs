@@ -168,10 +168,11 @@ fn traffic_between_pods_is_encrypted() -> Result<()> {
             packets.len()
         );
         // Only the first hop from outside may be read: 20 requests, each seen on its way to the node, which translates the
-        // Service's address, and on its way from there. That they were read proves that the capture sees the pods.
+        // Service's address, and on its way from there. That they were read proves that the capture sees the pods. In
+        // plaintext, the three hops behind it would add six times as much.
         ensure!(outside >= 20, "the capture missed the plaintext, so it proves nothing");
         ensure!(
-            outside <= 40,
+            outside < 80,
             "what came from outside went on in plaintext between sidecars"
         );
         ensure!(inside == 0, "traffic between sidecars can be read");
