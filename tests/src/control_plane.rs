@@ -64,14 +64,7 @@ impl ControlPlane {
         for object in objects {
             install.apply(&object.to_string()).await?;
         }
-        admin
-            .run([
-                "wait",
-                "--for=condition=Established",
-                "crd/trafficpolicies.outrigger.dev",
-                "--timeout=20s",
-            ])
-            .await?;
+        admin.wait_for_crd("trafficpolicies.outrigger.dev").await?;
         Ok(Self {
             admin,
             files: tempfile::tempdir()?,

@@ -68,6 +68,21 @@ impl Kubectl {
         self.run_with_input(args, "").await
     }
 
+    /// Waits until kube-apiserver serves the resources of a CRD, "PLURAL.GROUP".
+    ///
+    /// # Errors
+    /// When it does not become established.
+    pub async fn wait_for_crd(&self, name: &str) -> Result<()> {
+        let crd = format!("crd/{name}");
+        // A CRD that was made a moment ago has no conditions, and `kubectl wait` takes that for an error.
+        eventually("a CRD is established", Duration::from_secs(30), async || {
+            self.run(["wait", "--for=condition=Established", &crd, "--timeout=30s"])
+                .await
+        })
+        .await?;
+        Ok(())
+    }
+
     /// Runs it with text on its standard input.
     ///
     /// # Errors

@@ -370,11 +370,8 @@ async fn gateway_api_comes_later(cluster: &Cluster, shop: &Kubectl) -> Result<()
     for kind in ["httproutes", "grpcroutes"] {
         let file = format!("{crds}/experimental/gateway.networking.k8s.io_{kind}.yaml");
         cluster.admin.run(["apply", "--server-side", "-f", &file]).await?;
-        let crd = format!("crd/{kind}.gateway.networking.k8s.io");
-        cluster
-            .admin
-            .run(["wait", "--for=condition=Established", &crd, "--timeout=30s"])
-            .await?;
+        let crd = format!("{kind}.gateway.networking.k8s.io");
+        cluster.admin.wait_for_crd(&crd).await?;
     }
     eventually("a route is taken", Duration::from_secs(10), async || {
         shop.apply(&route("early", "orders", "early").to_string()).await

@@ -182,15 +182,7 @@ fn gateway_api_may_come_later() -> Result<()> {
                 kind.split('.').next().unwrap()
             );
             plane.admin.run(["apply", "--server-side", "-f", &file]).await?;
-            plane
-                .admin
-                .run([
-                    "wait",
-                    "--for=condition=Established",
-                    &format!("crd/{kind}"),
-                    "--timeout=30s",
-                ])
-                .await?;
+            plane.admin.wait_for_crd(kind).await?;
         }
         let route = json!({
             "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": "orders"},
@@ -202,7 +194,10 @@ fn gateway_api_may_come_later() -> Result<()> {
                 }]
             }
         });
-        shop.apply(&route.to_string()).await?;
+        eventually("a route is taken", Duration::from_secs(10), async || {
+            shop.apply(&route.to_string()).await
+        })
+        .await?;
         let timeout = Some(Duration::from_millis(4321));
         seen(&mut target, |service| {
             let policy = service.routes.first().map(|route| &route.policy);
