@@ -1,0 +1,45 @@
+//! The small programs of `bench/`, in one: what each contender needs beside it, and the load that no packaged tool makes.
+
+mod certs;
+mod control;
+mod linkerd;
+mod load;
+mod server;
+
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(version, about)]
+enum Command {
+    /// Makes a CA and a certificate for each pod.
+    Certs(certs::Options),
+    /// Is Outrigger's controller, with fixed answers.
+    Control(control::Options),
+    /// Is Linkerd's control plane, with fixed answers.
+    LinkerdControl(linkerd::Options),
+    /// Is an app that speaks HTTP/2, gRPC included.
+    Http2Server(server::Options),
+    /// Sends requests at a constant rate; latency counts from the intended moment.
+    Rate(load::Rate),
+    /// Sends each request on a new connection.
+    Connect(load::Connect),
+    /// Opens connections, uses each once, and keeps them.
+    Hold(load::Hold),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Command::parse() {
+        Command::Certs(options) => certs::run(&options),
+        Command::Control(options) => on_one_thread(control::run(options)),
+        Command::LinkerdControl(options) => on_one_thread(linkerd::run(options)),
+        Command::Http2Server(options) => on_one_thread(server::run(options)),
+        Command::Rate(options) => load::rate(&options),
+        Command::Connect(options) => load::connect(&options),
+        Command::Hold(options) => load::hold(&options),
+    }
+}
+
+fn on_one_thread(run: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(run)
+}
