@@ -1,11 +1,17 @@
 //! The end of a process, gracefully: one place for every connection and worker.
 //!
 //! On SIGTERM the sidecar turns unready and goes on: it accepts connections, answers HTTP/1 requests with
-//! `Connection: close`, and sends GOAWAY on HTTP/2 connections. Idle HTTP/1 connections stay open for [`GRACE`], because
-//! to close one races with the request that is on its way; after it they are closed. When nothing is in flight and the app
-//! has closed its connections to the outbound listener (an app that holds one may still need it), a worker takes no more
-//! connections, which is safe for every request: it goes elsewhere. It has ended when those that it took are done, or at
-//! the deadline. A second signal ends it at once.
+//! `Connection: close`, and sends GOAWAY on HTTP/2 connections.
+//!
+//! **While the app lives**, that is all. An ordinary sidecar gets the signal in the same moment as its app, which may have
+//! calls to make before it ends, on connections that it holds or on new ones. The kernel tells whether it lives
+//! ([`crate::net::sockets`]). A native sidecar gets the signal when the app has ended, and waits for nothing. Where
+//! connections are not captured (a standalone sidecar), nothing is known of the app but its connections.
+//!
+//! **Then** idle HTTP/1 connections are closed: not within [`GRACE`] of the signal, because to close one races with the
+//! request that is on its way. When nothing is in flight and the outbound listener's connections have ended, a worker takes
+//! no more connections, which is safe for every request: it goes elsewhere. It has ended when those that it took are done,
+//! or at the deadline. A second signal ends it at once.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -17,6 +23,9 @@ use tokio::sync::{Notify, watch};
 
 /// How long an idle HTTP/1 connection outlives the signal, and how long a worker does at least.
 pub const GRACE: Duration = Duration::from_millis(500);
+
+/// How often the kernel is asked whether the app lives.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// How long a connection that was taken last may wait for its request.
 const LAST: Duration = Duration::from_secs(1);
@@ -135,9 +144,12 @@ impl Activity {
     }
 
     /// Drains until nothing is left. The caller sets the deadline.
-    pub async fn drain(&self) {
+    pub async fn drain(&self, app_lives: impl Fn() -> bool) {
         self.enter(Stage::Draining);
         tokio::time::sleep(GRACE).await;
+        while app_lives() {
+            tokio::time::sleep(LOOK).await;
+        }
         self.enter(Stage::Closing);
         self.until(|| self.in_flight.get() == 0 && self.app_connections.get() == 0)
             .await;
@@ -238,25 +250,61 @@ impl Drop for InFlight {
 
 #[cfg(test)]
 mod tests {
-    use super::{Activity, GRACE, Phase, Stage, channel};
+    use super::{Activity, GRACE, LAST, LOOK, Phase, Stage, channel};
+    use std::cell::Cell;
     use std::rc::Rc;
     use std::time::Duration;
+    use tokio::time::{Instant, timeout};
+
+    const LONG: Duration = Duration::from_secs(3600);
 
     #[tokio::test(start_paused = true)]
-    async fn waits_for_requests_and_for_the_app() {
+    async fn waits_for_requests_and_for_connections_of_the_app() {
         let activity = Rc::new(Activity::default());
         let connection = activity.open(true);
         let request = activity.begin();
-        let drain = activity.drain();
+        let drain = activity.drain(|| false);
         tokio::pin!(drain);
-        let began = tokio::time::Instant::now();
-        assert!(tokio::time::timeout(GRACE * 4, &mut drain).await.is_err());
+        let began = Instant::now();
+        assert!(timeout(GRACE * 4, &mut drain).await.is_err());
         assert_eq!(activity.stage(), Stage::Closing);
         drop(request);
-        assert!(tokio::time::timeout(GRACE, &mut drain).await.is_err());
+        assert!(timeout(GRACE, &mut drain).await.is_err());
         drop(connection);
-        assert!(tokio::time::timeout(GRACE, &mut drain).await.is_ok());
+        assert!(timeout(GRACE, &mut drain).await.is_ok());
         assert!(began.elapsed() < GRACE * 6);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_app_that_lives_has_its_sidecar() {
+        let activity = Rc::new(Activity::default());
+        // It holds an idle connection, and nothing is in flight.
+        let connection = activity.open(true);
+        let lives = Cell::new(true);
+        let drain = activity.drain(|| lives.get());
+        tokio::pin!(drain);
+        assert!(timeout(LONG, &mut drain).await.is_err());
+        assert_eq!(activity.stage(), Stage::Draining, "its idle connections stay open");
+        // The app ends, and its connections with it.
+        lives.set(false);
+        drop(connection);
+        let gone = Instant::now();
+        drain.await;
+        assert_eq!(activity.stage(), Stage::Refusing);
+        assert!(gone.elapsed() <= LOOK, "{:?}", gone.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn with_nothing_to_wait_for_it_takes_the_time_of_grace() {
+        let began = Instant::now();
+        Activity::default().drain(|| false).await;
+        assert_eq!(began.elapsed(), GRACE);
+        // A peer that holds a connection and sends nothing is not waited for.
+        let activity = Rc::new(Activity::default());
+        let _idle = activity.open(false);
+        let began = Instant::now();
+        activity.drain(|| false).await;
+        assert_eq!(began.elapsed(), GRACE + LAST);
     }
 
     #[tokio::test(start_paused = true)]
@@ -264,7 +312,7 @@ mod tests {
         let (trigger, mut signal) = channel();
         trigger.enter(Phase::Forced);
         trigger.enter(Phase::Draining);
-        tokio::time::timeout(Duration::from_secs(1), signal.reached(Phase::Forced))
+        timeout(Duration::from_secs(1), signal.reached(Phase::Forced))
             .await
             .expect("the signal was lost");
     }

@@ -20,7 +20,7 @@ use crate::drain::{Activity, Phase, Signal};
 use crate::error::ProxyError;
 use crate::http::pool::Pool;
 use crate::identity::Identity;
-use crate::net::{Io, listen};
+use crate::net::{Io, listen, sockets};
 use crate::outbound::target::WorkerTarget;
 use crate::telemetry::Telemetry;
 use crate::{inbound, outbound};
@@ -81,9 +81,13 @@ pub fn run(process: Arc<Process>, listeners: Listeners, mut signal: Signal) -> s
         worker.listen(listeners)?;
         tokio::task::spawn_local(sweep(Rc::clone(&worker)));
         signal.reached(Phase::Draining).await;
-        let deadline = worker.process.config.drain_timeout;
+        let config = &worker.process.config;
+        let deadline = config.drain_timeout;
+        // Only where connections are captured is the network namespace the app's and the sidecar's alone.
+        let captured = config.outbound.iter().any(|l| l.to == Destination::Original);
+        let app_lives = || captured && sockets::others_have_one();
         tokio::select! {
-            drained = tokio::time::timeout(deadline, worker.activity.drain()) => {
+            drained = tokio::time::timeout(deadline, worker.activity.drain(app_lives)) => {
                 if drained.is_err() {
                     tracing::warn!(?deadline, "requests were still in flight when the time to drain was up");
                 }

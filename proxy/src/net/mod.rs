@@ -4,6 +4,7 @@ pub mod copy;
 pub mod detect;
 pub mod listen;
 pub mod prefixed;
+pub mod sockets;
 pub mod stream;
 
 pub use prefixed::Prefixed;
