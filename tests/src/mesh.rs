@@ -185,6 +185,15 @@ impl Sidecar {
 
     /// The same, with what a file cannot say.
     pub async fn start_with(self, authority: &Authority, change: impl FnOnce(&mut Config)) -> RunningProxy {
+        let proxy = self.launch(authority, change).await;
+        tokio::time::timeout(SOON, proxy.ready())
+            .await
+            .expect("the sidecar gets no identity");
+        proxy
+    }
+
+    /// The same, without waiting for its identity.
+    pub async fn launch(self, authority: &Authority, change: impl FnOnce(&mut Config)) -> RunningProxy {
         let Self {
             name,
             listeners,
@@ -201,11 +210,7 @@ impl Sidecar {
         let path = authority.directory().join(format!("{name}.yaml"));
         let mut config = Config::from_yaml(&path.to_string_lossy(), &file).unwrap_or_else(|e| panic!("{e:#?}\n{file}"));
         change(&mut config);
-        let proxy = app::start(config, None).await.unwrap();
-        tokio::time::timeout(SOON, proxy.ready())
-            .await
-            .expect("the sidecar gets no identity");
-        proxy
+        app::start(config, None).await.unwrap()
     }
 }
 
