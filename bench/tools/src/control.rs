@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use outrigger_api::discovery::backend::Kind as BackendKind;
 use outrigger_api::discovery::target::Kind as TargetKind;
-use outrigger_api::discovery::{Backend, Endpoint, Endpoints, Service, ServiceRef, Target};
+use outrigger_api::discovery::{Backend, Endpoint, Endpoints, Protocol, Service, ServiceRef, Target};
 use outrigger_api::spiffe::SpiffeId;
 use outrigger_controller::ca::Ca;
 use outrigger_controller::discovery::{Discover, FixedTargets};
@@ -38,6 +38,9 @@ pub(crate) struct Options {
     /// Its ports; nothing is said of their protocol.
     #[arg(long, value_delimiter = ',')]
     ports: Vec<u16>,
+    /// Further ports, whose bytes are not looked at.
+    #[arg(long, value_delimiter = ',')]
+    opaque: Vec<u16>,
 }
 
 pub(crate) async fn run(options: Options) -> Result<()> {
@@ -50,11 +53,12 @@ pub(crate) async fn run(options: Options) -> Result<()> {
         tokens = tokens.with(pod, NAMESPACE, pod);
     }
     let identity = SpiffeId::new(TRUST_DOMAIN, NAMESPACE, "server")?.to_string();
-    let targets: Vec<_> = options
-        .ports
-        .iter()
-        .map(|port| SocketAddr::new(options.server, *port))
-        .map(|address| (address, service(address, &identity)))
+    let detected = options.ports.iter().map(|port| (port, Protocol::Unspecified));
+    let opaque = options.opaque.iter().map(|port| (port, Protocol::Opaque));
+    let targets: Vec<_> = detected
+        .chain(opaque)
+        .map(|(port, protocol)| (SocketAddr::new(options.server, *port), protocol))
+        .map(|(address, protocol)| (address, service(address, protocol, &identity)))
         .collect();
     let (_ca, ca) = watch::channel(Arc::new(ca));
     let metrics = Arc::new(Metrics::default());
@@ -74,7 +78,7 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
-fn service(endpoint: SocketAddr, identity: &str) -> Target {
+fn service(endpoint: SocketAddr, protocol: Protocol, identity: &str) -> Target {
     let reference = ServiceRef {
         namespace: NAMESPACE.into(),
         name: "app".into(),
@@ -88,6 +92,7 @@ fn service(endpoint: SocketAddr, identity: &str) -> Target {
     Target {
         kind: Some(TargetKind::Service(Service {
             r#ref: Some(reference.clone()),
+            protocol: protocol.into(),
             backends: vec![Backend {
                 r#ref: Some(reference),
                 kind: Some(BackendKind::Endpoints(Endpoints {

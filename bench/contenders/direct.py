@@ -1,0 +1,7 @@
+"""No sidecar: the limit."""
+
+CASES = {"direct": "no sidecar"}
+
+
+def program():
+    return None

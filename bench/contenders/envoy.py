@@ -1,0 +1,133 @@
+"""Envoy with a static bootstrap in the shape of an Istio sidecar: an outbound and an inbound listener with the original_dst
+filter, filter chains by the original port. TLS 1.3 both ways, a client certificate is required, ECDSA P-256, sessions are
+resumed. Retries and the time limit are as Istio sets them; so is the check of who calls."""
+import json
+import lab
+
+CASES = {"envoy-h1": "HTTP/1 carried as HTTP/1 between the sidecars (Istio's default)",
+         "envoy-h2": "HTTP/1 carried over HTTP/2 between the sidecars (Istio's h2UpgradePolicy: UPGRADE)"}
+UID, OUTBOUND, INBOUND, ADMIN, SPANS = 2102, 15001, 15006, 15000, 4317
+TYPE = "type.googleapis.com/"
+FILTERS = "envoy.extensions.filters."
+TLS = TYPE + "envoy.extensions.transport_sockets.tls.v3."
+HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+HTTP2_OPTIONS = {"max_concurrent_streams": 1000}
+
+
+def program():
+    return lab.program("envoy")
+
+
+def ready(case):
+    return ADMIN, "/ready"
+
+
+def redirect(pod):
+    lab.redirect(pod, OUTBOUND, INBOUND, [ADMIN], UID)
+
+
+def identity(pod):
+    return f"spiffe://cluster.local/ns/bench/sa/{pod}"
+
+
+def tls(pod, protocols, peer):
+    certs = f"{lab.WORK}/certs"
+    return {
+        "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
+        "alpn_protocols": protocols,
+        "tls_certificates": [{"certificate_chain": {"filename": f"{certs}/{pod}.pem"},
+                              "private_key": {"filename": f"{certs}/{pod}.key"}}],
+        "validation_context": {
+            "trusted_ca": {"filename": f"{certs}/ca.pem"},
+            "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": identity(peer)}}]},
+    }
+
+
+def cluster(name, address, port, protocol, transport=None):
+    made = {"name": name, "type": "STATIC", "connect_timeout": "5s",
+            "circuit_breakers": {"thresholds": [{"max_connections": 100000, "max_pending_requests": 100000,
+                                                 "max_requests": 100000, "max_retries": 1000}]},
+            "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [
+                {"endpoint": {"address": {"socket_address": {"address": address, "port_value": port}}}}]}]}}
+    if protocol:
+        options = {"http2_protocol_options": HTTP2_OPTIONS} if protocol == "h2" else {"http_protocol_options": {}}
+        made["typed_extension_protocol_options"] = {
+            HTTP_OPTIONS: {"@type": TYPE + HTTP_OPTIONS, "explicit_http_config": options}}
+    if transport:
+        made["transport_socket"] = {"name": "tls", "typed_config": transport}
+    return made
+
+
+def http_manager(name, pod, tracing):
+    route = {"cluster": name, "timeout": "15s"}
+    filters = [{"name": "router", "typed_config": {"@type": TYPE + FILTERS + "http.router.v3.Router"}}]
+    manager = {"@type": TYPE + FILTERS + "network.http_connection_manager.v3.HttpConnectionManager",
+               "stat_prefix": name, "codec_type": "AUTO", "http2_protocol_options": HTTP2_OPTIONS,
+               "stream_idle_timeout": "300s", "http_filters": filters,
+               "route_config": {"name": name, "virtual_hosts": [
+                   {"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": route}]}]}}
+    if pod == "client":
+        route["retry_policy"] = {
+            "retry_on": "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes",
+            "retriable_status_codes": [503], "num_retries": 2,
+            "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.25s"}}
+    else:
+        manager["forward_client_cert_details"] = "APPEND_FORWARD"
+        manager["set_current_client_cert_details"] = {"subject": True, "uri": True}
+        allow = {"permissions": [{"any": True}],
+                 "principals": [{"authenticated": {"principal_name": {"exact": identity("client")}}}]}
+        filters.insert(0, {"name": "rbac", "typed_config": {
+            "@type": TYPE + FILTERS + "http.rbac.v3.RBAC", "rules": {"action": "ALLOW", "policies": {"client": allow}}}})
+    if tracing:
+        manager["tracing"] = {"random_sampling": {"value": 1.0}, "provider": {"name": "otel", "typed_config": {
+            "@type": TYPE + "envoy.config.trace.v3.OpenTelemetryConfig", "service_name": pod,
+            "grpc_service": {"envoy_grpc": {"cluster_name": "spans"}, "timeout": "1s"}}}}
+    return manager
+
+
+def tcp_proxy(name):
+    return {"name": "tcp", "typed_config": {
+        "@type": TYPE + FILTERS + "network.tcp_proxy.v3.TcpProxy", "stat_prefix": name, "cluster": name}}
+
+
+def config(case, pod, tracing):
+    chains = []
+    clusters = [{"name": "passthrough", "type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED", "connect_timeout": "5s"}]
+    for port in lab.HTTP_PORTS + lab.TCP_PORTS:
+        app = {lab.HTTP1: "h1", lab.HTTP2: "h2"}.get(port)
+        between = "h2" if app and case == "envoy-h2" else app
+        protocols = [{"h2": "h2", "h1": "http/1.1", None: "istio"}[between]]
+        name = f"{'outbound' if pod == 'client' else 'inbound'}_{port}"
+        if pod == "client":
+            transport = {"@type": TLS + "UpstreamTlsContext", "common_tls_context": tls(pod, protocols, "server"),
+                         "sni": lab.HOST}
+            clusters.append(cluster(name, lab.IP["server"], port, between, transport))
+        else:
+            clusters.append(cluster(name, "127.0.0.1", port, app))
+        network = {"name": "http", "typed_config": http_manager(name, pod, tracing)} if app else tcp_proxy(name)
+        chain = {"filter_chain_match": {"destination_port": port}, "filters": [network]}
+        if pod == "server":
+            chain["transport_socket"] = {"name": "tls", "typed_config": {
+                "@type": TLS + "DownstreamTlsContext", "require_client_certificate": True,
+                "common_tls_context": tls(pod, protocols, "client")}}
+        chains.append(chain)
+    if tracing:
+        clusters.append(cluster("spans", lab.IP["control"], SPANS, "h2"))
+    listener = {
+        "name": "all", "address": {"socket_address": {"address": "0.0.0.0", "port_value": OUTBOUND if pod == "client" else INBOUND}},
+        "listener_filters": [{"name": "original", "typed_config": {
+            "@type": TYPE + FILTERS + "listener.original_dst.v3.OriginalDst"}}],
+        "tcp_backlog_size": 4096, "filter_chains": chains}
+    if pod == "client":
+        listener["default_filter_chain"] = {"filters": [tcp_proxy("passthrough")]}
+    return {"node": {"id": pod, "cluster": "bench"},
+            "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": ADMIN}}},
+            "static_resources": {"listeners": [listener], "clusters": clusters}}
+
+
+def start(processes, case, pod, tracing):
+    file = f"{lab.WORK}/{case}-{pod}.json"
+    with open(file, "w") as f:
+        json.dump(config(case, pod, tracing), f, indent=1)
+    return processes.start(f"{case}-{pod}", lab.as_user(pod, UID, [
+        program(), "-c", file, "--concurrency", "1", "--log-level", "warning", "--disable-hot-restart"]))

@@ -1,0 +1,54 @@
+"""Outrigger as it is injected: its own capture, its controller with fixed answers, and every default."""
+import os, time
+import lab
+
+CASES = {"outrigger": "as injected: every default but the place that spans go to"}
+UID, ADMIN, CONTROLLER = 2140, 14190, 14150
+
+
+def program():
+    return lab.program("outrigger-proxy")
+
+
+def ready(case):
+    return ADMIN, "/readyz"
+
+
+def redirect(pod):
+    lab.sh(lab.inside(pod, [program(), "init"]))
+
+
+def csv(ports):
+    return ",".join(map(str, ports))
+
+
+def prepare(processes, case, tracing):
+    processes.start("outrigger-control", lab.inside("control", [
+        lab.program("outrigger-bench"), "control", "--addr", f"{lab.IP['control']}:{CONTROLLER}", "--out", f"{lab.WORK}/outrigger",
+        "--server", lab.IP["server"], "--ports", csv(lab.HTTP_PORTS), "--opaque", csv(lab.TCP_PORTS)]))
+    # It listens last; what asks before that tries again, which is not what is measured.
+    with lab.Inside("control"):
+        end = time.monotonic() + 5
+        while time.monotonic() < end and not listens(CONTROLLER):
+            time.sleep(0.01)
+
+
+def listens(port):
+    with open("/proc/thread-self/net/tcp") as f:
+        return any(line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "0A" for line in list(f)[1:])
+
+
+def start(processes, case, pod, tracing):
+    files = f"{lab.WORK}/outrigger"
+    env = {
+        "NAMESPACE": "bench", "POD": f"{pod}-1", "WORKLOAD": pod, "SERVICE_ACCOUNT": pod, "POD_IPS": lab.IP[pod],
+        "CONTROLLER": f"{lab.IP['control']}:{CONTROLLER}",
+        "CONTROLLER_ID": "spiffe://cluster.local/ns/outrigger/sa/outrigger-controller",
+        "TOKEN_FILE": f"{files}/token-{pod}", "TRUST_BUNDLE_FILE": f"{files}/ca.crt",
+        # What a Service's ports without a name say to the client, an annotation says to the server's sidecar.
+        "OPAQUE_PORTS": csv(lab.TCP_PORTS),
+    }
+    if tracing:
+        env |= {"TRACING_ENDPOINT": f"http://{lab.IP['control']}:4317", "TRACING_SAMPLE_RATIO": "0.01"}
+    return processes.start(f"{case}-{pod}", lab.as_user(pod, UID, [program(), "run"]),
+                           env={f"OUTRIGGER_{name}": value for name, value in env.items()})
