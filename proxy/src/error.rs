@@ -40,6 +40,8 @@ pub enum Reason {
     BadRequest,
     /// The header section is larger than the limit.
     HeadersTooLarge,
+    /// The header section did not end in time.
+    HeadTimeout,
     /// Plaintext, where mutual TLS is required.
     PlaintextRefused,
     /// The client went away before the response.
@@ -48,7 +50,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for the documentation's test.
-    pub const ALL: [Reason; 19] = [
+    pub const ALL: [Reason; 20] = [
         Reason::NoEndpoints,
         Reason::DiscoveryUnavailable,
         Reason::IdentityUnavailable,
@@ -66,6 +68,7 @@ impl Reason {
         Reason::AppUnavailable,
         Reason::BadRequest,
         Reason::HeadersTooLarge,
+        Reason::HeadTimeout,
         Reason::PlaintextRefused,
         Reason::ClientClosed,
     ];
@@ -90,6 +93,7 @@ impl Reason {
             Reason::AppUnavailable => "app-unavailable",
             Reason::BadRequest => "bad-request",
             Reason::HeadersTooLarge => "headers-too-large",
+            Reason::HeadTimeout => "head-timeout",
             Reason::PlaintextRefused => "plaintext-refused",
             Reason::ClientClosed => "client-closed",
         }
@@ -112,6 +116,7 @@ impl Reason {
             Reason::InvalidBackend => StatusCode::INTERNAL_SERVER_ERROR,
             Reason::BadRequest | Reason::ClientClosed => StatusCode::BAD_REQUEST,
             Reason::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Reason::HeadTimeout => StatusCode::REQUEST_TIMEOUT,
             Reason::PlaintextRefused => StatusCode::FORBIDDEN,
         }
     }
@@ -119,12 +124,12 @@ impl Reason {
     /// The gRPC status that a gRPC client gets (grpc's statuscodes.md).
     pub fn grpc_status(self) -> u16 {
         match self.status() {
-            StatusCode::GATEWAY_TIMEOUT => 4,                                  // DEADLINE_EXCEEDED
-            StatusCode::FORBIDDEN => 7,                                        // PERMISSION_DENIED
-            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => 8,                  // RESOURCE_EXHAUSTED
-            StatusCode::NOT_FOUND => 12,                                       // UNIMPLEMENTED
+            StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT => 4, // DEADLINE_EXCEEDED
+            StatusCode::FORBIDDEN => 7,                                     // PERMISSION_DENIED
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => 8,               // RESOURCE_EXHAUSTED
+            StatusCode::NOT_FOUND => 12,                                    // UNIMPLEMENTED
             StatusCode::BAD_REQUEST | StatusCode::INTERNAL_SERVER_ERROR => 13, // INTERNAL
-            _ => 14,                                                           // UNAVAILABLE
+            _ => 14,                                                        // UNAVAILABLE
         }
     }
 
@@ -182,6 +187,16 @@ mod tests {
             assert_eq!(row[2], reason.status().as_str(), "{}", reason.code());
             assert_eq!(row[3], reason.grpc_status().to_string(), "{}", reason.code());
             assert_eq!(row[4] == "any method", reason.never_processed(), "{}", reason.code());
+        }
+    }
+
+    #[test]
+    fn each_code_is_made_by_a_test_of_its_name() {
+        let tests = include_str!("../../tests/tests/errors.rs");
+        for reason in Reason::ALL {
+            let name = reason.code().replace('-', "_");
+            let begins = format!("#[tokio::test]\nasync fn {name}() {{");
+            assert!(tests.contains(&begins), "tests/tests/errors.rs has no test {name}");
         }
     }
 }

@@ -97,6 +97,9 @@ fn classify(error: &hyper::Error) -> Reason {
             if refused && h2.is_remote() {
                 return Reason::UpstreamRefused;
             }
+            if h2.is_library() && h2.reason().is_some_and(is_protocol_error) {
+                return Reason::UpstreamProtocol;
+            }
         }
         cause = error.source();
     }
@@ -107,6 +110,17 @@ fn classify(error: &hyper::Error) -> Reason {
     } else {
         Reason::UpstreamReset
     }
+}
+
+/// What h2 itself says of frames that are not HTTP/2 (RFC 9113 section 7).
+fn is_protocol_error(reason: h2::Reason) -> bool {
+    matches!(
+        reason,
+        h2::Reason::PROTOCOL_ERROR
+            | h2::Reason::FRAME_SIZE_ERROR
+            | h2::Reason::FLOW_CONTROL_ERROR
+            | h2::Reason::COMPRESSION_ERROR
+    )
 }
 
 fn with_causes(error: &hyper::Error) -> String {

@@ -18,8 +18,8 @@ use super::headers::MAX_HEADER_BYTES;
 use crate::drain::{OpenConnection, Stage};
 use crate::net::Stream;
 
-/// What hyper may buffer of an HTTP/1 message. Larger than the header limit, so that this sidecar answers 431 with a
-/// reason itself; what does not even fit here gets hyper's bare 431.
+/// What hyper may buffer of an HTTP/1 message, and h2 of a header section. Larger than the header limit, so that this
+/// sidecar answers 431 with a reason itself; what does not even fit here gets a bare 431 of the library.
 pub const MAX_BUFFER: usize = 2 * MAX_HEADER_BYTES;
 /// Bytes in flight that a peer may send before it is read, for one stream and for all of a connection.
 pub const STREAM_WINDOW: u32 = 256 * 1024;
@@ -120,7 +120,7 @@ where
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(MAX_HEADER_BYTES as u32)
+        .max_header_list_size(MAX_BUFFER as u32)
         .max_send_buf_size(SEND_BUFFER)
         .auto_date_header(false)
         .serve_connection(TokioIo::new(stream), service);
