@@ -246,20 +246,37 @@ fn route(message: &proto::Route, backends: &[Arc<Backend>], outer: &Policy) -> R
             ..RouteMatch::default()
         });
     }
+    let filters = |messages: &[proto::Filter]| {
+        let filters = self::filters(messages, backends);
+        if filters.is_none() {
+            tracing::warn!(
+                route = message.name,
+                "a filter cannot be understood, and the requests that it is for are answered 500; is this sidecar older \
+                 than the controller? {messages:?}"
+            );
+        }
+        filters
+    };
+    // Gateway API, HTTPRouteFilter: a filter must not be skipped; the requests that it is for are answered with an error.
+    // So the rule has no backends then, or the share of one backend goes to none.
+    let of_rule = filters(&message.filters);
+    let weighted = |b: &proto::WeightedBackend| {
+        let of_backend = filters(&b.filters);
+        WeightedBackend {
+            backend: of_backend.as_ref().and_then(|_| indexed(backends, b.backend)),
+            weight: b.weight,
+            filters: of_backend.unwrap_or_default(),
+        }
+    };
     Route {
         name: message.name.as_str().into(),
         hostnames: hostnames(&message.hostnames),
         matches,
-        filters: filters(&message.filters, backends),
-        backends: message
-            .backends
-            .iter()
-            .map(|b| WeightedBackend {
-                backend: indexed(backends, b.backend),
-                weight: b.weight,
-                filters: filters(&b.filters, backends),
-            })
-            .collect(),
+        backends: match &of_rule {
+            Some(_) => message.backends.iter().map(weighted).collect(),
+            None => Vec::new(),
+        },
+        filters: of_rule.unwrap_or_default(),
         policy: Arc::new(policy(outer, message.policy.as_ref())),
     }
 }
@@ -329,21 +346,32 @@ fn regex(pattern: &str) -> Option<Regex> {
         .ok()
 }
 
-fn filters(messages: &[proto::Filter], backends: &[Arc<Backend>]) -> Vec<Filter> {
-    let filters = messages.iter().filter_map(|message| match message.kind.as_ref()? {
-        filter::Kind::RequestHeaders(m) => Some(Filter::RequestHeaders(header_modifier(m))),
-        filter::Kind::ResponseHeaders(m) => Some(Filter::ResponseHeaders(header_modifier(m))),
-        filter::Kind::Rewrite(m) => Some(Filter::Rewrite {
-            hostname: text(&m.hostname).and_then(|host| HeaderValue::from_str(&host).ok()),
-            path: path_modifier(m.path.as_ref()),
-        }),
-        filter::Kind::Redirect(m) => Some(Filter::Redirect(redirect(m))),
-        filter::Kind::Mirror(m) => Some(Filter::Mirror {
-            backend: indexed(backends, m.backend)?,
-            parts_per_million: m.parts_per_million.min(1_000_000),
-        }),
-    });
-    filters.collect()
+/// `None`: there is a filter that is not understood.
+fn filters(messages: &[proto::Filter], backends: &[Arc<Backend>]) -> Option<Vec<Filter>> {
+    let mut filters = Vec::with_capacity(messages.len());
+    for message in messages {
+        filters.push(match message.kind.as_ref()? {
+            filter::Kind::RequestHeaders(m) => Filter::RequestHeaders(header_modifier(m)),
+            filter::Kind::ResponseHeaders(m) => Filter::ResponseHeaders(header_modifier(m)),
+            filter::Kind::Rewrite(m) => Filter::Rewrite {
+                hostname: match text(&m.hostname) {
+                    Some(host) => Some(HeaderValue::try_from(host).ok()?),
+                    None => None,
+                },
+                path: path_modifier(m.path.as_ref())?,
+            },
+            filter::Kind::Redirect(m) => Filter::Redirect(redirect(m)?),
+            filter::Kind::Mirror(m) => match indexed(backends, m.backend) {
+                Some(backend) => Filter::Mirror {
+                    backend,
+                    parts_per_million: m.parts_per_million.min(1_000_000),
+                },
+                // A copy that goes nowhere changes nothing for the request.
+                None => continue,
+            },
+        });
+    }
+    Some(filters)
 }
 
 fn header_modifier(message: &proto::HeaderModifier) -> HeaderModifier {
@@ -361,25 +389,29 @@ fn header_modifier(message: &proto::HeaderModifier) -> HeaderModifier {
     }
 }
 
-fn path_modifier(message: Option<&proto::PathModifier>) -> Option<PathModifier> {
-    Some(match message?.kind.as_ref()? {
+/// The outer `None`: it is of a kind that is not understood.
+fn path_modifier(message: Option<&proto::PathModifier>) -> Option<Option<PathModifier>> {
+    let Some(message) = message else {
+        return Some(None);
+    };
+    Some(Some(match message.kind.as_ref()? {
         path_modifier::Kind::ReplaceFull(path) => PathModifier::ReplaceFull(path.clone()),
         path_modifier::Kind::ReplacePrefix(path) => PathModifier::ReplacePrefix(path.clone()),
-    })
+    }))
 }
 
-fn redirect(message: &proto::Redirect) -> Redirect {
+fn redirect(message: &proto::Redirect) -> Option<Redirect> {
     let status = u16::try_from(message.status).unwrap_or(0);
-    Redirect {
+    Some(Redirect {
         scheme: text(&message.scheme),
         hostname: text(&message.hostname),
         port: u16::try_from(message.port).ok().filter(|&port| port > 0),
-        path: path_modifier(message.path.as_ref()),
+        path: path_modifier(message.path.as_ref())?,
         status: StatusCode::from_u16(status)
             .ok()
             .filter(StatusCode::is_redirection)
             .unwrap_or(StatusCode::FOUND),
-    }
+    })
 }
 
 fn text(text: &str) -> Option<String> {

@@ -212,7 +212,6 @@ fn backends_by_index_and_filters() {
             set: vec![header("x-a", "1"), header("bad name", "1"), header("x-b", "bad\nvalue")],
             ..Default::default()
         })),
-        None,
         Some(filter::Kind::Redirect(proto::Redirect {
             port: 99_999,
             status: 200,

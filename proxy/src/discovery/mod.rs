@@ -7,6 +7,8 @@ mod controller;
 pub mod convert;
 #[cfg(test)]
 mod convert_tests;
+#[cfg(test)]
+mod skew_tests;
 mod snapshot;
 #[cfg(test)]
 mod tests;
