@@ -22,7 +22,7 @@ use outrigger_tests::mesh::{
     App, Authority, Body, Collector, Http, SOON, Seen, Sidecar, attribute, id, metric, request,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 const DAY: Duration = Duration::from_secs(86_400);
 /// Set in the run whose output is read by `the_access_log_has_each_code`.
@@ -520,6 +520,25 @@ async fn headers_too_large() {
         (case.cookie, case.span_of) = (70_000, span_of);
         lab.told_of(case).await;
     }
+}
+
+#[tokio::test]
+async fn head_timeout() {
+    let lab = Lab::new().await;
+    let web = lab.web(nobody(), ONCE).start(&lab.authority).await;
+    let mut client = TcpStream::connect(web.outbound[0]).await.unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n").await.unwrap();
+    let mut answer = String::new();
+    let all = client.read_to_string(&mut answer);
+    tokio::time::timeout(2 * SOON, all)
+        .await
+        .expect("no answer to a head without an end")
+        .unwrap();
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert!(answer.contains("\r\noutrigger-error: head-timeout\r\n"), "{answer}");
+    assert!(answer.ends_with("See docs/errors.md#head-timeout\n"), "{answer}");
+    assert_eq!(metric(&web, "outrigger_errors_total", &["head-timeout"]), 1);
+    web.telemetry().flush(SOON).await;
 }
 
 #[tokio::test]
