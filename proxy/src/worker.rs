@@ -4,13 +4,14 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::config::{Config, Destination, InboundDestination};
@@ -20,7 +21,8 @@ use crate::drain::{Activity, Phase, Signal};
 use crate::error::ProxyError;
 use crate::http::pool::Pool;
 use crate::identity::Identity;
-use crate::net::{Io, listen, sockets};
+use crate::net::listen::{self, Listener};
+use crate::net::{Io, sockets};
 use crate::outbound::target::WorkerTarget;
 use crate::telemetry::Telemetry;
 use crate::{inbound, outbound};
@@ -59,6 +61,8 @@ pub struct Worker {
     targets: RefCell<HashMap<TargetKey, Rc<WorkerTarget>>>,
     /// Connections to the app, by its address.
     apps: RefCell<HashMap<SocketAddr, Rc<Pool>>>,
+    /// Those that one connection of a peer has to itself.
+    apps_for_one: RefCell<Vec<Weak<Pool>>>,
 }
 
 /// Runs a worker on this thread until it was drained.
@@ -77,7 +81,9 @@ pub fn run(process: Arc<Process>, listeners: Listeners, mut signal: Signal) -> s
             mirrors: Cell::new(0),
             targets: RefCell::default(),
             apps: RefCell::default(),
+            apps_for_one: RefCell::default(),
         });
+        worker.process.telemetry.metrics().runtime(Handle::current());
         worker.listen(listeners)?;
         tokio::task::spawn_local(sweep(Rc::clone(&worker)));
         signal.reached(Phase::Draining).await;
@@ -129,6 +135,13 @@ impl Worker {
         Rc::clone(self.apps.borrow_mut().entry(address).or_default())
     }
 
+    /// Connections to the app that nobody else has.
+    pub fn app_for_one(&self) -> Rc<Pool> {
+        let pool = Rc::default();
+        self.apps_for_one.borrow_mut().push(Rc::downgrade(&pool));
+        pool
+    }
+
     /// Whether the address is this very pod's.
     pub fn is_own_pod(&self, address: SocketAddr) -> bool {
         self.process.config.workload.pod_ips.contains(&address.ip())
@@ -156,21 +169,22 @@ impl Worker {
 
     fn listen(self: &Rc<Self>, listeners: Listeners) -> std::io::Result<()> {
         for (socket, to) in listeners.outbound {
-            let listener = TcpListener::from_std(socket)?;
+            let listener = Listener::new(socket)?;
             tokio::task::spawn_local(accept_outbound(Rc::clone(self), listener, to));
         }
         for (socket, to) in listeners.inbound {
-            let listener = TcpListener::from_std(socket)?;
+            let listener = Listener::new(socket)?;
             tokio::task::spawn_local(accept_inbound(Rc::clone(self), listener, to));
         }
         Ok(())
     }
 }
 
-async fn accept_outbound(worker: Rc<Worker>, listener: TcpListener, to: Destination) {
+async fn accept_outbound(worker: Rc<Worker>, listener: Listener, to: Destination) {
     accept(&worker, listener, |stream, client| {
         let key = match &to {
             Destination::Named(name) => TargetKey::Named(Arc::clone(name)),
+            Destination::Fixed(address) => TargetKey::Address(*address),
             Destination::Original => TargetKey::Address(worker.captured(&stream, client)?),
         };
         outbound::spawn(Rc::clone(&worker), stream, key);
@@ -179,7 +193,7 @@ async fn accept_outbound(worker: Rc<Worker>, listener: TcpListener, to: Destinat
     .await;
 }
 
-async fn accept_inbound(worker: Rc<Worker>, listener: TcpListener, to: InboundDestination) {
+async fn accept_inbound(worker: Rc<Worker>, listener: Listener, to: InboundDestination) {
     accept(&worker, listener, |stream, client| {
         let app = match &to {
             InboundDestination::Fixed(app) => *app,
@@ -192,12 +206,12 @@ async fn accept_inbound(worker: Rc<Worker>, listener: TcpListener, to: InboundDe
 }
 
 /// Accepts until the end of the drain, and then what waits in the queue: those clients have a connection already.
-async fn accept(worker: &Rc<Worker>, listener: TcpListener, spawn: impl Fn(TcpStream, SocketAddr) -> Option<()>) {
+async fn accept(worker: &Rc<Worker>, listener: Listener, spawn: impl Fn(TcpStream, SocketAddr) -> Option<()>) {
     let mut refusing = pin!(worker.activity.refusing());
     loop {
         tokio::select! {
             biased;
-            (stream, client) = listen::accept(&listener) => {
+            (stream, client) = listener.accept() => {
                 // A connection that was not captured is closed.
                 let _ = spawn(stream, client);
             }
@@ -218,6 +232,10 @@ async fn sweep(worker: Rc<Worker>) {
         worker.apps.borrow_mut().retain(|_, pool| {
             pool.sweep(now);
             Rc::strong_count(pool) > 1 || !pool.is_empty()
+        });
+        worker.apps_for_one.borrow_mut().retain(|pool| {
+            let pool = pool.upgrade();
+            pool.inspect(|pool| pool.sweep(now)).is_some()
         });
     }
 }

@@ -58,7 +58,7 @@ impl Dialer {
                 match TcpStream::connect(SocketAddr::new(ip, self.address.port)).await {
                     Ok(tcp) => {
                         tcp.set_nodelay(true).ok();
-                        return connect_as(tls, tcp, ip, &self.id, &self.clock).await;
+                        return Ok(connect_as(tls, tcp, ip, &self.id, &self.clock).await?);
                     }
                     Err(error) => {
                         last = failed(

@@ -17,6 +17,7 @@ use super::clock::{Clock, written};
 use super::tls::{client_config, explain, provider, server_config};
 use super::verify::{Leaf, Verifier};
 use crate::error::{ProxyError, Reason};
+use crate::telemetry::metrics::Handshake;
 
 /// An SVID: a chain, the leaf first, and the leaf's key.
 #[derive(Clone)]
@@ -42,6 +43,35 @@ pub struct Credentials {
     /// To the controller.
     control: Arc<ClientConfig>,
     pub(super) server: Arc<ServerConfig>,
+}
+
+/// A handshake that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct HandshakeError {
+    /// What is counted.
+    pub cause: Handshake,
+    /// [`Reason::TlsFailed`] or [`Reason::IdentityMismatch`], and the sentence.
+    pub error: ProxyError,
+}
+
+impl HandshakeError {
+    fn new(cause: Handshake, detail: String) -> Self {
+        let reason = match cause {
+            Handshake::IdentityMismatch => Reason::IdentityMismatch,
+            _ => Reason::TlsFailed,
+        };
+        Self {
+            cause,
+            error: ProxyError::new(reason, detail),
+        }
+    }
+}
+
+impl From<HandshakeError> for ProxyError {
+    fn from(failed: HandshakeError) -> Self {
+        failed.error
+    }
 }
 
 impl Svid {
@@ -97,7 +127,7 @@ impl Credentials {
         address: IpAddr,
         peer: &SpiffeId,
         protocol: MeshProtocol,
-    ) -> Result<client::TlsStream<IO>, ProxyError> {
+    ) -> Result<client::TlsStream<IO>, HandshakeError> {
         let config = &self.clients[protocol as usize];
         connect_as(config, io, address, peer, &self.clock).await
     }
@@ -110,26 +140,24 @@ impl Credentials {
     pub async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
         &self,
         io: IO,
-    ) -> Result<(server::TlsStream<IO>, SpiffeId, MeshProtocol), ProxyError> {
-        let failed = |detail: String| ProxyError::new(Reason::TlsFailed, format!("TLS from a client failed: {detail}"));
+    ) -> Result<(server::TlsStream<IO>, SpiffeId, MeshProtocol), HandshakeError> {
+        let failed = |cause, words: String| HandshakeError::new(cause, format!("TLS from a client failed: {words}"));
         let stream = TlsAcceptor::from(self.server.clone())
             .accept(io)
             .await
             .map_err(|error| {
                 let failure = explain(&error);
-                match failure.wrong_identity {
-                    true => ProxyError::new(
-                        Reason::IdentityMismatch,
-                        format!("a client was refused: {}", failure.words),
-                    ),
-                    false => failed(failure.words),
-                }
+                failed(failure.cause, failure.words)
             })?;
         let connection = stream.get_ref().1;
-        let id = peer_id(connection.peer_certificates(), &self.clock).map_err(failed)?;
+        let id = peer_id(connection.peer_certificates(), &self.clock).map_err(|(cause, words)| failed(cause, words))?;
         let alpn = connection.alpn_protocol();
         let protocol = MeshProtocol::ALL.into_iter().find(|p| Some(p.alpn()) == alpn);
-        let protocol = protocol.ok_or_else(|| failed(format!("{id} asked for no protocol of the mesh")))?;
+        let none = || {
+            let words = format!("{id} asked for no protocol of the mesh");
+            failed(Handshake::NoProtocol, words)
+        };
+        let protocol = protocol.ok_or_else(none)?;
         Ok((stream, id, protocol))
     }
 
@@ -152,59 +180,62 @@ pub(crate) async fn connect_as<IO: AsyncRead + AsyncWrite + Unpin>(
     address: IpAddr,
     peer: &SpiffeId,
     clock: &Clock,
-) -> Result<client::TlsStream<IO>, ProxyError> {
-    let failed =
-        |words: String| ProxyError::new(Reason::TlsFailed, format!("TLS to {peer} at {address} failed: {words}"));
-    let mismatch = |words: String| ProxyError::new(Reason::IdentityMismatch, words);
+) -> Result<client::TlsStream<IO>, HandshakeError> {
+    let failed = |cause, words: String| {
+        let what = match cause {
+            Handshake::IdentityMismatch => format!("expected {peer} at {address}: {words}"),
+            _ => format!("TLS to {peer} at {address} failed: {words}"),
+        };
+        HandshakeError::new(cause, what)
+    };
     let connector = TlsConnector::from(config.clone());
-    let stream = connector
-        .connect(session_name(address, peer)?, io)
-        .await
-        .map_err(|error| {
-            let failure = explain(&error);
-            match failure.wrong_identity {
-                true => mismatch(format!("expected {peer} at {address}: {}", failure.words)),
-                false => failed(failure.words),
-            }
-        })?;
+    let name = session_name(address, peer).map_err(|words| failed(Handshake::Other, words))?;
+    let stream = connector.connect(name, io).await.map_err(|error| {
+        let failure = explain(&error);
+        failed(failure.cause, failure.words)
+    })?;
     let connection = stream.get_ref().1;
-    let found = peer_id(connection.peer_certificates(), clock).map_err(failed)?;
+    let found = peer_id(connection.peer_certificates(), clock).map_err(|(cause, words)| failed(cause, words))?;
     if found != *peer {
-        return Err(mismatch(format!(
+        let words = format!(
             "expected {peer} at {address}, found {found}: check that no pod of another service account has taken the \
              address, and that the controller knows the pod"
-        )));
+        );
+        return Err(HandshakeError::new(Handshake::IdentityMismatch, words));
     }
     if connection.alpn_protocol() != config.alpn_protocols.first().map(Vec::as_slice) {
-        return Err(failed("the peer did not agree to the mesh's protocol".to_owned()));
+        let words = "the peer did not agree to the mesh's protocol".to_owned();
+        return Err(failed(Handshake::NoProtocol, words));
     }
     Ok(stream)
 }
 
 /// Who the peer is, also after a resumed handshake, in which no certificate is sent: rustls gives the chain of the
 /// handshake that made the ticket. A ticket does not outlive the SVID it was made with.
-fn peer_id(chain: Option<&[CertificateDer<'_>]>, clock: &Clock) -> Result<SpiffeId, String> {
-    let leaf = chain.and_then(<[_]>::first).ok_or("the peer shows no SVID")?;
-    let leaf = Leaf::parse(leaf).map_err(|error| error.to_string())?;
+fn peer_id(chain: Option<&[CertificateDer<'_>]>, clock: &Clock) -> Result<SpiffeId, (Handshake, String)> {
+    let none = || (Handshake::NoCertificate, "the peer shows no SVID".to_owned());
+    let leaf = chain.and_then(<[_]>::first).ok_or_else(none)?;
+    let leaf = Leaf::parse(leaf).map_err(|error| (error.cause(), error.to_string()))?;
     let now = clock.now();
     if leaf.not_after < now {
-        return Err(format!(
+        let words = format!(
             "the SVID of {} ended at {}, and the clock here says {}",
             leaf.id,
             written(leaf.not_after),
             written(now)
-        ));
+        );
+        return Err((Handshake::Expired, words));
     }
     Ok(leaf.id)
 }
 
 /// Names a peer for the store of tickets, which takes nothing but names and addresses: two sidecars on one address (a
 /// standalone mesh) must not take each other's. A collision costs a full handshake; the identity is checked in any case.
-fn session_name(address: IpAddr, peer: &SpiffeId) -> Result<ServerName<'static>, ProxyError> {
+fn session_name(address: IpAddr, peer: &SpiffeId) -> Result<ServerName<'static>, String> {
     let mut hasher = DefaultHasher::new();
     (address, peer).hash(&mut hasher);
     let name = format!("{:016x}.peer", hasher.finish());
     DnsName::try_from(name)
         .map(ServerName::DnsName)
-        .map_err(|error| ProxyError::new(Reason::TlsFailed, format!("a session has no name: {error}")))
+        .map_err(|error| format!("a session has no name: {error}"))
 }

@@ -34,7 +34,7 @@ use crate::dns::Resolver;
 
 pub use bundle::TrustBundle;
 pub use clock::Clock;
-pub use credentials::{Credentials, Svid};
+pub use credentials::{Credentials, HandshakeError, Svid};
 pub use hello::{Hello, inspect_hello};
 
 /// What travels inside a mesh connection. It is the ALPN protocol, so the server needs no detection and can tell a mesh

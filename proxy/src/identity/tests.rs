@@ -18,6 +18,7 @@ use super::tls::{client_config, provider, server_config};
 use super::verify::Verifier;
 use super::{Clock, Credentials, MeshProtocol, TrustBundle};
 use crate::error::{ProxyError, Reason};
+use crate::telemetry::metrics::Handshake;
 
 const ORDERS: &str = "spiffe://cluster.local/ns/shop/sa/orders";
 const INVENTORY: &str = "spiffe://cluster.local/ns/shop/sa/inventory";
@@ -30,10 +31,11 @@ type Accepted = Result<(tokio_rustls::server::TlsStream<DuplexStream>, SpiffeId,
 async fn handshake(client: &Credentials, server: &Credentials, expected: &str) -> (Connected, Accepted) {
     let (near, far) = duplex(64 * 1024);
     let expected = expected.parse().unwrap();
-    tokio::join!(
+    let (connected, accepted) = tokio::join!(
         client.connect(near, PEER, &expected, MeshProtocol::Http1),
         server.accept(far)
-    )
+    );
+    (connected.map_err(Into::into), accepted.map_err(Into::into))
 }
 
 /// A handshake, and one byte to the client, with which the ticket comes.
@@ -55,7 +57,7 @@ async fn accept_from(ca: &TestCa, key: Option<&Arc<CertifiedKey>>, alpn: &[u8]) 
     let server = ca.credentials(INVENTORY);
     let (near, far) = duplex(64 * 1024);
     let (_, accepted) = tokio::join!(client.connect("x.peer".try_into().unwrap(), near), server.accept(far));
-    accepted.unwrap_err()
+    accepted.unwrap_err().into()
 }
 
 /// A clock that is this many seconds ahead.
@@ -200,7 +202,9 @@ async fn a_certificate_has_exactly_one_spiffe_id() {
             client.connect(near, PEER, &expected, MeshProtocol::Http2),
             server.accept(far)
         );
-        let error = connected.unwrap_err();
+        let failed = connected.unwrap_err();
+        assert_eq!(failed.cause, Handshake::MalformedIdentity);
+        let error = failed.error;
         assert_eq!(error.reason, Reason::TlsFailed);
         assert!(error.detail.contains(words), "{error}");
         // … and as a client.
@@ -227,7 +231,8 @@ async fn a_client_without_an_svid_or_a_mesh_protocol_is_refused() {
     let error = server
         .connect(near, PEER, &expected, MeshProtocol::Http1)
         .await
-        .unwrap_err();
+        .unwrap_err()
+        .error;
     assert!(error.detail.contains("does not speak TLS"), "{error}");
 }
 

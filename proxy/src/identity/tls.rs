@@ -13,6 +13,7 @@ use rustls::{AlertDescription, CertificateError, ClientConfig, Error, ServerConf
 use super::MeshProtocol;
 use super::clock::{Clock, from_unix, written};
 use super::verify::{PeerError, Verifier};
+use crate::telemetry::metrics::Handshake;
 
 /// Tickets that a client keeps: for 64 peers, as rustls counts eight a peer. A ticket holds the peer's chain, about 1 KiB.
 const SESSIONS: usize = 512;
@@ -65,57 +66,68 @@ pub(super) fn server_config(
     Ok(config)
 }
 
-/// Why a handshake failed: the sentence, and whether the peer was known to be somebody else.
+/// Why a handshake failed: the sentence, and what is counted.
 pub(super) struct Failure {
     pub(super) words: String,
-    pub(super) wrong_identity: bool,
+    pub(super) cause: Handshake,
 }
 
 /// rustls' error in words that say what to check.
 pub(super) fn explain(error: &io::Error) -> Failure {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
-    let mut wrong_identity = false;
-    let words = match tls {
-        None if error.kind() == io::ErrorKind::UnexpectedEof => {
-            "the peer closed the connection in the handshake: check that its sidecar is ready, and its log".to_owned()
-        }
-        None => format!("the connection broke in the handshake: {error}"),
-        Some(Error::InvalidCertificate(invalid)) => certificate_error(invalid, &mut wrong_identity),
-        Some(Error::AlertReceived(alert)) => alert_received(*alert),
-        Some(Error::NoApplicationProtocol) => {
-            "the peer does not speak the mesh's protocols: check that it has a sidecar of this version".to_owned()
-        }
-        Some(Error::NoCertificatesPresented) => "the peer shows no SVID: check that it is a sidecar".to_owned(),
-        Some(Error::InvalidMessage(_)) => {
+    let (cause, words) = match tls {
+        None if error.kind() == io::ErrorKind::UnexpectedEof => (
+            Handshake::Closed,
+            "the peer closed the connection in the handshake: check that its sidecar is ready, and its log".to_owned(),
+        ),
+        None => (
+            Handshake::Closed,
+            format!("the connection broke in the handshake: {error}"),
+        ),
+        Some(Error::InvalidCertificate(invalid)) => certificate_error(invalid),
+        Some(Error::AlertReceived(alert)) => (Handshake::RefusedByPeer, alert_received(*alert)),
+        Some(Error::NoApplicationProtocol) => (
+            Handshake::NoProtocol,
+            "the peer does not speak the mesh's protocols: check that it has a sidecar of this version".to_owned(),
+        ),
+        Some(Error::NoCertificatesPresented) => (
+            Handshake::NoCertificate,
+            "the peer shows no SVID: check that it is a sidecar".to_owned(),
+        ),
+        Some(Error::InvalidMessage(_)) => (
+            Handshake::NotTls,
             "the peer does not speak TLS: check that it has a sidecar, and that its port is not left out of capture"
-                .to_owned()
-        }
-        Some(other) => other.to_string(),
+                .to_owned(),
+        ),
+        Some(other) => (Handshake::Other, other.to_string()),
     };
-    Failure { words, wrong_identity }
+    Failure { words, cause }
 }
 
-fn certificate_error(error: &CertificateError, wrong_identity: &mut bool) -> String {
+fn certificate_error(error: &CertificateError) -> (Handshake, String) {
     match error {
-        CertificateError::ExpiredContext { time, not_after } => format!(
-            "its SVID ended at {}, and the clock here says {}: check the clocks of both nodes, and whether its sidecar can \
-             reach the controller to renew",
-            written(from_unix(*not_after)),
-            written(from_unix(*time)),
+        CertificateError::ExpiredContext { time, not_after } => (
+            Handshake::Expired,
+            format!(
+                "its SVID ended at {}, and the clock here says {}: check the clocks of both nodes, and whether its sidecar \
+                 can reach the controller to renew",
+                written(from_unix(*not_after)),
+                written(from_unix(*time)),
+            ),
         ),
-        CertificateError::NotValidYetContext { time, not_before } => format!(
-            "its SVID begins at {}, and the clock here says {}: check the clocks of both nodes",
-            written(from_unix(*not_before)),
-            written(from_unix(*time)),
+        CertificateError::NotValidYetContext { time, not_before } => (
+            Handshake::NotYetValid,
+            format!(
+                "its SVID begins at {}, and the clock here says {}: check the clocks of both nodes",
+                written(from_unix(*not_before)),
+                written(from_unix(*time)),
+            ),
         ),
         CertificateError::Other(other) => match other.0.downcast_ref::<PeerError>() {
-            Some(peer) => {
-                *wrong_identity = matches!(peer, PeerError::TrustDomain { .. });
-                peer.to_string()
-            }
-            None => error.to_string(),
+            Some(peer) => (peer.cause(), peer.to_string()),
+            None => (Handshake::Other, error.to_string()),
         },
-        _ => format!("its SVID is not accepted: {error}"),
+        _ => (Handshake::Other, format!("its SVID is not accepted: {error}")),
     }
 }
 

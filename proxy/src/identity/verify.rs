@@ -18,6 +18,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::bundle::TrustBundle;
 use super::clock::from_timestamp;
+use crate::telemetry::metrics::Handshake;
 
 /// What an SVID says.
 #[derive(Clone, Debug)]
@@ -43,6 +44,17 @@ pub(super) enum PeerError {
          bundles of both sides; while a root is rotated, both roots belong into both"
     )]
     UnknownIssuer { issuer: String, trusted: String },
+}
+
+impl PeerError {
+    /// What is counted.
+    pub(super) fn cause(&self) -> Handshake {
+        match self {
+            PeerError::Unreadable | PeerError::UriNames(_) | PeerError::Malformed(_) => Handshake::MalformedIdentity,
+            PeerError::TrustDomain { .. } => Handshake::IdentityMismatch,
+            PeerError::UnknownIssuer { .. } => Handshake::UnknownIssuer,
+        }
+    }
 }
 
 impl Leaf {

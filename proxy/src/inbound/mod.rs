@@ -19,7 +19,7 @@ use crate::http::ResponseBody;
 use crate::http::server::{HttpVersion, serve};
 use crate::identity::{Hello, MeshProtocol, inspect_hello};
 use crate::model::Protocol;
-use crate::net::detect::{Detected, Verdict, peek, protocol};
+use crate::net::detect::{Detected, Peeked, Verdict, peek, protocol};
 use crate::net::{Io, Prefixed, Stream, listen};
 use crate::outbound::{is_opaque_port, opaque};
 use crate::telemetry::Direction;
@@ -28,6 +28,9 @@ use crate::worker::Worker;
 
 /// A peer's handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// After a silence of this long on an opaque port, the app may speak first. A sidecar speaks at once; if its first packet
+/// is lost, the next one comes after 200 ms (RFC 6298's timer, as Linux has it).
+const SERVER_FIRST: Duration = Duration::from_millis(300);
 /// A connection to the app, on the same pod.
 const APP_CONNECT: Duration = Duration::from_secs(5);
 /// How long a TCP probe's connection is held for.
@@ -65,6 +68,29 @@ pub fn spawn(worker: Rc<Worker>, io: Io, app: SocketAddr, client: Option<SocketA
 
 async fn serve_connection(worker: Rc<Worker>, io: Io, caller: Caller, open: &OpenConnection, counted: Counted) {
     let told = told_protocol(&worker, caller.app.port());
+    if told == Protocol::Opaque && worker.process.config.mtls == Mtls::Permissive {
+        if let Some(server) = app_speaks_first(&worker, &io, caller.app).await {
+            let mut client = Stream::Plain(Prefixed::new(Bytes::new(), io));
+            return opaque::tunnel(&worker, &mut client, &mut Stream::Plain(server)).await;
+        }
+    }
+    let peeked = match first_bytes(&worker, io, told).await {
+        Ok(peeked) => peeked,
+        Err(error) => return tracing::debug!(%error, "a client closed a connection before its first bytes"),
+    };
+    if peeked.timed_out && told != Protocol::Opaque {
+        worker.process.telemetry.metrics().detect_timeout();
+    }
+    match peeked.verdict {
+        Some(First::Mesh) => Box::pin(terminate(worker, peeked.io, caller, open, counted)).await,
+        Some(First::Plain(detected)) => Box::pin(plaintext(worker, peeked.io, detected, caller, open)).await,
+        // Silent, or gone: the app may be the one that speaks first.
+        None => Box::pin(plaintext(worker, peeked.io, Detected::Opaque, caller, open)).await,
+    }
+}
+
+/// What the first bytes of a client are.
+async fn first_bytes(worker: &Worker, io: Io, told: Protocol) -> std::io::Result<Peeked<Io, First>> {
     let inspect = |bytes: &[u8]| match inspect_hello(bytes) {
         Hello::NeedMore => Verdict::NeedMore,
         Hello::Mesh => Verdict::Is(First::Mesh),
@@ -77,18 +103,34 @@ async fn serve_connection(worker: Rc<Worker>, io: Io, caller: Caller, open: &Ope
             Verdict::Is(detected) => Verdict::Is(First::Plain(detected)),
         },
     };
-    let peeked = match peek(io, worker.process.config.detect_timeout, inspect).await {
-        Ok(peeked) => peeked,
-        Err(error) => return tracing::debug!(%error, "a client closed a connection before its first bytes"),
-    };
-    if peeked.timed_out && told != Protocol::Opaque {
-        worker.process.telemetry.metrics().detect_timeout();
+    let peeked = peek(io, worker.process.config.detect_timeout, &inspect).await?;
+    // Half of a ClientHello: a packet was lost. It must not come to the app as plaintext.
+    if peeked.timed_out && !peeked.io.prefix().is_empty() && inspect_hello(peeked.io.prefix()) == Hello::NeedMore {
+        let whole = peek(peeked.io, HANDSHAKE, &inspect).await?;
+        return Ok(Peeked {
+            verdict: whole.verdict,
+            timed_out: whole.timed_out,
+            io: whole.io.flatten(),
+        });
     }
-    match peeked.verdict {
-        Some(First::Mesh) => terminate(worker, peeked.io, caller, open, counted).await,
-        Some(First::Plain(detected)) => plaintext(worker, peeked.io, detected, caller, open).await,
-        // Silent, or gone: the app may be the one that speaks first.
-        None => plaintext(worker, peeked.io, Detected::Opaque, caller, open).await,
+    Ok(peeked)
+}
+
+/// Waits until the client speaks (`None`), or else until its silence can only mean that it waits for the app: then this
+/// is a connection to the app.
+async fn app_speaks_first(worker: &Worker, client: &Io, app: SocketAddr) -> Option<Prefixed<Io>> {
+    let limit = worker.process.config.detect_timeout;
+    let app_speaks = async {
+        tokio::time::sleep(SERVER_FIRST.min(limit)).await;
+        let server = tokio::time::timeout(APP_CONNECT, listen::connect(app)).await.ok()?;
+        let server = Io::Tcp(server.ok()?);
+        let _ = tokio::time::timeout(limit.saturating_sub(SERVER_FIRST), server.readable()).await;
+        Some(Prefixed::new(Bytes::new(), server))
+    };
+    tokio::select! {
+        biased;
+        () = client.readable() => None,
+        server = app_speaks => server,
     }
 }
 
@@ -99,16 +141,15 @@ async fn terminate(worker: Rc<Worker>, io: Prefixed<Io>, caller: Caller, open: &
         metrics.error(Reason::IdentityUnavailable);
         return tracing::warn!(client = ?caller.address, "a peer called before this sidecar has a certificate");
     };
-    let accepted = match tokio::time::timeout(HANDSHAKE, credentials.accept(io)).await {
+    let accepted = tokio::time::timeout(HANDSHAKE, credentials.accept(io)).await;
+    let failed = |cause, error: String| {
+        metrics.handshake(Direction::Inbound, cause);
+        tracing::info!(client = ?caller.address, error, "a peer's TLS handshake failed");
+    };
+    let accepted = match accepted {
         Ok(Ok(accepted)) => accepted,
-        failed => {
-            metrics.handshake(Direction::Inbound, Handshake::Failed);
-            let error = failed.map_or_else(
-                |_| "it took too long".to_owned(),
-                |r| r.err().map_or_else(String::new, |e| e.to_string()),
-            );
-            return tracing::info!(client = ?caller.address, error, "a peer's TLS handshake failed");
-        }
+        Ok(Err(refused)) => return failed(refused.cause, refused.to_string()),
+        Err(_) => return failed(Handshake::Timeout, format!("it took longer than {HANDSHAKE:?}")),
     };
     metrics.handshake(Direction::Inbound, Handshake::Ok);
     counted.set_tls();
@@ -147,8 +188,13 @@ async fn plaintext(worker: Rc<Worker>, io: Prefixed<Io>, detected: Detected, cal
 }
 
 async fn serve_http(worker: Rc<Worker>, version: HttpVersion, stream: Stream, caller: Caller, open: &OpenConnection) {
+    let pool = match version {
+        HttpVersion::Http1 => worker.app(caller.app),
+        // What one peer does to its connection (streams that it resets or does not read) stays its own trouble.
+        HttpVersion::Http2 => worker.app_for_one(),
+    };
     let handle = Rc::new(async move |request: Request<Incoming>| -> Response<ResponseBody> {
-        request::handle(&worker, &caller, version, request).await
+        request::handle(&worker, &caller, &pool, version, request).await
     });
     if let Err(error) = serve(version, stream, open, handle).await {
         tracing::debug!(%error, "a connection to the app broke");

@@ -22,7 +22,9 @@ pub struct Copied {
     pub result: io::Result<()>,
 }
 
-/// Copies between `a` and `b`. The end of one direction is passed on, and the other direction goes on (half-close).
+/// Copies between `a` and `b`. The end of one direction is passed on, and the other direction goes on (half-close). A
+/// connection that takes no more bytes may have said something before it broke: that is passed on first, and an end is
+/// not, because the stream is not complete.
 pub async fn both_ways<A, B>(a: &mut A, b: &mut B) -> Copied
 where
     A: AsyncRead + AsyncWrite + Unpin,
@@ -31,10 +33,11 @@ where
     let mut there = OneWay::new();
     let mut back = OneWay::new();
     let result = poll_fn(|cx| {
-        let sent = there.poll(cx, a, b)?;
-        let received = back.poll(cx, b, a)?;
+        let sent = there.poll(cx, a, b, back.broken.is_none())?;
+        let received = back.poll(cx, b, a, there.broken.is_none())?;
         if sent.is_ready() && received.is_ready() {
-            Poll::Ready(Ok(()))
+            let broken = there.broken.take().or(back.broken.take());
+            Poll::Ready(broken.map_or(Ok(()), Err))
         } else {
             Poll::Pending
         }
@@ -56,6 +59,8 @@ struct OneWay {
     total: u64,
     needs_flush: bool,
     state: State,
+    /// Why the writer takes no more.
+    broken: Option<io::Error>,
 }
 
 #[derive(PartialEq, Eq)]
@@ -76,10 +81,19 @@ impl OneWay {
             total: 0,
             needs_flush: false,
             state: State::Moving,
+            broken: None,
         }
     }
 
-    fn poll<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<io::Result<()>>
+    /// Ready: it has ended, or the writer is broken. `Err`: the reader is. `pass_end`: whether the writer is to be told of
+    /// the reader's end.
+    fn poll<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut R,
+        writer: &mut W,
+        pass_end: bool,
+    ) -> Poll<io::Result<()>>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
@@ -88,24 +102,38 @@ impl OneWay {
             if self.start == self.end && !self.fill(cx, reader, writer)? {
                 return Poll::Pending;
             }
-            while self.start < self.end {
-                let n = ready!(Pin::new(&mut *writer).poll_write(cx, &self.buffer[self.start..self.end]))?;
-                if n == 0 {
-                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-                }
-                self.start += n;
-                self.total += n as u64;
-                self.needs_flush = true;
+            if let Err(error) = ready!(self.drain(cx, writer)) {
+                self.end_with(error);
             }
         }
-        if self.state == State::Ending {
+        if self.state == State::Ending && pass_end {
             match ready!(Pin::new(writer).poll_shutdown(cx)) {
                 // The other end has gone already: then it needs not be told.
-                Err(e) if e.kind() != io::ErrorKind::NotConnected => return Poll::Ready(Err(e)),
+                Err(e) if e.kind() != io::ErrorKind::NotConnected => self.end_with(e),
                 _ => self.state = State::Done,
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Writes what was read.
+    fn drain<W: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, writer: &mut W) -> Poll<io::Result<()>> {
+        while self.start < self.end {
+            let n = ready!(Pin::new(&mut *writer).poll_write(cx, &self.buffer[self.start..self.end]))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.start += n;
+            self.total += n as u64;
+            self.needs_flush = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn end_with(&mut self, error: io::Error) {
+        self.broken = Some(error);
+        self.state = State::Done;
+        self.buffer = Vec::new();
     }
 
     /// Reads once. `false`: there is nothing yet, and the task will be woken.
@@ -135,10 +163,14 @@ impl OneWay {
             Poll::Pending => {
                 self.buffer = Vec::new();
                 self.size = SMALL;
-                if self.needs_flush && Pin::new(writer).poll_flush(cx)?.is_ready() {
-                    self.needs_flush = false;
+                if self.needs_flush {
+                    match Pin::new(writer).poll_flush(cx) {
+                        Poll::Ready(Err(error)) => self.end_with(error),
+                        Poll::Ready(Ok(())) => self.needs_flush = false,
+                        Poll::Pending => {}
+                    }
                 }
-                Ok(false)
+                Ok(self.state == State::Done)
             }
         }
     }
@@ -148,7 +180,10 @@ impl OneWay {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::both_ways;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use std::io;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+    use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, duplex};
 
     #[tokio::test]
     async fn half_close_lets_the_other_direction_finish() {
@@ -188,5 +223,45 @@ mod tests {
         drop(server);
         drop(writer.await.unwrap());
         assert_eq!(tunnel.await.unwrap().sent, 3_000_000);
+    }
+
+    /// A connection whose write side is broken, with something left to be read.
+    struct LastWords(&'static [u8]);
+
+    impl AsyncRead for LastWords {
+        fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            let n = self.0.len().min(4);
+            buf.put_slice(&self.0[..n]);
+            self.0 = &self.0[n..];
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for LastWords {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn last_words_are_passed_on_and_no_end() {
+        let (mut client, mut near) = duplex(1024);
+        client.write_all(b"more").await.unwrap();
+        let copied = both_ways(&mut near, &mut LastWords(b"421 too busy\r\n")).await;
+        assert_eq!(copied.result.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        let mut heard = [0; 14];
+        client.read_exact(&mut heard).await.unwrap();
+        assert_eq!(&heard, b"421 too busy\r\n");
+        let end = tokio::time::timeout(std::time::Duration::from_millis(1), client.read_u8()).await;
+        assert!(end.is_err(), "the end of a broken stream was passed on");
+        drop(near);
     }
 }

@@ -1,21 +1,25 @@
 //! Listeners, and what a captured connection wanted to reach.
 
+use std::cell::Cell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 
 /// Connections that wait to be accepted, for each worker.
 const BACKLOG: i32 = 1024;
 /// A peer that vanished is noticed after about `KEEPALIVE_TIME` + 3 × `KEEPALIVE_INTERVAL`.
 const KEEPALIVE_TIME: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
-/// And after this, while something that was sent to it is not acknowledged.
+/// What was sent and is not acknowledged for so long ends a connection that asked for it.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long accepting waits when the process has no file descriptor left: others close meanwhile.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
+/// How often the log says that it waits.
+const EXHAUSTED_LOG: Duration = Duration::from_secs(10);
 
 /// Binds one socket for each of `workers`; the kernel spreads connections over them. Port 0: the first learns a port,
 /// and the others take the same.
@@ -33,20 +37,49 @@ pub fn bind(address: SocketAddr, workers: usize) -> io::Result<(SocketAddr, Vec<
     Ok((bound, sockets))
 }
 
-/// Gives the next connection. An error of the system never ends a listener: it waits, and goes on.
-pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                prepare(&stream);
-                return (stream, peer);
+/// A bound socket that gives connections.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+    /// When the log last told that there are none to be had.
+    told: Cell<Option<Instant>>,
+}
+
+impl Listener {
+    /// Takes a socket of [`bind`].
+    ///
+    /// # Errors
+    /// When the runtime cannot watch it.
+    pub fn new(socket: std::net::TcpListener) -> io::Result<Self> {
+        Ok(Self {
+            socket: TcpListener::from_std(socket)?,
+            told: Cell::default(),
+        })
+    }
+
+    /// Gives the next connection. An error of the system never ends a listener: it waits, and goes on.
+    pub async fn accept(&self) -> (TcpStream, SocketAddr) {
+        loop {
+            match self.socket.accept().await {
+                Ok((stream, peer)) => {
+                    prepare(&stream);
+                    return (stream, peer);
+                }
+                // The client gave up in the queue: nothing is wrong here.
+                Err(e) if is_of_connection(&e) => {}
+                Err(e) => {
+                    self.tell(&e);
+                    tokio::time::sleep(EXHAUSTED_PAUSE).await;
+                }
             }
-            // The client gave up in the queue: nothing is wrong here.
-            Err(e) if is_of_connection(&e) => {}
-            Err(e) => {
-                tracing::warn!(error = %e, "cannot accept connections; check the limit of open files (ulimit -n)");
-                tokio::time::sleep(EXHAUSTED_PAUSE).await;
-            }
+        }
+    }
+
+    fn tell(&self, error: &io::Error) {
+        let now = Instant::now();
+        if self.told.get().is_none_or(|told| now - told >= EXHAUSTED_LOG) {
+            self.told.set(Some(now));
+            tracing::warn!(%error, "cannot accept connections; check the limit of open files (ulimit -n)");
         }
     }
 }
@@ -59,6 +92,14 @@ pub async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(address).await?;
     prepare(&stream);
     Ok(stream)
+}
+
+/// Ends the connection when its peer acknowledges nothing for 30 s, so that a vanished peer is noticed while data is on its
+/// way to it. A peer that lives and does not read looks the same (tcp(7), `TCP_USER_TIMEOUT`), so this is not for
+/// connections whose reader may pause as long as it likes.
+pub fn give_up_unacknowledged(stream: &TcpStream) {
+    // Best effort: the connection may be gone.
+    let _ = SockRef::from(stream).set_tcp_user_timeout(Some(USER_TIMEOUT));
 }
 
 /// Where a captured connection wanted to go (`SO_ORIGINAL_DST`). `None`: it was made to this listener itself, so that to
@@ -88,16 +129,15 @@ fn bind_one(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// Small writes leave at once, and a peer that vanished is noticed. All best effort: the connection may be gone.
+/// Small writes leave at once, and an idle connection's peer that vanished is noticed. All best effort: the connection may
+/// be gone.
 fn prepare(stream: &TcpStream) {
     let _ = stream.set_nodelay(true);
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE_TIME)
         .with_interval(KEEPALIVE_INTERVAL)
         .with_retries(3);
-    let socket = SockRef::from(stream);
-    let _ = socket.set_tcp_keepalive(&keepalive);
-    let _ = socket.set_tcp_user_timeout(Some(USER_TIMEOUT));
+    let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
 }
 
 /// Errors that `accept(2)` passes on from the connection that it would have given.
@@ -114,8 +154,9 @@ fn is_of_connection(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::{accept, bind, original_destination};
-    use tokio::net::{TcpListener, TcpStream};
+    use super::{Listener, bind, connect, original_destination};
+    use socket2::SockRef;
+    use tokio::net::TcpStream;
 
     #[tokio::test]
     async fn workers_share_a_learnt_port() {
@@ -129,9 +170,22 @@ mod tests {
     #[tokio::test]
     async fn a_direct_connection_has_no_original_destination() {
         let (address, sockets) = bind("127.0.0.1:0".parse().unwrap(), 1).unwrap();
-        let listener = TcpListener::from_std(sockets.into_iter().next().unwrap()).unwrap();
+        let listener = Listener::new(sockets.into_iter().next().unwrap()).unwrap();
         let _client = TcpStream::connect(address).await.unwrap();
-        let (server, _) = accept(&listener).await;
+        let (server, _) = listener.accept().await;
         assert_eq!(original_destination(&server), None);
+    }
+
+    #[tokio::test]
+    async fn silence_is_probed_and_a_reader_may_pause() {
+        let (address, sockets) = bind("127.0.0.1:0".parse().unwrap(), 1).unwrap();
+        let listener = Listener::new(sockets.into_iter().next().unwrap()).unwrap();
+        let client = connect(address).await.unwrap();
+        let (server, _) = listener.accept().await;
+        for stream in [&client, &server] {
+            let socket = SockRef::from(stream);
+            assert!(socket.keepalive().unwrap() && socket.tcp_nodelay().unwrap());
+            assert_eq!(socket.tcp_user_timeout().unwrap(), None);
+        }
     }
 }

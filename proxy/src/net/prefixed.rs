@@ -18,12 +18,31 @@ pub struct Prefixed<IO> {
 impl<IO> Prefixed<IO> {
     /// `prefix` comes before everything that `io` still has.
     pub fn new(prefix: Bytes, io: IO) -> Self {
+        // An empty `Bytes` may still hold the buffer that it was made from.
+        let prefix = if prefix.is_empty() { Bytes::new() } else { prefix };
         Self { prefix, io }
+    }
+
+    /// What was read ahead and not read again.
+    pub fn prefix(&self) -> &[u8] {
+        &self.prefix
     }
 
     /// The connection itself.
     pub fn get_ref(&self) -> &IO {
         &self.io
+    }
+}
+
+impl<IO> Prefixed<Prefixed<IO>> {
+    /// One level less.
+    pub fn flatten(self) -> Prefixed<IO> {
+        let Prefixed { prefix, io: inner } = self;
+        let prefix = match inner.prefix.is_empty() {
+            true => prefix,
+            false => [prefix, inner.prefix].concat().into(),
+        };
+        Prefixed::new(prefix, inner.io)
     }
 }
 
@@ -86,5 +105,17 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(all, "hello world");
+    }
+
+    #[tokio::test]
+    async fn two_levels_of_what_was_read_ahead() {
+        let (near, far) = tokio::io::duplex(64);
+        drop(near);
+        let inner = Prefixed::new(Bytes::from_static(b"lo"), far);
+        let mut flat = Prefixed::new(Bytes::from_static(b"hel"), inner).flatten();
+        assert_eq!(flat.prefix(), b"hello");
+        let mut all = String::new();
+        flat.read_to_string(&mut all).await.unwrap();
+        assert_eq!(all, "hello");
     }
 }

@@ -37,6 +37,14 @@ impl Io {
             Io::Pipe(_) => None,
         }
     }
+
+    /// Waits until there is something to read, or an end.
+    pub async fn readable(&self) {
+        if let Io::Tcp(tcp) = self {
+            // An error is found by who reads.
+            let _ = tcp.readable().await;
+        }
+    }
 }
 
 impl Stream {

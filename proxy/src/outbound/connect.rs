@@ -46,14 +46,14 @@ pub async fn connect(
 ) -> Result<Stream, ProxyError> {
     let connecting = async {
         let io = open(worker, endpoint).await?;
+        // A tunnel's reader may pause for as long as it likes. A request's hop must not wait for a node that died.
+        if let (Io::Tcp(tcp), MeshProtocol::Http1 | MeshProtocol::Http2) = (&io, protocol) {
+            listen::give_up_unacknowledged(tcp);
+        }
         match (credentials, &endpoint.identity) {
             (Some(credentials), Some(identity)) => {
                 let shaken = credentials.connect(io, endpoint.address.ip(), identity, protocol).await;
-                let result = match &shaken {
-                    Ok(_) => Handshake::Ok,
-                    Err(error) if error.reason == Reason::IdentityMismatch => Handshake::IdentityMismatch,
-                    Err(_) => Handshake::Failed,
-                };
+                let result = shaken.as_ref().map_or_else(|failed| failed.cause, |_| Handshake::Ok);
                 worker
                     .process
                     .telemetry

@@ -108,7 +108,10 @@ async fn without_target(worker: Rc<Worker>, stream: TcpStream, error: ProxyError
     let version = match peeked.verdict {
         Some(Detected::Http1) => HttpVersion::Http1,
         Some(Detected::Http2) => HttpVersion::Http2,
-        _ => return worker.process.telemetry.metrics().error(error.reason),
+        _ => {
+            worker.process.telemetry.metrics().error(error.reason);
+            return Stream::Plain(peeked.io).reset_on_close();
+        }
     };
     let error = Rc::new(error);
     let refuse = async move |request| refuse(&worker, request, &error);

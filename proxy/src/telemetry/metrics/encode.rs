@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeLabelSet, LabelSetEncoder, NoLabelSet};
@@ -12,11 +12,10 @@ use prometheus_client::registry::Registry;
 use crate::error::Reason;
 
 use super::super::request::Direction;
-use super::{Metrics, ServiceMetrics, process};
+use super::{Handshake, Metrics, ServiceMetrics, process};
 
 const DIRECTIONS: [Direction; 2] = [Direction::Outbound, Direction::Inbound];
 const OUTCOMES: [&str; 2] = ["success", "failure"];
-const HANDSHAKES: [&str; 3] = ["ok", "failed", "identity-mismatch"];
 const BOOLS: [&str; 2] = ["false", "true"];
 
 pub(super) fn text(metrics: &Arc<Metrics>) -> String {
@@ -153,14 +152,22 @@ impl Families<'_> {
             "Attempts that were retries, by how they ended.",
             by("result", |of| of.retries.each_ref().map(|count| count.load(Relaxed))),
         )?;
-        let exhausted = services.iter().map(|of| {
-            let labels = Labels([("service", Some(of.label.clone()))]);
-            (labels, of.budget_exhausted.load(Relaxed))
-        });
+        let of_each = |count: fn(&ServiceMetrics) -> &AtomicU64| {
+            let labels = |of: &ServiceMetrics| Labels([("service", Some(of.label.clone()))]);
+            services
+                .iter()
+                .map(|of| (labels(of), count(of).load(Relaxed)))
+                .collect()
+        };
         self.counters(
             "outrigger_retry_budget_exhausted",
             "Retries that were wanted and that the budget did not allow.",
-            exhausted.collect(),
+            of_each(|of| &of.budget_exhausted),
+        )?;
+        self.counters(
+            "outrigger_request_bodies_not_kept",
+            "Requests whose body was too large to be kept, so that they could not be retried.",
+            of_each(|of| &of.bodies_not_kept),
         )
     }
 
@@ -169,7 +176,7 @@ impl Families<'_> {
         let mut open = Vec::new();
         for direction in DIRECTIONS {
             let label = || ("direction", Some(direction.as_str().to_owned()));
-            for (result, count) in HANDSHAKES.iter().zip(&metrics.handshakes[direction as usize]) {
+            for (result, count) in Handshake::NAMES.iter().zip(&metrics.handshakes[direction as usize]) {
                 let result = ("result", Some((*result).to_owned()));
                 handshakes.push((Labels([label(), result]), count.load(Relaxed)));
             }
@@ -230,6 +237,13 @@ impl Families<'_> {
             "outrigger_cert_expiry_seconds",
             "Seconds until this sidecar's certificate, and the first of its roots, expires.",
             expiries.collect(),
+        )?;
+        let runtimes = metrics.runtimes.lock();
+        let tasks = runtimes.iter().map(|of| of.metrics().num_alive_tasks() as u64).sum();
+        self.gauges(
+            "outrigger_tasks_alive",
+            "Tasks that have not ended, of all threads; each open connection has some.",
+            plain(tasks),
         )?;
         let version = Labels([("version", Some(env!("CARGO_PKG_VERSION").to_owned()))]);
         self.gauges("outrigger_build_info", "1, with the version.", vec![(version, 1_u64)])

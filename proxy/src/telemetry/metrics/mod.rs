@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use crate::error::Reason;
@@ -47,9 +48,42 @@ pub enum Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handshake {
     Ok,
-    Failed,
-    /// The peer is somebody else than discovery named.
+    /// The peer is somebody else than discovery named, or of another trust domain.
     IdentityMismatch,
+    NoCertificate,
+    Expired,
+    NotYetValid,
+    UnknownIssuer,
+    /// The certificate is no SVID: no SPIFFE ID, two, or something that is none.
+    MalformedIdentity,
+    /// The peers have no ALPN protocol in common.
+    NoProtocol,
+    NotTls,
+    /// The peer sent an alert: its log says why.
+    RefusedByPeer,
+    /// The connection ended in the middle.
+    Closed,
+    Timeout,
+    Other,
+}
+
+impl Handshake {
+    /// The label's values, in the order of the enum.
+    const NAMES: [&str; 13] = [
+        "ok",
+        "identity-mismatch",
+        "no-certificate",
+        "expired",
+        "not-yet-valid",
+        "unknown-issuer",
+        "malformed-identity",
+        "no-protocol",
+        "not-tls",
+        "refused-by-peer",
+        "closed",
+        "timeout",
+        "other",
+    ];
 }
 
 /// All metrics of a process.
@@ -59,13 +93,14 @@ pub struct Metrics {
     /// What is called outside the cluster, all together.
     external: Arc<ServiceMetrics>,
     errors: [AtomicU64; Reason::ALL.len()],
-    handshakes: [[AtomicU64; 3]; 2],
+    handshakes: [[AtomicU64; Handshake::NAMES.len()]; 2],
     connections: [[AtomicI64; 2]; 2],
     detect_timeouts: AtomicU64,
     spans_exported: AtomicU64,
     spans_dropped: AtomicU64,
     access_log_dropped: AtomicU64,
     expiries: Mutex<Vec<Expiry>>,
+    runtimes: Mutex<Vec<Handle>>,
 }
 
 /// Seconds until a certificate expires, asked for at each scrape.
@@ -88,6 +123,7 @@ impl Metrics {
             spans_dropped: AtomicU64::new(0),
             access_log_dropped: AtomicU64::new(0),
             expiries: Mutex::new(Vec::new()),
+            runtimes: Mutex::new(Vec::new()),
         }
     }
 
@@ -136,6 +172,11 @@ impl Metrics {
             kind,
             seconds: Box::new(seconds),
         });
+    }
+
+    /// Counts the tasks of a runtime in `outrigger_tasks_alive`.
+    pub fn runtime(&self, runtime: Handle) {
+        self.runtimes.lock().push(runtime);
     }
 
     /// All of it as OpenMetrics text.
@@ -204,6 +245,7 @@ pub struct ServiceMetrics {
     attempts: [AtomicU64; 2],
     retries: [AtomicU64; 2],
     budget_exhausted: AtomicU64,
+    bodies_not_kept: AtomicU64,
 }
 
 impl ServiceMetrics {
@@ -215,6 +257,7 @@ impl ServiceMetrics {
             attempts: Default::default(),
             retries: Default::default(),
             budget_exhausted: AtomicU64::new(0),
+            bodies_not_kept: AtomicU64::new(0),
         }
     }
 
@@ -231,6 +274,11 @@ impl ServiceMetrics {
     /// A retry was wanted, and the budget did not allow it.
     pub fn budget_exhausted(&self) {
         self.budget_exhausted.fetch_add(1, Relaxed);
+    }
+
+    /// A request's body was too large to be kept for a retry, so there is none.
+    pub fn body_not_kept(&self) {
+        self.bodies_not_kept.fetch_add(1, Relaxed);
     }
 
     fn request_ended(&self, request: &RequestEnd<'_>) {

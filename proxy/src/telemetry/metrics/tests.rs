@@ -129,6 +129,7 @@ fn attempts_retries_and_budget() {
     orders.attempt(Outcome::Success);
     orders.retry(Outcome::Success);
     orders.budget_exhausted();
+    orders.body_not_kept();
     // Another port of the same Service.
     metrics
         .service(Some(&service("orders", 9090)))
@@ -147,6 +148,7 @@ fn attempts_retries_and_budget() {
     assert_eq!(of("outrigger_retries_total", ",result=\"success\""), Some(1.0));
     assert_eq!(of("outrigger_retries_total", ",result=\"failure\""), Some(0.0));
     assert_eq!(of("outrigger_retry_budget_exhausted_total", ""), Some(1.0));
+    assert_eq!(of("outrigger_request_bodies_not_kept_total", ""), Some(1.0));
     assert_eq!(text.matches("outrigger_upstream_attempts_total{").count(), 2);
 }
 
@@ -155,6 +157,7 @@ fn connections_handshakes_and_certificates() {
     let metrics = metrics();
     metrics.handshake(Direction::Outbound, Handshake::Ok);
     metrics.handshake(Direction::Inbound, Handshake::IdentityMismatch);
+    metrics.handshake(Direction::Inbound, Handshake::Other);
     let plain = metrics.connection(Direction::Inbound, false);
     let mut tls = metrics.connection(Direction::Inbound, false);
     tls.set_tls();
@@ -171,6 +174,10 @@ fn connections_handshakes_and_certificates() {
             r#"outrigger_tls_handshakes_total{direction="inbound",result="identity-mismatch"}"#,
             1.0,
         ),
+        (
+            r#"outrigger_tls_handshakes_total{direction="inbound",result="other"}"#,
+            1.0,
+        ),
         (r#"outrigger_connections_open{direction="inbound",tls="false"}"#, 1.0),
         (r#"outrigger_connections_open{direction="inbound",tls="true"}"#, 1.0),
         (r#"outrigger_cert_expiry_seconds{kind="leaf"}"#, 3600.5),
@@ -185,6 +192,19 @@ fn connections_handshakes_and_certificates() {
     drop((plain, tls));
     let open = r#"outrigger_connections_open{direction="inbound",tls="true"}"#;
     assert_eq!(value(&metrics.text(), open), Some(0.0));
+}
+
+#[tokio::test]
+async fn tasks_are_counted_until_they_end() {
+    let metrics = metrics();
+    metrics.runtime(tokio::runtime::Handle::current());
+    let tasks = || value(&metrics.text(), "outrigger_tasks_alive");
+    let before = tasks().unwrap();
+    let task = tokio::spawn(std::future::pending::<()>());
+    assert_eq!(tasks(), Some(before + 1.0));
+    task.abort();
+    let _ = task.await;
+    assert_eq!(tasks(), Some(before));
 }
 
 /// Whatever is called, by whatever method, with whatever status: the series are bounded, and nothing is lost.
