@@ -13,6 +13,8 @@ use tokio::time::Sleep;
 
 use super::headers::grpc_status;
 use super::pool::Lease;
+use super::respond::grpc_trailers;
+use super::send::h2_cause;
 use crate::error::{ProxyError, Reason};
 use crate::outbound::replay::Replay;
 
@@ -56,6 +58,8 @@ pub trait OnEnd {
 /// A response's body on its way to the client.
 pub struct ResponseBody {
     content: Content,
+    /// A gRPC client is told in trailers what went wrong, where there is nothing else to tell it by.
+    grpc: bool,
     /// The connection that it comes from; given back with the last byte.
     lease: Option<Lease>,
     /// `None`: it was told.
@@ -91,7 +95,7 @@ impl Body for RequestBody {
         match self.get_mut() {
             RequestBody::Empty => Poll::Ready(None),
             RequestBody::Once(counted) => {
-                let frame = ready!(Pin::new(&mut counted.body).poll_frame(cx));
+                let frame = ready!(poll_some(&mut counted.body, cx));
                 if let Some(Ok(frame)) = &frame
                     && let Some(data) = frame.data_ref()
                 {
@@ -126,12 +130,12 @@ impl Body for RequestBody {
 impl ResponseBody {
     /// A body that this sidecar made itself.
     pub fn ready(bytes: Bytes) -> Self {
-        Self::new(Content::Ready(Some(bytes).filter(|b| !b.is_empty())))
+        Self::new(Content::Ready(Some(bytes).filter(|b| !b.is_empty())), false)
     }
 
-    /// A server's.
-    pub fn streaming(body: Incoming) -> Self {
-        Self::new(Content::Streaming(body))
+    /// A server's; `grpc`: to a client that speaks gRPC.
+    pub fn streaming(body: Incoming, grpc: bool) -> Self {
+        Self::new(Content::Streaming(body), grpc)
     }
 
     /// Gives the connection back when the body has ended.
@@ -160,9 +164,10 @@ impl ResponseBody {
         self
     }
 
-    fn new(content: Content) -> Self {
+    fn new(content: Content, grpc: bool) -> Self {
         Self {
             content,
+            grpc,
             lease: None,
             on_end: None,
             deadline: None,
@@ -180,6 +185,16 @@ impl ResponseBody {
         if let Some(lease) = self.lease.take() {
             lease.release();
         }
+    }
+
+    /// Ends the body for a reason of this sidecar's own.
+    fn fail(&mut self, error: ProxyError) -> Option<Result<Frame<Bytes>, BoxError>> {
+        self.tell(Ended::Failed(error.reason));
+        if !self.grpc {
+            return Some(Err(error.into()));
+        }
+        self.content = Content::Ready(None);
+        Some(Ok(Frame::trailers(grpc_trailers(&error))))
     }
 
     fn complete(&mut self, trailers: Option<&HeaderMap>) {
@@ -204,23 +219,21 @@ impl Body for ResponseBody {
             }
             Content::Streaming(body) => body,
         };
-        let frame = match Pin::new(&mut *body).poll_frame(cx) {
+        let frame = match poll_some(body, cx) {
             Poll::Ready(frame) => frame,
             Poll::Pending => {
                 if let Some((sleep, reason)) = &mut this.deadline
                     && sleep.as_mut().poll(cx).is_ready()
                 {
-                    let reason = *reason;
-                    this.tell(Ended::Failed(reason));
-                    let error = ProxyError::new(reason, "the time for the response was up before its last byte");
-                    return Poll::Ready(Some(Err(error.into())));
+                    let late = ProxyError::new(*reason, "the time for the response was up before its last byte");
+                    return Poll::Ready(this.fail(late));
                 }
                 return Poll::Pending;
             }
         };
-        match &frame {
+        match frame {
             None => this.complete(None),
-            Some(Ok(frame)) => {
+            Some(Ok(ref frame)) => {
                 if let Some(data) = frame.data_ref() {
                     this.bytes += data.len() as u64;
                 }
@@ -228,7 +241,14 @@ impl Body for ResponseBody {
                     this.complete(frame.trailers_ref());
                 }
             }
-            Some(Err(_)) => this.tell(Ended::Failed(Reason::UpstreamReset)),
+            // The server's own reset goes on with its code: hyper takes it out of the error.
+            Some(Err(ref error)) if !this.grpc || is_peers_reset(error) => {
+                this.tell(Ended::Failed(Reason::UpstreamReset));
+            }
+            Some(Err(error)) => {
+                let why = format!("the server's connection broke in the middle of the response: {error}");
+                return Poll::Ready(this.fail(ProxyError::new(Reason::UpstreamReset, why)));
+            }
         }
         Poll::Ready(frame.map(|f| f.map_err(Into::into)))
     }
@@ -246,6 +266,25 @@ impl Body for ResponseBody {
             Content::Streaming(body) => body.size_hint(),
         }
     }
+}
+
+/// The next frame that says something. An empty one that does not end the body would only cost the next hop work, which
+/// closes the connection, with all its streams, after some of them (as h2 does after 100).
+pub fn poll_some<B>(body: &mut B, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    loop {
+        let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
+        let empty = matches!(&frame, Some(Ok(frame)) if frame.data_ref().is_some_and(Bytes::is_empty));
+        if !empty {
+            return Poll::Ready(frame);
+        }
+    }
+}
+
+fn is_peers_reset(error: &hyper::Error) -> bool {
+    h2_cause(error).is_some_and(|h2| h2.is_reset() && h2.is_remote())
 }
 
 impl Drop for ResponseBody {

@@ -10,6 +10,7 @@ use http::{HeaderValue, Method, Uri, Version};
 use outrigger_api::spiffe::SpiffeId;
 use tokio::time::Instant;
 
+use super::body::Ended;
 use super::headers::{REQUEST_ID, is_grpc};
 use crate::drain::InFlight;
 use crate::error::Reason;
@@ -65,6 +66,16 @@ impl Outcome {
     /// Whether the client sees a failure.
     pub fn failed(&self) -> bool {
         self.reason.is_some() || self.status.is_none_or(|s| s >= 500) || self.grpc_status.is_some_and(is_server_error)
+    }
+
+    /// Adds how the response ended to what its head said.
+    pub fn end(&mut self, ended: Ended) {
+        match ended {
+            Ended::Complete(Some(grpc)) => self.grpc_status = Some(grpc),
+            Ended::Complete(None) => {}
+            Ended::Failed(reason) => self.reason = Some(reason),
+            Ended::Cancelled => self.reason = Some(Reason::ClientClosed),
+        }
     }
 }
 

@@ -2,7 +2,11 @@
 
 pub mod body;
 pub mod exchange;
+pub mod framing;
+pub mod grpc;
+pub mod guard;
 pub mod headers;
+pub mod multiplex;
 pub mod pool;
 pub mod respond;
 pub mod send;

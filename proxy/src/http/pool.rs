@@ -1,4 +1,4 @@
-//! Connections to one peer, kept for the next request: an idle list for HTTP/1, one shared connection for HTTP/2.
+//! Connections to one peer, kept for the next request: an idle list for HTTP/1, shared connections for HTTP/2.
 //!
 //! A pool belongs to one endpoint (address and identity together) of one worker, so two connections in it are equal in
 //! everything that trust depends on, except the credentials: those have a generation, and a connection of an older
@@ -8,13 +8,13 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
 use super::body::RequestBody;
-use super::headers::MAX_HEADER_BYTES;
-use super::server::{CONNECTION_WINDOW, LocalExecutor, MAX_BUFFER, STREAM_WINDOW};
+use super::multiplex::{Multiplex, Slot};
+use super::server::MAX_BUFFER;
 use crate::error::{ProxyError, Reason};
 use crate::net::Stream;
 
@@ -30,9 +30,7 @@ const MESH_IDLE: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub struct Pool {
     http1: RefCell<Vec<Idle>>,
-    http2: RefCell<Option<Shared>>,
-    /// Held while an HTTP/2 connection is made, so that one is made.
-    connecting: tokio::sync::Mutex<()>,
+    http2: Multiplex,
     /// Of the newest request.
     generation: Cell<u64>,
 }
@@ -44,13 +42,6 @@ struct Idle {
     since: Instant,
 }
 
-struct Shared {
-    sender: http2::SendRequest<RequestBody>,
-    generation: u64,
-    mesh: bool,
-    used: Instant,
-}
-
 /// A connection that is ready for a request.
 pub struct Checkout {
     pub sender: Sender,
@@ -60,12 +51,19 @@ pub struct Checkout {
 
 /// Sends a request.
 pub enum Sender {
-    Http1(Lease),
-    Http2(http2::SendRequest<RequestBody>),
+    Http1(Idling),
+    Http2(Slot),
 }
 
-/// An HTTP/1 connection out of the pool. Dropped without [`Lease::release`], it is closed.
-pub struct Lease {
+/// What a response's body holds of its connection. Dropped without [`Lease::release`], an HTTP/1 connection is closed.
+pub enum Lease {
+    Http1(Idling),
+    /// Freed when it is dropped, too.
+    Http2(Slot),
+}
+
+/// An HTTP/1 connection out of the pool.
+pub struct Idling {
     pool: Rc<Pool>,
     pub sender: http1::SendRequest<RequestBody>,
     generation: u64,
@@ -75,12 +73,15 @@ pub struct Lease {
 impl Lease {
     /// Gives the connection back, after the last byte of the response.
     pub fn release(self) {
-        let Lease {
+        let Lease::Http1(Idling {
             pool,
             sender,
             generation,
             mesh,
-        } = self;
+        }) = self
+        else {
+            return;
+        };
         let mut idle = pool.http1.borrow_mut();
         if idle.len() < MAX_IDLE && generation == pool.generation.get() && !sender.is_closed() {
             idle.push(Idle {
@@ -104,15 +105,15 @@ impl Pool {
         connect: impl AsyncFnOnce() -> Result<Stream, ProxyError>,
     ) -> Result<Checkout, ProxyError> {
         self.generation.set(generation);
-        while let Some(mut lease) = self.pop(generation) {
+        while let Some(mut idling) = self.pop(generation) {
             // Not ready yet: the connection's task may still have to see that its response has ended. When it is not
             // ready after a turn, its request is still being sent.
-            if !lease.sender.is_ready() {
+            if !idling.sender.is_ready() {
                 tokio::task::yield_now().await;
             }
-            if lease.sender.is_ready() && lease.sender.ready().await.is_ok() {
+            if idling.sender.is_ready() && idling.sender.ready().await.is_ok() {
                 return Ok(Checkout {
-                    sender: Sender::Http1(lease),
+                    sender: Sender::Http1(idling),
                     reused: true,
                 });
             }
@@ -131,7 +132,7 @@ impl Pool {
             }
         });
         Ok(Checkout {
-            sender: Sender::Http1(Lease {
+            sender: Sender::Http1(Idling {
                 pool: Rc::clone(self),
                 sender,
                 generation,
@@ -141,7 +142,7 @@ impl Pool {
         })
     }
 
-    /// The HTTP/2 connection, made when there is none that takes new streams.
+    /// A connection that takes one HTTP/2 request more.
     ///
     /// # Errors
     /// What `connect` says.
@@ -151,36 +152,10 @@ impl Pool {
         connect: impl AsyncFnOnce() -> Result<Stream, ProxyError>,
     ) -> Result<Checkout, ProxyError> {
         self.generation.set(generation);
-        if let Some(sender) = self.shared(generation) {
-            return Ok(Checkout { sender, reused: true });
-        }
-        let _one_connects = self.connecting.lock().await;
-        if let Some(sender) = self.shared(generation) {
-            return Ok(Checkout { sender, reused: true });
-        }
-        let stream = connect().await?;
-        let mesh = stream.is_mesh();
-        let (sender, connection) = http2::Builder::new(LocalExecutor)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(MAX_HEADER_BYTES as u32)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(|e| handshake_failed(&e))?;
-        tokio::task::spawn_local(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "an HTTP/2 connection ended");
-            }
-        });
-        *self.http2.borrow_mut() = Some(Shared {
-            sender: sender.clone(),
-            generation,
-            mesh,
-            used: Instant::now(),
-        });
+        let (slot, reused) = self.http2.slot(generation, connect).await?;
         Ok(Checkout {
-            sender: Sender::Http2(sender),
-            reused: false,
+            sender: Sender::Http2(slot),
+            reused,
         })
     }
 
@@ -194,26 +169,19 @@ impl Pool {
         if idle.is_empty() {
             *idle = Vec::new();
         }
-        let mut shared = self.http2.borrow_mut();
-        // A connection with open streams lives on without its place here, until they have ended.
-        if shared
-            .as_ref()
-            .is_some_and(|s| s.sender.is_closed() || expired(s.mesh, s.used))
-        {
-            *shared = None;
-        }
+        self.http2.sweep(expired);
     }
 
     /// Whether it holds no connection.
     pub fn is_empty(&self) -> bool {
-        self.http1.borrow().is_empty() && self.http2.borrow().is_none()
+        self.http1.borrow().is_empty() && self.http2.is_empty()
     }
 
-    fn pop(self: &Rc<Self>, generation: u64) -> Option<Lease> {
+    fn pop(self: &Rc<Self>, generation: u64) -> Option<Idling> {
         let mut idle = self.http1.borrow_mut();
         while let Some(i) = idle.pop() {
             if i.generation == generation && !i.sender.is_closed() {
-                return Some(Lease {
+                return Some(Idling {
                     pool: Rc::clone(self),
                     sender: i.sender,
                     generation,
@@ -222,21 +190,6 @@ impl Pool {
             }
         }
         None
-    }
-
-    fn shared(&self, generation: u64) -> Option<Sender> {
-        let mut shared = self.http2.borrow_mut();
-        match shared.as_mut() {
-            Some(s) if s.generation == generation && s.sender.is_ready() => {
-                s.used = Instant::now();
-                Some(Sender::Http2(s.sender.clone()))
-            }
-            Some(_) => {
-                *shared = None;
-                None
-            }
-            None => None,
-        }
     }
 }
 

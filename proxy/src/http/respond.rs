@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use super::body::ResponseBody;
 use super::headers::{GRPC_MESSAGE, GRPC_STATUS, OUTRIGGER_ERROR};
@@ -11,17 +11,11 @@ use crate::error::{ProxyError, Reason};
 /// Answers in the sidecar's own name: the status, the code in `outrigger-error`, and a sentence. A gRPC client gets a
 /// response of trailers only (PROTOCOL-HTTP2.md).
 pub fn error_response(error: &ProxyError, grpc: bool) -> Response<ResponseBody> {
-    let code = HeaderValue::from_static(error.reason.code());
     if grpc {
-        let message = format!("{} ({})", error.detail, error.reason.code());
         let mut response = Response::new(ResponseBody::ready(Bytes::new()));
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert(GRPC_STATUS, HeaderValue::from(error.reason.grpc_status()));
-        if let Ok(message) = HeaderValue::try_from(percent_encode(&message)) {
-            headers.insert(GRPC_MESSAGE, message);
-        }
-        headers.insert(OUTRIGGER_ERROR, code);
+        *response.headers_mut() = grpc_trailers(error);
+        let content_type = HeaderValue::from_static("application/grpc");
+        response.headers_mut().insert(CONTENT_TYPE, content_type);
         return response;
     }
     let body = format!("{}\nSee docs/errors.md#{}\n", error.detail, error.reason.code());
@@ -29,8 +23,20 @@ pub fn error_response(error: &ProxyError, grpc: bool) -> Response<ResponseBody> 
     *response.status_mut() = error.reason.status();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    headers.insert(OUTRIGGER_ERROR, code);
+    headers.insert(OUTRIGGER_ERROR, HeaderValue::from_static(error.reason.code()));
     response
+}
+
+/// What ends a gRPC call that failed.
+pub fn grpc_trailers(error: &ProxyError) -> HeaderMap {
+    let message = format!("{} ({})", error.detail, error.reason.code());
+    let mut trailers = HeaderMap::with_capacity(4);
+    trailers.insert(GRPC_STATUS, HeaderValue::from(error.reason.grpc_status()));
+    if let Ok(message) = HeaderValue::try_from(percent_encode(&message)) {
+        trailers.insert(GRPC_MESSAGE, message);
+    }
+    trailers.insert(OUTRIGGER_ERROR, HeaderValue::from_static(error.reason.code()));
+    trailers
 }
 
 /// A response without a body, in the name of a route.
@@ -41,7 +47,7 @@ pub fn empty_response(status: StatusCode) -> Response<ResponseBody> {
 }
 
 /// The reason that a sidecar's response names.
-pub fn reason_of(headers: &http::HeaderMap) -> Option<Reason> {
+pub fn reason_of(headers: &HeaderMap) -> Option<Reason> {
     let code = headers.get(OUTRIGGER_ERROR)?.as_bytes();
     Reason::ALL.into_iter().find(|reason| reason.code().as_bytes() == code)
 }

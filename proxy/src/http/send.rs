@@ -6,9 +6,11 @@ use std::net::SocketAddr;
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
+use hyper::ext::Protocol;
 
 use super::body::RequestBody;
 use super::headers::complete_uri;
+use super::multiplex::Slot;
 use super::pool::{Checkout, Lease, Sender};
 use crate::error::{ProxyError, Reason};
 use crate::outbound::replay::ClientBroke;
@@ -34,7 +36,7 @@ impl Failure {
     }
 }
 
-/// Sends the request; gives the head of the response, and the connection to be given back after its body.
+/// Sends the request; gives the head of the response, and what it holds of the connection until its end.
 ///
 /// # Errors
 /// Why there is no response.
@@ -42,34 +44,64 @@ pub async fn send(
     checkout: Checkout,
     mut request: Request<RequestBody>,
     to: SocketAddr,
-) -> Result<(Response<Incoming>, Option<Lease>), Failure> {
+) -> Result<(Response<Incoming>, Lease), Failure> {
     let reused = checkout.reused;
     match checkout.sender {
-        Sender::Http1(mut lease) => {
+        Sender::Http1(mut idling) => {
             // A client's HTTP/1.0 request is not a reason to close the connection to the server.
             *request.version_mut() = Version::HTTP_11;
-            match lease.sender.try_send_request(request).await {
-                Ok(response) => Ok((response, Some(lease))),
-                Err(error) => Err(failure(&error, reused, to)),
+            match idling.sender.try_send_request(request).await {
+                Ok(response) => Ok((response, Lease::Http1(idling))),
+                Err(error) => {
+                    let unsent = error.message().is_some();
+                    let error = error.error();
+                    Err(failure(classify(error), &with_causes(error), unsent, reused, to))
+                }
             }
         }
-        Sender::Http2(mut sender) => {
+        Sender::Http2(slot) => {
             *request.version_mut() = Version::HTTP_2;
             complete_uri(&mut request, to);
-            match sender.try_send_request(request).await {
-                Ok(response) => Ok((response, None)),
-                Err(error) => Err(failure(&error, reused, to)),
+            if request.extensions().get::<Protocol>().is_some() && !slot.takes_extended_connect().await {
+                return Err(Failure {
+                    error: ProxyError::new(
+                        Reason::UpstreamProtocol,
+                        format!("{to} does not offer extended CONNECT (RFC 8441); use HTTP/1.1 for WebSockets"),
+                    ),
+                    reused,
+                    unsent: false,
+                });
+            }
+            match slot.sender().try_send_request(request).await {
+                Ok(response) => Ok((response, Lease::Http2(slot))),
+                Err(error) => Err(http2_failure(&error, &slot, reused, to)),
             }
         }
     }
 }
 
-fn failure(error: &TrySendError<Request<RequestBody>>, reused: bool, to: SocketAddr) -> Failure {
-    let unsent = error.message().is_some();
-    let reason = if unsent {
-        Reason::UpstreamRefused
+fn http2_failure(error: &TrySendError<Request<RequestBody>>, slot: &Slot, reused: bool, to: SocketAddr) -> Failure {
+    let unsent = error.message().is_some() || slot.never_began();
+    let error = error.error();
+    // The library tells a request that still waits in a connection nothing but that it is gone.
+    let gone = error.is_user() || error.is_canceled();
+    let (reason, why) = if gone {
+        let broken = slot.broken(|error| (classify(error), with_causes(error)));
+        broken.unwrap_or_else(|| (Reason::UpstreamReset, "the connection has ended".to_owned()))
     } else {
-        classify(error.error())
+        (classify(error), with_causes(error))
+    };
+    if !h2_cause(error).is_some_and(h2::Error::is_reset) {
+        slot.leave();
+    }
+    failure(reason, &why, unsent, reused, to)
+}
+
+fn failure(reason: Reason, why: &str, unsent: bool, reused: bool, to: SocketAddr) -> Failure {
+    let reason = match reason {
+        Reason::UpstreamProtocol => reason,
+        _ if unsent => Reason::UpstreamRefused,
+        _ => reason,
     };
     let what = match reason {
         Reason::UpstreamRefused => "refused the request unprocessed",
@@ -78,32 +110,25 @@ fn failure(error: &TrySendError<Request<RequestBody>>, reused: bool, to: SocketA
         _ => "closed the connection before it answered; check whether it restarted or crashed",
     };
     Failure {
-        error: ProxyError::new(reason, format!("{to} {what}: {}", with_causes(error.error()))),
+        error: ProxyError::new(reason, format!("{to} {what}: {why}")),
         reused,
         unsent,
     }
 }
 
 fn classify(error: &hyper::Error) -> Reason {
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        if error.is::<ClientBroke>() {
-            return Reason::ClientClosed;
+    if let Some(h2) = h2_cause(error) {
+        // RFC 9113 section 8.7: REFUSED_STREAM, and streams above a GOAWAY's last one, were not processed. h2 gives
+        // a remote GOAWAY as the error of just those.
+        let refused = h2.reason() == Some(h2::Reason::REFUSED_STREAM) || h2.is_go_away();
+        if refused && h2.is_remote() {
+            return Reason::UpstreamRefused;
         }
-        if let Some(h2) = error.downcast_ref::<h2::Error>() {
-            // RFC 9113 section 8.7: REFUSED_STREAM, and streams above a GOAWAY's last one, were not processed. h2 gives
-            // a remote GOAWAY as the error of just those.
-            let refused = h2.reason() == Some(h2::Reason::REFUSED_STREAM) || h2.is_go_away();
-            if refused && h2.is_remote() {
-                return Reason::UpstreamRefused;
-            }
-            if h2.is_library() && h2.reason().is_some_and(is_protocol_error) {
-                return Reason::UpstreamProtocol;
-            }
+        if h2.is_library() {
+            return Reason::UpstreamProtocol;
         }
-        cause = error.source();
     }
-    if error.is_user() {
+    if error.is_user() || causes(error).any(|cause| cause.is::<ClientBroke>()) {
         Reason::ClientClosed
     } else if error.is_parse() {
         Reason::UpstreamProtocol
@@ -112,24 +137,15 @@ fn classify(error: &hyper::Error) -> Reason {
     }
 }
 
-/// What h2 itself says of frames that are not HTTP/2 (RFC 9113 section 7).
-fn is_protocol_error(reason: h2::Reason) -> bool {
-    matches!(
-        reason,
-        h2::Reason::PROTOCOL_ERROR
-            | h2::Reason::FRAME_SIZE_ERROR
-            | h2::Reason::FLOW_CONTROL_ERROR
-            | h2::Reason::COMPRESSION_ERROR
-    )
+/// What HTTP/2 says about it, if it comes from there.
+pub fn h2_cause(error: &hyper::Error) -> Option<&h2::Error> {
+    causes(error).find_map(|cause| cause.downcast_ref())
+}
+
+fn causes(error: &hyper::Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(error.source(), |&cause| cause.source())
 }
 
 fn with_causes(error: &hyper::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
+    causes(error).fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

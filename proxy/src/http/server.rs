@@ -5,8 +5,10 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 
-use http::{Request, Response};
+use http::header::CONNECTION;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
@@ -14,18 +16,26 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 
 use super::body::ResponseBody;
-use super::headers::MAX_HEADER_BYTES;
+use super::guard::{Guard, HEAD_TIME, Watch};
+use super::headers::{MAX_HEADER_BYTES, asks_for_tunnel, settle_host};
 use crate::drain::{OpenConnection, Stage};
 use crate::net::Stream;
+use crate::net::detect::{Peeked, http2_opening, peek};
 
 /// What hyper may buffer of an HTTP/1 message, and h2 of a header section. Larger than the header limit, so that this
 /// sidecar answers 431 with a reason itself; what does not even fit here gets a bare 431 of the library.
 pub const MAX_BUFFER: usize = 2 * MAX_HEADER_BYTES;
-/// Bytes in flight that a peer may send before it is read, for one stream and for all of a connection.
+/// Bytes in flight that a peer may send before it is read, for one stream and for all of a connection. A connection's is
+/// much larger, so that a few streams that nobody reads do not stop the others; and half of it is what h2 lets the unread
+/// small frames of a connection cost (256 bytes each), so that a stream of short messages to a slow reader does not end it.
 pub const STREAM_WINDOW: u32 = 256 * 1024;
-pub const CONNECTION_WINDOW: u32 = 1024 * 1024;
+pub const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 /// Streams that a client may have open on one connection; further ones wait on its side.
 const MAX_STREAMS: u32 = 1000;
+/// Streams that a client resets before they were looked at, at one time: beyond, GOAWAY (rapid reset, CVE-2023-44487).
+const MAX_RESET_UNSEEN: usize = 50;
+/// Streams that a client's own mistakes end, in the life of a connection: beyond, GOAWAY (MadeYouReset, CVE-2025-8671).
+const MAX_MISTAKES: usize = 1024;
 /// What the app may leave unread of an HTTP/2 stream's response.
 const SEND_BUFFER: usize = 256 * 1024;
 
@@ -68,19 +78,19 @@ async fn serve_http1<H>(stream: Stream, open: &OpenConnection, handle: Rc<H>) ->
 where
     H: AsyncFn(Request<Incoming>) -> Response<ResponseBody> + 'static,
 {
+    let (stream, watch) = Guard::new(stream);
     // A connection that has not had its first request is not closed by the drain: it was made for one.
     let used = Rc::new(Cell::new(false));
     let service = service_fn({
         let used = Rc::clone(&used);
         move |request| {
             used.set(true);
-            let handle = Rc::clone(&handle);
-            async move { Ok::<_, Infallible>(handle(request).await) }
+            let (handle, watch) = (Rc::clone(&handle), Arc::clone(&watch));
+            async move { Ok::<_, Infallible>(answer_http1(&*handle, &watch, request).await) }
         }
     });
     // A client that closes while it waits has given up (no half-close): its request is cancelled upstream as well.
-    // No timer: neither for the head of a request (it would be armed for each), nor for idle connections, which the
-    // client closes.
+    // No timer for the head of a request, which hyper would arm for each and for idle connections too: the guard has one.
     let connection = http1::Builder::new()
         .preserve_header_case(true)
         .max_buf_size(MAX_BUFFER)
@@ -102,10 +112,42 @@ where
     .await
 }
 
+/// Answers one request, or the stand-in for one.
+async fn answer_http1<H>(handle: &H, watch: &Watch, mut request: Request<Incoming>) -> Response<ResponseBody>
+where
+    H: AsyncFn(Request<Incoming>) -> Response<ResponseBody>,
+{
+    let fault = watch.fault(request.method());
+    if let Some(fault) = fault {
+        request.extensions_mut().insert(fault);
+    }
+    settle_host(&mut request);
+    let tunnel = watch.in_tunnel() && asks_for_tunnel(request.method(), request.headers());
+    let connect = request.method() == Method::CONNECT;
+    let mut response = handle(request).await;
+    // RFC 9110 section 2.5: the version is this hop's own. hyper takes it down for an HTTP/1.0 client.
+    *response.version_mut() = Version::HTTP_11;
+    let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS || (connect && response.status().is_success());
+    if fault.is_some() || (tunnel && !switches && watch.refuse_tunnel()) {
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
 async fn serve_http2<H>(stream: Stream, open: &OpenConnection, handle: Rc<H>) -> hyper::Result<()>
 where
     H: AsyncFn(Request<Incoming>) -> Response<ResponseBody> + 'static,
 {
+    let opening = peek(stream, HEAD_TIME, http2_opening).await;
+    let Ok(Peeked {
+        verdict: Some(()), io, ..
+    }) = opening
+    else {
+        tracing::debug!("a client closed an HTTP/2 connection before its SETTINGS, or did not send them in time");
+        return Ok(());
+    };
     // A connection that is accepted during the drain carries one request before its GOAWAY.
     let used = Rc::new(Cell::new(false));
     let service = service_fn({
@@ -120,10 +162,14 @@ where
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(MAX_STREAMS)
+        .max_pending_accept_reset_streams(MAX_RESET_UNSEEN)
+        .max_local_error_reset_streams(MAX_MISTAKES)
+        .enable_connect_protocol()
+        // The fields as decoded (HPACK bombs); h2 bounds the CONTINUATION frames by it too (CVE-2024-27316).
         .max_header_list_size(MAX_BUFFER as u32)
         .max_send_buf_size(SEND_BUFFER)
         .auto_date_header(false)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(io), service);
     let mut connection = pin!(connection);
     let mut going = false;
     poll_fn(|cx| {

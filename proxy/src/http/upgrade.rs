@@ -3,13 +3,14 @@
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
+use super::pool::Lease;
 use crate::drain::InFlight;
 use crate::net::copy;
 
-/// Joins both ends once both sides have switched. `in_flight` lasts as long as the tunnel.
-pub fn join(client: OnUpgrade, server: OnUpgrade, in_flight: InFlight) {
+/// Joins both ends once both sides have switched. `in_flight` and the server's connection last as long as the tunnel.
+pub fn join(client: OnUpgrade, server: OnUpgrade, in_flight: InFlight, lease: Lease) {
     tokio::task::spawn_local(async move {
-        let _in_flight = in_flight;
+        let _until_it_ends = (in_flight, lease);
         match tokio::try_join!(client, server) {
             Ok((client, server)) => {
                 let copied = copy::both_ways(&mut TokioIo::new(client), &mut TokioIo::new(server)).await;

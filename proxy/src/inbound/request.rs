@@ -14,12 +14,12 @@ use crate::drain::Stage;
 use crate::error::{ProxyError, Reason};
 use crate::http::body::{Counted, Ended, OnEnd};
 use crate::http::exchange::{Exchange, Other, Outcome, Span};
-use crate::http::headers::{OUTRIGGER_ERROR, grpc_status, strip_hop_by_hop, too_large, wants_upgrade};
-use crate::http::pool::{Checkout, Lease};
+use crate::http::headers::{OUTRIGGER_ERROR, check, grpc_status, strip_hop_by_hop, wants_upgrade};
+use crate::http::pool::{Checkout, Lease, Pool};
 use crate::http::respond::error_response;
 use crate::http::send::{Failure, send};
 use crate::http::server::HttpVersion;
-use crate::http::{RequestBody, ResponseBody, upgrade};
+use crate::http::{RequestBody, ResponseBody, grpc, upgrade};
 use crate::net::{Io, Prefixed, Stream, listen};
 use crate::outbound::replay::Kept;
 use crate::telemetry::Direction;
@@ -32,6 +32,7 @@ const REPLAY: usize = 64 * 1024;
 pub(super) async fn handle(
     worker: &Rc<Worker>,
     caller: &Caller,
+    pool: &Rc<Pool>,
     version: HttpVersion,
     mut request: Request<Incoming>,
 ) -> Response<ResponseBody> {
@@ -47,10 +48,10 @@ pub(super) async fn handle(
     }
     let record = Record::new(exchange, caller);
     let admitted = admit(worker, caller, &head);
-    strip_hop_by_hop(&mut head.headers, upgrade.is_some());
+    strip_hop_by_hop(&mut head.headers, upgrade.is_some() && version == HttpVersion::Http1);
     record.exchange.context.inject(record.span.id, &mut head.headers);
     let answer = match admitted {
-        Ok(()) => call_app(worker, caller, version, head, body, &record).await,
+        Ok(()) => call_app(caller, pool, version, head, body, &record).await,
         Err(error) => Err(error),
     };
     let mut response = match answer {
@@ -67,12 +68,7 @@ pub(super) async fn handle(
 
 /// Whether the app may see the request.
 fn admit(worker: &Worker, caller: &Caller, head: &Parts) -> Result<(), ProxyError> {
-    if too_large(&head.uri, &head.headers) {
-        return Err(ProxyError::new(
-            Reason::HeadersTooLarge,
-            "the request's header section is larger than 64 KiB; send less, cookies for instance",
-        ));
-    }
+    check(head)?;
     if caller.peer.is_some() || worker.process.config.mtls == Mtls::Permissive {
         return Ok(());
     }
@@ -93,17 +89,22 @@ fn is_probe(worker: &Worker, caller: &Caller, head: &Parts) -> bool {
     caller.peer.is_none() && probes.any(|probe| probe.path.as_deref().is_some_and(|p| p == path || p == whole))
 }
 
-/// Sends the request to the app; once more if its connection was a stale one and that does no harm.
+/// Sends the request to the app; once more if that does no harm: its connection was a stale one, or refused it.
 async fn call_app(
-    worker: &Rc<Worker>,
     caller: &Caller,
+    pool: &Rc<Pool>,
     version: HttpVersion,
-    head: Parts,
+    mut head: Parts,
     body: Incoming,
     record: &Record,
-) -> Result<(Response<Incoming>, Option<Lease>), ProxyError> {
-    let checkout = checkout(worker, caller, version).await?;
-    let bytes = Rc::clone(&record.exchange.request_bytes);
+) -> Result<(Response<Incoming>, Lease), ProxyError> {
+    let exchange = &record.exchange;
+    let timeout = exchange.is_grpc().then(|| grpc::timeout(&head.headers)).flatten();
+    let checkout = checkout(caller, pool, version).await?;
+    if let Some(timeout) = timeout {
+        grpc::set_timeout(&mut head.headers, timeout.saturating_sub(exchange.elapsed()));
+    }
+    let bytes = Rc::clone(&exchange.request_bytes);
     if !checkout.reused {
         let body = match body.is_end_stream() {
             true => RequestBody::Empty,
@@ -114,7 +115,7 @@ async fn call_app(
             .await
             .map_err(|failure| failure.error);
     }
-    let kept = (!body.is_end_stream()).then(|| Kept::new(body, REPLAY, bytes));
+    let kept = (!body.is_end_stream()).then(|| Kept::new(body, REPLAY, bytes, None));
     let next = || match &kept {
         None => Some(RequestBody::Empty),
         Some(kept) => kept.attempt().map(RequestBody::Replay),
@@ -124,20 +125,20 @@ async fn call_app(
     match send(checkout, first, caller.app).await {
         Ok(answer) => Ok(answer),
         Err(Failure { error, unsent, .. }) => {
-            let stale = unsent || (idempotent && error.reason == Reason::UpstreamReset);
-            let Some(body) = next().filter(|_| stale) else {
+            let refused = unsent || error.reason == Reason::UpstreamRefused;
+            let again = refused || (idempotent && error.reason == Reason::UpstreamReset);
+            let Some(body) = next().filter(|_| again) else {
                 return Err(error);
             };
-            let checkout = self::checkout(worker, caller, version).await?;
+            let checkout = self::checkout(caller, pool, version).await?;
             let again = Request::from_parts(head, body);
             send(checkout, again, caller.app).await.map_err(|failure| failure.error)
         }
     }
 }
 
-async fn checkout(worker: &Rc<Worker>, caller: &Caller, version: HttpVersion) -> Result<Checkout, ProxyError> {
+async fn checkout(caller: &Caller, pool: &Rc<Pool>, version: HttpVersion) -> Result<Checkout, ProxyError> {
     let app = caller.app;
-    let pool = worker.app(app);
     let connect = async || {
         let unavailable = |why: &dyn std::fmt::Display| {
             ProxyError::new(
@@ -162,22 +163,26 @@ async fn checkout(worker: &Rc<Worker>, caller: &Caller, version: HttpVersion) ->
 fn respond(
     worker: &Rc<Worker>,
     mut response: Response<Incoming>,
-    lease: Option<Lease>,
+    lease: Lease,
     upgrade: Option<OnUpgrade>,
     record: Record,
 ) -> Response<ResponseBody> {
     let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     let switches = switching || (record.exchange.is_connect() && response.status().is_success());
-    if let Some(client) = upgrade
-        && switches
-    {
-        let server = hyper::upgrade::on(&mut response);
-        upgrade::join(client, server, worker.activity.begin());
-    }
+    let lease = match (switches, upgrade) {
+        (false, _) => Some(lease),
+        (true, None) => None,
+        (true, Some(client)) => {
+            let server = hyper::upgrade::on(&mut response);
+            upgrade::join(client, server, worker.activity.begin(), lease);
+            None
+        }
+    };
     strip_hop_by_hop(response.headers_mut(), switching);
     // Only a sidecar's own word may say that a request was not processed.
     response.headers_mut().remove(OUTRIGGER_ERROR);
-    record.respond(response.map(|body| ResponseBody::streaming(body).with_lease(lease.filter(|_| !switches))))
+    let grpc = record.exchange.is_grpc();
+    record.respond(response.map(|body| ResponseBody::streaming(body, grpc).with_lease(lease)))
 }
 
 /// What is recorded of a request, at its end, whichever end that is.
@@ -215,11 +220,13 @@ impl Record {
         response.map(|body| body.with_end(Box::new(self)))
     }
 
-    fn end(&mut self, bytes: u64) {
+    /// Counts once.
+    fn end(&mut self, ended: Ended, bytes: u64) {
         if self.ended {
             return;
         }
         self.ended = true;
+        self.outcome.end(ended);
         let other = Other {
             identity: self.peer.as_ref(),
             address: self.address,
@@ -231,22 +238,13 @@ impl Record {
 
 impl OnEnd for Record {
     fn ended(mut self: Box<Self>, ended: Ended, bytes: u64) {
-        match ended {
-            Ended::Complete(Some(grpc)) => self.outcome.grpc_status = Some(grpc),
-            Ended::Complete(None) => {}
-            Ended::Failed(reason) => self.outcome.reason = Some(reason),
-            Ended::Cancelled => self.outcome.reason = Some(Reason::ClientClosed),
-        }
-        self.end(bytes);
+        self.end(ended, bytes);
     }
 }
 
 impl Drop for Record {
     /// The client went away before there was a response.
     fn drop(&mut self) {
-        if !self.ended {
-            self.outcome.reason = Some(Reason::ClientClosed);
-            self.end(0);
-        }
+        self.end(Ended::Cancelled, 0);
     }
 }

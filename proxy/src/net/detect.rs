@@ -103,6 +103,24 @@ pub fn protocol(bytes: &[u8]) -> Verdict<Detected> {
     http1(bytes)
 }
 
+/// Whether all that an HTTP/2 client begins with is here: the preface, and SETTINGS (RFC 9113 section 3.4). What is
+/// something else is left to the HTTP library to refuse.
+pub fn http2_opening(bytes: &[u8]) -> Verdict<()> {
+    // RFC 9113 section 4.1: 24 bits of length and 8 of type, in a head of 9 bytes.
+    const HEAD: usize = 9;
+    const SETTINGS: u8 = 4;
+    let head = match bytes.strip_prefix(HTTP2_PREFACE) {
+        Some(head) => head,
+        None if HTTP2_PREFACE.starts_with(bytes) => return Verdict::NeedMore,
+        None => return Verdict::Is(()),
+    };
+    match *head {
+        [a, b, c, SETTINGS, ..] if head.len() < HEAD + u32::from_be_bytes([0, a, b, c]) as usize => Verdict::NeedMore,
+        [_, _, _, _, ..] => Verdict::Is(()),
+        _ => Verdict::NeedMore,
+    }
+}
+
 /// A method, a space, and something that can be a request target.
 fn http1(bytes: &[u8]) -> Verdict<Detected> {
     let method = bytes
@@ -142,7 +160,7 @@ fn at_end_of_line(bytes: &[u8]) -> Verdict<Detected> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::{Detected, HTTP2_PREFACE, Verdict, peek, protocol};
+    use super::{Detected, HTTP2_PREFACE, Verdict, http2_opening, peek, protocol};
     use std::time::Duration;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -178,6 +196,20 @@ mod tests {
         ] {
             assert_eq!(is(partial), None, "{partial:?}");
         }
+    }
+
+    #[test]
+    fn the_opening_of_http2_is_the_preface_and_settings() {
+        let settings = b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64";
+        let whole = [HTTP2_PREFACE, settings].concat();
+        for end in 0..whole.len() {
+            assert_eq!(http2_opening(&whole[..end]), Verdict::NeedMore, "{end}");
+        }
+        assert_eq!(http2_opening(&whole), Verdict::Is(()));
+        assert_eq!(http2_opening(&[&whole, &b"more"[..]].concat()), Verdict::Is(()));
+        let ping = b"\0\0\x08\x06\0";
+        assert_eq!(http2_opening(&[HTTP2_PREFACE, ping].concat()), Verdict::Is(()));
+        assert_eq!(http2_opening(b"PRI * HTTP/1.1\r\n"), Verdict::Is(()));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use super::target::{WorkerBackend, WorkerTarget};
 use crate::error::{ProxyError, Reason};
 use crate::http::body::{Counted, Ended, OnEnd};
 use crate::http::exchange::{Exchange, Other, Outcome, Span};
+use crate::http::grpc;
 use crate::http::headers::{OUTRIGGER_ERROR, grpc_status};
 use crate::http::pool::Lease;
 use crate::http::respond::{error_response, reason_of};
@@ -55,7 +56,7 @@ pub enum BodySource {
 /// The answer that goes to the client.
 pub struct Answer {
     pub response: Response<Incoming>,
-    pub lease: Option<Lease>,
+    pub lease: Lease,
     /// When the body must have ended, and what it is if it has not.
     pub deadline: Option<(Instant, Reason)>,
 }
@@ -72,7 +73,9 @@ pub async fn attempt_until_final(
 ) -> Result<Answer, ProxyError> {
     let policy = attempts.policy;
     let repeatable = repeatable(&head.method, &head.headers, &policy.retry);
+    let asked = asked_deadline(&record.exchange, head);
     let until = policy.request_timeout.map(|limit| record.exchange.started + limit);
+    let until = until.into_iter().chain(asked).min();
     let mut tried: Vec<Rc<Member>> = Vec::new();
     loop {
         let rng = &attempts.worker.rng;
@@ -82,8 +85,8 @@ pub async fn attempt_until_final(
         record.begin(&member);
         let deadline = earliest(until, policy.backend_request_timeout.map(|limit| began + limit));
         let result = match deadline {
-            None => attempt(&attempts, &member, head, body, record).await,
-            Some((at, reason)) => tokio::time::timeout_at(at, attempt(&attempts, &member, head, body, record))
+            None => attempt(&attempts, &member, head, body, asked, record).await,
+            Some((at, reason)) => tokio::time::timeout_at(at, attempt(&attempts, &member, head, body, asked, record))
                 .await
                 .unwrap_or_else(|_| Err(out_of_time(reason, &member, began.elapsed()))),
         };
@@ -136,8 +139,9 @@ async fn attempt(
     member: &Rc<Member>,
     head: &Parts,
     body: &BodySource,
+    asked: Option<Instant>,
     record: &Record,
-) -> Result<(Response<Incoming>, Option<Lease>), Failure> {
+) -> Result<(Response<Incoming>, Lease), Failure> {
     let endpoint = &member.endpoint;
     let worker = attempts.worker;
     let limit = attempts.policy.connect_timeout;
@@ -161,6 +165,9 @@ async fn attempt(
     let mut request = Request::from_parts(head.clone(), body);
     if let Some(span) = record.span() {
         record.exchange.context.inject(span.id, request.headers_mut());
+    }
+    if let Some(asked) = asked {
+        grpc::set_timeout(request.headers_mut(), asked.saturating_duration_since(Instant::now()));
     }
     send(checkout, request, endpoint.address).await
 }
@@ -232,7 +239,7 @@ impl BodySource {
 /// What is recorded of a request: each attempt, and the whole at its end, whichever end that is.
 pub struct Record {
     pub exchange: Exchange,
-    metrics: Arc<ServiceMetrics>,
+    pub metrics: Arc<ServiceMetrics>,
     /// The attempt that is under way, or whose response is.
     current: Option<(Span, InHand)>,
     sent: u32,
@@ -335,11 +342,13 @@ impl Record {
         }
     }
 
-    fn end(&mut self, bytes: u64) {
+    /// Counts once.
+    fn end(&mut self, ended: Ended, bytes: u64) {
         if self.ended {
             return;
         }
         self.ended = true;
+        self.outcome.end(ended);
         let outcome = self.outcome;
         let endpoint = self
             .current
@@ -353,23 +362,14 @@ impl Record {
 
 impl OnEnd for Record {
     fn ended(mut self: Box<Self>, ended: Ended, bytes: u64) {
-        match ended {
-            Ended::Complete(Some(grpc)) => self.outcome.grpc_status = Some(grpc),
-            Ended::Complete(None) => {}
-            Ended::Failed(reason) => self.outcome.reason = Some(reason),
-            Ended::Cancelled => self.outcome.reason = Some(Reason::ClientClosed),
-        }
-        self.end(bytes);
+        self.end(ended, bytes);
     }
 }
 
 impl Drop for Record {
     /// The client went away before there was a response.
     fn drop(&mut self) {
-        if !self.ended {
-            self.outcome.reason = Some(Reason::ClientClosed);
-            self.end(0);
-        }
+        self.end(Ended::Cancelled, 0);
     }
 }
 
@@ -409,6 +409,13 @@ fn learn(member: &Member, attempted: &Attempted<'_>, began: Instant) {
     member.learn(answer, now.saturating_duration_since(began), now);
 }
 
+/// When a gRPC caller stops waiting.
+fn asked_deadline(exchange: &Exchange, head: &Parts) -> Option<Instant> {
+    // Looked up for gRPC alone: the usual request has no such header.
+    let timeout = exchange.is_grpc().then(|| grpc::timeout(&head.headers))??;
+    exchange.started.checked_add(timeout)
+}
+
 /// The earlier of the two limits, and what it is called when it is reached.
 fn earliest(request: Option<Instant>, attempt: Option<Instant>) -> Option<(Instant, Reason)> {
     match (request, attempt) {
@@ -421,7 +428,7 @@ fn earliest(request: Option<Instant>, attempt: Option<Instant>) -> Option<(Insta
 fn out_of_time(reason: Reason, member: &Member, after: Duration) -> Failure {
     let which = match reason {
         Reason::AttemptTimeout => "timeouts.backendRequest",
-        _ => "timeouts.request",
+        _ => "timeouts.request and the caller's grpc-timeout",
     };
     Failure {
         error: ProxyError::new(
@@ -447,11 +454,8 @@ fn no_endpoints(attempts: &Attempts<'_>) -> ProxyError {
 }
 
 /// Reads a small rest of a response that nobody wants, so that its connection can be used again.
-fn discard(response: Response<Incoming>, lease: Option<Lease>) {
-    let Some(lease) = lease else {
-        return;
-    };
-    if response.version() == Version::HTTP_10 {
+fn discard(response: Response<Incoming>, lease: Lease) {
+    if response.version() != Version::HTTP_11 {
         return;
     }
     tokio::task::spawn_local(async move {

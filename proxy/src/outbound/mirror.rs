@@ -99,8 +99,6 @@ async fn send_copy(
         .map_err(|Failure { error, .. }| error)?;
     let mut rest = response.into_body();
     while let Some(Ok(_)) = rest.frame().await {}
-    if let Some(lease) = lease {
-        lease.release();
-    }
+    lease.release();
     Ok(())
 }

@@ -6,6 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -14,6 +15,8 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::http::BoxError;
+use crate::http::body::poll_some;
+use crate::telemetry::ServiceMetrics;
 
 /// The client broke off while it sent the body.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +28,8 @@ pub struct Kept<B = Incoming> {
     state: RefCell<State<B>>,
     /// Bytes that have come from the client.
     bytes: Rc<Cell<u64>>,
+    /// Where a body that is too large is counted.
+    metrics: Option<Arc<ServiceMetrics>>,
 }
 
 struct State<B> {
@@ -52,8 +57,8 @@ impl<B: Body<Data = Bytes> + Unpin> Kept<B>
 where
     B::Error: Into<BoxError>,
 {
-    /// Keeps up to `limit` bytes.
-    pub fn new(source: B, limit: usize, bytes: Rc<Cell<u64>>) -> Rc<Self> {
+    /// Keeps up to `limit` bytes; counts it in `metrics` if there are more.
+    pub fn new(source: B, limit: usize, bytes: Rc<Cell<u64>>, metrics: Option<Arc<ServiceMetrics>>) -> Rc<Self> {
         Rc::new(Self {
             state: RefCell::new(State {
                 source,
@@ -66,6 +71,7 @@ where
                 attempt: 0,
             }),
             bytes,
+            metrics,
         })
     }
 
@@ -121,7 +127,7 @@ where
             this.done = true;
             return Poll::Ready(state.trailers.clone().map(|t| Ok(Frame::trailers(t))));
         }
-        let frame = match ready!(Pin::new(&mut state.source).poll_frame(cx)) {
+        let frame = match ready!(poll_some(&mut state.source, cx)) {
             None => {
                 state.ended = true;
                 this.done = true;
@@ -136,7 +142,11 @@ where
         };
         if let Some(data) = frame.data_ref() {
             this.kept.bytes.set(this.kept.bytes.get() + data.len() as u64);
+            let was_lost = state.lost;
             state.keep(data);
+            if let Some(metrics) = this.kept.metrics.as_ref().filter(|_| state.lost && !was_lost) {
+                metrics.body_not_kept();
+            }
             this.next = state.chunks.len();
             state.ended = state.source.is_end_stream();
         } else if let Some(trailers) = frame.trailers_ref() {
@@ -209,7 +219,12 @@ mod tests {
         frames.push(Ok(Frame::trailers(trailers)));
         let bytes = Rc::new(Cell::new(0));
         (
-            Kept::new(StreamBody::new(tokio_stream::iter(frames)), limit, Rc::clone(&bytes)),
+            Kept::new(
+                StreamBody::new(tokio_stream::iter(frames)),
+                limit,
+                Rc::clone(&bytes),
+                None,
+            ),
             bytes,
         )
     }

@@ -18,7 +18,7 @@ use crate::drain::Stage;
 use crate::error::{ProxyError, Reason};
 use crate::http::body::Counted;
 use crate::http::exchange::Exchange;
-use crate::http::headers::{strip_hop_by_hop, too_large, wants_upgrade};
+use crate::http::headers::{check, strip_hop_by_hop, wants_upgrade};
 use crate::http::server::HttpVersion;
 use crate::http::{ResponseBody, upgrade};
 use crate::model::{Filter, Policy};
@@ -54,7 +54,12 @@ pub async fn handle(
         in_flight,
     );
     let mut record = Record::new(exchange, Arc::clone(&snapshot.metrics));
-    let mut response = match plan(worker, &snapshot, &mut head, upgrade.is_some()) {
+    let mut response = match plan(
+        worker,
+        &snapshot,
+        &mut head,
+        upgrade.is_some() && version == HttpVersion::Http1,
+    ) {
         Ok(Planned::Answer(response)) => record.answered(response),
         Ok(Planned::Send {
             policy,
@@ -121,12 +126,7 @@ fn plan<'a>(
     head: &mut Parts,
     upgrade: bool,
 ) -> Result<Planned<'a>, ProxyError> {
-    if too_large(&head.uri, &head.headers) {
-        return Err(ProxyError::new(
-            Reason::HeadersTooLarge,
-            "the request's header section is larger than 64 KiB; send less, cookies for instance",
-        ));
-    }
+    check(head)?;
     let chosen = route::choose(&snapshot.service, head)?;
     let of_route = chosen.route.map_or(&[] as &[Filter], |route| &route.filters);
     strip_hop_by_hop(&mut head.headers, upgrade);
@@ -154,10 +154,14 @@ fn body_source(body: Incoming, policy: &Policy, record: &Record) -> BodySource {
     let bytes = Rc::clone(&record.exchange.request_bytes);
     if body.is_end_stream() {
         BodySource::Empty
-    } else if policy.retry.attempts == 0 || body.size_hint().lower() > policy.retry.max_body_bytes as u64 {
+    } else if policy.retry.attempts == 0 {
+        BodySource::Once(Some(Counted::new(body, bytes)).into())
+    } else if body.size_hint().lower() > policy.retry.max_body_bytes as u64 {
+        record.metrics.body_not_kept();
         BodySource::Once(Some(Counted::new(body, bytes)).into())
     } else {
-        BodySource::Kept(Kept::new(body, policy.retry.max_body_bytes, bytes))
+        let metrics = Some(Arc::clone(&record.metrics));
+        BodySource::Kept(Kept::new(body, policy.retry.max_body_bytes, bytes, metrics))
     }
 }
 
@@ -175,19 +179,23 @@ fn respond(
     } = answer;
     let switches = response.status() == http::StatusCode::SWITCHING_PROTOCOLS
         || (record.exchange.is_connect() && response.status().is_success());
-    if let Some(client) = upgrade
-        && switches
-    {
-        let server = hyper::upgrade::on(&mut response);
-        upgrade::join(client, server, worker.activity.begin());
-        strip_hop_by_hop(response.headers_mut(), response_keeps_upgrade(&record));
-    } else {
-        strip_hop_by_hop(response.headers_mut(), false);
-    }
+    let lease = match (switches, upgrade) {
+        (true, Some(client)) => {
+            let server = hyper::upgrade::on(&mut response);
+            upgrade::join(client, server, worker.activity.begin(), lease);
+            strip_hop_by_hop(response.headers_mut(), response_keeps_upgrade(&record));
+            None
+        }
+        (_, _) => {
+            strip_hop_by_hop(response.headers_mut(), false);
+            (!switches).then_some(lease)
+        }
+    };
     filters::on_response(filters.iter().copied().flatten(), response.headers_mut());
+    let grpc = record.exchange.is_grpc();
     record.respond(response.map(|body| {
-        ResponseBody::streaming(body)
-            .with_lease(lease.filter(|_| !switches))
+        ResponseBody::streaming(body, grpc)
+            .with_lease(lease)
             .with_deadline(deadline)
     }))
 }
