@@ -11,6 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
+use super::expect::Awaited;
 use super::headers::grpc_status;
 use super::pool::Lease;
 use super::respond::grpc_trailers;
@@ -30,6 +31,8 @@ pub enum RequestBody {
     Replay(Replay),
     /// All of it is here.
     Full(Option<Bytes>),
+    /// The client waits for the server to want it.
+    Awaited(Box<Awaited>),
 }
 
 /// Counts what passes.
@@ -105,6 +108,7 @@ impl Body for RequestBody {
             }
             RequestBody::Replay(replay) => Pin::new(replay).poll_frame(cx),
             RequestBody::Full(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
+            RequestBody::Awaited(awaited) => awaited.poll_frame(cx),
         }
     }
 
@@ -114,6 +118,8 @@ impl Body for RequestBody {
             RequestBody::Once(counted) => counted.body.is_end_stream(),
             RequestBody::Replay(replay) => replay.is_end_stream(),
             RequestBody::Full(bytes) => bytes.is_none(),
+            // One that has no bytes is not waited for.
+            RequestBody::Awaited(_) => false,
         }
     }
 
@@ -123,6 +129,7 @@ impl Body for RequestBody {
             RequestBody::Once(counted) => counted.body.size_hint(),
             RequestBody::Replay(replay) => replay.size_hint(),
             RequestBody::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
+            RequestBody::Awaited(awaited) => awaited.size_hint(),
         }
     }
 }

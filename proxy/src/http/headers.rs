@@ -1,7 +1,11 @@
 //! Headers that a proxy has an opinion about.
 
-use http::header::{CONNECTION, CONTENT_TYPE, HOST, TE, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, Entry, HOST, TE, TRANSFER_ENCODING, UPGRADE};
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
+
+use super::framing::Fault;
+use crate::error::ProxyError;
 
 /// Carries the code of an error that a sidecar answered itself.
 pub const OUTRIGGER_ERROR: HeaderName = HeaderName::from_static("outrigger-error");
@@ -36,8 +40,68 @@ pub fn grpc_status(headers: &HeaderMap) -> Option<u16> {
     headers.get(GRPC_STATUS)?.to_str().ok()?.trim().parse().ok()
 }
 
+/// Whether a request may be looked at at all.
+///
+/// # Errors
+/// [`crate::error::Reason::BadRequest`] and others: what the connection's guard found, or a head over the limit.
+pub fn check(head: &Parts) -> Result<(), ProxyError> {
+    match head.extensions.get::<Fault>() {
+        Some(fault) => Err(fault.error()),
+        None if too_large(&head.uri, &head.headers) => Err(Fault::TooLarge.error()),
+        None => Ok(()),
+    }
+}
+
+/// RFC 9112 section 3.2.2: where the request line names the host, that is the host; another one in `Host` is ignored by
+/// some servers and believed by others.
+pub fn settle_host<B>(request: &mut Request<B>) {
+    let Some(authority) = request
+        .uri()
+        .authority()
+        .filter(|_| request.method() != Method::CONNECT)
+    else {
+        return;
+    };
+    let host = authority
+        .as_str()
+        .rsplit_once('@')
+        .map_or(authority.as_str(), |(_, host)| host);
+    // An authority is made of visible characters.
+    if let Ok(host) = HeaderValue::from_str(host) {
+        request.headers_mut().insert(HOST, host);
+    }
+}
+
+/// HTTP/1.1 has to have a host; a client of HTTP/1.0 need not send one.
+pub fn add_host<B>(request: &mut Request<B>, to: std::net::SocketAddr) {
+    if let Entry::Vacant(vacant) = request.headers_mut().entry(HOST)
+        && let Ok(host) = HeaderValue::try_from(to.to_string())
+    {
+        vacant.insert(host);
+    }
+}
+
+/// Whether a response is framed in one way only (RFC 9112 section 6.3); the mirror of what the guard refuses in requests,
+/// as far as hyper's client lets it through.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_response(headers: &HeaderMap) -> Result<(), &'static str> {
+    let mut coded = headers.get_all(TRANSFER_ENCODING).iter();
+    match (coded.next(), coded.next()) {
+        (None, _) => {}
+        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => {
+            if headers.contains_key(CONTENT_LENGTH) {
+                return Err("both Transfer-Encoding and Content-Length");
+            }
+        }
+        _ => return Err("a Transfer-Encoding other than chunked"),
+    }
+    Ok(())
+}
+
 /// Whether the header section is larger than the limit. A quarter of the cost of a hash: it is a walk over two slices.
-pub fn too_large(uri: &Uri, headers: &HeaderMap) -> bool {
+fn too_large(uri: &Uri, headers: &HeaderMap) -> bool {
     let path = uri.path_and_query().map_or(0, |p| p.as_str().len());
     let fields: usize = headers
         .iter()
@@ -49,16 +113,18 @@ pub fn too_large(uri: &Uri, headers: &HeaderMap) -> bool {
 /// Whether the client asks for another protocol on this connection. A CONNECT does as well. "h2c" (RFC 7540 section 3.2,
 /// taken back by RFC 9113; Java's client asks for it by default) is not followed: everything after it would be opaque.
 pub fn wants_upgrade(method: &Method, headers: &HeaderMap) -> bool {
-    let another = headers
-        .get(UPGRADE)
-        .is_some_and(|protocol| !protocol.as_bytes().eq_ignore_ascii_case(b"h2c"));
-    method == Method::CONNECT || (another && names_in_connection(headers, "upgrade"))
+    asks_for_tunnel(method, headers) && (method == Method::CONNECT || names_in_connection(headers, "upgrade"))
+}
+
+/// Whether other bytes than HTTP may follow the request; also when `Connection` does not say so.
+pub fn asks_for_tunnel(method: &Method, headers: &HeaderMap) -> bool {
+    let is_h2c = |protocol: &HeaderValue| protocol.as_bytes().eq_ignore_ascii_case(b"h2c");
+    method == Method::CONNECT || headers.get_all(UPGRADE).iter().any(|protocol| !is_h2c(protocol))
 }
 
 /// Removes what is meant for this hop alone (RFC 9110 section 7.6.1). `Transfer-Encoding` stays: hyper frames the body
 /// anew by it. With `upgrade`, the request for another protocol stays.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
-    // The usual request has none of them: one look-up.
     if headers.contains_key(CONNECTION) {
         let named: Vec<HeaderName> = connection_tokens(headers)
             .filter(|token| !token.eq_ignore_ascii_case("upgrade"))
@@ -75,9 +141,10 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
             headers.remove(name);
         }
         headers.remove(CONNECTION);
-        headers.remove(KEEP_ALIVE);
-        headers.remove(PROXY_CONNECTION);
     }
+    // They should be named in `Connection`, and are not always.
+    headers.remove(KEEP_ALIVE);
+    headers.remove(PROXY_CONNECTION);
     if upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     } else {

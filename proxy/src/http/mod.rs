@@ -2,6 +2,7 @@
 
 pub mod body;
 pub mod exchange;
+pub mod expect;
 pub mod framing;
 pub mod grpc;
 pub mod guard;

@@ -13,6 +13,7 @@ use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
 use super::body::RequestBody;
+use super::expect::Refused;
 use super::multiplex::{Multiplex, Slot};
 use super::server::MAX_BUFFER;
 use crate::error::{ProxyError, Reason};
@@ -68,6 +69,8 @@ pub struct Idling {
     pub sender: http1::SendRequest<RequestBody>,
     generation: u64,
     mesh: bool,
+    /// The server still waits for a body that does not come: this connection is not used again.
+    pub refused: Option<Refused>,
 }
 
 impl Lease {
@@ -78,6 +81,7 @@ impl Lease {
             sender,
             generation,
             mesh,
+            refused: None,
         }) = self
         else {
             return;
@@ -137,6 +141,7 @@ impl Pool {
                 sender,
                 generation,
                 mesh,
+                refused: None,
             }),
             reused: false,
         })
@@ -186,6 +191,7 @@ impl Pool {
                     sender: i.sender,
                     generation,
                     mesh: i.mesh,
+                    refused: None,
                 });
             }
         }

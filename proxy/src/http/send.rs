@@ -9,7 +9,8 @@ use hyper::client::conn::TrySendError;
 use hyper::ext::Protocol;
 
 use super::body::RequestBody;
-use super::headers::complete_uri;
+use super::expect::{BodyRefused, await_answer};
+use super::headers::{add_host, check_response, complete_uri};
 use super::multiplex::Slot;
 use super::pool::{Checkout, Lease, Sender};
 use crate::error::{ProxyError, Reason};
@@ -49,9 +50,21 @@ pub async fn send(
     match checkout.sender {
         Sender::Http1(mut idling) => {
             // A client's HTTP/1.0 request is not a reason to close the connection to the server.
-            *request.version_mut() = Version::HTTP_11;
+            if std::mem::replace(request.version_mut(), Version::HTTP_11) == Version::HTTP_10 {
+                add_host(&mut request, to);
+            }
+            let awaited = await_answer(&mut request);
             match idling.sender.try_send_request(request).await {
-                Ok(response) => Ok((response, Lease::Http1(idling))),
+                Ok(mut response) => {
+                    if let Err(what) = check_response(response.headers()) {
+                        return Err(failure(Reason::UpstreamProtocol, what, false, reused, to));
+                    }
+                    idling.refused = awaited.and_then(|answer| answer.refused());
+                    if idling.refused.is_some() {
+                        response.extensions_mut().insert(BodyRefused);
+                    }
+                    Ok((response, Lease::Http1(idling)))
+                }
                 Err(error) => {
                     let unsent = error.message().is_some();
                     let error = error.error();

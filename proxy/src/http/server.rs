@@ -16,6 +16,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 
 use super::body::ResponseBody;
+use super::expect::BodyRefused;
 use super::guard::{Guard, HEAD_TIME, Watch};
 use super::headers::{MAX_HEADER_BYTES, asks_for_tunnel, settle_host};
 use crate::drain::{OpenConnection, Stage};
@@ -128,7 +129,8 @@ where
     // RFC 9110 section 2.5: the version is this hop's own. hyper takes it down for an HTTP/1.0 client.
     *response.version_mut() = Version::HTTP_11;
     let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS || (connect && response.status().is_success());
-    if fault.is_some() || (tunnel && !switches && watch.refuse_tunnel()) {
+    let body_refused = response.extensions().get::<BodyRefused>().is_some();
+    if fault.is_some() || body_refused || (tunnel && !switches && watch.refuse_tunnel()) {
         response
             .headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));
@@ -140,6 +142,7 @@ async fn serve_http2<H>(stream: Stream, open: &OpenConnection, handle: Rc<H>) ->
 where
     H: AsyncFn(Request<Incoming>) -> Response<ResponseBody> + 'static,
 {
+    // The library waits for a preface without a limit.
     let opening = peek(stream, HEAD_TIME, http2_opening).await;
     let Ok(Peeked {
         verdict: Some(()), io, ..

@@ -1,0 +1,262 @@
+//! A client's HTTP/1 connection, as hyper is to see it: whole heads that are in order, and no other bytes before them.
+//!
+//! What [`Scanner`] refuses is replaced by a request of our own, the [`STAND_IN`], which hyper hands to the service like any
+//! other, in its turn; so earlier requests on the connection are answered first, and the refusal goes the way of every
+//! answer, with its log line and its metric. Nothing that comes after it is read.
+//!
+//! A head has [`HEAD_TIME`] from its first byte to its last. The timer exists only while a part of a head is here and the
+//! rest is not: a head that comes in one piece never has one, nor has a connection between two requests.
+
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use http::Method;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+use super::framing::{Fault, Scanned, Scanner};
+
+/// From the first byte of a head to its last.
+pub const HEAD_TIME: Duration = Duration::from_secs(10);
+/// What a refused client may still send, and for how long, so that it reads the refusal: a connection that is closed
+/// while bytes are unread is reset, and the answer may be lost with it.
+const LINGER_BYTES: usize = 1024 * 1024;
+const LINGER_TIME: Duration = Duration::from_secs(1);
+
+/// In place of a head that is refused.
+const STAND_IN: &[u8] = b"REFUSED / HTTP/1.1\r\nhost:\r\n\r\n";
+const STAND_IN_METHOD: &str = "REFUSED";
+
+/// A connection that is looked at while it is read.
+pub struct Guard<IO> {
+    io: IO,
+    scanner: Scanner,
+    /// Bytes that hyper has not got: those that wait for the rest of their head, and before them those that are `free`.
+    /// Empty, and without memory, as long as heads come in one piece.
+    held: BytesMut,
+    seen: usize,
+    free: usize,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// Bytes that were read and thrown away at the end.
+    lingered: usize,
+    watch: Arc<Watch>,
+}
+
+/// What the service has to know of the connection.
+#[derive(Default)]
+pub struct Watch {
+    fault: OnceLock<Fault>,
+    tunnel: AtomicU8,
+}
+
+// The states of `Watch::tunnel`.
+const NONE: u8 = 0;
+/// The client asked for another protocol.
+const ASKED: u8 = 1;
+/// It has sent more, without waiting for the answer.
+const HASTY: u8 = 2;
+/// The answer was no.
+const REFUSED: u8 = 3;
+
+impl Watch {
+    /// Why this request, a stand-in, is refused.
+    pub fn fault(&self, method: &Method) -> Option<Fault> {
+        self.fault.get().copied().filter(|_| method.as_str() == STAND_IN_METHOD)
+    }
+
+    /// Whether the client asked for another protocol.
+    pub fn in_tunnel(&self) -> bool {
+        self.tunnel.load(Ordering::Relaxed) != NONE
+    }
+
+    /// The other protocol was refused. Whether the connection has to be closed: HTTP cannot go on after bytes that may be
+    /// of the other protocol.
+    pub fn refuse_tunnel(&self) -> bool {
+        let asked = self
+            .tunnel
+            .compare_exchange(ASKED, REFUSED, Ordering::Relaxed, Ordering::Relaxed);
+        asked == Err(HASTY)
+    }
+}
+
+impl<IO> Guard<IO> {
+    /// Guards a connection from its first byte.
+    pub fn new(io: IO) -> (Self, Arc<Watch>) {
+        let watch = Arc::new(Watch::default());
+        let guard = Self {
+            io,
+            scanner: Scanner::default(),
+            held: BytesMut::new(),
+            seen: 0,
+            free: 0,
+            timer: None,
+            lingered: 0,
+            watch: Arc::clone(&watch),
+        };
+        (guard, watch)
+    }
+
+    fn scan(&mut self, bytes: &[u8]) -> Scanned {
+        if self.watch.tunnel.load(Ordering::Relaxed) == REFUSED {
+            self.watch.tunnel.store(NONE, Ordering::Relaxed);
+            self.scanner.resume();
+        }
+        let scanned = self.scanner.scan(bytes);
+        if let Some(beyond) = self.scanner.tunnel() {
+            self.watch
+                .tunnel
+                .store(if beyond { HASTY } else { ASKED }, Ordering::Relaxed);
+        }
+        scanned
+    }
+
+    /// Nothing more is read. In a head, the stand-in takes its place; in a body there is no place for one.
+    fn refuse(&mut self, fault: Fault) {
+        self.held.truncate(self.free);
+        if self.scanner.in_head() {
+            self.held.extend_from_slice(STAND_IN);
+            self.free = self.held.len();
+        }
+        // There is one fault: after it nothing is scanned.
+        let _ = self.watch.fault.set(fault);
+    }
+
+    fn give(&mut self, buf: &mut ReadBuf<'_>) {
+        let n = self.free.min(buf.remaining());
+        buf.put_slice(&self.held[..n]);
+        self.held.advance(n);
+        self.free -= n;
+        self.seen = self.seen.saturating_sub(n);
+        if self.held.is_empty() {
+            self.held = BytesMut::new();
+            self.timer = None;
+        }
+    }
+
+    fn out_of_time(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.held.is_empty() || !self.scanner.in_head() {
+            self.timer = None;
+            return false;
+        }
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(HEAD_TIME)));
+        timer.as_mut().poll(cx).is_ready()
+    }
+}
+
+impl<IO: AsyncRead + Unpin> Guard<IO> {
+    /// Reads from the connection. `Ready(true)`: there is something to give, or the end.
+    fn fill(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<bool>> {
+        if !self.held.is_empty() {
+            if ready!(pin!(self.io.read_buf(&mut self.held)).poll(cx))? == 0 {
+                return Poll::Ready(Ok(true));
+            }
+            let held = std::mem::take(&mut self.held);
+            let scanned = self.scan(&held[self.seen..]);
+            self.held = held;
+            if scanned.free > 0 {
+                self.free = self.seen + scanned.free;
+            }
+            self.seen += scanned.seen;
+            scanned.fault.into_iter().for_each(|fault| self.refuse(fault));
+            return Poll::Ready(Ok(false));
+        }
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        let new = &buf.filled()[before..];
+        if new.is_empty() {
+            return Poll::Ready(Ok(true));
+        }
+        let scanned = self.scan(new);
+        if scanned.free < new.len() {
+            self.held.extend_from_slice(&new[scanned.free..]);
+            self.seen = scanned.seen - scanned.free;
+            buf.set_filled(before + scanned.free);
+        }
+        scanned.fault.into_iter().for_each(|fault| self.refuse(fault));
+        Poll::Ready(Ok(scanned.free > 0))
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Guard<IO> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        loop {
+            if this.free > 0 {
+                this.give(buf);
+                return Poll::Ready(Ok(()));
+            }
+            if let Some(fault) = this.watch.fault.get() {
+                return match fault {
+                    Fault::Malformed(what) if !this.scanner.in_head() => {
+                        Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, *what)))
+                    }
+                    // The answer is on its way, and the end after it.
+                    _ => Poll::Pending,
+                };
+            }
+            match this.fill(cx, buf) {
+                Poll::Ready(Ok(false)) => {}
+                Poll::Ready(done) => return Poll::Ready(done.map(|_| ())),
+                Poll::Pending if this.out_of_time(cx) => this.refuse(Fault::TooSlow),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<IO> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+        if this.watch.fault.get().is_none() {
+            return Poll::Ready(Ok(()));
+        }
+        if this.lingered == 0 {
+            this.timer = Some(Box::pin(tokio::time::sleep(LINGER_TIME)));
+            this.lingered = 1;
+        }
+        let mut waste = [0; 4096];
+        while this.lingered < LINGER_BYTES {
+            if this
+                .timer
+                .as_mut()
+                .is_some_and(|timer| timer.as_mut().poll(cx).is_ready())
+            {
+                break;
+            }
+            let mut waste = ReadBuf::new(&mut waste);
+            match ready!(Pin::new(&mut this.io).poll_read(cx, &mut waste)) {
+                Ok(()) if !waste.filled().is_empty() => this.lingered += waste.filled().len(),
+                _ => break,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
