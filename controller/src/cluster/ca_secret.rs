@@ -1,4 +1,4 @@
-//! The CA's Secret: made once when it is absent, read again whenever it changes.
+//! The CA's Secret: made when it is absent, read again whenever it changes, and put back when it is deleted.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -63,7 +63,8 @@ impl CaSecret {
         }
     }
 
-    /// Keeps `ca` as the Secret is, for ever. A Secret that is deleted or broken changes nothing: the last good CA is kept.
+    /// Keeps `ca` as the Secret is, for ever. A Secret that is broken changes nothing: the last good CA is kept. One that is
+    /// deleted is put back with that CA: with the last process its key would be lost, and every workload would need a new root.
     pub async fn follow(self, ca: watch::Sender<Arc<Ca>>, metrics: Arc<Metrics>) {
         let config = watcher::Config::default().fields(&format!("metadata.name={}", self.name));
         let mut events = std::pin::pin!(watcher(self.api.clone(), config).default_backoff());
@@ -73,11 +74,9 @@ impl CaSecret {
                     Ok(Some(watcher::Event::Apply(secret) | watcher::Event::InitApply(secret))) => secret,
                     Ok(Some(watcher::Event::Delete(_))) => {
                         metrics.ca_error();
-                        tracing::error!(
-                            secret = self.name,
-                            "the CA's Secret was deleted: its CA stays in use until this process ends, and is lost then; \
-                             put it back, or restart all workloads with a new one"
-                        );
+                        tracing::error!(secret = self.name, "the CA's Secret was deleted, and is put back; to change the CA, edit it");
+                        let current = Arc::clone(&ca.borrow());
+                        self.put_back(&current).await;
                         continue;
                     }
                     Ok(Some(watcher::Event::Init | watcher::Event::InitDone)) => continue,
@@ -89,7 +88,11 @@ impl CaSecret {
                 },
                 () = tokio::time::sleep(REREAD) => match self.api.get_opt(&self.name).await {
                     Ok(Some(secret)) => secret,
-                    Ok(None) => continue,
+                    Ok(None) => {
+                        let current = Arc::clone(&ca.borrow());
+                        self.put_back(&current).await;
+                        continue;
+                    }
                     Err(e) => {
                         tracing::warn!(error = %e, "reading the CA's Secret failed; trying again");
                         continue;
@@ -100,6 +103,14 @@ impl CaSecret {
                 Ok(new) if new.pem() == ca.borrow().pem() => {}
                 Ok(new) => {
                     tracing::info!(secret = self.name, roots = new.bundle().len(), "the CA has changed");
+                    if lost_roots(&ca.borrow(), &new) > 0 {
+                        metrics.ca_error();
+                        tracing::warn!(
+                            secret = self.name,
+                            "a root that was trusted is gone from the CA's Secret: until they have renewed their SVIDs, workloads \
+                             below it are refused; keep it in ca.crt beside the new one for as long as an SVID lives"
+                        );
+                    }
                     ca.send_replace(Arc::new(new));
                 }
                 Err(e) => {
@@ -107,6 +118,19 @@ impl CaSecret {
                     tracing::error!(secret = self.name, error = %format!("{e:#}"), "the CA's Secret cannot be used; the last good CA is kept");
                 }
             }
+        }
+    }
+
+    async fn put_back(&self, ca: &Ca) {
+        match self.api.create(&PostParams::default(), &self.secret(ca)).await {
+            Ok(_) => tracing::info!(secret = self.name, "the CA's Secret is there again"),
+            // Another replica was first; what it put there is seen next.
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(e) => tracing::error!(
+                secret = self.name,
+                error = %e,
+                "the CA's Secret cannot be put back: its CA is in use until this process ends, and is lost then"
+            ),
         }
     }
 
@@ -153,5 +177,31 @@ impl CaSecret {
             data: Some(data),
             ..Secret::default()
         }
+    }
+}
+
+/// How many roots were trusted and are not any more.
+fn lost_roots(old: &Ca, new: &Ca) -> usize {
+    old.bundle().iter().filter(|root| !new.bundle().contains(root)).count()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::lost_roots;
+    use crate::ca::{Ca, CaPem};
+    use std::time::SystemTime;
+
+    #[test]
+    fn a_root_that_is_gone_is_seen() {
+        let [old, new] = [(); 2].map(|()| Ca::generate("mesh.test").unwrap());
+        assert_eq!(lost_roots(&old, &old), 0);
+        assert_eq!(lost_roots(&old, &new), 1);
+        let both = CaPem {
+            roots: Some(old.bundle_pem() + &new.bundle_pem()),
+            ..new.pem().clone()
+        };
+        let both = Ca::from_pem(both, "mesh.test", SystemTime::now()).unwrap();
+        assert_eq!((lost_roots(&old, &both), lost_roots(&both, &new)), (0, 1));
     }
 }

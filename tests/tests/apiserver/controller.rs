@@ -71,6 +71,13 @@ fn a_token_becomes_an_svid() -> Result<()> {
         controller.stop().await?;
         let again = plane.controller().await?;
         ensure!(ca().await? == before, "a restart of the controller changed its CA");
+        // Deleted by mistake, it is put back: the last process to end would take the only key with it.
+        let outrigger = plane.admin.namespace("outrigger");
+        let data = async || anyhow::Ok(outrigger.get(["secret", "outrigger-ca"]).await?["data"].clone());
+        let kept = data().await?;
+        outrigger.run(["delete", "secret", "outrigger-ca"]).await?;
+        let back = eventually("the CA's Secret is there again", Duration::from_secs(10), data).await?;
+        ensure!(back == kept, "it has another CA");
         again.stop().await
     })
 }
