@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, anyhow};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::json;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -112,6 +113,7 @@ pub async fn start(config: Config, log: Option<LogFilter>) -> anyhow::Result<Run
     let failed = |e: String| anyhow!(e);
     let resolver = Resolver::start(config.dns_servers.as_deref()).map_err(failed)?;
     let telemetry = Telemetry::start(&Settings::from(&config), &resolver).map_err(failed)?;
+    telemetry.metrics().runtime(Handle::current());
     let identity = Identity::start(config.identity.clone(), resolver.clone());
     let discovery = Discovery::start(&config.discovery, &config.workload, identity.clone(), resolver.clone());
     let process = Arc::new(Process {

@@ -6,3 +6,4 @@ pub mod jaeger;
 pub mod kube;
 pub mod mesh;
 pub mod netns;
+pub mod soak;

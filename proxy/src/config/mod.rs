@@ -77,6 +77,8 @@ pub struct OutboundListener {
 pub enum Destination {
     /// The connection was captured: `SO_ORIGINAL_DST` says it.
     Original,
+    /// Always there, as if every connection had been captured on its way to this address.
+    Fixed(SocketAddr),
     /// A service of the standalone file.
     Named(Arc<str>),
 }
