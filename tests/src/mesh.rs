@@ -26,11 +26,12 @@ use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use outrigger_api::spiffe::SpiffeId;
 use outrigger_controller::ca::Ca;
+use outrigger_controller::discovery::Discover;
 use outrigger_controller::issuer::{Issuer, StaticTokens};
 use outrigger_controller::metrics::Metrics;
 use outrigger_controller::server::{ServerTls, serve};
 use outrigger_proxy::app::{self, RunningProxy};
-use outrigger_proxy::config::Config;
+use outrigger_proxy::config::{Config, Destination, DiscoveryConfig, OutboundListener};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -46,52 +47,88 @@ pub const SOON: Duration = Duration::from_secs(10);
 pub type Body = BoxBody<Bytes, Infallible>;
 type Answer = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 
-/// Who issues identities. Two of them do not trust each other.
+/// Who issues identities, and may tell what is where. Two of them do not trust each other.
 pub struct Authority {
     directory: TempDir,
     address: SocketAddr,
-    stop: CancellationToken,
     ca: watch::Sender<Arc<Ca>>,
+    tokens: Vec<String>,
+    lifetime: Duration,
+    discovery: Option<Arc<dyn Discover>>,
+    stop: CancellationToken,
+    task: Option<JoinHandle<()>>,
 }
 
 impl Authority {
     /// Issues SVIDs that live for `lifetime`, to the workloads `names`.
     pub async fn start(names: &[&str], lifetime: Duration) -> Self {
+        Self::with_discovery(names, lifetime, None).await
+    }
+
+    /// The same, with discovery.
+    pub async fn with_discovery(names: &[&str], lifetime: Duration, discovery: Option<Arc<dyn Discover>>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let ca = Ca::generate(TRUST_DOMAIN).unwrap();
         std::fs::write(directory.path().join("ca.pem"), ca.bundle_pem()).unwrap();
-        let (sender, ca) = watch::channel(Arc::new(ca));
+        for name in names {
+            let file = directory.path().join(format!("{name}.token"));
+            std::fs::write(file, format!("token-of-{name}")).unwrap();
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut authority = Self {
+            directory,
+            address: listener.local_addr().unwrap(),
+            ca: watch::Sender::new(Arc::new(ca)),
+            tokens: names.iter().map(|&name| name.to_owned()).collect(),
+            lifetime,
+            discovery,
+            stop: CancellationToken::new(),
+            task: None,
+        };
+        authority.serve(listener);
+        authority
+    }
+
+    fn serve(&mut self, listener: TcpListener) {
         let metrics = Arc::new(Metrics::default());
-        let tokens = names.iter().fold(StaticTokens::new(), |tokens, name| {
-            std::fs::write(
-                directory.path().join(format!("{name}.token")),
-                format!("token-of-{name}"),
-            )
-            .unwrap();
-            tokens.with(format!("token-of-{name}"), "shop", *name)
+        let tokens = self.tokens.iter().fold(StaticTokens::new(), |tokens, name| {
+            tokens.with(format!("token-of-{name}"), "shop", name)
         });
-        let issuer = Issuer::new(ca.clone(), tokens, TRUST_DOMAIN, lifetime, Arc::clone(&metrics));
+        let ca = self.ca.subscribe();
+        let issuer = Issuer::new(ca.clone(), tokens, TRUST_DOMAIN, self.lifetime, Arc::clone(&metrics));
         let tls = ServerTls {
             ca,
             id: ISSUER_ID.parse().unwrap(),
             ttl: Duration::from_secs(3600),
             metrics,
         };
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let stop = CancellationToken::new();
-        tokio::spawn(serve(listener, tls, issuer, None, stop.clone()));
-        Self {
-            directory,
-            address,
-            stop,
-            ca: sender,
+        self.stop = CancellationToken::new();
+        let serving = serve(listener, tls, issuer, self.discovery.clone(), self.stop.clone());
+        self.task = Some(tokio::spawn(async move { serving.await.unwrap() }));
+    }
+
+    /// Ends, and its connections with it.
+    pub async fn go_away(&mut self) {
+        self.stop.cancel();
+        if let Some(task) = self.task.take() {
+            task.await.unwrap();
         }
+    }
+
+    /// Is there again, at the same address.
+    pub async fn come_back(&mut self) {
+        let listener = TcpListener::bind(self.address).await.unwrap();
+        self.serve(listener);
     }
 
     /// Where the tokens and the trust bundle are.
     pub fn directory(&self) -> &Path {
         self.directory.path()
+    }
+
+    /// Where it answers.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// The CA now.
@@ -117,6 +154,7 @@ pub struct Sidecar {
     listeners: String,
     services: String,
     more: String,
+    addresses: Vec<SocketAddr>,
 }
 
 impl Sidecar {
@@ -126,6 +164,7 @@ impl Sidecar {
             listeners: String::new(),
             services: String::new(),
             more: String::new(),
+            addresses: Vec::new(),
         }
     }
 
@@ -178,6 +217,13 @@ impl Sidecar {
         self
     }
 
+    /// Calls what discovery says is at an address, as if its connections were captured.
+    #[must_use]
+    pub fn calls_address(mut self, to: SocketAddr) -> Self {
+        self.addresses.push(to);
+        self
+    }
+
     /// Starts it, and waits for its identity.
     pub async fn start(self, authority: &Authority) -> RunningProxy {
         self.start_with(authority, |_| {}).await
@@ -192,23 +238,40 @@ impl Sidecar {
         proxy
     }
 
-    /// The same, without waiting for its identity.
-    pub async fn launch(self, authority: &Authority, change: impl FnOnce(&mut Config)) -> RunningProxy {
+    /// Its file, for the program itself.
+    pub fn file(&self, authority: &Authority) -> String {
         let Self {
             name,
             listeners,
             services,
             more,
+            ..
         } = self;
         let issuer = authority.address;
-        let file = format!(
+        format!(
             "workload: {{name: {name}, namespace: shop, serviceAccount: {name}, pod: {name}-1, trustDomain: {TRUST_DOMAIN}}}\n\
              admin: 127.0.0.1:0\n\
              identity: {{issuer: \"{issuer}\", issuerId: \"{ISSUER_ID}\", tokenFile: {name}.token, trustBundleFile: ca.pem}}\n\
              {listeners}{services}{more}"
-        );
+        )
+    }
+
+    /// As [`Sidecar::start_with`], without waiting for its identity.
+    pub async fn launch(self, authority: &Authority, change: impl FnOnce(&mut Config)) -> RunningProxy {
+        let file = self.file(authority);
+        let Self { name, addresses, .. } = self;
         let path = authority.directory().join(format!("{name}.yaml"));
         let mut config = Config::from_yaml(&path.to_string_lossy(), &file).unwrap_or_else(|e| panic!("{e:#?}\n{file}"));
+        if !addresses.is_empty() {
+            config.discovery = DiscoveryConfig::Controller {
+                address: config.identity.issuer.clone(),
+                id: config.identity.issuer_id.clone(),
+            };
+            config.outbound.extend(addresses.into_iter().map(|to| OutboundListener {
+                listen: "127.0.0.1:0".parse().unwrap(),
+                to: Destination::Fixed(to),
+            }));
+        }
         change(&mut config);
         app::start(config, None).await.unwrap()
     }

@@ -1,0 +1,84 @@
+//! The controller away, and back.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Response;
+use outrigger_api::discovery::Protocol;
+use outrigger_controller::discovery::FixedTargets;
+use outrigger_proxy::app::RunningProxy;
+use outrigger_tests::mesh::{App, Authority, Http, SOON, Sidecar, metric, text};
+
+use super::{Load, orders, orders_address, until};
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+async fn readiness(admin: SocketAddr) -> (u16, String) {
+    let seen = Http::one().get(admin, "/readyz").await;
+    (seen.status, String::from_utf8_lossy(&seen.body).into_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_controller_away_and_back() {
+    let app = App::start(async |_| Response::new(text("done"))).await;
+    let targets = Arc::new(FixedTargets::new([(orders_address(), orders(Protocol::Http1, &[]))]));
+    let names = ["web", "orders", "payments"];
+    let mut authority = Authority::with_discovery(&names, DAY, Some(Arc::clone(&targets) as _)).await;
+    let old = Sidecar::new("orders").protects(app.address).start(&authority).await;
+    let next = Sidecar::new("orders").protects(app.address).start(&authority).await;
+    targets.replace(orders_address(), orders(Protocol::Http1, &[("orders", old.inbound[0])]));
+    let web = Sidecar::new("web")
+        .calls_address(orders_address())
+        .start(&authority)
+        .await;
+    let http = Http::one();
+    let load = Load::start(&http, web.outbound[0], 4);
+    let answered = |by: &RunningProxy| metric(by, "outrigger_requests_total", &["inbound", "success"]);
+    until("it is called", async || answered(&old) > 0).await;
+
+    authority.go_away().await;
+    // A new pod waits, and says for what.
+    let new = Sidecar::new("payments").launch(&authority, |_| {}).await;
+    let address = authority.address().to_string();
+    until("it says what it waits for", async || {
+        let (status, words) = readiness(new.admin).await;
+        status == 503 && words.contains(&address)
+    })
+    .await;
+    // An old one goes on with what it knows, on new connections of its app too.
+    assert_eq!(Http::one().get(web.outbound[0], "/").await.status, 200);
+    // Meanwhile the world changes.
+    targets.replace(
+        orders_address(),
+        orders(Protocol::Http1, &[("orders", next.inbound[0])]),
+    );
+    assert_eq!(answered(&next), 0);
+
+    authority.come_back().await;
+    let ready = tokio::time::timeout(SOON, new.ready()).await;
+    ready.expect("it does not become ready");
+    assert_eq!(readiness(new.admin).await.0, 200);
+    until("the change is caught up with", async || answered(&next) > 0).await;
+    load.none_lost().await;
+}
+
+#[tokio::test]
+async fn without_the_controller_an_unknown_address_is_an_error_that_names_it() {
+    let targets = FixedTargets::new([(orders_address(), orders(Protocol::Http1, &[]))]);
+    let mut authority = Authority::with_discovery(&["web"], DAY, Some(Arc::new(targets))).await;
+    let web = Sidecar::new("web")
+        .calls_address(orders_address())
+        .start(&authority)
+        .await;
+    authority.go_away().await;
+    let seen = Http::one().get(web.outbound[0], "/").await;
+    assert_eq!((seen.status, seen.error()), (503, Some("discovery-unavailable")));
+    let words = String::from_utf8_lossy(&seen.body);
+    assert!(words.contains(&authority.address().to_string()), "{words}");
+    authority.come_back().await;
+    until("it answers again", async || {
+        Http::one().get(web.outbound[0], "/").await.error() == Some("no-endpoints")
+    })
+    .await;
+}
