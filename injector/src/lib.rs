@@ -14,7 +14,7 @@ pub mod inject;
 pub mod manifest;
 mod metrics;
 mod quantity;
-mod review;
+pub mod review;
 pub mod rotation;
 pub mod selftest;
 pub mod settings;

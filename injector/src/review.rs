@@ -13,12 +13,12 @@ const KIND: &str = "AdmissionReview";
 /// What kube-apiserver asks.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Request {
+pub struct Request {
     /// Names the question; the answer has it too.
-    pub(crate) uid: String,
+    pub uid: String,
     /// Of the object.
     #[serde(default)]
-    pub(crate) namespace: String,
+    pub namespace: String,
     kind: Kind,
     operation: String,
     #[serde(default)]
@@ -38,7 +38,7 @@ struct Kind {
 ///
 /// # Errors
 /// Says why it is none that this webhook understands.
-pub(crate) fn parse(body: &[u8]) -> Result<Request, String> {
+pub fn parse(body: &[u8]) -> Result<Request, String> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Review {
@@ -65,7 +65,7 @@ impl Request {
     ///
     /// # Errors
     /// When the object is not a pod.
-    pub(crate) fn pod(&mut self) -> Result<Option<Pod>, String> {
+    pub fn pod(&mut self) -> Result<Option<Pod>, String> {
         let is_pod = self.kind.group.is_empty() && self.kind.kind == "Pod" && self.sub_resource.is_empty();
         if !is_pod || self.operation != "CREATE" {
             return Ok(None);
@@ -78,12 +78,12 @@ impl Request {
 }
 
 /// Lets the object in as it is.
-pub(crate) fn allow(uid: &str) -> Value {
+pub fn allow(uid: &str) -> Value {
     answer(json!({"uid": uid, "allowed": true}))
 }
 
 /// What the injector decided, as an answer.
-pub(crate) fn answer_to(uid: &str, decision: &Result<Outcome, Refusal>) -> Value {
+pub fn answer_to(uid: &str, decision: &Result<Outcome, Refusal>) -> Value {
     match decision {
         Ok(Outcome::Patched { patch, warnings }) => {
             let patch = json!(patch).to_string().into_bytes();

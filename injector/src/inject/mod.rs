@@ -94,8 +94,10 @@ pub fn patch(pod: &Pod, namespace: &NamespaceMeta, settings: &Settings) -> Resul
     if has_sidecar(pod) {
         return Ok(Outcome::AlreadyInjected);
     }
-    let empty = PodSpec::default();
-    let spec = pod.spec.as_ref().unwrap_or(&empty);
+    let Some(spec) = &pod.spec else {
+        let problems = vec!["spec is missing".to_owned()];
+        return Err(Refusal { problems });
+    };
     let mut problems = obstacles(spec);
     let overrides = Overrides::read(pod, namespace, settings, &mut problems);
     let controller_id = settings.controller_id().map_err(|why| problems.push(why)).ok();

@@ -34,7 +34,11 @@ impl TrustBundle {
         for certificate in CertificateDer::pem_slice_iter(pem) {
             match certificate {
                 Ok(der) => roots.push(der),
-                Err(error) => return Err(format!("is not PEM: {error}")),
+                Err(error) => {
+                    // It may quote all of the file.
+                    let error: String = error.to_string().chars().take(200).collect();
+                    return Err(format!("is not PEM: {error}"));
+                }
             }
         }
         Self::from_der(roots)

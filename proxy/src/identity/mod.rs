@@ -16,7 +16,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod tls;
-mod verify;
+pub mod verify;
 
 use std::sync::Arc;
 

@@ -22,15 +22,16 @@ use crate::telemetry::metrics::Handshake;
 
 /// What an SVID says.
 #[derive(Clone, Debug)]
-pub(super) struct Leaf {
-    pub(super) id: SpiffeId,
+pub struct Leaf {
+    /// Whose it is.
+    pub id: SpiffeId,
     pub(super) not_before: SystemTime,
     pub(super) not_after: SystemTime,
 }
 
 /// Why a certificate with a good signature is not a peer's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum PeerError {
+pub enum PeerError {
     #[error("its certificate cannot be read")]
     Unreadable,
     #[error("its certificate has {0} URI names; an SVID has exactly one")]
@@ -59,7 +60,10 @@ impl PeerError {
 
 impl Leaf {
     /// Reads a leaf; checks nothing but its form.
-    pub(super) fn parse(der: &CertificateDer<'_>) -> Result<Self, PeerError> {
+    ///
+    /// # Errors
+    /// When it is no certificate, or has not exactly one SPIFFE ID.
+    pub fn parse(der: &CertificateDer<'_>) -> Result<Self, PeerError> {
         let (_, certificate) = X509Certificate::from_der(der).map_err(|_| PeerError::Unreadable)?;
         let names = certificate
             .subject_alternative_name()
@@ -85,7 +89,7 @@ impl Leaf {
 
 /// Checks peers, as server and as client. It does not know whom the client wants to meet: the handshake's caller compares.
 #[derive(Debug)]
-pub(super) struct Verifier {
+pub struct Verifier {
     roots: Arc<RootCertStore>,
     subjects: String,
     trust_domain: Arc<str>,
@@ -94,11 +98,11 @@ pub(super) struct Verifier {
 }
 
 impl Verifier {
-    pub(super) fn new(
-        provider: &Arc<CryptoProvider>,
-        bundle: &TrustBundle,
-        trust_domain: &str,
-    ) -> Result<Self, String> {
+    /// Trusts what leads to `bundle` and is of `trust_domain`.
+    ///
+    /// # Errors
+    /// When the bundle cannot be used.
+    pub fn new(provider: &Arc<CryptoProvider>, bundle: &TrustBundle, trust_domain: &str) -> Result<Self, String> {
         let clients = WebPkiClientVerifier::builder_with_provider(bundle.store(), provider.clone())
             .build()
             .map_err(|error| format!("the trust bundle cannot be used: {error}"))?;

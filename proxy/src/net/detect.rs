@@ -121,6 +121,30 @@ pub fn http2_opening(bytes: &[u8]) -> Verdict<()> {
     }
 }
 
+/// What a connection is taken for in the end. Where it is told to be HTTP, malformed HTTP is refused as that, and not handed
+/// to the app unread; and a request line may come slowly, whether told or seen by its beginning.
+pub fn settle(detected: Option<Detected>, so_far: &[u8], told_http: bool) -> Detected {
+    match detected {
+        Some(Detected::Opaque) if told_http => Detected::Http1,
+        Some(detected) => detected,
+        None if so_far.len() > 3 && HTTP2_PREFACE.starts_with(so_far) => Detected::Http2,
+        None if told_http && so_far.first().is_some_and(u8::is_ascii_alphabetic) => Detected::Http1,
+        None if begins_request(so_far) => Detected::Http1,
+        None => Detected::Opaque,
+    }
+}
+
+/// A well-known method and the beginning of a path.
+fn begins_request(bytes: &[u8]) -> bool {
+    ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"]
+        .iter()
+        .any(|method| {
+            bytes
+                .strip_prefix(method.as_bytes())
+                .is_some_and(|rest| rest.starts_with(b" /"))
+        })
+}
+
 /// A method, a space, and something that can be a request target.
 fn http1(bytes: &[u8]) -> Verdict<Detected> {
     let method = bytes
@@ -134,22 +158,22 @@ fn http1(bytes: &[u8]) -> Verdict<Detected> {
     match (bytes.get(method), bytes.get(method + 1)) {
         (None, _) | (Some(b' '), None) => Verdict::NeedMore,
         // Origin form, absolute form, "*", or CONNECT's host.
-        (Some(b' '), Some(b'/' | b'*' | b'[')) => at_end_of_line(bytes),
+        (Some(b' '), Some(b'/' | b'*' | b'[' | b' ')) => at_end_of_line(bytes),
         (Some(b' '), Some(b)) if b.is_ascii_alphanumeric() => at_end_of_line(bytes),
         _ => Verdict::Is(Detected::Opaque),
     }
 }
 
-/// The request line ends in a version of HTTP: "NICK someone" of another protocol does not. A long target is taken on
-/// trust.
+/// The request line names a version of HTTP, whichever: "NICK someone" of another protocol does not. A long target is taken
+/// on trust.
 fn at_end_of_line(bytes: &[u8]) -> Verdict<Detected> {
-    match bytes.iter().position(|&b| b == b'\n') {
+    // No further, or the verdict would depend on how the bytes come.
+    match bytes.iter().take(FIRST_READ).position(|&b| b == b'\n') {
         Some(end) => {
-            let line = bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]);
-            let version = line.len().checked_sub(b" HTTP/1.1".len()).map(|at| &line[at..]);
-            match version {
-                Some(b" HTTP/1.1" | b" HTTP/1.0") => Verdict::Is(Detected::Http1),
-                _ => Verdict::Is(Detected::Opaque),
+            if bytes[..end].windows(6).any(|word| word == b" HTTP/") {
+                Verdict::Is(Detected::Http1)
+            } else {
+                Verdict::Is(Detected::Opaque)
             }
         }
         None if bytes.len() >= FIRST_READ => Verdict::Is(Detected::Http1),
@@ -175,6 +199,11 @@ mod tests {
         assert_eq!(is(b"OPTIONS * HTTP/1.0\r\n"), Some(Detected::Http1));
         assert_eq!(is(b"CONNECT db:5432 HTTP/1.1\r\n"), Some(Detected::Http1));
         assert_eq!(is(b"PURGE http://x/y HTTP/1.1\r\nHost"), Some(Detected::Http1));
+        assert_eq!(
+            is(b"GET  /a b HTTP/1.7\n"),
+            Some(Detected::Http1),
+            "malformed, and HTTP"
+        );
         assert_eq!(is(b"\x16\x03\x01\x02\x00\x01\x00"), Some(Detected::Tls));
         assert_eq!(is(b"EHLO example.com\r\n"), Some(Detected::Opaque));
         assert_eq!(is(b"*1\r\n$4\r\nPING\r\n"), Some(Detected::Opaque));
@@ -210,6 +239,26 @@ mod tests {
         let ping = b"\0\0\x08\x06\0";
         assert_eq!(http2_opening(&[HTTP2_PREFACE, ping].concat()), Verdict::Is(()));
         assert_eq!(http2_opening(b"PRI * HTTP/1.1\r\n"), Verdict::Is(()));
+    }
+
+    #[test]
+    fn what_is_told_and_what_is_slow() {
+        let http = Some(Detected::Http1);
+        assert_eq!(settle(http, b"GET / HTTP/1.1\r\n", false), Detected::Http1);
+        assert_eq!(settle(Some(Detected::Tls), b"\x16", true), Detected::Tls);
+        for (so_far, told, untold) in [
+            (&b"G"[..], Detected::Http1, Detected::Opaque),
+            (b"GET /x HT", Detected::Http1, Detected::Http1),
+            (b"NICK x", Detected::Http1, Detected::Opaque),
+            (b"PRI * HT", Detected::Http2, Detected::Http2),
+            (b"\x16\x03", Detected::Opaque, Detected::Opaque),
+            (b"", Detected::Opaque, Detected::Opaque),
+        ] {
+            assert_eq!(settle(None, so_far, true), told, "{so_far:?}");
+            assert_eq!(settle(None, so_far, false), untold, "{so_far:?}");
+        }
+        assert_eq!(settle(Some(Detected::Opaque), b"GET /\r\n", true), Detected::Http1);
+        assert_eq!(settle(Some(Detected::Opaque), b"GET /\r\n", false), Detected::Opaque);
     }
 
     #[test]

@@ -120,13 +120,16 @@ fn server_wait(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let Some(after) = headers.get(RETRY_AFTER).and_then(|after| after.to_str().ok()) else {
         return Some(Duration::ZERO);
     };
-    let wait = match after.trim().parse::<u64>() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        // RFC 9110 section 10.2.3: seconds or a date. A date that has passed is no wait; nonsense is as good as nothing.
-        Err(_) => httpdate::parse_http_date(after.trim())
+    let after = after.trim();
+    // RFC 9110 section 10.2.3: seconds or a date. A date that has passed is no wait; nonsense is as good as nothing. A
+    // number that does not fit is a very long time (RFC 9111 section 1.2.2).
+    let wait = if !after.is_empty() && after.bytes().all(|b| b.is_ascii_digit()) {
+        Duration::from_secs(after.parse().unwrap_or(u64::MAX))
+    } else {
+        httpdate::parse_http_date(after)
             .ok()
             .and_then(|date| date.duration_since(now).ok())
-            .unwrap_or_default(),
+            .unwrap_or_default()
     };
     Some(wait).filter(|wait| *wait <= MAX_SERVER_WAIT)
 }
@@ -192,6 +195,8 @@ mod tests {
         assert_eq!(answered(503, &[("retry-after", "0")], None, true), NOW);
         assert_eq!(answered(503, &[("retry-after", "1")], None, true), second);
         assert_eq!(answered(503, &[("retry-after", "2")], None, true), Verdict::Final);
+        let endless = "18446744073709551616";
+        assert_eq!(answered(503, &[("retry-after", endless)], None, true), Verdict::Final);
         let date = |value| answered(503, &[("retry-after", value)], None, true);
         assert_eq!(date("Sun, 06 Nov 1994 08:49:38 GMT"), second);
         assert_eq!(date("Sun, 06 Nov 1994 08:49:37 GMT"), NOW);

@@ -1,0 +1,87 @@
+//! The review that kube-apiserver sends, with whatever pod somebody has written.
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Pod;
+use outrigger_injector::inject::{self, NamespaceMeta, Outcome};
+use outrigger_injector::review;
+use outrigger_injector::settings::Settings;
+use serde_json::Value;
+
+use crate::kind;
+
+/// A sidecar in JSON, in base64, with all that a pod's annotations may add for it, is smaller.
+const MAX_ADDED: usize = 32 * 1024;
+
+/// Any body.
+pub fn run(body: &[u8]) -> u64 {
+    let mut request = match review::parse(body) {
+        Ok(request) => request,
+        Err(why) => {
+            assert!(why.len() <= 1000 + 6 * body.len());
+            return kind(
+                why.chars()
+                    .filter(|c| c.is_ascii_alphabetic())
+                    .take(60)
+                    .collect::<String>(),
+            );
+        }
+    };
+    let pod = match request.pod() {
+        Ok(Some(pod)) => pod,
+        Ok(None) => return check(&review::allow(&request.uid), &request.uid, body),
+        Err(_) => return 1,
+    };
+    let namespace = NamespaceMeta {
+        name: request.namespace.clone(),
+        labels: [("outrigger.dev/inject".to_owned(), "enabled".to_owned())].into(),
+        ..NamespaceMeta::default()
+    };
+    let settings = Settings::default();
+    let decision = inject::patch(&pod, &namespace, &settings);
+    if let Ok(Outcome::Patched { patch, .. }) = &decision {
+        let mut document = serde_json::to_value(&pod).expect("a pod is JSON");
+        json_patch::patch(&mut document, patch).expect("the patch fits the pod");
+        let patched: Pod = serde_json::from_value(document).expect("it is still a pod");
+        let again = inject::patch(&patched, &namespace, &settings);
+        assert_eq!(again, Ok(Outcome::AlreadyInjected), "a second time");
+    }
+    let answer = review::answer_to(&request.uid, &decision);
+    let patch: Option<ByteString> =
+        serde_json::from_value(answer["response"]["patch"].clone()).expect("base64 or nothing");
+    if let Some(patch) = patch {
+        let operations: Vec<Value> = serde_json::from_slice(&patch.0).expect("a list");
+        assert!(
+            operations.iter().all(|operation| operation["op"] == "add"),
+            "the pod's own is never rewritten"
+        );
+    }
+    check(&answer, &request.uid, body)
+}
+
+fn check(answer: &Value, uid: &str, body: &[u8]) -> u64 {
+    assert_eq!(
+        (&answer["apiVersion"], &answer["kind"]),
+        (&"admission.k8s.io/v1".into(), &"AdmissionReview".into())
+    );
+    let response = &answer["response"];
+    assert_eq!(response["uid"], uid);
+    assert!(response["allowed"].is_boolean());
+    let length = answer.to_string().len();
+    assert!(
+        length <= MAX_ADDED + 12 * body.len(),
+        "{length} bytes for a review of {}",
+        body.len()
+    );
+    let message = response["status"]["message"].as_str().unwrap_or_default();
+    let words: String = message
+        .chars()
+        .filter(|c| c.is_ascii_alphabetic())
+        .skip(40)
+        .take(60)
+        .collect();
+    kind((
+        response["patch"].is_string(),
+        words,
+        response["warnings"].as_array().map(Vec::len),
+    ))
+}

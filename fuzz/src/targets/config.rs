@@ -1,0 +1,96 @@
+//! A sidecar's configuration: the standalone file, and the environment.
+
+use std::path::Path;
+use std::time::Duration;
+
+use outrigger_proxy::capture::CaptureConfig;
+use outrigger_proxy::config::Config;
+
+use crate::{kind, magnitude};
+
+const NAME: &str = "mesh/sidecar.yaml";
+
+/// A file of YAML; or, after a line "env", lines of NAME=value.
+pub fn run(bytes: &[u8]) -> u64 {
+    let text = String::from_utf8_lossy(bytes);
+    match text.strip_prefix("env\n") {
+        Some(lines) => environment(lines),
+        None => file(&text),
+    }
+}
+
+fn file(text: &str) -> u64 {
+    let config = Config::from_yaml(NAME, text);
+    match &config {
+        Ok(config) => {
+            for path in [&config.identity.token_file, &config.identity.trust_bundle_file] {
+                assert!(path.is_absolute() || path.starts_with(Path::new("mesh")), "{path:?}");
+            }
+            check(config);
+        }
+        Err(errors) => check_errors(errors, text, "mesh/sidecar.yaml:"),
+    }
+    outcome(0, config.map(drop))
+}
+
+fn environment(lines: &str) -> u64 {
+    let get = |name: &str| {
+        let line = lines
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        line.map(str::to_owned)
+    };
+    let capture = CaptureConfig::from_env(get);
+    match &capture {
+        Ok(capture) => {
+            let ports = capture.skip_inbound_ports.iter().chain(&capture.skip_outbound_ports);
+            assert!(
+                ports
+                    .into_iter()
+                    .all(|range| *range.start() > 0 && range.start() <= range.end())
+            );
+            assert!(
+                capture
+                    .skip_outbound_cidrs
+                    .iter()
+                    .all(|network| network.addr() == network.network())
+            );
+            assert!(!capture.skip_uids.contains(&u32::MAX));
+        }
+        Err(errors) => check_errors(errors, lines, "OUTRIGGER_SKIP_"),
+    }
+    let config = Config::from_env(get);
+    match &config {
+        Ok(config) => check(config),
+        Err(errors) => check_errors(errors, lines, "OUTRIGGER_"),
+    }
+    outcome(1 + u8::from(capture.is_ok()), config.map(drop))
+}
+
+fn check(config: &Config) {
+    assert!((1..=64).contains(&config.workers));
+    assert!((Duration::from_millis(100)..=Duration::from_secs(60)).contains(&config.detect_timeout));
+    assert!(config.drain_timeout <= Duration::from_secs(3600));
+    assert!(
+        config
+            .tracing
+            .as_ref()
+            .is_none_or(|t| (0.0..=1.0).contains(&t.sample_ratio))
+    );
+    assert_eq!(config.identity.id.namespace(), &*config.workload.namespace);
+}
+
+fn check_errors(errors: &[String], text: &str, prefix: &str) {
+    assert!(!errors.is_empty(), "refused without a reason");
+    for error in errors {
+        assert!(error.starts_with(prefix), "{error:?} does not say where");
+        // A value may be quoted, and a control character is longer then.
+        assert!(error.len() <= 1000 + 6 * text.len(), "{} bytes", error.len());
+    }
+}
+
+fn outcome(source: u8, result: Result<(), Vec<String>>) -> u64 {
+    let words = |error: &String| -> String { error.chars().filter(|c| c.is_ascii_alphabetic()).take(60).collect() };
+    let first = result.as_ref().err().and_then(|errors| errors.last()).map(words);
+    kind((source, first, result.err().map(|errors| magnitude(errors.len()))))
+}

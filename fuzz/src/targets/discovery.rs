@@ -1,0 +1,116 @@
+//! Discovery's messages, of a controller that is newer, or wrong.
+
+use http::Request;
+use outrigger_api::discovery as proto;
+use outrigger_proxy::discovery::convert;
+use outrigger_proxy::model::{Endpoints, Policy, Service, Target};
+use outrigger_proxy::outbound::{filters, route};
+use prost::Message;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+
+use crate::{Input, kind, magnitude};
+
+/// Which message it is, and its bytes.
+pub fn run(bytes: &[u8]) -> u64 {
+    let mut input = Input::new(bytes);
+    if input.flag() {
+        return match proto::Workload::decode(input.rest()) {
+            Ok(message) => workload(&message),
+            Err(_) => 0,
+        };
+    }
+    match proto::Target::decode(input.rest()) {
+        Ok(message) => target(&message),
+        Err(_) => 1,
+    }
+}
+
+fn workload(message: &proto::Workload) -> u64 {
+    let info = convert::workload(message);
+    assert!(info.opaque_ports.iter().all(|port| *port > 0) && !info.protocols.contains_key(&0));
+    assert!(info.opaque_ports.len() <= message.opaque_ports.len());
+    kind((info.opaque_ports.len().min(4), info.protocols.len().min(4)))
+}
+
+fn target(message: &proto::Target) -> u64 {
+    let Target::Service(service) = convert::target(message) else {
+        assert!(
+            message.kind.is_none(),
+            "what is in the cluster is called as if it were not"
+        );
+        return 2;
+    };
+    check_endpoints(message, &service);
+    check_policy(&service.policy);
+    // Requests are answered, whatever the routes are.
+    let mut seen = Vec::new();
+    for (method, uri) in [("GET", "http://orders/a/b?c=d"), ("POST", "/"), ("OPTIONS", "*")] {
+        let request = Request::builder()
+            .method(method)
+            .uri(uri)
+            .header("host", "orders.shop:80");
+        let (mut head, ()) = request.body(()).expect("a request").into_parts();
+        let Ok(chosen) = route::choose(&service, &head) else {
+            seen.push(0);
+            continue;
+        };
+        check_policy(chosen.policy);
+        let of_route = chosen.route.map_or(&[][..], |route| &route.filters);
+        let redirect = filters::on_request(of_route.iter(), chosen.prefix, &mut head);
+        let backend = route::backend(&service, &chosen, &mut SmallRng::seed_from_u64(1));
+        if let Ok((_, of_backend)) = &backend {
+            let _ = filters::on_request(of_backend.iter(), chosen.prefix, &mut head);
+        }
+        filters::on_response(of_route.iter(), &mut http::HeaderMap::new());
+        seen.push(1 + u8::from(backend.is_ok()) + 2 * u8::from(redirect.is_ok()));
+    }
+    let sizes = (magnitude(service.routes.len()), magnitude(service.backends.len()));
+    kind((seen, sizes, service.protocol as u8, service.name.port == 0))
+}
+
+/// An endpoint is never called in plaintext because its identity could not be read.
+fn check_endpoints(message: &proto::Target, service: &Service) {
+    let mut named = Vec::new();
+    let mut plain = Vec::new();
+    let mut sort = |endpoint: &proto::Endpoint| match endpoint.identity.is_empty() {
+        true => plain.push(endpoint.address.clone()),
+        false => named.push((endpoint.address.clone(), endpoint.identity.clone())),
+    };
+    match &message.kind {
+        Some(proto::target::Kind::Service(service)) => {
+            for backend in &service.backends {
+                if let Some(proto::backend::Kind::Endpoints(list)) = &backend.kind {
+                    list.endpoints.iter().for_each(&mut sort);
+                }
+            }
+        }
+        Some(proto::target::Kind::Pod(pod)) => pod.endpoint.iter().for_each(&mut sort),
+        None => {}
+    }
+    for backend in &service.backends {
+        let Endpoints::Known(endpoints) = &backend.endpoints else {
+            continue;
+        };
+        for endpoint in endpoints {
+            let parses = |address: &String| address.parse() == Ok(endpoint.address);
+            match &endpoint.identity {
+                None => assert!(plain.iter().any(parses), "{endpoint:?}"),
+                Some(id) => assert!(named.iter().any(|(a, i)| parses(a) && i == id.as_str()), "{endpoint:?}"),
+            }
+        }
+    }
+}
+
+fn check_policy(policy: &Policy) {
+    let retry = &policy.retry;
+    assert!(retry.attempts <= 10 && retry.max_body_bytes <= 1 << 20);
+    assert!((0.0..=1.0).contains(&retry.budget_ratio) && retry.budget_min_per_second <= 10_000);
+    assert!(retry.backoff_base <= retry.backoff_max && !policy.connect_timeout.is_zero());
+    let zero = |limit: Option<std::time::Duration>| limit.is_some_and(|limit| limit.is_zero());
+    assert!(!zero(policy.request_timeout) && !zero(policy.backend_request_timeout));
+    for n in [1, 2, 10, u32::MAX] {
+        let wait = outrigger_proxy::outbound::retry::backoff(retry, n, &mut SmallRng::seed_from_u64(n.into()));
+        assert!(wait <= retry.backoff_max);
+    }
+}
