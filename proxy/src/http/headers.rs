@@ -151,7 +151,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
         headers.remove(UPGRADE);
     }
     // "te: trailers" alone passes: gRPC needs it.
-    if headers.get(TE).is_some_and(|te| te != "trailers") {
+    if headers.get_all(TE).iter().any(|te| te != "trailers") {
         let trailers = headers.get_all(TE).iter().any(|te| {
             te.to_str().is_ok_and(|te| {
                 te.split(',')
