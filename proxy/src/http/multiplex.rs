@@ -88,7 +88,7 @@ impl Multiplex {
             if let Some(slot) = self.free(generation) {
                 return Ok((slot, true));
             }
-            if self.connections.borrow().len() < MAX_CONNECTIONS {
+            if self.takes_another() {
                 let stream = connect().await?;
                 return Ok((self.connect(generation, stream).await?, false));
             }
@@ -115,6 +115,12 @@ impl Multiplex {
         // What is dropped here lives on without its place until its streams have ended.
         connections.retain(|c| c.generation == generation && c.takes_requests());
         connections.iter().find(|c| c.has_room()).map(Slot::new)
+    }
+
+    /// Whether another connection would help. Where the peer has not said yet how many streams it takes, that is waited for.
+    fn takes_another(&self) -> bool {
+        let connections = self.connections.borrow();
+        connections.len() < MAX_CONNECTIONS && !connections.iter().any(|c| c.state.before_settings())
     }
 
     async fn connect(&self, generation: u64, stream: Stream) -> Result<Slot, ProxyError> {
@@ -147,8 +153,6 @@ impl Multiplex {
         });
         let slot = Slot::new(&connection);
         self.connections.borrow_mut().push(connection);
-        // Who waited for this connection.
-        self.freed.notify_waiters();
         Ok(slot)
     }
 }
@@ -159,12 +163,9 @@ impl Http2 {
     }
 
     fn has_room(&self) -> bool {
-        match self.state.max_streams() {
-            // Not known yet: the library holds back what comes too early.
-            Some(BEFORE_SETTINGS) => true,
-            Some(max) => self.open.get() < max,
-            None => false,
-        }
+        // The first waits in the library until there are SETTINGS.
+        let before = self.open.get() == 0 && self.state.before_settings();
+        before || self.state.max_streams().is_some_and(|max| self.open.get() < max)
     }
 }
 
@@ -175,16 +176,28 @@ impl State {
         connection.as_ref().map(Connection::current_max_send_streams)
     }
 
+    fn before_settings(&self) -> bool {
+        self.max_streams() == Some(BEFORE_SETTINGS)
+    }
+
     async fn run(self: Rc<Self>, freed: Rc<Notify>) {
-        let ended = poll_fn(|cx| match self.connection.borrow_mut().as_mut() {
-            Some(connection) => Pin::new(connection).poll(cx),
-            None => Poll::Ready(Ok(())),
+        let mut before_settings = true;
+        let ended = poll_fn(|cx| {
+            let polled = match self.connection.borrow_mut().as_mut() {
+                Some(connection) => Pin::new(connection).poll(cx),
+                None => Poll::Ready(Ok(())),
+            };
+            // SETTINGS let the first request go, which wakes this task.
+            if before_settings && !self.before_settings() {
+                before_settings = false;
+                freed.notify_waiters();
+            }
+            polled
         });
         let error = ended.await.err();
         if let Some(error) = &error {
             tracing::debug!(%error, "an HTTP/2 connection ended");
         }
-        let before_settings = self.max_streams() == Some(BEFORE_SETTINGS);
         *self.ended.borrow_mut() = Some(Ended { error, before_settings });
         // Only now do those hear of it whose requests wait in the connection.
         drop(self.connection.take());

@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
-use hyper::client::conn::TrySendError;
 use hyper::ext::Protocol;
 
 use super::body::RequestBody;
@@ -17,13 +16,14 @@ use crate::error::{ProxyError, Reason};
 use crate::outbound::replay::ClientBroke;
 
 /// A request that has no response.
-#[derive(Debug)]
 pub struct Failure {
     pub error: ProxyError,
     /// The connection had carried a request before, so the server may just have closed it.
     pub reused: bool,
     /// Not a byte of it was sent.
     pub unsent: bool,
+    /// The body, where it was not even begun to be sent.
+    pub body: Option<RequestBody>,
 }
 
 impl Failure {
@@ -33,6 +33,7 @@ impl Failure {
             error,
             reused: false,
             unsent: true,
+            body: None,
         }
     }
 }
@@ -65,10 +66,11 @@ pub async fn send(
                     }
                     Ok((response, Lease::Http1(idling)))
                 }
-                Err(error) => {
-                    let unsent = error.message().is_some();
-                    let error = error.error();
-                    Err(failure(classify(error), &with_causes(error), unsent, reused, to))
+                Err(mut broken) => {
+                    let body = broken.take_message().map(Request::into_body);
+                    let (error, unsent) = (broken.error(), body.is_some());
+                    let failure = failure(classify(error), &with_causes(error), unsent, reused, to);
+                    Err(Failure { body, ..failure })
                 }
             }
         }
@@ -83,19 +85,23 @@ pub async fn send(
                     ),
                     reused,
                     unsent: false,
+                    body: None,
                 });
             }
             match slot.sender().try_send_request(request).await {
                 Ok(response) => Ok((response, Lease::Http2(slot))),
-                Err(error) => Err(http2_failure(&error, &slot, reused, to)),
+                Err(mut broken) => {
+                    let body = broken.take_message().map(Request::into_body);
+                    let unsent = body.is_some() || slot.never_began();
+                    let failure = http2_failure(broken.error(), &slot, unsent, reused, to);
+                    Err(Failure { body, ..failure })
+                }
             }
         }
     }
 }
 
-fn http2_failure(error: &TrySendError<Request<RequestBody>>, slot: &Slot, reused: bool, to: SocketAddr) -> Failure {
-    let unsent = error.message().is_some() || slot.never_began();
-    let error = error.error();
+fn http2_failure(error: &hyper::Error, slot: &Slot, unsent: bool, reused: bool, to: SocketAddr) -> Failure {
     // The library tells a request that still waits in a connection nothing but that it is gone.
     let gone = error.is_user() || error.is_canceled();
     let (reason, why) = if gone {
@@ -112,20 +118,23 @@ fn http2_failure(error: &TrySendError<Request<RequestBody>>, slot: &Slot, reused
 
 fn failure(reason: Reason, why: &str, unsent: bool, reused: bool, to: SocketAddr) -> Failure {
     let reason = match reason {
-        Reason::UpstreamProtocol => reason,
+        Reason::UpstreamProtocol | Reason::TlsFailed => reason,
         _ if unsent => Reason::UpstreamRefused,
         _ => reason,
     };
     let what = match reason {
         Reason::UpstreamRefused => "refused the request unprocessed",
         Reason::UpstreamProtocol => "does not answer in HTTP as it should; check the Service's appProtocol",
+        Reason::TlsFailed => "ended the TLS handshake after we had done our part; its log says why",
         Reason::ClientClosed => "was not sent all of the request, because the client broke off",
+        Reason::BadRequest => "was not sent all of the request, because its body is malformed",
         _ => "closed the connection before it answered; check whether it restarted or crashed",
     };
     Failure {
         error: ProxyError::new(reason, format!("{to} {what}: {why}")),
         reused,
         unsent,
+        body: None,
     }
 }
 
@@ -142,12 +151,49 @@ fn classify(error: &hyper::Error) -> Reason {
         }
     }
     if error.is_user() || causes(error).any(|cause| cause.is::<ClientBroke>()) {
-        Reason::ClientClosed
+        if causes(error).any(is_malformed) {
+            Reason::BadRequest
+        } else {
+            Reason::ClientClosed
+        }
+    } else if causes(error).any(is_handshake_alert) {
+        Reason::TlsFailed
     } else if error.is_parse() {
         Reason::UpstreamProtocol
     } else {
         Reason::UpstreamReset
     }
+}
+
+/// A chunk's size that is none, for instance: what the guard of the client's connection says.
+fn is_malformed(cause: &(dyn std::error::Error + 'static)) -> bool {
+    let io = cause.downcast_ref::<std::io::Error>();
+    io.is_some_and(|io| io.kind() == std::io::ErrorKind::InvalidData)
+}
+
+/// In TLS 1.3 a client has finished before the server looks at its certificate, so a refusal comes in place of the first
+/// answer (RFC 8446 section 4.4.2.4). These alerts have no place after the handshake. HTTP/2's library keeps only their
+/// text.
+fn is_handshake_alert(cause: &(dyn std::error::Error + 'static)) -> bool {
+    use rustls::AlertDescription::{
+        AccessDenied, BadCertificate, CertificateExpired, CertificateRequired, CertificateRevoked, CertificateUnknown,
+        DecryptError, UnknownCA, UnsupportedCertificate,
+    };
+    let inner = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    matches!(
+        inner.and_then(|inner| inner.downcast_ref()),
+        Some(rustls::Error::AlertReceived(
+            AccessDenied
+                | BadCertificate
+                | CertificateExpired
+                | CertificateRequired
+                | CertificateRevoked
+                | CertificateUnknown
+                | DecryptError
+                | UnknownCA
+                | UnsupportedCertificate
+        ))
+    )
 }
 
 /// What HTTP/2 says about it, if it comes from there.

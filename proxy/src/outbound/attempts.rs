@@ -157,19 +157,23 @@ async fn attempt(
         }
     }
     .map_err(Failure::before_sending)?;
-    let Some(body) = body.next() else {
+    let Some(next) = body.next() else {
         // Not reached: there is no retry without a body.
         let lost = ProxyError::new(Reason::UpstreamReset, "the request's body cannot be sent again");
         return Err(Failure::before_sending(lost));
     };
-    let mut request = Request::from_parts(head.clone(), body);
+    let mut request = Request::from_parts(head.clone(), next);
     if let Some(span) = record.span() {
         record.exchange.context.inject(span.id, request.headers_mut());
     }
     if let Some(asked) = asked {
         grpc::set_timeout(request.headers_mut(), asked.saturating_duration_since(Instant::now()));
     }
-    send(checkout, request, endpoint.address).await
+    let mut answer = send(checkout, request, endpoint.address).await;
+    if let Err(failure) = &mut answer {
+        body.put_back(failure.body.take());
+    }
+    answer
 }
 
 impl Attempts<'_> {
@@ -215,6 +219,13 @@ impl BodySource {
             BodySource::Empty => Some(RequestBody::Empty),
             BodySource::Once(once) => once.borrow_mut().take().map(RequestBody::Once),
             BodySource::Kept(kept) => kept.attempt().map(RequestBody::Replay),
+        }
+    }
+
+    /// Takes what was not sent, so that it can be.
+    fn put_back(&self, unsent: Option<RequestBody>) {
+        if let (BodySource::Once(once), Some(RequestBody::Once(body))) = (self, unsent) {
+            *once.borrow_mut() = Some(body);
         }
     }
 
@@ -397,7 +408,7 @@ fn learn(member: &Member, attempted: &Attempted<'_>, began: Instant) {
         }
         Attempted::Failed { reason, .. } => match reason {
             // Ours or the client's, not the endpoint's.
-            Reason::ClientClosed | Reason::IdentityUnavailable | Reason::RequestTimeout => return,
+            Reason::ClientClosed | Reason::BadRequest | Reason::IdentityUnavailable | Reason::RequestTimeout => return,
             // A connection that was idle, or that says goodbye.
             Reason::UpstreamRefused => return,
             Reason::ConnectFailed | Reason::ConnectTimeout | Reason::TlsFailed | Reason::IdentityMismatch => {
@@ -440,6 +451,7 @@ fn out_of_time(reason: Reason, member: &Member, after: Duration) -> Failure {
         ),
         reused: false,
         unsent: false,
+        body: None,
     }
 }
 

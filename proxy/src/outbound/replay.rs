@@ -21,7 +21,7 @@ use crate::telemetry::ServiceMetrics;
 /// The client broke off while it sent the body.
 #[derive(Debug, thiserror::Error)]
 #[error("the client broke off: {0}")]
-pub struct ClientBroke(BoxError);
+pub struct ClientBroke(#[source] BoxError);
 
 /// What every attempt of one request shares.
 pub struct Kept<B = Incoming> {
