@@ -218,6 +218,11 @@ impl Scanner {
                 "its first line is not a method, a target and a version",
             ));
         }
+        if !is_target(target, method == b"CONNECT") {
+            return Err(Fault::Malformed(
+                "its target is of no known form, or has characters that must be percent-encoded",
+            ));
+        }
         let http10 = match version {
             b"HTTP/1.1" => false,
             b"HTTP/1.0" => true,
@@ -340,6 +345,17 @@ fn name_and_value(line: &[u8]) -> Result<(&[u8], &[u8]), Fault> {
     }
 }
 
+/// RFC 9112 section 3.2: a path, a URI, or an asterisk; for CONNECT a host. A fragment is never sent.
+fn is_target(target: &[u8], connect: bool) -> bool {
+    let usual = |b: &u8| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@/?%".contains(b);
+    if target[0] == b'/' && target.iter().all(usual) {
+        return true;
+    }
+    let formed = target[0] == b'/' || target == b"*" || connect || target.windows(3).any(|w| w == b"://");
+    // The library that holds it has the last word; what it refuses is to be told here.
+    formed && !target.contains(&b'#') && http::Uri::try_from(target).is_ok()
+}
+
 /// RFC 9110 section 5.6.2.
 fn is_token(name: &[u8]) -> bool {
     !name.is_empty()
@@ -458,6 +474,9 @@ mod tests {
             ("GET\t/ HTTP/1.1\r\n".into(), "first line"),
             ("GET /\ta HTTP/1.1\r\n".into(), "first line"),
             ("G(T / HTTP/1.1\r\n".into(), "first line"),
+            ("GET x HTTP/1.1\r\n".into(), "target"),
+            ("GET /a#b HTTP/1.1\r\n".into(), "target"),
+            ("GET /?a=<b> HTTP/1.1\r\n".into(), "target"),
             ("GET /\r\n".into(), "first line"),
             ("GET / HTTP/1.2\r\n".into(), "version"),
             ("GET / http/1.1\r\n".into(), "version"),

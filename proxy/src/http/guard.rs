@@ -9,7 +9,7 @@
 
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -51,6 +51,8 @@ pub struct Guard<IO> {
 #[derive(Default)]
 pub struct Watch {
     fault: OnceLock<Fault>,
+    /// It is in a body, and so there is no stand-in for it.
+    in_body: AtomicBool,
     tunnel: AtomicU8,
 }
 
@@ -67,6 +69,11 @@ impl Watch {
     /// Why this request, a stand-in, is refused.
     pub fn fault(&self, method: &Method) -> Option<Fault> {
         self.fault.get().copied().filter(|_| method.as_str() == STAND_IN_METHOD)
+    }
+
+    /// Whether a body turned out to be malformed: there is no next request.
+    pub fn ended_in_body(&self) -> bool {
+        self.in_body.load(Ordering::Relaxed)
     }
 
     /// Whether the client asked for another protocol.
@@ -121,6 +128,8 @@ impl<IO> Guard<IO> {
         if self.scanner.in_head() {
             self.held.extend_from_slice(STAND_IN);
             self.free = self.held.len();
+        } else {
+            self.watch.in_body.store(true, Ordering::Relaxed);
         }
         // There is one fault: after it nothing is scanned.
         let _ = self.watch.fault.set(fault);
@@ -193,13 +202,11 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Guard<IO> {
                 return Poll::Ready(Ok(()));
             }
             if let Some(fault) = this.watch.fault.get() {
-                return match fault {
-                    Fault::Malformed(what) if !this.scanner.in_head() => {
-                        Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, *what)))
-                    }
-                    // The answer is on its way, and the end after it.
-                    _ => Poll::Pending,
-                };
+                if this.watch.ended_in_body() {
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, fault.error())));
+                }
+                // The answer is on its way, and the end after it.
+                return Poll::Pending;
             }
             match this.fill(cx, buf) {
                 Poll::Ready(Ok(false)) => {}
@@ -258,5 +265,86 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<IO> {
             }
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::{Fault, Guard, HEAD_TIME, STAND_IN, Watch};
+    use http::Method;
+    use std::sync::Arc;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+    const HEAD: &[u8] = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\n";
+
+    fn guarded() -> (DuplexStream, Guard<DuplexStream>, Arc<Watch>) {
+        let (client, near) = tokio::io::duplex(1 << 20);
+        let (guard, watch) = Guard::new(near);
+        (client, guard, watch)
+    }
+
+    async fn read(guard: &mut Guard<DuplexStream>) -> Vec<u8> {
+        let mut buffer = [0; 1024];
+        let n = guard.read(&mut buffer).await.unwrap();
+        buffer[..n].to_vec()
+    }
+
+    fn refused() -> Method {
+        Method::from_bytes(b"REFUSED").unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn heads_come_whole_and_bodies_at_once() {
+        let (mut client, mut guard, _) = guarded();
+        for byte in HEAD {
+            assert!(futures_util::poll!(std::pin::pin!(read(&mut guard))).is_pending());
+            client.write_all(&[*byte]).await.unwrap();
+        }
+        assert_eq!(read(&mut guard).await, HEAD);
+        assert!(guard.held.capacity() == 0 && guard.timer.is_none());
+        client.write_all(b"abc").await.unwrap();
+        assert_eq!(read(&mut guard).await, b"abc");
+        client.write_all(b"def").await.unwrap();
+        client.write_all(&HEAD[..20]).await.unwrap();
+        assert_eq!(read(&mut guard).await, b"def");
+        client.write_all(&HEAD[20..]).await.unwrap();
+        let mut small = vec![0; 10];
+        guard.read_exact(&mut small).await.unwrap();
+        assert_eq!([small, read(&mut guard).await].concat(), HEAD);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_part_of_a_head_has_a_time_limit() {
+        let (mut client, mut guard, watch) = guarded();
+        let long = HEAD_TIME * 100;
+        assert!(
+            tokio::time::timeout(long, read(&mut guard)).await.is_err(),
+            "before a request"
+        );
+        client.write_all(HEAD).await.unwrap();
+        assert_eq!(read(&mut guard).await, HEAD);
+        assert!(tokio::time::timeout(long, read(&mut guard)).await.is_err(), "in a body");
+        client.write_all(b"abcdef").await.unwrap();
+        assert_eq!(read(&mut guard).await, b"abcdef");
+        client.write_all(b"G").await.unwrap();
+        let began = tokio::time::Instant::now();
+        assert_eq!(read(&mut guard).await, STAND_IN);
+        assert_eq!(began.elapsed(), HEAD_TIME);
+        assert_eq!(watch.fault(&refused()), Some(Fault::TooSlow));
+        assert_eq!(watch.fault(&Method::GET), None, "an earlier request");
+    }
+
+    #[tokio::test]
+    async fn a_refused_head_has_a_stand_in() {
+        let (mut client, mut guard, watch) = guarded();
+        client
+            .write_all(&[HEAD, b"abcdef", b"GET / HTTP/9\r\n\r\nGET / HTTP/1.1\r\n"].concat())
+            .await
+            .unwrap();
+        assert_eq!(read(&mut guard).await, [HEAD, b"abcdef"].concat());
+        assert_eq!(read(&mut guard).await, STAND_IN);
+        assert!(matches!(watch.fault(&refused()), Some(Fault::Malformed(_))));
+        assert!(futures_util::poll!(std::pin::pin!(read(&mut guard))).is_pending());
     }
 }

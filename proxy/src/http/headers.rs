@@ -145,7 +145,8 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
     // They should be named in `Connection`, and are not always.
     headers.remove(KEEP_ALIVE);
     headers.remove(PROXY_CONNECTION);
-    if upgrade {
+    // A CONNECT, and its answer, name no protocol.
+    if upgrade && headers.contains_key(UPGRADE) {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     } else {
         headers.remove(UPGRADE);

@@ -130,12 +130,28 @@ where
     *response.version_mut() = Version::HTTP_11;
     let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS || (connect && response.status().is_success());
     let body_refused = response.extensions().get::<BodyRefused>().is_some();
-    if fault.is_some() || body_refused || (tunnel && !switches && watch.refuse_tunnel()) {
+    let ends = fault.is_some() || watch.ended_in_body() || body_refused;
+    if ends || (tunnel && !switches && watch.refuse_tunnel()) {
         response
             .headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
+}
+
+/// Answers one request. To HEAD without content, which peers take for a protocol error (RFC 9113 section 8.1.1); hyper sees to
+/// that in HTTP/1 only.
+async fn answer_http2<H>(handle: &H, request: Request<Incoming>) -> Response<ResponseBody>
+where
+    H: AsyncFn(Request<Incoming>) -> Response<ResponseBody>,
+{
+    let head = request.method() == Method::HEAD;
+    let response = handle(request).await;
+    if head {
+        response.map(ResponseBody::without_content)
+    } else {
+        response
+    }
 }
 
 async fn serve_http2<H>(stream: Stream, open: &OpenConnection, handle: Rc<H>) -> hyper::Result<()>
@@ -158,7 +174,7 @@ where
         move |request| {
             used.set(true);
             let handle = Rc::clone(&handle);
-            async move { Ok::<_, Infallible>(handle(request).await) }
+            async move { Ok::<_, Infallible>(answer_http2(&*handle, request).await) }
         }
     });
     let connection = http2::Builder::new(LocalExecutor)

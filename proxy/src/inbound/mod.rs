@@ -19,7 +19,7 @@ use crate::http::ResponseBody;
 use crate::http::server::{HttpVersion, serve};
 use crate::identity::{Hello, MeshProtocol, inspect_hello};
 use crate::model::Protocol;
-use crate::net::detect::{Detected, Peeked, Verdict, peek, protocol};
+use crate::net::detect::{Detected, Peeked, Verdict, peek, protocol, settle};
 use crate::net::{Io, Prefixed, Stream, listen};
 use crate::outbound::{is_opaque_port, opaque};
 use crate::telemetry::Direction;
@@ -81,12 +81,15 @@ async fn serve_connection(worker: Rc<Worker>, io: Io, caller: Caller, open: &Ope
     if peeked.timed_out && told != Protocol::Opaque {
         worker.process.telemetry.metrics().detect_timeout();
     }
-    match peeked.verdict {
-        Some(First::Mesh) => Box::pin(terminate(worker, peeked.io, caller, open, counted)).await,
-        Some(First::Plain(detected)) => Box::pin(plaintext(worker, peeked.io, detected, caller, open)).await,
+    let detected = match peeked.verdict {
+        Some(First::Mesh) => return Box::pin(terminate(worker, peeked.io, caller, open, counted)).await,
+        Some(First::Plain(detected)) => Some(detected),
         // Silent, or gone: the app may be the one that speaks first.
-        None => Box::pin(plaintext(worker, peeked.io, Detected::Opaque, caller, open)).await,
-    }
+        None => None,
+    };
+    let told_http = matches!(told, Protocol::Http1 | Protocol::Http2);
+    let detected = settle(detected, peeked.io.prefix(), told_http);
+    Box::pin(plaintext(worker, peeked.io, detected, caller, open)).await
 }
 
 /// What the first bytes of a client are.

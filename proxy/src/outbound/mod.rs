@@ -24,7 +24,7 @@ use crate::drain::OpenConnection;
 use crate::error::ProxyError;
 use crate::http::server::{HttpVersion, serve};
 use crate::model::Protocol;
-use crate::net::detect::{Detected, peek, protocol};
+use crate::net::detect::{Detected, peek, protocol, settle};
 use crate::net::{Io, Prefixed, Stream};
 use crate::telemetry::Direction;
 use crate::worker::Worker;
@@ -65,15 +65,21 @@ async fn serve_connection(worker: Rc<Worker>, stream: TcpStream, key: TargetKey,
         other => other,
     };
     let limit = worker.process.config.detect_timeout;
+    let told_http = matches!(told, Protocol::Http1 | Protocol::Http2);
+    let stream = Io::Tcp(stream);
+    if told_http {
+        // A client of HTTP speaks first, when it has something to say.
+        stream.readable().await;
+    }
     let (detected, io) = match told {
-        Protocol::Opaque | Protocol::Tls => (Detected::Opaque, Prefixed::new(Bytes::new(), Io::Tcp(stream))),
-        _ => match peek(Io::Tcp(stream), limit, protocol).await {
+        Protocol::Opaque | Protocol::Tls => (Detected::Opaque, Prefixed::new(Bytes::new(), stream)),
+        _ => match peek(stream, limit, protocol).await {
             Ok(peeked) => {
                 if peeked.timed_out {
                     worker.process.telemetry.metrics().detect_timeout();
-                    tracing::debug!(?key, ?limit, "no first bytes in time: the connection goes on as opaque");
+                    tracing::debug!(?key, ?limit, "the first bytes do not come in time");
                 }
-                (peeked.verdict.unwrap_or(Detected::Opaque), peeked.io)
+                (settle(peeked.verdict, peeked.io.prefix(), told_http), peeked.io)
             }
             Err(error) => return tracing::debug!(%error, "the app closed a connection before its first bytes"),
         },
