@@ -1,0 +1,127 @@
+//! The program itself, in a process of its own.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use outrigger_tests::mesh::{Authority, Http, Sidecar};
+use outrigger_tests::netns::program;
+
+use crate::until;
+
+/// Killed when it is dropped.
+pub(crate) struct Program {
+    child: Child,
+    log: Arc<Mutex<Vec<String>>>,
+    admin: SocketAddr,
+    pub(crate) inbound: Vec<SocketAddr>,
+    pub(crate) outbound: Vec<SocketAddr>,
+}
+
+impl Program {
+    /// Runs a sidecar with one worker. `limit`: the soft and the hard limit of open files.
+    pub(crate) async fn start(name: &str, sidecar: Sidecar, authority: &Authority, limit: Option<(u64, u64)>) -> Self {
+        let file = authority.directory().join(format!("{name}-program.yaml"));
+        std::fs::write(&file, sidecar.with("workers: 1").file(authority)).unwrap();
+        let limits = limit.map_or_else(String::new, |(soft, hard)| {
+            format!("ulimit -Sn {soft} && ulimit -Hn {hard} && ")
+        });
+        let mut child = Command::new("sh")
+            .args(["-c", &format!("{limits}exec \"$0\" run --config \"$1\"")])
+            .arg(program("outrigger-proxy"))
+            .arg(&file)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (lines, keep) = (BufReader::new(child.stderr.take().unwrap()), Arc::clone(&log));
+        std::thread::spawn(move || {
+            lines
+                .lines()
+                .map_while(Result::ok)
+                .for_each(|line| keep.lock().unwrap().push(line))
+        });
+        let mut program = Self {
+            child,
+            log,
+            admin: SocketAddr::from(([127, 0, 0, 1], 0)),
+            inbound: Vec::new(),
+            outbound: Vec::new(),
+        };
+        until("the program says where it listens", async || program.learn_addresses()).await;
+        let admin = program.admin;
+        until("the program is ready", async || {
+            Http::one().get(admin, "/readyz").await.status == 200
+        })
+        .await;
+        program
+    }
+
+    fn learn_addresses(&mut self) -> bool {
+        let log = self.log.lock().unwrap();
+        let Some(line) = log.iter().find(|line| line.contains("the sidecar runs")) else {
+            return false;
+        };
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        let addresses = |field: &str| -> Vec<SocketAddr> {
+            let list = line[field].as_str().unwrap().trim_matches(['[', ']']);
+            list.split(", ").filter_map(|address| address.parse().ok()).collect()
+        };
+        self.admin = line["admin"].as_str().unwrap().parse().unwrap();
+        (self.inbound, self.outbound) = (addresses("inbound"), addresses("outbound"));
+        true
+    }
+
+    /// How many lines of its log say so.
+    pub(crate) fn said(&self, what: &str) -> usize {
+        self.log
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|line| line.contains(what))
+            .count()
+    }
+
+    /// What is resident, in KiB.
+    pub(crate) fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        resident.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// Its limits of open files, soft and hard.
+    pub(crate) fn file_limits(&self) -> (u64, u64) {
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", self.child.id())).unwrap();
+        let line = limits
+            .lines()
+            .find_map(|line| line.strip_prefix("Max open files"))
+            .unwrap();
+        let mut numbers = line.split_whitespace().map_while(|number| number.parse().ok());
+        (numbers.next().unwrap(), numbers.next().unwrap())
+    }
+
+    /// How many files it has open.
+    pub(crate) fn files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))
+            .unwrap()
+            .count()
+    }
+
+    /// The sum of its connections.
+    pub(crate) async fn connections(&self, direction: &str) -> u64 {
+        let metrics = Http::one().get(self.admin, "/metrics").await;
+        let metrics = String::from_utf8_lossy(&metrics.body).into_owned();
+        let prefix = format!("outrigger_connections_open{{direction=\"{direction}\"");
+        let open = metrics.lines().filter(|line| line.starts_with(&prefix));
+        open.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+            .sum()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
