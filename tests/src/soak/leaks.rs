@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::sidecar::{Figures, Sidecar};
 use super::traffic::Client;
-use super::world::{REPLICAS, World};
+use super::world::World;
 
 /// The share of the run after which memory should grow no more, and the longest time that takes.
 const WARM: (u32, Duration) = (4, Duration::from_secs(180));
@@ -84,27 +84,21 @@ pub(super) async fn watch(world: Arc<World>, length: Duration, stop: Cancellatio
 
 /// Ends the clients, and waits until each sidecar holds as little as before the traffic. In a long run the idle connections
 /// are left to be closed by themselves; in a short one the endpoints leave, and their connections with them.
-pub(super) async fn after(
-    world: &World,
-    watched: Vec<Seen>,
-    clients: Vec<Arc<Client>>,
-    long: bool,
-) -> Result<Vec<Held>> {
+pub(super) async fn after(world: &World, watched: Vec<Seen>, clients: Vec<Arc<Client>>, long: bool) -> Vec<Held> {
     drop(clients);
     let limit = Instant::now() + if long { IDLE } else { SOON };
-    if !long {
-        leave(world, limit).await?;
+    if !long && let Err(error) = leave(world, limit).await {
+        world.wrong(format!("the endpoints do not leave: {error:#}"));
     }
     let mut held = Vec::new();
     for (sidecar, seen) in world.clients.iter().zip(&watched) {
-        held.push(settle(sidecar, Some(seen), limit).await?);
+        held.push(settle(sidecar, Some(seen), limit).await);
     }
     for (number, replica) in world.replicas.iter().enumerate() {
         let seen = (number == 0).then(|| watched[world.clients.len()]);
-        held.push(settle(&replica.lock().await.sidecar, seen.as_ref(), limit).await?);
+        held.push(settle(&replica.lock().await.sidecar, seen.as_ref(), limit).await);
     }
-    debug_assert_eq!(held.len(), world.clients.len() + REPLICAS);
-    Ok(held)
+    held
 }
 
 /// Discovery takes all endpoints away.
@@ -129,41 +123,74 @@ async fn leave(world: &World, limit: Instant) -> Result<()> {
     }
 }
 
-async fn settle(sidecar: &Sidecar, seen: Option<&Seen>, limit: Instant) -> Result<Held> {
+async fn settle(sidecar: &Sidecar, seen: Option<&Seen>, limit: Instant) -> Held {
     let base = sidecar.baseline;
-    loop {
-        let now = sidecar.figures().await?;
-        let mut leaks = Vec::new();
-        let mut too_many = |what: &str, now: u64, allowed: u64| {
-            if now > allowed {
-                leaks.push(format!("{now} {what}, {allowed} at most were expected"));
-            }
+    let (now, mut leaks) = loop {
+        let (now, leaks) = match sidecar.figures().await {
+            Ok(now) => (now, too_much(&now, &base)),
+            Err(error) => (Figures::default(), vec![format!("it shows no metrics: {error:#}")]),
         };
-        too_many("open connections", now.connections, 0);
-        too_many("descriptors", now.fds, base.fds + SLACK);
-        too_many("tasks", now.tasks, base.tasks + SLACK);
         if leaks.is_empty() || Instant::now() >= limit {
-            let warm = seen.and_then(|seen| seen.warm).unwrap_or(now.rss);
-            let rss = seen.map_or(now.rss, |seen| seen.last.rss);
-            if rss > warm + GROWTH {
-                leaks.push(format!("memory grew from {warm} to {rss} bytes"));
-            }
-            let peak = seen.map_or(now, |seen| seen.peak);
-            return Ok(Held {
-                name: sidecar.name.clone(),
-                rss_warm: warm,
-                rss_end: rss,
-                fds_baseline: base.fds,
-                fds_peak: peak.fds,
-                fds_end: now.fds,
-                tasks_baseline: base.tasks,
-                tasks_peak: peak.tasks,
-                tasks_end: now.tasks,
-                connections_end: now.connections,
-                cpu_seconds: now.seconds,
-                leaks,
-            });
+            break (now, leaks);
         }
         sleep(LOOK).await;
+    };
+    let peak = seen.map_or(now, |seen| seen.peak);
+    let rss_end = seen.map_or(now.rss, |seen| seen.last.rss);
+    let rss_warm = seen.and_then(|seen| seen.warm).unwrap_or(rss_end);
+    if rss_end > rss_warm + GROWTH {
+        leaks.push(format!("memory grew from {rss_warm} to {rss_end} bytes"));
+    }
+    Held {
+        name: sidecar.name.clone(),
+        rss_warm,
+        rss_end,
+        fds_baseline: base.fds,
+        fds_peak: peak.fds,
+        fds_end: now.fds,
+        tasks_baseline: base.tasks,
+        tasks_peak: peak.tasks,
+        tasks_end: now.tasks,
+        connections_end: now.connections,
+        cpu_seconds: now.seconds,
+        leaks,
+    }
+}
+
+/// What is more than it was at the beginning.
+fn too_much(now: &Figures, base: &Figures) -> Vec<String> {
+    let allowed = [
+        ("open connections", now.connections, 0),
+        ("descriptors", now.fds, base.fds + SLACK),
+        ("tasks", now.tasks, base.tasks + SLACK),
+    ];
+    let beyond = allowed.iter().filter(|(_, now, allowed)| now > allowed);
+    beyond
+        .map(|(what, now, allowed)| format!("{now} {what}, at most {allowed} were expected"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Figures, SLACK, too_much};
+
+    #[test]
+    fn what_stays_is_told() {
+        let base = Figures {
+            fds: 20,
+            tasks: 10,
+            ..Figures::default()
+        };
+        let now = |connections, fds, tasks| Figures {
+            connections,
+            fds,
+            tasks,
+            ..base
+        };
+        assert!(too_much(&now(0, 20 + SLACK, 10 + SLACK), &base).is_empty());
+        assert!(too_much(&now(0, 5, 5), &base).is_empty());
+        for leaks in [now(1, 20, 10), now(0, 21 + SLACK, 10), now(0, 20, 11 + SLACK)] {
+            assert_eq!(too_much(&leaks, &base).len(), 1);
+        }
     }
 }

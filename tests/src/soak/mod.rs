@@ -102,7 +102,7 @@ pub async fn soak(length: Duration, rate: u32, seed: u64) -> Result<Report> {
         cases,
         ..
     } = run;
-    let sidecars = leaks::after(&world, growth, clients, long).await?;
+    let sidecars = leaks::after(&world, growth, clients, long).await;
     let report = Report::new(seed, length, &world, tallies, cases, sidecars);
     if report.well {
         world.controller.discard_files();
@@ -167,14 +167,6 @@ impl Run {
         let executions = self.world.ledger.executions(outcome.id);
         let verdict = judge(outcome, executions, &self.world.disruptions_since(outcome.began));
         self.tallies.entry(outcome.kind).or_default().add(outcome, &verdict);
-        if verdict == Verdict::Excused && std::env::var("SOAK_DEBUG").is_ok() {
-            eprintln!(
-                "{outcome:?} {:.3}-{:.3} {}",
-                self.world.elapsed(outcome.began),
-                self.world.elapsed(outcome.ended),
-                self.world.around(outcome.began, outcome.ended)
-            );
-        }
         if let Verdict::Forbidden(why) = verdict
             && self.cases.len() < CASES
         {
