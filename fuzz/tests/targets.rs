@@ -17,11 +17,13 @@ targets!(
     config,
     detect,
     discovery,
+    framing,
+    grpc_timeout,
     headers,
     hello,
     notation,
     retry,
     route,
     spiffe,
-    trace
+    trace,
 );

@@ -90,7 +90,7 @@ fn check_errors(errors: &[String], text: &str, prefix: &str) {
 }
 
 fn outcome(source: u8, result: Result<(), Vec<String>>) -> u64 {
-    let words = |error: &String| -> String { error.chars().filter(|c| c.is_ascii_alphabetic()).take(60).collect() };
+    let words = |error: &String| -> String { error.chars().filter(|c| c.is_ascii_alphabetic()).take(40).collect() };
     let first = result.as_ref().err().and_then(|errors| errors.last()).map(words);
     kind((source, first, result.err().map(|errors| magnitude(errors.len()))))
 }

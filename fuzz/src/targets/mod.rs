@@ -5,6 +5,8 @@ pub mod certificate;
 pub mod config;
 pub mod detect;
 pub mod discovery;
+pub mod framing;
+pub mod grpc_timeout;
 pub mod headers;
 pub mod hello;
 pub mod notation;

@@ -26,7 +26,7 @@ const WRITTEN: [&str; 8] = [
 const MAX_WRITTEN: usize = 68;
 
 static TRACEPARENT: LazyLock<Regex> = LazyLock::new(|| {
-    let form = "^(?:00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})|(?:[0-9a-e][0-9a-f]|f[0-9a-e])-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?)$";
+    let form = "^(?:00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})|(?:0[1-9a-f]|[1-9a-e][0-9a-f]|f[0-9a-e])-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?)$";
     Regex::new(form).expect("a pattern")
 });
 
