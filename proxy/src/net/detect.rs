@@ -184,7 +184,7 @@ fn at_end_of_line(bytes: &[u8]) -> Verdict<Detected> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::{Detected, HTTP2_PREFACE, Verdict, http2_opening, peek, protocol};
+    use super::{Detected, HTTP2_PREFACE, Verdict, http2_opening, peek, protocol, settle};
     use std::time::Duration;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
