@@ -22,7 +22,7 @@ use outrigger_tests::mesh::{
     App, Authority, Collector, Http, SOON, Sidecar, attribute, id, metric, request, status, text,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 async fn authority() -> Authority {
     Authority::start(&["web", "orders"], Duration::from_secs(86_400)).await
@@ -73,6 +73,23 @@ async fn heads_without_bodies() {
         metric(&web, "outrigger_tls_handshakes_total", &["outbound", "\"ok\""]),
         1
     );
+}
+
+#[tokio::test]
+async fn head_has_no_content_when_a_sidecar_answers_it() {
+    let authority = authority().await;
+    // Bound, so that nobody else is there, and not listening.
+    let nobody = TcpSocket::new_v4().unwrap();
+    nobody.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let (web, orders) = pair(&authority, nobody.local_addr().unwrap(), "{retry: {attempts: 0}}").await;
+    // The client of HTTP/2 takes content for a broken stream, and so would the calling sidecar.
+    for http in [Http::one(), Http::two()] {
+        for to in [orders.inbound[0], web.outbound[0]] {
+            let seen = http.send(request(Method::HEAD, to, "/", "")).await.unwrap();
+            assert_eq!((seen.status, seen.error()), (503, Some("app-unavailable")));
+            assert_eq!(seen.body, "");
+        }
+    }
 }
 
 #[tokio::test]

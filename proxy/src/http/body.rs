@@ -140,6 +140,15 @@ impl ResponseBody {
         Self::new(Content::Ready(Some(bytes).filter(|b| !b.is_empty())), false)
     }
 
+    /// Takes away the content that this sidecar made, where there must be none: in the answer to HEAD.
+    pub fn without_content(mut self) -> Self {
+        if let Content::Ready(bytes) = &mut self.content {
+            *bytes = None;
+            self.complete(None);
+        }
+        self
+    }
+
     /// A server's; `grpc`: to a client that speaks gRPC.
     pub fn streaming(body: Incoming, grpc: bool) -> Self {
         Self::new(Content::Streaming(body), grpc)
