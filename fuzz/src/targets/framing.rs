@@ -3,15 +3,20 @@
 
 use std::cell::RefCell;
 use std::convert::Infallible;
+use std::io;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::{Context, Poll, Wake};
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
+use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use outrigger_proxy::http::framing::{Fault, Scanner};
 use outrigger_proxy::http::server::MAX_BUFFER;
 
@@ -84,7 +89,8 @@ fn requests(mut rest: &[u8]) -> (Vec<Seen>, bool) {
                 .find(|field| field.name.eq_ignore_ascii_case(name))
         };
         let (method, target) = (request.method.unwrap_or_default(), request.path.unwrap_or_default());
-        let tunnel = method == "CONNECT" || field("upgrade").is_some();
+        let other = |field: &httparse::Header<'_>| !field.value.eq_ignore_ascii_case(b"h2c");
+        let tunnel = method == "CONNECT" || field("upgrade").is_some_and(other);
         let body = match (field("transfer-encoding"), field("content-length")) {
             (Some(_), _) => chunks(&rest[head..]),
             (None, Some(length)) => {
@@ -149,15 +155,51 @@ fn served(bytes: &[u8]) -> Vec<Seen> {
             Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
         }
     });
-    let io = TokioIo::new(tokio::io::join(bytes, tokio::io::sink()));
     let connection = http1::Builder::new()
         .preserve_header_case(true)
         .max_buf_size(MAX_BUFFER)
-        .serve_connection(io, service);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .expect("a runtime");
-    // Ends with the bytes, in order or not.
-    let _ = runtime.block_on(connection);
+        .serve_connection(Client(bytes), service);
+    let mut connection = pin!(connection);
+    // Polled as long as it has something to do: it waits for more in the end.
+    let woken = Arc::new(Woken(AtomicBool::new(true)));
+    let waker = Arc::clone(&woken).into();
+    while woken.0.swap(false, Relaxed) && connection.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {}
     seen.take()
+}
+
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+/// Sends its bytes, takes every answer, and does not close.
+struct Client<'a>(&'a [u8]);
+
+impl Read for Client<'_> {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        if self.0.is_empty() {
+            return Poll::Pending;
+        }
+        let (now, later) = self.0.split_at(self.0.len().min(buf.remaining()));
+        buf.put_slice(now);
+        self.0 = later;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Write for Client<'_> {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
 }
