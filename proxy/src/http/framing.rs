@@ -21,6 +21,8 @@ pub enum Fault {
     Malformed(&'static str),
     /// The header section is larger than the limit.
     TooLarge,
+    /// The head has more lines than the limit.
+    TooMany,
     /// The head did not end in time.
     TooSlow,
 }
@@ -87,7 +89,11 @@ impl Fault {
             ),
             Fault::TooLarge => ProxyError::new(
                 Reason::HeadersTooLarge,
-                "the request's header section is larger than 64 KiB or 100 lines; send less, cookies for instance",
+                "the request's header section is larger than 64 KiB; send less, cookies for instance",
+            ),
+            Fault::TooMany => ProxyError::new(
+                Reason::HeadersTooLarge,
+                format!("the request has more than {MAX_FIELDS} header lines; send fewer, or use HTTP/2"),
             ),
             Fault::TooSlow => ProxyError::new(
                 Reason::HeadTimeout,
@@ -180,7 +186,7 @@ impl Scanner {
             Expects::Field => {
                 self.fields += 1;
                 if self.fields > MAX_FIELDS {
-                    return Err(Fault::TooLarge);
+                    return Err(Fault::TooMany);
                 }
                 self.field(line)?;
                 Expects::Field
@@ -514,6 +520,8 @@ mod tests {
         let line = format!("X: {}\r\n", "a".repeat(1000));
         let long = format!("GET / HTTP/1.1\r\n{}", line.repeat(70));
         assert_eq!(passed(long.as_bytes()), (0, Some(Fault::TooLarge)));
+        let many = format!("GET / HTTP/1.1\r\n{}\r\n", "X:\r\n".repeat(101));
+        assert_eq!(passed(many.as_bytes()), (0, Some(Fault::TooMany)));
         let endless = format!("GET /{}", "a".repeat(66_000));
         assert_eq!(passed(endless.as_bytes()), (0, Some(Fault::TooLarge)));
         let trailers = format!(
