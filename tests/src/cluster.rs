@@ -147,22 +147,23 @@ impl Cluster {
     /// # Errors
     /// When the pod is refused, or does not start within a minute.
     pub async fn start_client(&self, namespace: &str, inject: bool, args: &[&str]) -> Result<Client> {
+        let client = self
+            .apply_client(namespace, |name| client_pod(name, inject, args))
+            .await?;
+        client.started().await?;
+        Ok(client)
+    }
+
+    /// Starts `outrigger-test-client` in the pod that `manifest` makes of its name, and does not wait for it.
+    ///
+    /// # Errors
+    /// When the pod is refused.
+    pub async fn apply_client(&self, namespace: &str, manifest: impl FnOnce(&str) -> Value) -> Result<Client> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let n = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("client-{}-{n}", std::process::id());
         let kubectl = self.admin.namespace(namespace);
-        kubectl.apply(&client_pod(&name, inject, args).to_string()).await?;
-        eventually(&format!("pod {name} started"), Duration::from_secs(60), async || {
-            let pod = kubectl.get(["pod", &name]).await?;
-            let app = &pod["status"]["containerStatuses"][0]["state"];
-            ensure!(
-                app["running"].is_object() || app["terminated"].is_object(),
-                "{}",
-                pod["status"]
-            );
-            Ok(())
-        })
-        .await?;
+        kubectl.apply(&manifest(&name).to_string()).await?;
         Ok(Client { kubectl, name })
     }
 
@@ -201,7 +202,8 @@ pub fn client_pod(name: &str, inject: bool, args: &[&str]) -> Value {
             "restartPolicy": "Never",
             "terminationGracePeriodSeconds": 5,
             "containers": [{
-                "name": "client", "image": CLIENT_IMAGE, "imagePullPolicy": "IfNotPresent", "args": args
+                "name": "client", "image": CLIENT_IMAGE, "imagePullPolicy": "IfNotPresent", "args": args,
+                "terminationMessagePolicy": "FallbackToLogsOnError"
             }]
         }
     })
@@ -224,30 +226,110 @@ pub struct Report {
     pub failures: BTreeMap<String, u64>,
     /// Each value of the watched response header: when the first and the last request that got it were sent (Unix ms).
     pub seen: BTreeMap<String, (u64, u64)>,
+    /// Of all of them together, from the first to the last that was sent.
+    pub lasted_ms: u64,
+    /// The slowest answer.
+    pub slowest_ms: u64,
 }
 
 impl Client {
+    /// The pod's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Waits until its app runs, or has run.
+    ///
+    /// # Errors
+    /// When it does not within a minute.
+    pub async fn started(&self) -> Result<()> {
+        eventually(
+            &format!("pod {} started", self.name),
+            Duration::from_secs(60),
+            async || {
+                let pod = self.kubectl.get(["pod", &self.name]).await?;
+                let app = &pod["status"]["containerStatuses"][0]["state"];
+                ensure!(
+                    app["running"].is_object() || app["terminated"].is_object(),
+                    "{}",
+                    pod["status"]
+                );
+                Ok(())
+            },
+        )
+        .await
+    }
+
     /// Waits for its end, and deletes the pod.
     ///
     /// # Errors
     /// When it does not end, or ends with an error.
     pub async fn report(self) -> Result<Report> {
-        let ended = eventually("the client ends", Duration::from_secs(120), async || {
-            let pod = self.kubectl.get(["pod", &self.name]).await?;
-            match pod["status"]["phase"].as_str() {
-                Some(end @ ("Succeeded" | "Failed")) => Ok(end.to_owned()),
-                other => bail!("it is {other:?}"),
-            }
-        })
-        .await?;
-        let printed = self.kubectl.run(["logs", &self.name, "-c", "client"]).await?;
-        ensure!(ended == "Succeeded", "the client failed: {printed}");
+        let report = self.ended("client").await.map(|ended| ended.report)?;
         self.kubectl.run(["delete", "pod", &self.name, "--wait=false"]).await?;
-        serde_json::from_str(&printed).with_context(|| format!("not a report: {printed}"))
+        report
+    }
+
+    /// Deletes the pod as a user does, and waits until its containers have ended by themselves.
+    ///
+    /// # Errors
+    /// When they do not, or one of them ended with another code than 0: kubelet had to kill it, for instance.
+    pub async fn stop(self) -> Result<Report> {
+        // With a finalizer the pod outlives its containers, so that their exit codes can be read.
+        self.finalizers(json!(["outrigger.test/exit-codes"])).await?;
+        self.kubectl.run(["delete", "pod", &self.name, "--wait=false"]).await?;
+        let sidecar = self.ended(SIDECAR).await;
+        let client = self.ended("client").await;
+        self.finalizers(json!([])).await?;
+        let (sidecar, client) = (sidecar?, client?);
+        ensure!(sidecar.code == 0, "the sidecar ended with {}", sidecar.code);
+        client.report
+    }
+
+    async fn finalizers(&self, names: Value) -> Result<()> {
+        let patch = json!({"metadata": {"finalizers": names}}).to_string();
+        let args = ["patch", "pod", &self.name, "--type=merge", "-p", &patch];
+        self.kubectl.run(args).await.map(drop)
+    }
+
+    async fn ended(&self, container: &str) -> Result<Ended> {
+        let what = format!("{container} of {} ends", self.name);
+        eventually(&what, Duration::from_secs(120), async || {
+            let pod = self.kubectl.get(["pod", &self.name]).await?;
+            let status = &pod["status"];
+            let mut of_container = ["containerStatuses", "initContainerStatuses"]
+                .into_iter()
+                .flat_map(|kind| status[kind].as_array().into_iter().flatten())
+                .filter(|of| of["name"] == container);
+            let terminated = of_container.next().map(|of| &of["state"]["terminated"]);
+            let terminated = terminated
+                .filter(|t| t.is_object())
+                .with_context(|| format!("not yet: {status}"))?;
+            let code = terminated["exitCode"].as_i64().context("no exit code")?;
+            let words = terminated["message"].as_str().unwrap_or_default();
+            let report = match code {
+                0 => serde_json::from_str(words).with_context(|| format!("not a report: {words:?}")),
+                _ => Err(anyhow::anyhow!("{container} ended with {code}: {words}")),
+            };
+            Ok(Ended { code, report })
+        })
+        .await
     }
 }
 
+/// How a container ended.
+struct Ended {
+    code: i64,
+    /// Its last words, if they are one.
+    report: Result<Report>,
+}
+
 impl Report {
+    /// How many requests there were in a second.
+    pub fn per_second(&self) -> f64 {
+        self.requests as f64 * 1000.0 / self.lasted_ms.max(1) as f64
+    }
+
     /// # Errors
     /// When a request failed, or there were fewer than `least`.
     pub fn ensure_none_lost(&self, least: u64) -> Result<()> {

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail, ensure};
 use outrigger_api::labels;
 use outrigger_tests::cluster::{
-    Cluster, INSTALL_NAMESPACE, SHOP, SHOP_IMAGE, SIDECAR, client_pod, rolled_out, with_shop,
+    Client, Cluster, INSTALL_NAMESPACE, SHOP, SHOP_IMAGE, SIDECAR, client_pod, rolled_out, with_shop,
 };
 use outrigger_tests::jaeger::{self, Span};
 use outrigger_tests::kube::{Kubectl, eventually};
@@ -306,6 +306,201 @@ fn a_rolling_restart_loses_no_request() -> Result<()> {
             rolled_out(&shop, &format!("deployment/{deployment}")).await?;
         }
         load.report().await?.ensure_none_lost(1000)
+    })
+}
+
+/// Of the shop's first page, which calls nobody: one hop, so that one machine carries it.
+const FIRST_PAGE: &str = "http://web:8080/";
+
+/// Clients that send as many requests a second together as one machine of two cores carries besides everything else.
+async fn clients_at_500_a_second(cluster: &Cluster) -> Result<Client> {
+    let args = ["--for", "300", "--rate", "500", FIRST_PAGE];
+    cluster.start_client(SHOP, true, &args).await
+}
+
+#[test]
+#[ignore = "needs root and a cluster"]
+fn rolling_restarts_at_500_requests_a_second_lose_none() -> Result<()> {
+    with_shop(async |cluster| {
+        let shop = cluster.admin.namespace(SHOP);
+        let restart_web = async || {
+            shop.run(["rollout", "restart", "deployment/web"]).await?;
+            rolled_out(&shop, "deployment/web").await
+        };
+        // The server, then the client, then both.
+        let first = clients_at_500_a_second(&cluster).await?;
+        restart_web().await?;
+        let second = clients_at_500_a_second(&cluster).await?;
+        let first = first.stop().await?;
+        let (restarted, second) = tokio::join!(restart_web(), async {
+            let third = clients_at_500_a_second(&cluster).await?;
+            anyhow::Ok((second.stop().await?, third))
+        });
+        restarted?;
+        let (second, third) = second?;
+        let third = third.stop().await?;
+        for report in [first, second, third] {
+            println!(
+                "{} requests, {:.0} a second, slowest {} ms",
+                report.requests,
+                report.per_second(),
+                report.slowest_ms
+            );
+            report.ensure_none_lost(1000)?;
+            ensure!(report.per_second() > 450.0, "the client was too slow: {report:?}");
+        }
+        Ok(())
+    })
+}
+
+/// A pod that lives for 5 s after SIGTERM, and calls others for 2 s of them.
+fn lingering_pod(name: &str, native: bool) -> Value {
+    let url = "http://inventory:8080/stock/canoe";
+    let mut pod = client_pod(name, true, &["--for", "300", "--rate", "50", "--linger", "2", url]);
+    pod["spec"]["restartPolicy"] = "Always".into();
+    pod["spec"]["terminationGracePeriodSeconds"] = 5.into();
+    pod["metadata"]["annotations"][labels::NATIVE_SIDECAR] = native.to_string().into();
+    pod
+}
+
+/// The app's first request is sent in its first millisecond, and its last ones after SIGTERM; the grace period is shorter than
+/// the drain's default of 30 s.
+#[test]
+#[ignore = "needs root and a cluster"]
+fn an_apps_first_request_and_its_last_ones_are_answered() -> Result<()> {
+    with_shop(async |cluster| {
+        cluster.set_failure_rate("0").await?;
+        let mut clients = Vec::new();
+        for native in [true, false] {
+            let client = cluster.apply_client(SHOP, |name| lingering_pod(name, native)).await?;
+            clients.push(client);
+        }
+        for client in &clients {
+            client.started().await?;
+            eventually("it calls", Duration::from_secs(20), async || {
+                let metrics = cluster.admin_port(SHOP, client.name(), "/metrics").await?;
+                ensure!(
+                    metrics.contains("outrigger_requests_total{direction=\"outbound\""),
+                    "it has not called yet"
+                );
+                Ok(())
+            })
+            .await?;
+        }
+        let (native, ordinary) = (clients.remove(0), clients.remove(0));
+        let (native, ordinary) = tokio::join!(native.stop(), ordinary.stop());
+        // At least those of the 2 s after SIGTERM.
+        native.context("a native sidecar")?.ensure_none_lost(90)?;
+        ordinary.context("an ordinary sidecar")?.ensure_none_lost(90)
+    })
+}
+
+/// A process that stands still until this is dropped.
+struct Stopped(nix::unistd::Pid);
+
+impl Stopped {
+    fn kubelet() -> Result<Self> {
+        let pid = std::env::var("OUTRIGGER_KUBELET_PID").context("OUTRIGGER_KUBELET_PID: the node's kubelet")?;
+        let pid = nix::unistd::Pid::from_raw(pid.trim().parse()?);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP)?;
+        Ok(Self(pid))
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = nix::sys::signal::kill(self.0, nix::sys::signal::Signal::SIGCONT);
+    }
+}
+
+#[test]
+#[ignore = "needs root and a cluster"]
+fn pods_deleted_by_force_and_a_kubelet_that_stops_lose_no_idempotent_request() -> Result<()> {
+    with_shop(async |cluster| {
+        cluster.set_failure_rate("0").await?;
+        let shop = cluster.admin.namespace(SHOP);
+        let an_inventory = async || {
+            rolled_out(&shop, "deployment/inventory").await?;
+            let pods = cluster.pods(SHOP, "app=inventory").await?;
+            pods.first().cloned().context("no pod of inventory")
+        };
+        let url = "http://inventory:8080/stock/canoe";
+        let load = cluster
+            .start_client(SHOP, true, &["--for", "300", "--rate", "100", url])
+            .await?;
+        for _ in 0..2 {
+            let pod = an_inventory().await?;
+            shop.run(["delete", "pod", &pod, "--grace-period=0", "--force"]).await?;
+        }
+        let pod = an_inventory().await?;
+        let stopped = Stopped::kubelet()?;
+        shop.run(["delete", "pod", &pod, "--wait=false"]).await?;
+        // Nobody ends the pod, and nobody starts another; traffic goes on for longer than the requests in hand.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let alive = shop.get(["pod", &pod]).await?;
+        ensure!(!alive["metadata"]["deletionTimestamp"].is_null(), "it was not deleted");
+        drop(stopped);
+        an_inventory().await?;
+        load.stop().await?.ensure_none_lost(500)
+    })
+}
+
+#[test]
+#[ignore = "needs root and a cluster"]
+fn without_a_controller_new_pods_wait_and_old_ones_go_on() -> Result<()> {
+    with_shop(async |cluster| {
+        let install = cluster.admin.namespace(INSTALL_NAMESPACE);
+        let controller = "deployment/outrigger-controller";
+        let scale = async |replicas: &str| {
+            install
+                .run(["scale", controller, &format!("--replicas={replicas}")])
+                .await
+        };
+        let replicas = install.get([controller]).await?["spec"]["replicas"].to_string();
+        let old = cluster
+            .start_client(SHOP, true, &["--for", "300", "--rate", "50", FIRST_PAGE])
+            .await?;
+        scale("0").await?;
+        eventually("the controller is gone", Duration::from_secs(60), async || {
+            let left = cluster
+                .pods(INSTALL_NAMESPACE, "app.kubernetes.io/component=controller")
+                .await?;
+            ensure!(left.is_empty(), "{left:?}");
+            Ok(())
+        })
+        .await?;
+        let waits = async {
+            let new = cluster
+                .apply_client(SHOP, |name| client_pod(name, true, &[FIRST_PAGE]))
+                .await?;
+            let why = eventually(
+                "the new pod says what it waits for",
+                Duration::from_secs(30),
+                async || {
+                    let log = cluster
+                        .admin
+                        .namespace(SHOP)
+                        .run(["logs", new.name(), "-c", SIDECAR])
+                        .await?;
+                    let line = log
+                        .lines()
+                        .find(|line| line.contains("outrigger-controller"))
+                        .map(str::to_owned);
+                    line.with_context(|| format!("no word of the controller in {log}"))
+                },
+            );
+            println!("a new pod says: {}", why.await?);
+            let pod = cluster.admin.namespace(SHOP).get(["pod", new.name()]).await?;
+            let app = &pod["status"]["containerStatuses"][0]["state"];
+            ensure!(app["waiting"].is_object(), "its app did not wait: {app}");
+            anyhow::Ok(new)
+        };
+        let waits = waits.await;
+        // Whatever was seen, the cluster is left as it was.
+        scale(&replicas).await?;
+        rolled_out(&install, "deployment").await?;
+        waits?.report().await?.ensure_none_lost(1)?;
+        old.stop().await?.ensure_none_lost(200)
     })
 }
 

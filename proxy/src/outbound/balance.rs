@@ -3,7 +3,8 @@
 //!
 //! **Load** is the time that an endpoint takes to answer, a moving average that jumps up to every peak and decays over
 //! [`DECAY`], times the requests that it has in hand plus one. A failure counts as slow, so an endpoint that fails fast
-//! does not draw traffic to itself.
+//! does not draw traffic to itself. An endpoint that was never asked has no such time: it is compared by what is in hand
+//! alone, so a new one has its share at once, however fast the others are.
 //!
 //! **Ejection.** An endpoint that cannot be connected to, or that fails [`FAILURES`] times in a row (502, 503, 504, or a
 //! connection that breaks before the response), is left out for [`EJECTION`] × the number of its ejections, at most
@@ -27,8 +28,6 @@ use crate::model::Endpoint;
 
 /// The time in which a measurement loses two thirds of its weight.
 pub const DECAY: Duration = Duration::from_secs(10);
-/// What is assumed of an endpoint that was never asked.
-const UNKNOWN: Duration = Duration::from_millis(30);
 /// Added to the time of a failure.
 const PENALTY: Duration = Duration::from_millis(500);
 /// Failures in a row.
@@ -123,7 +122,7 @@ impl Balancer {
                 second += usize::from(second >= first);
                 let mut drawn = [first, second].into_iter().map(|i| &members[i]).filter(|m| allowed(m));
                 match (drawn.next(), drawn.next()) {
-                    (Some(a), Some(b)) => Some(if b.load(now) < a.load(now) { b } else { a }),
+                    (Some(a), Some(b)) => Some(if b.is_lighter_than(a, now) { b } else { a }),
                     (Some(a), None) => Some(a),
                     // Two that are left out: the next that is not.
                     _ => {
@@ -186,8 +185,12 @@ impl Member {
         self.health.borrow().is_ejected(now)
     }
 
-    fn load(&self, now: Instant) -> f64 {
-        self.health.borrow().average(now) * f64::from(self.in_hand.get() + 1)
+    fn is_lighter_than(&self, other: &Self, now: Instant) -> bool {
+        let (mine, others) = (self.in_hand.get(), other.in_hand.get());
+        match (self.health.borrow().average(now), other.health.borrow().average(now)) {
+            (Some(my), Some(other)) => my * f64::from(mine + 1) < other * f64::from(others + 1),
+            _ => mine < others,
+        }
     }
 }
 
@@ -211,11 +214,8 @@ impl Health {
     }
 
     /// Decays towards nothing, so that an endpoint that was slow once is asked again.
-    fn average(&self, now: Instant) -> f64 {
-        match self.average {
-            Some(average) => average * self.decay(now),
-            None => UNKNOWN.as_secs_f64(),
-        }
+    fn average(&self, now: Instant) -> Option<f64> {
+        Some(self.average? * self.decay(now))
     }
 
     fn measure(&mut self, seconds: f64, now: Instant) {
@@ -305,6 +305,23 @@ mod tests {
         }
         assert!(counts[1] > 4 * counts[2], "{counts:?}");
         assert!(counts[2] > 0, "the slow one is never asked again");
+    }
+
+    #[test]
+    fn a_new_endpoint_is_asked_however_fast_the_others_are() {
+        let now = Instant::now();
+        let mut rng = SmallRng::seed_from_u64(8);
+        let mut balancer = balancer(1, now);
+        member(&balancer, 1).learn(Answer::Good, Duration::from_micros(100), now);
+        balancer.update(&endpoints(1..3), now);
+        let news = (0..100).filter(|_| balancer.pick(&[], now, &mut rng).unwrap().endpoint.address.port() == 2);
+        assert!((30..70).contains(&news.count()));
+        // But no more than the others have in hand, until it has answered once.
+        let mut held = Vec::new();
+        for _ in 0..100 {
+            held.push(balancer.pick(&[], now, &mut rng).unwrap().take());
+        }
+        assert!(member(&balancer, 2).in_hand.get().abs_diff(50) <= 1);
     }
 
     #[test]

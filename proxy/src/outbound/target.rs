@@ -64,10 +64,7 @@ impl WorkerTarget {
     /// The newest state. `None`: outside the cluster.
     pub fn current(&self, now: Instant) -> Option<Rc<Snapshot>> {
         self.used.set(now);
-        // An error means that discovery has ended: the last state stays.
-        if self.updates.borrow().has_changed().unwrap_or(false) {
-            self.refresh(now);
-        }
+        self.take_update(now);
         self.snapshot.borrow().clone()
     }
 
@@ -76,8 +73,9 @@ impl WorkerTarget {
         now.saturating_duration_since(self.used.get())
     }
 
-    /// Closes connections that were idle for too long.
+    /// Closes connections that were idle for too long, and those to endpoints that have gone.
     pub fn sweep(&self, now: Instant) {
+        self.take_update(now);
         if let Some(snapshot) = &*self.snapshot.borrow() {
             for backend in &snapshot.backends {
                 backend
@@ -87,6 +85,13 @@ impl WorkerTarget {
                     .iter()
                     .for_each(|m| m.pool.sweep(now));
             }
+        }
+    }
+
+    fn take_update(&self, now: Instant) {
+        // An error means that discovery has ended: the last state stays.
+        if self.updates.borrow().has_changed().unwrap_or(false) {
+            self.refresh(now);
         }
     }
 

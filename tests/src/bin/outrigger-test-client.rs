@@ -1,7 +1,11 @@
 //! A client that the cluster's tests run in pods: it sends requests at a constant rate for a time, and prints one JSON object
-//! that says how they went. It ends by itself, so it is the app of a Job, too.
+//! that says how they went. It ends by itself, so it is the app of a Job, too; or after SIGTERM, like an app that has something
+//! to do before it goes.
 
 use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,10 +17,13 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
 const USAGE: &str = "usage: outrigger-test-client [--for SECONDS] [--rate PER_SECOND] [--method M] [--body TEXT] \
-                     [--header NAME:VALUE]... [--watch RESPONSE_HEADER] [--trace yes] URL";
+                     [--header NAME:VALUE]... [--watch RESPONSE_HEADER] [--trace yes] [--linger SECONDS] URL";
+/// Where kubelet reads a container's last words; they outlive the pod's logs.
+const LAST_WORDS: &str = "/dev/termination-log";
 /// Longer than any time limit of the mesh, so that the mesh is what answers.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -31,8 +38,17 @@ async fn main() -> Result<()> {
     let mut ticks = tokio::time::interval(settings.period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let mut tasks = tokio::task::JoinSet::new();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut end = pin!(async {
+        terminate.recv().await;
+        tokio::time::sleep(settings.linger).await;
+    });
+    let began = now_ms();
     for _ in 0..settings.requests {
-        ticks.tick().await;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = &mut end => break,
+        }
         let (settings, client, report) = (Arc::clone(&settings), client.clone(), Arc::clone(&report));
         tasks.spawn(async move {
             let began = now_ms();
@@ -42,9 +58,16 @@ async fn main() -> Result<()> {
             }
         });
     }
+    let lasted_ms = now_ms() - began;
     tasks.join_all().await;
-    let report = report.lock().map_err(|_| anyhow::anyhow!("a request panicked"))?;
-    println!("{}", serde_json::to_string(&*report)?);
+    let mut report = report.lock().map_err(|_| anyhow::anyhow!("a request panicked"))?;
+    report.lasted_ms = lasted_ms;
+    let report = serde_json::to_string(&*report)?;
+    println!("{report}");
+    // Outside a pod there is no such file, and none is made.
+    if let Ok(mut file) = OpenOptions::new().write(true).open(LAST_WORDS) {
+        file.write_all(report.as_bytes())?;
+    }
     Ok(())
 }
 
@@ -57,6 +80,8 @@ struct Settings {
     watch: Option<HeaderName>,
     /// Each request is the beginning of a trace that is recorded.
     trace: bool,
+    /// How long it goes on after SIGTERM.
+    linger: Duration,
     url: String,
 }
 
@@ -71,6 +96,7 @@ impl Settings {
             headers: Vec::new(),
             watch: None,
             trace: false,
+            linger: Duration::ZERO,
             url: String::new(),
         };
         while let Some(arg) = args.next() {
@@ -85,6 +111,7 @@ impl Settings {
                 "--method" => settings.method = value.parse()?,
                 "--body" => settings.body = value.into(),
                 "--watch" => settings.watch = Some(value.parse()?),
+                "--linger" => settings.linger = Duration::from_secs_f64(value.parse()?),
                 "--trace" => settings.trace = value == "yes",
                 "--header" => {
                     let (name, value) = value.split_once(':').context(USAGE)?;
@@ -114,6 +141,7 @@ struct Report {
     first_failure_ms: Option<u64>,
     /// Each value of the watched response header: when the first and the last request that got it were sent (Unix time).
     seen: BTreeMap<String, (u64, u64)>,
+    lasted_ms: u64,
     slowest_ms: u64,
 }
 

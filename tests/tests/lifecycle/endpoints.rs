@@ -106,7 +106,7 @@ async fn an_address_that_becomes_another_workloads() {
             .await;
         targets.replace(orders_address(), endpoints("orders"));
         until("the new owner is taken for the old one", async || {
-            metric(&web, "outrigger_tls_handshakes_total", &["identity_mismatch"]) > 0
+            metric(&web, "outrigger_tls_handshakes_total", &["identity-mismatch"]) > 0
         })
         .await;
         assert_eq!(metric(&new, "outrigger_requests_total", &["inbound"]), 0);
