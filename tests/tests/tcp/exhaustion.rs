@@ -50,7 +50,6 @@ async fn without_file_descriptors_it_waits_and_recovers() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(orders.said("cannot accept connections"), 1);
     drop(flood);
-    let began = std::time::Instant::now();
     until("new connections work", works).await;
     until("the files are free", async || orders.files() < 40).await;
 }
