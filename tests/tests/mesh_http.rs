@@ -171,6 +171,32 @@ async fn a_stale_connection_is_noticed() {
 }
 
 #[tokio::test]
+async fn a_response_that_breaks_off_at_once_has_its_head() {
+    let authority = authority().await;
+    // An app that crashes as it begins to answer: its head and its end come in the same moment.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let app = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.read(&mut [0; 4096]).await;
+            let head = b"HTTP/1.1 200 OK\r\nX-Begun: yes\r\nTransfer-Encoding: chunked\r\n\r\n";
+            let _ = stream.write_all(head).await;
+        }
+    });
+    let (web, orders) = pair(&authority, app, "{}").await;
+    for to in [orders.inbound[0], web.outbound[0]] {
+        for _ in 0..5 {
+            let answer = raw(to, "GET / HTTP/1.1\r\nHost: orders\r\n\r\n").await;
+            assert!(
+                answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("X-Begun: yes"),
+                "{answer:?}"
+            );
+            assert!(!answer.ends_with("0\r\n\r\n"), "it looks whole: {answer:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_answer_that_is_not_http() {
     let authority = authority().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

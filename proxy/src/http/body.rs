@@ -69,6 +69,9 @@ pub struct ResponseBody {
     on_end: Option<Box<dyn OnEnd>>,
     /// `None`: there is no limit, and no timer.
     deadline: Option<(Pin<Box<Sleep>>, Reason)>,
+    /// Why the server broke off. It is told one turn later: hyper throws away what it has not written by then, which may be
+    /// the head of the response.
+    broken: Option<BoxError>,
     bytes: u64,
 }
 
@@ -187,6 +190,7 @@ impl ResponseBody {
             lease: None,
             on_end: None,
             deadline: None,
+            broken: None,
             bytes: 0,
         }
     }
@@ -226,6 +230,9 @@ impl Body for ResponseBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
+        if let Some(error) = this.broken.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
         let body = match &mut this.content {
             Content::Ready(bytes) => {
                 let bytes = bytes.take();
@@ -258,8 +265,11 @@ impl Body for ResponseBody {
                 }
             }
             // The server's own reset goes on with its code: hyper takes it out of the error.
-            Some(Err(ref error)) if !this.grpc || is_peers_reset(error) => {
+            Some(Err(error)) if !this.grpc || is_peers_reset(&error) => {
                 this.tell(Ended::Failed(Reason::UpstreamReset));
+                this.broken = Some(error.into());
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
             Some(Err(error)) => {
                 let why = format!("the server's connection broke in the middle of the response: {error}");
