@@ -28,8 +28,9 @@ use crate::telemetry::logging::LogFilter;
 use crate::telemetry::{Settings, Telemetry};
 use crate::worker::{self, Listeners, Process};
 
-/// How long the last spans may take to leave, at the end.
-const FLUSH: Duration = Duration::from_secs(2);
+/// How long the last spans may take to leave, at the end. When an app has used up the pod's grace period, kubelet gives a
+/// native sidecar 2 s from SIGTERM to SIGKILL, which the drain of an idle sidecar and this must not exceed.
+const FLUSH: Duration = Duration::from_millis(750);
 
 /// A sidecar that runs. Dropped, it ends at once.
 pub struct RunningProxy {

@@ -28,7 +28,7 @@ pub const GRACE: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_millis(250);
 
 /// How long a connection that was taken last may wait for its request.
-const LAST: Duration = Duration::from_secs(1);
+const LAST: Duration = Duration::from_millis(500);
 
 /// Where the process is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -154,8 +154,9 @@ impl Activity {
         self.until(|| self.in_flight.get() == 0 && self.app_connections.get() == 0)
             .await;
         self.enter(Stage::Refusing);
-        // A connection that stays silent is not waited for.
+        // A connection that stays silent is not waited for; what began on one of them meanwhile is.
         let _ = tokio::time::timeout(LAST, self.until(|| self.connections.get() == 0)).await;
+        self.until(|| self.in_flight.get() == 0).await;
     }
 
     async fn until(&self, done: impl Fn() -> bool) {
@@ -305,6 +306,20 @@ mod tests {
         let began = Instant::now();
         activity.drain(|| false).await;
         assert_eq!(began.elapsed(), GRACE + LAST);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_comes_last_is_waited_for() {
+        let activity = Rc::new(Activity::default());
+        let connection = activity.open(false);
+        let drain = activity.drain(|| false);
+        tokio::pin!(drain);
+        assert!(timeout(GRACE + LAST / 2, &mut drain).await.is_err());
+        assert_eq!(activity.stage(), Stage::Refusing);
+        let request = activity.begin();
+        assert!(timeout(LONG, &mut drain).await.is_err());
+        drop((request, connection));
+        assert!(timeout(LAST, &mut drain).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]

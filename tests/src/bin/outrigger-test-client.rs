@@ -68,7 +68,8 @@ async fn main() -> Result<()> {
     if let Ok(mut file) = OpenOptions::new().write(true).open(LAST_WORDS) {
         file.write_all(report.as_bytes())?;
     }
-    Ok(())
+    // Not by returning: that would wait for names that are still being resolved.
+    std::process::exit(0)
 }
 
 struct Settings {
