@@ -19,8 +19,9 @@ use super::server::MAX_BUFFER;
 use crate::error::{ProxyError, Reason};
 use crate::net::Stream;
 
-/// Idle HTTP/1 connections to one peer; a further one is closed.
-const MAX_IDLE: usize = 64;
+/// Idle HTTP/1 connections to one peer; a further one is closed. As many as come at once are kept for a while: to close and
+/// make them again costs a handshake each.
+const MAX_IDLE: usize = 1024;
 /// An app's server often closes a connection that was idle for 5 s; a request sent at that moment is lost. So we close
 /// first.
 const PLAIN_IDLE: Duration = Duration::from_secs(4);

@@ -20,7 +20,7 @@ use crate::http::server::{HttpVersion, serve};
 use crate::identity::{Hello, MeshProtocol, inspect_hello};
 use crate::model::Protocol;
 use crate::net::detect::{Detected, Peeked, Verdict, peek, protocol, settle};
-use crate::net::{Io, Prefixed, Stream, listen};
+use crate::net::{Io, Prefixed, ReadAhead, Stream, listen};
 use crate::outbound::{is_opaque_port, opaque};
 use crate::telemetry::Direction;
 use crate::telemetry::metrics::{Handshake, OpenConnection as Counted};
@@ -144,7 +144,7 @@ async fn terminate(worker: Rc<Worker>, io: Prefixed<Io>, caller: Caller, open: &
         metrics.error(Reason::IdentityUnavailable);
         return tracing::warn!(client = ?caller.address, "a peer called before this sidecar has a certificate");
     };
-    let accepted = tokio::time::timeout(HANDSHAKE, credentials.accept(io)).await;
+    let accepted = tokio::time::timeout(HANDSHAKE, credentials.accept(ReadAhead::new(io))).await;
     let failed = |cause, error: String| {
         metrics.handshake(Direction::Inbound, cause);
         tracing::info!(client = ?caller.address, error, "a peer's TLS handshake failed");

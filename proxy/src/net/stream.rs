@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::Prefixed;
+use super::{Prefixed, ReadAhead};
 
 /// A connection as it comes from the system.
 #[derive(Debug)]
@@ -24,9 +24,9 @@ pub enum Stream {
     /// From or to anyone, in plaintext (or in the app's own TLS).
     Plain(Prefixed<Io>),
     /// From another sidecar.
-    Accepted(Box<tokio_rustls::server::TlsStream<Prefixed<Io>>>),
+    Accepted(Box<tokio_rustls::server::TlsStream<ReadAhead<Prefixed<Io>>>>),
     /// To another sidecar.
-    Connected(Box<tokio_rustls::client::TlsStream<Io>>),
+    Connected(Box<tokio_rustls::client::TlsStream<ReadAhead<Io>>>),
 }
 
 impl Io {
@@ -52,8 +52,8 @@ impl Stream {
     pub fn reset_on_close(&self) {
         let io = match self {
             Stream::Plain(io) => io.get_ref(),
-            Stream::Accepted(tls) => tls.get_ref().0.get_ref(),
-            Stream::Connected(tls) => tls.get_ref().0,
+            Stream::Accepted(tls) => tls.get_ref().0.get_ref().get_ref(),
+            Stream::Connected(tls) => tls.get_ref().0.get_ref(),
         };
         if let Io::Tcp(tcp) = io {
             // Best effort: a socket that is closed already cannot be reset.

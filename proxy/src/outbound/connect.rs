@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::error::{ProxyError, Reason};
 use crate::identity::{Credentials, MeshProtocol};
 use crate::model::Endpoint;
-use crate::net::{Io, Prefixed, Stream, listen};
+use crate::net::{Io, Prefixed, ReadAhead, Stream, listen};
 use crate::telemetry::{Direction, metrics::Handshake};
 use crate::worker::Worker;
 
@@ -52,6 +52,7 @@ pub async fn connect(
         }
         match (credentials, &endpoint.identity) {
             (Some(credentials), Some(identity)) => {
+                let io = ReadAhead::new(io);
                 let shaken = credentials.connect(io, endpoint.address.ip(), identity, protocol).await;
                 let result = shaken.as_ref().map_or_else(|failed| failed.cause, |_| Handshake::Ok);
                 worker

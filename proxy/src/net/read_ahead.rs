@@ -1,0 +1,128 @@
+//! Larger reads for bulk transfers under TLS.
+//!
+//! rustls reads 4 KiB at a time, so a record of 16 KiB costs five system calls. Here one read takes several records, but only
+//! once a connection has more to say than what rustls asked for: requests and answers are not copied, and an idle connection
+//! holds no buffer.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::io::poll_read_buf;
+
+/// Four records of TLS.
+const AHEAD: usize = 64 * 1024;
+
+/// See the module.
+#[derive(Debug)]
+pub struct ReadAhead<IO> {
+    io: IO,
+    /// Read, and not asked for yet. Without memory when it is empty and the connection waits.
+    ahead: BytesMut,
+    /// The last read took all that was asked for: there is more.
+    bulk: bool,
+}
+
+impl<IO> ReadAhead<IO> {
+    pub fn new(io: IO) -> Self {
+        Self {
+            io,
+            ahead: BytesMut::new(),
+            bulk: false,
+        }
+    }
+
+    /// The connection itself.
+    pub fn get_ref(&self) -> &IO {
+        &self.io
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for ReadAhead<IO> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.ahead.is_empty() {
+            if !this.bulk {
+                let before = buf.filled().len();
+                ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+                // Short reads are the rule: the first bytes of a record, a small request.
+                this.bulk = buf.remaining() == 0 && buf.filled().len() - before >= 4096;
+                return Poll::Ready(Ok(()));
+            }
+            this.ahead.reserve(AHEAD);
+            let read = poll_read_buf(Pin::new(&mut this.io), cx, &mut this.ahead);
+            if !read.is_ready() {
+                this.ahead = BytesMut::new();
+            }
+            this.bulk = ready!(read)? >= AHEAD / 4;
+        }
+        let n = this.ahead.len().min(buf.remaining());
+        buf.put_slice(&this.ahead[..n]);
+        this.ahead.advance(n);
+        if this.ahead.is_empty() && !this.bulk {
+            this.ahead = BytesMut::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for ReadAhead<IO> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::{AHEAD, ReadAhead};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test]
+    async fn bulk_is_read_in_large_pieces_and_then_nothing_is_held() {
+        let (mut near, far) = tokio::io::duplex(1 << 20);
+        let mut far = ReadAhead::new(far);
+        let sent: Vec<u8> = (0..300_000_u32).map(|i| (i % 251) as u8).collect();
+        near.write_all(&sent).await.unwrap();
+        let mut received = Vec::new();
+        let mut piece = [0; 4096];
+        let mut most_ahead = 0;
+        while received.len() < sent.len() {
+            let n = far.read(&mut piece).await.unwrap();
+            received.extend_from_slice(&piece[..n]);
+            most_ahead = most_ahead.max(far.ahead.len());
+        }
+        assert!(received == sent);
+        assert!(most_ahead > AHEAD / 2, "{most_ahead}");
+
+        near.write_all(b"small").await.unwrap();
+        assert_eq!(far.read(&mut piece).await.unwrap(), 5);
+        let waiting = tokio::time::timeout(std::time::Duration::ZERO, far.read(&mut piece)).await;
+        assert!(waiting.is_err());
+        assert_eq!(far.ahead.capacity(), 0);
+        drop(near);
+        assert_eq!(far.read(&mut piece).await.unwrap(), 0);
+    }
+}

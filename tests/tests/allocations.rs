@@ -1,0 +1,86 @@
+//! What a request costs in allocations on its way through two sidecars: a number that is written down, so that a change that
+//! adds to it is seen.
+//!
+//! The only test of its program: everything that the process allocates is counted.
+
+#![allow(clippy::unwrap_used)]
+
+use std::alloc::System;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+use outrigger_tests::mesh::{Authority, Sidecar, id};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+const WARM_UP: usize = 200;
+const REQUESTS: usize = 1000;
+/// For one request in HTTP/1.1 with a few headers and a response of 1 KiB, in both sidecars together.
+const MOST: usize = 120;
+
+/// Answers every request on a connection, and allocates nothing for it.
+fn app() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        let response = [
+            b"HTTP/1.1 200 OK\r\nContent-Length: 1024\r\nContent-Type: text/plain\r\n\r\n",
+            [b'x'; 1024].as_slice(),
+        ]
+        .concat();
+        for stream in listener.incoming() {
+            let (mut stream, response) = (stream.unwrap(), response.clone());
+            thread::spawn(move || {
+                let mut head = [0; 4096];
+                while stream.read(&mut head).is_ok_and(|read| read > 0) {
+                    stream.write_all(&response).unwrap();
+                }
+            });
+        }
+    });
+    address
+}
+
+fn send(stream: &mut TcpStream, times: usize) {
+    let mut response = [0; 8192];
+    for _ in 0..times {
+        stream
+            .write_all(b"GET /orders/17 HTTP/1.1\r\nHost: orders\r\nUser-Agent: test\r\nAccept: */*\r\n\r\n")
+            .unwrap();
+        let mut read = 0;
+        // The head is shorter than this, and the body is 1 KiB.
+        while read < 1024 || !response[..read].ends_with(&[b'x'; 1024]) {
+            let some = stream.read(&mut response[read..]).unwrap();
+            assert!(some > 0, "the connection was closed");
+            read += some;
+        }
+        assert!(response.starts_with(b"HTTP/1.1 200 "));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_request_allocates_no_more_than_it_did() {
+    let authority = Authority::start(&["web", "orders"], Duration::from_secs(3600)).await;
+    let inbound = Sidecar::new("orders").protects(app()).start(&authority).await;
+    let endpoints = [(inbound.inbound[0], Some(id("orders")))];
+    let outbound = Sidecar::new("web").calls("orders", "http1", &endpoints, "{}");
+    let outbound = outbound.start(&authority).await;
+    let mut stream = TcpStream::connect(outbound.outbound[0]).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    tokio::task::block_in_place(|| {
+        send(&mut stream, WARM_UP);
+        let region = Region::new(ALLOCATOR);
+        send(&mut stream, REQUESTS);
+        let change = region.change();
+        let each = (change.allocations + change.reallocations) / REQUESTS;
+        println!(
+            "{each} allocations for a request, {} bytes",
+            change.bytes_allocated / REQUESTS
+        );
+        assert!(each <= MOST, "{each} allocations for a request are more than {MOST}");
+    });
+}
