@@ -47,6 +47,7 @@ struct Http2 {
     generation: u64,
     mesh: bool,
     open: Cell<usize>,
+    /// When the last stream ended.
     used: Cell<Instant>,
     /// It takes no more requests, whatever the library thinks.
     leaving: Cell<bool>,
@@ -84,7 +85,12 @@ impl Multiplex {
             if let Some(slot) = self.free(generation) {
                 return Ok((slot, true));
             }
-            let one_connects = self.connecting.lock().await;
+            // While another connects, a stream may end.
+            let one_connects = tokio::select! {
+                biased;
+                one_connects = self.connecting.lock() => one_connects,
+                () = self.freed.notified() => continue,
+            };
             if let Some(slot) = self.free(generation) {
                 return Ok((slot, true));
             }
@@ -113,7 +119,7 @@ impl Multiplex {
     fn free(&self, generation: u64) -> Option<Slot> {
         let mut connections = self.connections.borrow_mut();
         // What is dropped here lives on without its place until its streams have ended.
-        connections.retain(|c| c.generation == generation && c.takes_requests());
+        connections.retain(|c| c.generation >= generation && c.takes_requests());
         connections.iter().find(|c| c.has_room()).map(Slot::new)
     }
 
@@ -163,9 +169,12 @@ impl Http2 {
     }
 
     fn has_room(&self) -> bool {
-        // The first waits in the library until there are SETTINGS.
-        let before = self.open.get() == 0 && self.state.before_settings();
-        before || self.state.max_streams().is_some_and(|max| self.open.get() < max)
+        match self.state.max_streams() {
+            // The first waits in the library until there are SETTINGS.
+            Some(BEFORE_SETTINGS) => self.open.get() == 0,
+            Some(max) => self.open.get() < max,
+            None => false,
+        }
     }
 }
 
@@ -208,7 +217,6 @@ impl State {
 impl Slot {
     fn new(connection: &Rc<Http2>) -> Self {
         connection.open.set(connection.open.get() + 1);
-        connection.used.set(Instant::now());
         Self(Rc::clone(connection))
     }
 

@@ -60,7 +60,7 @@ pub async fn handle(
         &mut head,
         upgrade.is_some() && version == HttpVersion::Http1,
     ) {
-        Ok(Planned::Answer(response)) => record.answered(response),
+        Ok(Planned::Answer(response)) => record.answered(*response),
         Ok(Planned::Send {
             policy,
             backend,
@@ -111,7 +111,7 @@ pub fn refuse(worker: &Worker, request: Request<Incoming>, error: &ProxyError) -
 /// What is to be done with a request.
 enum Planned<'a> {
     /// A redirect.
-    Answer(Response<ResponseBody>),
+    Answer(Box<Response<ResponseBody>>),
     Send {
         policy: Arc<Policy>,
         backend: &'a super::target::WorkerBackend,
@@ -131,11 +131,11 @@ fn plan<'a>(
     let of_route = chosen.route.map_or(&[] as &[Filter], |route| &route.filters);
     strip_hop_by_hop(&mut head.headers, upgrade);
     if let Some(redirect) = filters::on_request(of_route.iter(), chosen.prefix, head)? {
-        return Ok(Planned::Answer(redirect));
+        return Ok(Planned::Answer(Box::new(redirect)));
     }
     let (backend, of_backend) = route::backend(&snapshot.service, &chosen, &mut *worker.rng.borrow_mut())?;
     if let Some(redirect) = filters::on_request(of_backend.iter(), chosen.prefix, head)? {
-        return Ok(Planned::Answer(redirect));
+        return Ok(Planned::Answer(Box::new(redirect)));
     }
     let backend = snapshot.backend(backend).ok_or_else(|| {
         ProxyError::new(

@@ -184,6 +184,11 @@ async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(SOON, future).await.expect("nothing comes")
 }
 
+/// The same for many megabytes, on a slow machine.
+async fn at_length<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(6 * SOON, future).await.expect("it does not end")
+}
+
 /// The next piece of a body; `None`: the last was there.
 async fn piece(body: &mut RecvStream) -> Option<Result<Bytes, h2::Error>> {
     let piece = soon(body.data()).await;

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use http::Request;
 
 use super::{
-    Between, EACH, H2App, all, answer, call, client, client_with, grpc_status, mesh, message, piece, send, soon,
-    trailers,
+    Between, EACH, H2App, all, answer, at_length, call, client, client_with, grpc_status, mesh, message, piece, send,
+    soon, trailers,
 };
 
 async fn app() -> H2App {
@@ -143,8 +143,9 @@ async fn a_message_of_32_megabytes_both_ways() {
     let large: Vec<u8> = (0..32 << 20).map(|i: u32| (i ^ (i >> 8)) as u8).collect();
     let large = message(&large);
     let (response, mut body) = client.send_request(call("/unary"), false).unwrap();
-    soon(send(&mut body, large.clone(), true)).await.unwrap();
-    let (bytes, end) = all(soon(response).await.unwrap().into_body()).await.unwrap();
+    at_length(send(&mut body, large.clone(), true)).await.unwrap();
+    let response = at_length(response).await.unwrap();
+    let (bytes, end) = all(response.into_body()).await.unwrap();
     assert!(bytes == large, "{} bytes", bytes.len());
     assert_eq!(grpc_status(&end.unwrap()), Some("0"));
     let metrics = mesh.web.as_ref().unwrap();
