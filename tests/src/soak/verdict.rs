@@ -7,7 +7,8 @@
 //!   off, with the replica that gave it: a sidecar cannot send a second half.
 //! - A POST or a unary gRPC call may fail with `upstream-reset` if it was in flight at the moment in which its replica was
 //!   killed or its connections were reset. A POST whose body is too large to be kept cannot be sent again, so it may also
-//!   meet an app that is down.
+//!   meet an app that is down (`app-unavailable`) or was just killed (`upstream-refused`: the called sidecar's connections
+//!   to it were stale).
 //! - A stream (gRPC, TCP, an upgraded connection) may break with its replica. To open a TCP connection may fail while an
 //!   app is down: the called sidecar takes it before it knows. To open an upgraded one is a GET, and succeeds.
 //! - Nothing may hang, answer wrong, or be executed more often than its kind allows; and what was answered was executed.
@@ -152,7 +153,8 @@ pub(super) fn judge(outcome: &Outcome, executions: usize, disruptions: &[Disrupt
         }
         Kind::Post | Kind::Unary | Kind::Stream => matches!(code, "upstream-reset" | BROKEN) && at_the_moment,
         Kind::LargePost => {
-            matches!(code, "upstream-reset" | BROKEN) && at_the_moment || code == "app-unavailable" && while_down
+            matches!(code, "upstream-reset" | BROKEN) && at_the_moment
+                || matches!(code, "app-unavailable" | "upstream-refused") && while_down
         }
         Kind::Tcp => code == BROKEN && (at_the_moment || !answered && while_down),
     };
@@ -264,8 +266,10 @@ mod tests {
         let mut down = kill(start);
         down.until = None;
         let (from, to) = (start + 20 * SECOND, start + 21 * SECOND);
-        assert!(excused(&outcome(Kind::LargePost, "app-unavailable", from, to), &down));
-        assert!(!excused(&outcome(Kind::Post, "app-unavailable", from, to), &down));
+        for code in ["app-unavailable", "upstream-refused"] {
+            assert!(excused(&outcome(Kind::LargePost, code, from, to), &down));
+            assert!(!excused(&outcome(Kind::Post, code, from, to), &down));
+        }
         assert!(excused(&outcome(Kind::Tcp, BROKEN, from, to), &down));
         assert!(!excused(&outcome(Kind::Upgrade, BROKEN, from, to), &down));
     }
