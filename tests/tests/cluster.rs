@@ -463,7 +463,7 @@ fn without_a_controller_new_pods_wait_and_old_ones_go_on() -> Result<()> {
         scale("0").await?;
         eventually("the controller is gone", Duration::from_secs(60), async || {
             let left = cluster
-                .pods(INSTALL_NAMESPACE, "app.kubernetes.io/component=controller")
+                .pods(INSTALL_NAMESPACE, "app.kubernetes.io/name=outrigger-controller")
                 .await?;
             ensure!(left.is_empty(), "{left:?}");
             Ok(())
