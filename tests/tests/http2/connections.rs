@@ -327,6 +327,7 @@ async fn responses_that_nobody_reads_stop_nobody_else() {
         if request.uri().path() == "/large" {
             let _ = send(&mut stream, Bytes::from(vec![7; 1 << 20]), true).await;
         } else {
+            send(&mut stream, "here".into(), false).await.unwrap();
             stream.send_trailers(trailers("0")).unwrap();
         }
     })
