@@ -20,7 +20,7 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 const WARM_UP: usize = 200;
 const REQUESTS: usize = 1000;
 /// For one request in HTTP/1.1 with a few headers and a response of 1 KiB, in both sidecars together.
-const MOST: usize = 120;
+const MOST: usize = 64;
 
 /// Answers every request on a connection, and allocates nothing for it.
 fn app() -> SocketAddr {
