@@ -26,7 +26,7 @@ use mutate::mutate;
 pub type Target = fn(&[u8]) -> u64;
 
 /// Inputs that a plain `cargo test` makes for each target, besides the corpus.
-const ITERATIONS: u64 = 5_000;
+const ITERATIONS: u64 = 3_000;
 /// Inputs that are kept, at most.
 const MAX_POOL: usize = 2_000;
 /// Runs that the search for a shorter crashing input may take.

@@ -105,7 +105,11 @@ fn requests(mut rest: &[u8]) -> (Vec<Seen>, bool) {
         let Some((length, read)) = body.filter(|(_, read)| *read <= rest.len() - head) else {
             return (all, tunnel);
         };
-        all.push((method.to_owned(), target.to_owned(), length));
+        // "http://a" is "http://a/" to the library.
+        let target = target
+            .parse()
+            .map_or(target.to_owned(), |uri: http::Uri| uri.to_string());
+        all.push((method.to_owned(), target, length));
         if tunnel {
             return (all, true);
         }

@@ -30,8 +30,9 @@ const HOSTS: [&str; 7] = [
     "xshop.test",
 ];
 const HOSTNAMES: [&str; 6] = ["shop.test", "*.shop.test", "Shop.Test", "*", "", "other.test"];
+type Matches = fn(&str) -> bool;
 /// Patterns, and what a whole value must be to match.
-const PATTERNS: [(&str, fn(&str) -> bool); 4] = [
+const PATTERNS: [(&str, Matches); 4] = [
     ("/a.*", |v| v.starts_with("/a")),
     ("1|2", |v| v == "1" || v == "2"),
     ("", str::is_empty),

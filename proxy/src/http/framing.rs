@@ -357,7 +357,9 @@ fn is_target(target: &[u8], connect: bool) -> bool {
     if target[0] == b'/' && target.iter().all(usual) {
         return true;
     }
-    let formed = target[0] == b'/' || target == b"*" || connect || target.windows(3).any(|w| w == b"://");
+    // The library takes "://a" for a URI too, with a scheme of no letters.
+    let uri = target.windows(3).position(|w| w == b"://").is_some_and(|at| at > 0);
+    let formed = target[0] == b'/' || target == b"*" || connect || uri;
     // The library that holds it has the last word; what it refuses is to be told here.
     formed && !target.contains(&b'#') && http::Uri::try_from(target).is_ok()
 }

@@ -114,24 +114,28 @@ pub fn backoff(policy: &RetryPolicy, n: u32, rng: &mut impl Rng) -> Duration {
 fn server_wait(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     if let Some(pushback) = headers.get(GRPC_PUSHBACK) {
         // gRFC A6: what is negative or not a number means that there is to be no retry.
-        let millis = pushback.to_str().ok()?.trim().parse::<u64>().ok()?;
+        let millis = number(pushback.to_str().ok()?.trim())?;
         return Some(Duration::from_millis(millis)).filter(|wait| *wait <= MAX_SERVER_WAIT);
     }
     let Some(after) = headers.get(RETRY_AFTER).and_then(|after| after.to_str().ok()) else {
         return Some(Duration::ZERO);
     };
     let after = after.trim();
-    // RFC 9110 section 10.2.3: seconds or a date. A date that has passed is no wait; nonsense is as good as nothing. A
-    // number that does not fit is a very long time (RFC 9111 section 1.2.2).
-    let wait = if !after.is_empty() && after.bytes().all(|b| b.is_ascii_digit()) {
-        Duration::from_secs(after.parse().unwrap_or(u64::MAX))
-    } else {
-        httpdate::parse_http_date(after)
+    // RFC 9110 section 10.2.3: seconds or a date. A date that has passed is no wait; nonsense is as good as nothing.
+    let wait = match number(after) {
+        Some(seconds) => Duration::from_secs(seconds),
+        None => httpdate::parse_http_date(after)
             .ok()
             .and_then(|date| date.duration_since(now).ok())
-            .unwrap_or_default()
+            .unwrap_or_default(),
     };
     Some(wait).filter(|wait| *wait <= MAX_SERVER_WAIT)
+}
+
+/// Digits alone. A number that does not fit is a very large one (RFC 9111 section 1.2.2).
+fn number(text: &str) -> Option<u64> {
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    digits.then(|| text.parse().unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]
@@ -212,6 +216,7 @@ mod tests {
         };
         assert_eq!(pushback("1000"), second);
         assert_eq!(pushback("-1"), Verdict::Final);
+        assert_eq!(pushback("+1"), Verdict::Final);
         assert_eq!(pushback("60000"), Verdict::Final);
     }
 
