@@ -1,6 +1,6 @@
 //! Several requests on a connection, and what the two ends say to one another about it.
 
-use super::wire::{Scene, WAYS, Way, without_ours};
+use super::wire::{Scene, WAYS, Way, Wire, without_ours};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -193,16 +193,31 @@ async fn an_app_that_breaks_off_is_seen_as_that() {
 
 const EXPECTS: &str = "POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n";
 
+/// A connection of a client and one of the app that have carried a request, so that the next one has no handshake to wait
+/// for: a sidecar's patience is a second.
+async fn warm(scene: &Scene) -> (Wire, Wire) {
+    let mut client = scene.client().await;
+    client.send(GET).await;
+    let mut app = scene.app().await;
+    app.head().await;
+    app.send(OK).await;
+    client.exactly(OK.len()).await;
+    (client, app)
+}
+
 #[tokio::test]
 async fn the_app_says_when_to_continue() {
     for way in WAYS {
         // A body that is kept for a retry waits as well.
         for policy in ["{retry: {attempts: 0}}", "{}"] {
             let scene = Scene::with(way, "http1", policy).await;
-            let mut client = scene.client().await;
+            let (mut client, mut app) = warm(&scene).await;
             client.send(EXPECTS).await;
-            let mut app = scene.app().await;
             assert_eq!(without_ours(&app.head().await), EXPECTS, "{way:?}");
+            assert!(
+                client.is_silent().await,
+                "{way:?}: told to continue before the app said it"
+            );
             // Other informational answers are not the one that it waits for.
             app.send("HTTP/1.1 102 Processing\r\n\r\n").await;
             app.send("HTTP/1.1 100 Continue\r\n\r\n").await;
@@ -222,9 +237,8 @@ async fn the_app_says_when_to_continue() {
 async fn the_app_refuses_before_the_body_is_sent() {
     for way in WAYS {
         let scene = Scene::new(way).await;
-        let mut client = scene.client().await;
+        let (mut client, mut app) = warm(&scene).await;
         client.send(EXPECTS).await;
-        let mut app = scene.app().await;
         app.head().await;
         let no = "HTTP/1.1 417 Expectation Failed\r\nContent-Length: 2\r\n\r\nno";
         app.send(no).await;

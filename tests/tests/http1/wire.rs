@@ -172,6 +172,13 @@ impl Wire {
         String::new()
     }
 
+    /// Whether nothing comes for a moment.
+    pub(crate) async fn is_silent(&mut self) -> bool {
+        let read = self.stream.read_buf(&mut self.ahead);
+        let came = tokio::time::timeout(Duration::from_millis(200), read).await.is_ok();
+        !came && self.ahead.is_empty()
+    }
+
     async fn more(&mut self) -> bool {
         let read = tokio::time::timeout(SOON * 2, self.stream.read_buf(&mut self.ahead)).await;
         matches!(
