@@ -83,7 +83,7 @@ async fn speak(to: SocketAddr, client: &Arc<ClientConfig>) -> std::io::Result<St
     let mut tls = TlsConnector::from(Arc::clone(client)).connect(name, stream).await?;
     // Who refuses may have closed already; its alert can still be read.
     let _ = tls.write_all(b"\0hello").await;
-    let _ = tls.shutdown().await;
+    let _ = tls.shutdown().await; // flushes
     let mut heard = String::new();
     tls.read_to_string(&mut heard).await?;
     Ok(heard)
