@@ -18,8 +18,8 @@ use crate::process::Program;
 use crate::{authority, raise_file_limit, until};
 
 /// KiB that one idle connection may cost: half as much again as was measured.
-const OPAQUE_OUTBOUND: f64 = 40.0;
-const OPAQUE_INBOUND: f64 = 40.0;
+const OPAQUE_OUTBOUND: f64 = 17.0;
+const OPAQUE_INBOUND: f64 = 23.0;
 const HTTP1_PLAIN: f64 = 27.0;
 const HTTP1_TLS: f64 = 60.0;
 
