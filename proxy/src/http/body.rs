@@ -101,7 +101,7 @@ impl Body for RequestBody {
         match self.get_mut() {
             RequestBody::Empty => Poll::Ready(None),
             RequestBody::Once(counted) => {
-                let frame = ready!(poll_some(&mut counted.body, cx));
+                let frame = ready!(Pin::new(&mut counted.body).poll_frame(cx));
                 if let Some(Ok(frame)) = &frame
                     && let Some(data) = frame.data_ref()
                 {
@@ -242,7 +242,7 @@ impl Body for ResponseBody {
             }
             Content::Streaming(body) => body,
         };
-        let frame = match poll_some(body, cx) {
+        let frame = match Pin::new(&mut *body).poll_frame(cx) {
             Poll::Ready(frame) => frame,
             Poll::Pending => {
                 if let Some((sleep, reason)) = &mut this.deadline
@@ -290,21 +290,6 @@ impl Body for ResponseBody {
         match &self.content {
             Content::Ready(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
             Content::Streaming(body) => body.size_hint(),
-        }
-    }
-}
-
-/// The next frame that says something. An empty one that does not end the body would only cost the next hop work, which
-/// closes the connection, with all its streams, after some of them (as h2 does after 100).
-pub fn poll_some<B>(body: &mut B, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>>
-where
-    B: Body<Data = Bytes> + Unpin,
-{
-    loop {
-        let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
-        let empty = matches!(&frame, Some(Ok(frame)) if frame.data_ref().is_some_and(Bytes::is_empty));
-        if !empty {
-            return Poll::Ready(frame);
         }
     }
 }

@@ -15,7 +15,6 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::http::BoxError;
-use crate::http::body::poll_some;
 use crate::telemetry::ServiceMetrics;
 
 /// The client broke off while it sent the body.
@@ -127,7 +126,7 @@ where
             this.done = true;
             return Poll::Ready(state.trailers.clone().map(|t| Ok(Frame::trailers(t))));
         }
-        let frame = match ready!(poll_some(&mut state.source, cx)) {
+        let frame = match ready!(Pin::new(&mut state.source).poll_frame(cx)) {
             None => {
                 state.ended = true;
                 this.done = true;
