@@ -13,8 +13,9 @@ use tokio::net::TcpListener;
 
 use crate::{Way, authority, program};
 
-/// A plaintext connection that does not begin like HTTP is the app's. What the app closes without having read all of it, is
-/// reset, and this h2spec does not take a reset for a close. A mesh connection passes: there the sidecar itself is asked.
+/// What does not begin like HTTP/2 is answered in HTTP/1.1 with 400 and a close where the port is said to be HTTP, and is the
+/// app's where nothing is said, which resets it. This h2spec takes neither for a close. In a mesh connection it passes: only
+/// HTTP/2 can be there.
 const IN_PLAINTEXT: &[&str] = &["http2/3.5: Sends invalid connection preface"];
 
 /// How a case ended.
