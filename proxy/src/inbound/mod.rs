@@ -68,11 +68,12 @@ pub fn spawn(worker: Rc<Worker>, io: Io, app: SocketAddr, client: Option<SocketA
 
 async fn serve_connection(worker: Rc<Worker>, io: Io, caller: Caller, open: &OpenConnection, counted: Counted) {
     let told = told_protocol(&worker, caller.app.port());
-    if told == Protocol::Opaque && worker.process.config.mtls == Mtls::Permissive {
-        if let Some(server) = app_speaks_first(&worker, &io, caller.app).await {
-            let mut client = Stream::Plain(Prefixed::new(Bytes::new(), io));
-            return opaque::tunnel(&worker, &mut client, &mut Stream::Plain(server)).await;
-        }
+    if told == Protocol::Opaque
+        && worker.process.config.mtls == Mtls::Permissive
+        && let Some(server) = app_speaks_first(&worker, &io, caller.app).await
+    {
+        let mut client = Stream::Plain(Prefixed::new(Bytes::new(), io));
+        return opaque::tunnel(&worker, &mut client, &mut Stream::Plain(server)).await;
     }
     let peeked = match first_bytes(&worker, io, told).await {
         Ok(peeked) => peeked,
