@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::relay::{Relay, Weather};
@@ -17,6 +17,9 @@ use super::world::{REPLICAS, Replica, World};
 
 /// A replica may take this long to drain: longer than any stream lives.
 const DRAIN: Duration = Duration::from_secs(35);
+/// So soon after SIGTERM clients must know it, or requests may meet a connection that is being closed: a sidecar closes idle
+/// ones after half a second.
+const PROMPT: Duration = Duration::from_millis(250);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
@@ -102,7 +105,7 @@ impl Schedule {
         let fault = self.left.pop().unwrap_or(self.faults[0]);
         let milliseconds = match fault {
             Fault::Kill => 0..=1_000,
-            Fault::Drain => 0..=200,
+            Fault::Drain => 0..=100,
             Fault::AppRestart => 100..=2_000,
             Fault::Reset => 0..=0,
             Fault::Leave => 200..=2_000,
@@ -219,14 +222,29 @@ async fn drain(world: &World, step: Step, replica: &mut Replica) -> Result<()> {
     let addresses = replica.addresses();
     if step.early {
         world.publish(step.replica, None);
+        world.known(step.replica, addresses).await?;
         sleep(step.lasts).await;
         replica.sidecar.terminate()?;
     } else {
+        let prompt = Instant::now() + PROMPT;
         replica.sidecar.terminate()?;
         sleep(step.lasts).await;
         world.publish(step.replica, None);
+        let known = world.known(step.replica, addresses);
+        tokio::pin!(known);
+        match timeout_at(prompt, &mut known).await {
+            Ok(known) => known?,
+            Err(_) => {
+                world.write(
+                    "drain, discovery late",
+                    format!("discovery is late for the drain of {}", replica.name),
+                );
+                let disruption = world.disrupted(replica);
+                world.recovered(disruption);
+                known.await?;
+            }
+        }
     }
-    world.known(step.replica, addresses).await?;
     let status = replica.sidecar.ended(DRAIN).await?;
     ensure!(status.success(), "{} drained, and ended with {status}", replica.name);
     replica.network.iter().for_each(Relay::refuse);

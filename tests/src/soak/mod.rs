@@ -32,6 +32,7 @@ use rand::{Rng, SeedableRng};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 pub use report::Report;
 pub use sidecar::{Listeners, be_sidecar};
@@ -39,7 +40,7 @@ pub use sidecar::{Listeners, be_sidecar};
 use faults::{Fault, Schedule};
 use report::Tally;
 use traffic::{Call, Client};
-use verdict::{Kind, Outcome, Verdict, judge};
+use verdict::{Kind, Outcome, Verdict, WRONG, judge};
 use world::World;
 
 /// Requests at one time; beyond it the next waits, and the soak's own memory is bounded.
@@ -83,6 +84,7 @@ pub async fn soak(length: Duration, rate: u32, seed: u64) -> Result<Report> {
         lanes.spawn(async move { faults::run(&world, schedule, stop).await });
     }
     let watch = tokio::spawn(leaks::watch(Arc::clone(&run.world), length, stop.clone()));
+    let _machine = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&run.world).watch_the_machine()));
     let end = Instant::now() + length;
     run.traffic(rate, || Instant::now() >= end).await;
     stop.cancel();
@@ -165,7 +167,13 @@ impl Run {
 
     fn judge(&mut self, outcome: &Outcome) {
         let executions = self.world.ledger.executions(outcome.id);
-        let verdict = judge(outcome, executions, &self.world.disruptions_since(outcome.began));
+        let still = self.world.stood_still(outcome.began, outcome.ended);
+        let verdict = match judge(outcome, executions, &self.world.disruptions_since(outcome.began)) {
+            Verdict::Forbidden(_) if still && outcome.failure.as_ref().is_some_and(|f| f.code != WRONG) => {
+                Verdict::Excused
+            }
+            verdict => verdict,
+        };
         self.tallies.entry(outcome.kind).or_default().add(outcome, &verdict);
         if let Verdict::Forbidden(why) = verdict
             && self.cases.len() < CASES

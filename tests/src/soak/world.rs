@@ -19,6 +19,8 @@ pub(super) const REPLICAS: usize = 3;
 /// How soon sidecars know what the controller says, after it may have been lost.
 const KNOWN: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(20);
+/// Whoever is not run for so long cannot keep any time limit.
+const PAUSE: Duration = Duration::from_secs(2);
 
 /// An app with its sidecar, and the network before it.
 pub(super) struct Replica {
@@ -56,6 +58,8 @@ pub(super) struct World {
     published: Mutex<[Option<[SocketAddr; 2]>; REPLICAS]>,
     diary: Mutex<Diary>,
     began: Instant,
+    /// When the soak itself was last seen to run.
+    beat: Mutex<Instant>,
 }
 
 /// What was done, in its order.
@@ -64,6 +68,8 @@ struct Diary {
     faults: BTreeMap<&'static str, u64>,
     lines: Vec<(Instant, String)>,
     disruptions: Vec<Disruption>,
+    /// Times in which the machine stood still.
+    pauses: Vec<(Instant, Instant)>,
     /// What must not be, besides requests.
     wrongs: Vec<String>,
 }
@@ -97,6 +103,7 @@ impl World {
             published: Mutex::default(),
             diary: Mutex::default(),
             began: Instant::now(),
+            beat: Mutex::new(Instant::now()),
         };
         for (number, replica) in world.replicas.iter().enumerate() {
             world.publish(number, Some(replica.lock().await.addresses()));
@@ -172,6 +179,31 @@ impl World {
         };
         let diary = lock(&self.diary);
         diary.disruptions.iter().filter(|d| !over(d)).cloned().collect()
+    }
+
+    /// Notes when the machine stands still: the soak itself does not run then.
+    pub(super) async fn watch_the_machine(self: Arc<Self>) {
+        loop {
+            let before = Instant::now();
+            *lock(&self.beat) = before;
+            sleep(LOOK).await;
+            if before.elapsed() >= PAUSE {
+                let line = format!("the machine stood still for {:?}", before.elapsed());
+                self.write("machine stood still", line);
+                lock(&self.diary).pauses.push((before, Instant::now()));
+            }
+        }
+    }
+
+    /// Whether the machine stood still between the two times.
+    pub(super) fn stood_still(&self, from: Instant, to: Instant) -> bool {
+        // The pause that has just ended is not in the diary yet.
+        let beat = *lock(&self.beat);
+        let now = to.saturating_duration_since(beat) >= PAUSE;
+        now || lock(&self.diary)
+            .pauses
+            .iter()
+            .any(|pause| pause.0 <= to && from <= pause.1)
     }
 
     /// Something that must not be.
