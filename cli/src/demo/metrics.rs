@@ -157,7 +157,7 @@ outrigger_upstream_attempts_total{service=\"shop/inventory\",outcome=\"failure\"
 outrigger_retries_total{service=\"shop/inventory\",result=\"success\"} 13
 outrigger_retries_total{service=\"shop/inventory\",result=\"failure\"} 2
 outrigger_tls_handshakes_total{direction=\"outbound\",result=\"ok\"} 3
-outrigger_tls_handshakes_total{direction=\"outbound\",result=\"failed\"} 4
+outrigger_tls_handshakes_total{direction=\"outbound\",result=\"closed\"} 4
 outrigger_tls_handshakes_total{direction=\"inbound\",result=\"ok\"} 5
 # EOF";
         let inventory = UpstreamCounts {
