@@ -128,13 +128,15 @@ impl Schedule {
     }
 }
 
-/// Goes through a schedule until `stop`, and ends the fault that there is then.
+/// Goes through a schedule until `stop`, and ends the fault that there is then. Every kind has its turn, also on a machine
+/// that is slow.
 pub(super) async fn run(world: &World, mut schedule: Schedule, stop: CancellationToken) {
-    loop {
+    let kinds = schedule.faults.len();
+    for done in 0.. {
         let step = schedule.draw();
         tokio::select! {
             () = sleep(step.gap) => {}
-            () = stop.cancelled() => return,
+            () = stop.cancelled(), if done >= kinds => return,
         }
         if let Err(error) = carry_out(world, step).await {
             // Whatever it is, a mesh that works would not have stopped it.

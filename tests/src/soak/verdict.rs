@@ -13,7 +13,7 @@
 //!   app is down: the called sidecar takes it before it knows. To open an upgraded one is a GET, and succeeds.
 //! - Nothing may hang.
 //! - Nothing may be answered wrong, or executed more often than its kind allows; and what was answered was executed.
-//! - When the machine stood still for seconds, nothing is said of time limits: all but the rule before is excused.
+//! - When the machine stood still for half a second, nothing is said of time limits: all but the rule before is excused.
 //! - A replica that drains, an endpoint that leaves, a slow network, a controller that is lost, and a renewed SVID excuse
 //!   nothing; but a drain of which discovery could not tell the clients within a quarter of a second is as good as a reset,
 //!   because idle connections are closed after half a second.
