@@ -24,7 +24,7 @@ const CANCEL: u32 = 8;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
 /// What a flood may cost this process (app, both sidecars and the clients) at most.
-const MEMORY: usize = 96 << 20;
+const MEMORY: usize = 192 << 20;
 
 /// A long response, of which each stream has a part in its hands and no copy.
 static LONG: [u8; 1 << 20] = [0; 1 << 20];
