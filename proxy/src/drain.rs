@@ -4,8 +4,8 @@
 //! `Connection: close`, and sends GOAWAY on HTTP/2 connections.
 //!
 //! **While the app lives**, that is all. An ordinary sidecar gets the signal in the same moment as its app, which may have
-//! calls to make before it ends, on connections that it holds or on new ones. The kernel tells whether it lives
-//! ([`crate::net::sockets`]). A native sidecar gets the signal when the app has ended, and waits for nothing. Where
+//! calls to make before it ends, on connections that it holds or on new ones. It gives a sign of life by a socket that the
+//! kernel knows of ([`crate::net::sockets`]), or by a new connection; without one for [`QUIET`], it has ended. A native sidecar gets the signal when the app has ended, and waits for nothing. Where
 //! connections are not captured (a standalone sidecar), nothing is known of the app but its connections.
 //!
 //! **Then** idle HTTP/1 connections are closed: not within [`GRACE`] of the signal, because to close one races with the
@@ -20,12 +20,17 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 /// How long an idle HTTP/1 connection outlives the signal, and how long a worker does at least.
 pub const GRACE: Duration = Duration::from_millis(500);
 
 /// How often the kernel is asked whether the app lives.
 const LOOK: Duration = Duration::from_millis(250);
+
+/// How long an app that has given a sign of life is waited for without another: answers end their connections now, so an app
+/// that only calls others has no socket between two calls.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// How long a connection that was taken last may wait for its request.
 const LAST: Duration = Duration::from_millis(500);
@@ -87,6 +92,8 @@ pub struct Activity {
     in_flight: Cell<usize>,
     connections: Cell<usize>,
     app_connections: Cell<usize>,
+    /// Connections of the app that were ever taken.
+    app_calls: Cell<u64>,
     less: Notify,
 }
 
@@ -124,6 +131,9 @@ pub struct InFlight(Rc<Activity>);
 impl Activity {
     /// A connection that was accepted; `from_app`: by the outbound listener.
     pub fn open(self: &Rc<Self>, from_app: bool) -> OpenConnection {
+        if from_app {
+            self.app_calls.set(self.app_calls.get() + 1);
+        }
         self.register(if from_app { Kind::FromApp } else { Kind::ToApp })
     }
 
@@ -146,8 +156,17 @@ impl Activity {
     /// Drains until nothing is left. The caller sets the deadline.
     pub async fn drain(&self, app_lives: impl Fn() -> bool) {
         self.enter(Stage::Draining);
+        let mut calls = self.app_calls.get();
         tokio::time::sleep(GRACE).await;
-        while app_lives() {
+        let mut last_sign: Option<Instant> = None;
+        loop {
+            let before = std::mem::replace(&mut calls, self.app_calls.get());
+            if calls != before || app_lives() {
+                last_sign = Some(Instant::now());
+            }
+            if last_sign.is_none_or(|sign| sign.elapsed() >= QUIET) {
+                break;
+            }
             tokio::time::sleep(LOOK).await;
         }
         self.enter(Stage::Closing);
@@ -251,7 +270,7 @@ impl Drop for InFlight {
 
 #[cfg(test)]
 mod tests {
-    use super::{Activity, GRACE, LAST, LOOK, Phase, Stage, channel};
+    use super::{Activity, GRACE, LAST, LOOK, Phase, QUIET, Stage, channel};
     use std::cell::Cell;
     use std::rc::Rc;
     use std::time::Duration;
@@ -292,7 +311,22 @@ mod tests {
         let gone = Instant::now();
         drain.await;
         assert_eq!(activity.stage(), Stage::Refusing);
-        assert!(gone.elapsed() <= LOOK, "{:?}", gone.elapsed());
+        assert!(gone.elapsed() <= QUIET + LOOK, "{:?}", gone.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_app_without_a_socket_between_its_calls_lives() {
+        let activity = Rc::new(Activity::default());
+        let drain = activity.drain(|| false);
+        tokio::pin!(drain);
+        for _ in 0..100 {
+            drop(activity.open(true));
+            assert!(timeout(GRACE / 2, &mut drain).await.is_err());
+        }
+        assert_eq!(activity.stage(), Stage::Draining);
+        let gone = Instant::now();
+        drain.await;
+        assert!(gone.elapsed() <= QUIET + LOOK + LAST, "{:?}", gone.elapsed());
     }
 
     #[tokio::test(start_paused = true)]

@@ -309,50 +309,6 @@ fn a_rolling_restart_loses_no_request() -> Result<()> {
     })
 }
 
-/// Of the shop's first page, which calls nobody: one hop, so that one machine carries it.
-const FIRST_PAGE: &str = "http://web:8080/";
-
-/// Clients that send as many requests a second together as one machine of two cores carries besides everything else.
-async fn clients_at_500_a_second(cluster: &Cluster) -> Result<Client> {
-    let args = ["--for", "300", "--rate", "500", FIRST_PAGE];
-    cluster.start_client(SHOP, true, &args).await
-}
-
-#[test]
-#[ignore = "needs root and a cluster"]
-fn rolling_restarts_at_500_requests_a_second_lose_none() -> Result<()> {
-    with_shop(async |cluster| {
-        let shop = cluster.admin.namespace(SHOP);
-        let restart_web = async || {
-            shop.run(["rollout", "restart", "deployment/web"]).await?;
-            rolled_out(&shop, "deployment/web").await
-        };
-        // The server, then the client, then both.
-        let first = clients_at_500_a_second(&cluster).await?;
-        restart_web().await?;
-        let second = clients_at_500_a_second(&cluster).await?;
-        let first = first.stop().await?;
-        let (restarted, second) = tokio::join!(restart_web(), async {
-            let third = clients_at_500_a_second(&cluster).await?;
-            anyhow::Ok((second.stop().await?, third))
-        });
-        restarted?;
-        let (second, third) = second?;
-        let third = third.stop().await?;
-        for report in [first, second, third] {
-            println!(
-                "{} requests, {:.0} a second, slowest {} ms",
-                report.requests,
-                report.per_second(),
-                report.slowest_ms
-            );
-            report.ensure_none_lost(1000)?;
-            ensure!(report.per_second() > 450.0, "the client was too slow: {report:?}");
-        }
-        Ok(())
-    })
-}
-
 /// A pod that lives for 5 s after SIGTERM, and calls others for 2 s of them.
 fn lingering_pod(name: &str, native: bool) -> Value {
     let url = "http://inventory:8080/stock/canoe";
