@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail, ensure};
 use outrigger_api::labels;
 use outrigger_tests::cluster::{
-    Client, Cluster, INSTALL_NAMESPACE, SHOP, SHOP_IMAGE, SIDECAR, client_pod, rolled_out, with_shop,
+    Cluster, INSTALL_NAMESPACE, SHOP, SHOP_IMAGE, SIDECAR, client_pod, rolled_out, with_shop,
 };
 use outrigger_tests::jaeger::{self, Span};
 use outrigger_tests::kube::{Kubectl, eventually};
@@ -308,6 +308,9 @@ fn a_rolling_restart_loses_no_request() -> Result<()> {
         load.report().await?.ensure_none_lost(1000)
     })
 }
+
+/// The shop's first page, which calls nobody.
+const FIRST_PAGE: &str = "http://web:8080/";
 
 /// A pod that lives for 5 s after SIGTERM, and calls others for 2 s of them.
 fn lingering_pod(name: &str, native: bool) -> Value {
