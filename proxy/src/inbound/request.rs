@@ -38,6 +38,7 @@ pub(super) async fn handle(
 ) -> Response<ResponseBody> {
     let upgrade = wants_upgrade(request.method(), request.headers()).then(|| hyper::upgrade::on(&mut request));
     let (mut head, body) = request.into_parts();
+    let has_body = !body.is_end_stream();
     let telemetry = &worker.process.telemetry;
     let in_flight = worker.activity.begin();
     let port = caller.app.port();
@@ -58,7 +59,10 @@ pub(super) async fn handle(
         Ok((response, lease)) => respond(worker, response, lease, upgrade, record),
         Err(error) => record.failed(&error),
     };
-    if version == HttpVersion::Http1 && worker.activity.stage() > Stage::Serving {
+    // hyper closes a connection whose request was answered before its body was read: then that is said, or the client's next
+    // request on it would be lost.
+    let unread = has_body && response.headers().contains_key(OUTRIGGER_ERROR);
+    if version == HttpVersion::Http1 && (unread || worker.activity.stage() > Stage::Serving) {
         response
             .headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));

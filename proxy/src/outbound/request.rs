@@ -18,7 +18,7 @@ use crate::drain::Stage;
 use crate::error::{ProxyError, Reason};
 use crate::http::body::Counted;
 use crate::http::exchange::Exchange;
-use crate::http::headers::{check, strip_hop_by_hop, wants_upgrade};
+use crate::http::headers::{OUTRIGGER_ERROR, check, strip_hop_by_hop, wants_upgrade};
 use crate::http::server::HttpVersion;
 use crate::http::{ResponseBody, upgrade};
 use crate::model::{Filter, Policy};
@@ -42,6 +42,7 @@ pub async fn handle(
     };
     let upgrade = wants_upgrade(request.method(), request.headers()).then(|| hyper::upgrade::on(&mut request));
     let (mut head, body) = request.into_parts();
+    let has_body = !body.is_end_stream();
     let name = &snapshot.service.name;
     let telemetry = &worker.process.telemetry;
     let in_flight = worker.activity.begin();
@@ -85,7 +86,10 @@ pub async fn handle(
         }
         Err(error) => record.failed(&error),
     };
-    if version == HttpVersion::Http1 && worker.activity.stage() > Stage::Serving {
+    // hyper closes a connection whose request was answered before its body was read: then that is said, or the client's next
+    // request on it would be lost.
+    let unread = has_body && response.headers().contains_key(OUTRIGGER_ERROR);
+    if version == HttpVersion::Http1 && (unread || worker.activity.stage() > Stage::Serving) {
         response
             .headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));

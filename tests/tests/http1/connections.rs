@@ -47,6 +47,25 @@ async fn connections_are_kept() {
     }
 }
 
+/// The rest of a body that nobody reads is no next request, so the connection ends; a client that is not told loses its next
+/// request.
+#[tokio::test]
+async fn an_error_before_the_body_was_read_ends_the_connection_and_says_so() {
+    for way in WAYS {
+        let scene = Scene::new(way).await;
+        let mut client = scene.client().await;
+        client
+            .send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\nhello")
+            .await;
+        let mut app = scene.app().await;
+        app.head().await;
+        drop(app);
+        let answer = client.end().await;
+        assert!(answer.contains("outrigger-error: "), "{way:?}: {answer}");
+        assert!(answer.contains("connection: close\r\n"), "{way:?}: {answer}");
+    }
+}
+
 #[tokio::test]
 async fn clients_of_http_1_0() {
     for way in WAYS {
