@@ -235,6 +235,11 @@ impl Slot {
         self.0.state.ended.borrow().as_ref().is_some_and(|e| e.before_settings)
     }
 
+    /// Whether the connection has ended, and nothing broke it.
+    pub fn ended_in_peace(&self) -> bool {
+        self.0.state.ended.borrow().as_ref().is_some_and(|e| e.error.is_none())
+    }
+
     /// Looks at what broke the connection, if something has.
     pub fn broken<T>(&self, look: impl FnOnce(&hyper::Error) -> T) -> Option<T> {
         self.0.state.ended.borrow().as_ref()?.error.as_ref().map(look)

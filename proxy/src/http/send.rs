@@ -106,7 +106,12 @@ fn http2_failure(error: &hyper::Error, slot: &Slot, unsent: bool, reused: bool, 
     let gone = error.is_user() || error.is_canceled();
     let (reason, why) = if gone {
         let broken = slot.broken(|error| (classify(error), with_causes(error)));
-        broken.unwrap_or_else(|| (Reason::UpstreamReset, "the connection has ended".to_owned()))
+        // In peace, after a GOAWAY: a stream that had begun would have had its end (RFC 9113 section 6.8).
+        let reason = match slot.ended_in_peace() {
+            true => Reason::UpstreamRefused,
+            false => Reason::UpstreamReset,
+        };
+        broken.unwrap_or_else(|| (reason, "the connection has ended".to_owned()))
     } else {
         (classify(error), with_causes(error))
     };
