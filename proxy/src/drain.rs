@@ -5,8 +5,9 @@
 //!
 //! **While the app lives**, that is all. An ordinary sidecar gets the signal in the same moment as its app, which may have
 //! calls to make before it ends, on connections that it holds or on new ones. It gives a sign of life by a socket that the
-//! kernel knows of ([`crate::net::sockets`]), or by a new connection; without one for [`QUIET`], it has ended. A native sidecar gets the signal when the app has ended, and waits for nothing. Where
-//! connections are not captured (a standalone sidecar), nothing is known of the app but its connections.
+//! kernel knows of ([`crate::net::sockets`]), or by a new connection; without one for [`QUIET`], it has ended. A native
+//! sidecar gets the signal when the app has ended, and waits for nothing. Where connections are not captured (a standalone
+//! sidecar), nothing is known of the app but its connections.
 //!
 //! **Then** idle HTTP/1 connections are closed: not within [`GRACE`] of the signal, because to close one races with the
 //! request that is on its way. When nothing is in flight and the outbound listener's connections have ended, a worker takes
@@ -221,6 +222,11 @@ impl Activity {
 }
 
 impl OpenConnection {
+    /// Of the worker that it is open on.
+    pub fn activity(&self) -> Rc<Activity> {
+        Rc::clone(&self.activity)
+    }
+
     /// How far the drain is; the task is woken when that changes.
     pub fn poll_stage(&self, cx: &mut Context<'_>) -> Stage {
         let stage = self.activity.stage.get();

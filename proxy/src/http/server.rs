@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use http::header::CONNECTION;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -18,8 +18,8 @@ use hyper_util::rt::TokioIo;
 use super::body::ResponseBody;
 use super::expect::BodyRefused;
 use super::guard::{Guard, HEAD_TIME, Watch};
-use super::headers::{MAX_HEADER_BYTES, asks_for_tunnel, settle_host};
-use crate::drain::{OpenConnection, Stage};
+use super::headers::{MAX_HEADER_BYTES, OUTRIGGER_ERROR, asks_for_tunnel, settle_host};
+use crate::drain::{Activity, OpenConnection, Stage};
 use crate::net::Stream;
 use crate::net::detect::{Peeked, http2_opening, peek};
 
@@ -83,11 +83,11 @@ where
     // A connection that has not had its first request is not closed by the drain: it was made for one.
     let used = Rc::new(Cell::new(false));
     let service = service_fn({
-        let used = Rc::clone(&used);
+        let (used, activity) = (Rc::clone(&used), open.activity());
         move |request| {
             used.set(true);
-            let (handle, watch) = (Rc::clone(&handle), Arc::clone(&watch));
-            async move { Ok::<_, Infallible>(answer_http1(&*handle, &watch, request).await) }
+            let (handle, watch, activity) = (Rc::clone(&handle), Arc::clone(&watch), Rc::clone(&activity));
+            async move { Ok::<_, Infallible>(answer_http1(&*handle, &watch, &activity, request).await) }
         }
     });
     // A client that closes while it waits has given up (no half-close): its request is cancelled upstream as well.
@@ -102,7 +102,7 @@ where
     let mut closing = false;
     poll_fn(|cx| {
         let polled = connection.as_mut().poll(cx);
-        // "Connection: close" is said by the handler while the drain goes on; here, idle connections are closed.
+        // Answers say "Connection: close" while the drain goes on; here, idle connections are closed.
         if polled.is_pending() && !closing && open.poll_stage(cx) >= Stage::Closing && used.get() {
             closing = true;
             connection.as_mut().graceful_shutdown();
@@ -114,7 +114,12 @@ where
 }
 
 /// Answers one request, or the stand-in for one.
-async fn answer_http1<H>(handle: &H, watch: &Watch, mut request: Request<Incoming>) -> Response<ResponseBody>
+async fn answer_http1<H>(
+    handle: &H,
+    watch: &Watch,
+    activity: &Activity,
+    mut request: Request<Incoming>,
+) -> Response<ResponseBody>
 where
     H: AsyncFn(Request<Incoming>) -> Response<ResponseBody>,
 {
@@ -125,12 +130,17 @@ where
     settle_host(&mut request);
     let tunnel = watch.in_tunnel() && asks_for_tunnel(request.method(), request.headers());
     let connect = request.method() == Method::CONNECT;
+    let has_body = !request.body().is_end_stream();
     let mut response = handle(request).await;
     // RFC 9110 section 2.5: the version is this hop's own. hyper takes it down for an HTTP/1.0 client.
     *response.version_mut() = Version::HTTP_11;
     let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS || (connect && response.status().is_success());
     let body_refused = response.extensions().get::<BodyRefused>().is_some();
-    let ends = fault.is_some() || watch.ended_in_body() || body_refused;
+    // hyper closes a connection whose request was answered before its body was read: then that is said, or the client's next
+    // request on it would be lost.
+    let unread = has_body && response.headers().contains_key(OUTRIGGER_ERROR);
+    let draining = activity.stage() > Stage::Serving;
+    let ends = fault.is_some() || watch.ended_in_body() || body_refused || unread || draining;
     if ends || (tunnel && !switches && watch.refuse_tunnel()) {
         response
             .headers_mut()

@@ -2,15 +2,13 @@
 
 use std::rc::Rc;
 
-use http::header::CONNECTION;
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 
 use super::{APP_CONNECT, Caller};
 use crate::config::Mtls;
-use crate::drain::Stage;
 use crate::error::{ProxyError, Reason};
 use crate::http::body::{Counted, Ended, OnEnd};
 use crate::http::exchange::{Exchange, Other, Outcome, Span};
@@ -38,7 +36,6 @@ pub(super) async fn handle(
 ) -> Response<ResponseBody> {
     let upgrade = wants_upgrade(request.method(), request.headers()).then(|| hyper::upgrade::on(&mut request));
     let (mut head, body) = request.into_parts();
-    let has_body = !body.is_end_stream();
     let telemetry = &worker.process.telemetry;
     let in_flight = worker.activity.begin();
     let port = caller.app.port();
@@ -55,19 +52,10 @@ pub(super) async fn handle(
         Ok(()) => call_app(caller, pool, version, head, body, &record).await,
         Err(error) => Err(error),
     };
-    let mut response = match answer {
+    match answer {
         Ok((response, lease)) => respond(worker, response, lease, upgrade, record),
         Err(error) => record.failed(&error),
-    };
-    // hyper closes a connection whose request was answered before its body was read: then that is said, or the client's next
-    // request on it would be lost.
-    let unread = has_body && response.headers().contains_key(OUTRIGGER_ERROR);
-    if version == HttpVersion::Http1 && (unread || worker.activity.stage() > Stage::Serving) {
-        response
-            .headers_mut()
-            .insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    response
 }
 
 /// Whether the app may see the request.

@@ -12,6 +12,8 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::io::poll_read_buf;
 
+/// What rustls asks for at a time.
+const ASKED: usize = 4096;
 /// Four records of TLS.
 const AHEAD: usize = 64 * 1024;
 
@@ -26,6 +28,7 @@ pub struct ReadAhead<IO> {
 }
 
 impl<IO> ReadAhead<IO> {
+    /// Reads `io` as rustls asks, until there is more.
     pub fn new(io: IO) -> Self {
         Self {
             io,
@@ -48,7 +51,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for ReadAhead<IO> {
                 let before = buf.filled().len();
                 ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
                 // Short reads are the rule: the first bytes of a record, a small request.
-                this.bulk = buf.remaining() == 0 && buf.filled().len() - before >= 4096;
+                this.bulk = buf.remaining() == 0 && buf.filled().len() - before >= ASKED;
                 return Poll::Ready(Ok(()));
             }
             this.ahead.reserve(AHEAD);
@@ -69,25 +72,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for ReadAhead<IO> {
 }
 
 impl<IO: AsyncWrite + Unpin> AsyncWrite for ReadAhead<IO> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
+    writes_to_inner!();
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)

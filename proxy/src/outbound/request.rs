@@ -14,11 +14,10 @@ use super::mirror::mirror;
 use super::replay::Kept;
 use super::target::{Snapshot, WorkerTarget};
 use super::{filters, route};
-use crate::drain::Stage;
 use crate::error::{ProxyError, Reason};
 use crate::http::body::Counted;
 use crate::http::exchange::Exchange;
-use crate::http::headers::{OUTRIGGER_ERROR, check, strip_hop_by_hop, wants_upgrade};
+use crate::http::headers::{check, strip_hop_by_hop, wants_upgrade};
 use crate::http::server::HttpVersion;
 use crate::http::{ResponseBody, upgrade};
 use crate::model::{Filter, Policy};
@@ -42,7 +41,6 @@ pub async fn handle(
     };
     let upgrade = wants_upgrade(request.method(), request.headers()).then(|| hyper::upgrade::on(&mut request));
     let (mut head, body) = request.into_parts();
-    let has_body = !body.is_end_stream();
     let name = &snapshot.service.name;
     let telemetry = &worker.process.telemetry;
     let in_flight = worker.activity.begin();
@@ -55,7 +53,7 @@ pub async fn handle(
         in_flight,
     );
     let mut record = Record::new(exchange, Arc::clone(&snapshot.metrics));
-    let mut response = match plan(
+    match plan(
         worker,
         &snapshot,
         &mut head,
@@ -85,16 +83,7 @@ pub async fn handle(
             }
         }
         Err(error) => record.failed(&error),
-    };
-    // hyper closes a connection whose request was answered before its body was read: then that is said, or the client's next
-    // request on it would be lost.
-    let unread = has_body && response.headers().contains_key(OUTRIGGER_ERROR);
-    if version == HttpVersion::Http1 && (unread || worker.activity.stage() > Stage::Serving) {
-        response
-            .headers_mut()
-            .insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    response
 }
 
 /// Answers that a request cannot be carried out.
