@@ -6,6 +6,7 @@ import ctypes, os, shutil, signal, socket, subprocess, time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WORK = os.path.join(ROOT, "target", "bench")
+TARGET = f"{os.uname().machine}-unknown-linux-gnu"
 NET = "10.78.0."
 IP = {"control": NET + "1", "client": NET + "2", "server": NET + "3"}
 NAMESPACE = {pod: f"outrigger-bench-{pod}" for pod in IP}
@@ -19,7 +20,8 @@ HOST = "app.bench.svc.cluster.local"
 def program(name):
     """Its path: what the variable NAME_BIN says, what was built for this, or from PATH; None when it is not there."""
     variable = os.environ.get(name.upper().replace("-", "_") + "_BIN")
-    for path in (variable, f"{ROOT}/target/release/{name}", f"{WORK}/bin/{name}"):
+    built = (f"{ROOT}/target/{TARGET}/dist/{name}", f"{ROOT}/target/release/{name}", f"{WORK}/bin/{name}")
+    for path in (variable, *built):
         if path and os.path.exists(path):
             return os.path.realpath(path)
     return shutil.which(name)

@@ -26,7 +26,7 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub enum RequestBody {
     Empty,
     /// Sent once.
-    Once(Counted),
+    Once(ClientBody),
     /// Kept, so that it can be sent again.
     Replay(Replay),
     /// All of it is here.
@@ -35,10 +35,17 @@ pub enum RequestBody {
     Awaited(Box<Awaited>),
 }
 
-/// Counts what passes.
-pub struct Counted {
+/// A request's body as it comes from the client.
+pub struct ClientBody {
     body: Incoming,
-    bytes: Rc<Cell<u64>>,
+    received: Rc<Received>,
+}
+
+/// How much of a request's body has been read.
+#[derive(Default)]
+pub struct Received {
+    bytes: Cell<u64>,
+    ended: Cell<bool>,
 }
 
 /// How a response ended.
@@ -87,9 +94,57 @@ impl RequestBody {
     }
 }
 
-impl Counted {
-    pub fn new(body: Incoming, bytes: Rc<Cell<u64>>) -> Self {
-        Self { body, bytes }
+impl ClientBody {
+    pub fn new(body: Incoming) -> Self {
+        let received = Rc::<Received>::default();
+        received.ended.set(body.is_end_stream());
+        Self { body, received }
+    }
+
+    /// Tells how much has been read, also when the body is elsewhere.
+    pub fn received(&self) -> Rc<Received> {
+        Rc::clone(&self.received)
+    }
+}
+
+impl Received {
+    /// Without trailers, and without what HTTP/1 puts around chunks.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.get()
+    }
+
+    /// Whether there is nothing left to read.
+    pub fn ended(&self) -> bool {
+        self.ended.get()
+    }
+}
+
+impl Body for ClientBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        let this = self.get_mut();
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        let received = &this.received;
+        match &frame {
+            Some(Ok(frame)) => {
+                let length = frame.data_ref().map_or(0, Bytes::len);
+                received.bytes.set(received.bytes.get() + length as u64);
+                received.ended.set(frame.is_trailers() || this.body.is_end_stream());
+            }
+            Some(Err(_)) => {}
+            None => received.ended.set(true),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -100,13 +155,8 @@ impl Body for RequestBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self.get_mut() {
             RequestBody::Empty => Poll::Ready(None),
-            RequestBody::Once(counted) => {
-                let frame = ready!(Pin::new(&mut counted.body).poll_frame(cx));
-                if let Some(Ok(frame)) = &frame
-                    && let Some(data) = frame.data_ref()
-                {
-                    counted.bytes.set(counted.bytes.get() + data.len() as u64);
-                }
+            RequestBody::Once(body) => {
+                let frame = ready!(Pin::new(body).poll_frame(cx));
                 Poll::Ready(frame.map(|f| f.map_err(Into::into)))
             }
             RequestBody::Replay(replay) => Pin::new(replay).poll_frame(cx),
@@ -118,7 +168,7 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match self {
             RequestBody::Empty => true,
-            RequestBody::Once(counted) => counted.body.is_end_stream(),
+            RequestBody::Once(body) => body.is_end_stream(),
             RequestBody::Replay(replay) => replay.is_end_stream(),
             RequestBody::Full(bytes) => bytes.is_none(),
             // One that has no bytes is not waited for.
@@ -129,7 +179,7 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             RequestBody::Empty => SizeHint::with_exact(0),
-            RequestBody::Once(counted) => counted.body.size_hint(),
+            RequestBody::Once(body) => body.size_hint(),
             RequestBody::Replay(replay) => replay.size_hint(),
             RequestBody::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
             RequestBody::Awaited(awaited) => awaited.size_hint(),

@@ -1,6 +1,5 @@
 //! A request and its response, from the head of the one to the last byte of the other: what is recorded about it.
 
-use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
@@ -10,7 +9,7 @@ use http::{HeaderValue, Method, Uri, Version};
 use outrigger_api::spiffe::SpiffeId;
 use tokio::time::Instant;
 
-use super::body::Ended;
+use super::body::{Ended, Received};
 use super::headers::{REQUEST_ID, is_grpc};
 use crate::drain::InFlight;
 use crate::error::Reason;
@@ -32,8 +31,8 @@ pub struct Exchange {
     request_id: HeaderValue,
     pub context: TraceContext,
     pub started: Instant,
-    /// Bytes of the request's body that have passed.
-    pub request_bytes: Rc<Cell<u64>>,
+    /// Of the request's body.
+    received: Rc<Received>,
     _in_flight: InFlight,
 }
 
@@ -87,6 +86,7 @@ impl Exchange {
         service: Option<&ServiceName>,
         port: u16,
         request: &mut Parts,
+        received: Rc<Received>,
         in_flight: InFlight,
     ) -> Self {
         let protocol = match request.version {
@@ -119,7 +119,7 @@ impl Exchange {
             host,
             request_id,
             started: Instant::now(),
-            request_bytes: Rc::default(),
+            received,
             _in_flight: in_flight,
         }
     }
@@ -196,7 +196,7 @@ impl Exchange {
             reason: result.reason,
             duration: self.elapsed(),
             retries,
-            request_bytes: self.request_bytes.get(),
+            request_bytes: self.received.bytes(),
             response_bytes,
             trace_id: self.context.trace_id,
             request_id: self.request_id.to_str().ok(),

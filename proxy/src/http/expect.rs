@@ -41,10 +41,6 @@ pub struct Answer {
 /// will not come.
 pub struct Refused(Arc<Answer>);
 
-/// In a response's extensions: what the client sends next could be the body or a request.
-#[derive(Clone, Copy)]
-pub struct BodyRefused;
-
 // The states of `Answer`.
 const NONE: u8 = 0;
 const WANTED: u8 = 1;

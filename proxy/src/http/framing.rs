@@ -140,6 +140,11 @@ impl Scanner {
         matches!(self.expects, Expects::RequestLine | Expects::Field)
     }
 
+    /// Whether everything that was begun has its end. Bytes that were not seen yet are not counted.
+    pub fn between_requests(&self) -> bool {
+        self.expects == Expects::RequestLine
+    }
+
     /// Whether the client asked for another protocol, and with `true` inside, has sent something after that.
     pub fn tunnel(&self) -> Option<bool> {
         (self.expects == Expects::Anything).then_some(self.beyond)

@@ -24,8 +24,7 @@ use crate::net::writes_to_inner;
 
 /// From the first byte of a head to its last.
 pub const HEAD_TIME: Duration = Duration::from_secs(10);
-/// What a refused client may still send, and for how long, so that it reads the refusal: a connection that is closed
-/// while bytes are unread is reset, and the answer may be lost with it.
+/// What a client may still send after its last answer, and for how long.
 const LINGER_BYTES: usize = 1024 * 1024;
 const LINGER_TIME: Duration = Duration::from_secs(1);
 
@@ -43,8 +42,9 @@ pub struct Guard<IO> {
     seen: usize,
     free: usize,
     timer: Option<Pin<Box<Sleep>>>,
-    /// Bytes that were read and thrown away at the end.
+    /// Bytes that were read and thrown away at the end, and how long that may go on.
     lingered: usize,
+    linger: Option<Pin<Box<Sleep>>>,
     watch: Arc<Watch>,
 }
 
@@ -104,6 +104,7 @@ impl<IO> Guard<IO> {
             free: 0,
             timer: None,
             lingered: 0,
+            linger: None,
             watch: Arc::clone(&watch),
         };
         (guard, watch)
@@ -222,28 +223,29 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Guard<IO> {
 impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<IO> {
     writes_to_inner!();
 
+    /// A client that still sends is listened to for a while: a connection that is closed while bytes are unread is reset,
+    /// and the answer may be lost with it.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
-        if this.watch.fault.get().is_none() {
+        if matches!(this.watch.tunnel.load(Ordering::Relaxed), ASKED | HASTY) {
+            // Half of a tunnel: the other half goes on.
             return Poll::Ready(Ok(()));
         }
-        if this.lingered == 0 {
-            this.timer = Some(Box::pin(tokio::time::sleep(LINGER_TIME)));
-            this.lingered = 1;
-        }
+        let mut sends = this.watch.fault.get().is_some() || !this.scanner.between_requests();
         let mut waste = [0; 4096];
         while this.lingered < LINGER_BYTES {
-            if this
-                .timer
-                .as_mut()
-                .is_some_and(|timer| timer.as_mut().poll(cx).is_ready())
-            {
-                break;
-            }
             let mut waste = ReadBuf::new(&mut waste);
-            match ready!(Pin::new(&mut this.io).poll_read(cx, &mut waste)) {
-                Ok(()) if !waste.filled().is_empty() => this.lingered += waste.filled().len(),
+            match Pin::new(&mut this.io).poll_read(cx, &mut waste) {
+                Poll::Ready(Ok(())) if !waste.filled().is_empty() => {
+                    this.lingered += waste.filled().len();
+                    sends = true;
+                }
+                Poll::Pending if sends || this.lingered > 0 => {
+                    let limit = || Box::pin(tokio::time::sleep(LINGER_TIME));
+                    ready!(this.linger.get_or_insert_with(limit).as_mut().poll(cx));
+                    break;
+                }
                 _ => break,
             }
         }

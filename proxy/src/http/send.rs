@@ -8,7 +8,7 @@ use hyper::body::Incoming;
 use hyper::ext::Protocol;
 
 use super::body::RequestBody;
-use super::expect::{BodyRefused, await_answer};
+use super::expect::await_answer;
 use super::headers::{add_host, check_response, complete_uri};
 use super::multiplex::Slot;
 use super::pool::{Checkout, Lease, Sender};
@@ -56,14 +56,11 @@ pub async fn send(
             }
             let awaited = await_answer(&mut request);
             match idling.sender.try_send_request(request).await {
-                Ok(mut response) => {
+                Ok(response) => {
                     if let Err(what) = check_response(response.headers()) {
                         return Err(failure(Reason::UpstreamProtocol, what, false, reused, to));
                     }
                     idling.refused = awaited.and_then(|answer| answer.refused());
-                    if idling.refused.is_some() {
-                        response.extensions_mut().insert(BodyRefused);
-                    }
                     Ok((response, Lease::Http1(idling)))
                 }
                 Err(mut broken) => {

@@ -9,16 +9,15 @@ use std::sync::Arc;
 
 use http::header::CONNECTION;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
-use hyper::body::{Body, Incoming};
+use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 
-use super::body::ResponseBody;
-use super::expect::BodyRefused;
+use super::body::{ClientBody, ResponseBody};
 use super::guard::{Guard, HEAD_TIME, Watch};
-use super::headers::{MAX_HEADER_BYTES, OUTRIGGER_ERROR, asks_for_tunnel, settle_host};
+use super::headers::{MAX_HEADER_BYTES, asks_for_tunnel, settle_host};
 use crate::drain::{Activity, OpenConnection, Stage};
 use crate::net::Stream;
 use crate::net::detect::{Peeked, http2_opening, peek};
@@ -67,7 +66,7 @@ where
 /// Those of the connection.
 pub async fn serve<H>(version: HttpVersion, stream: Stream, open: &OpenConnection, handle: Rc<H>) -> hyper::Result<()>
 where
-    H: AsyncFn(Request<Incoming>) -> Response<ResponseBody> + 'static,
+    H: AsyncFn(Request<ClientBody>) -> Response<ResponseBody> + 'static,
 {
     match version {
         HttpVersion::Http1 => serve_http1(stream, open, handle).await,
@@ -77,7 +76,7 @@ where
 
 async fn serve_http1<H>(stream: Stream, open: &OpenConnection, handle: Rc<H>) -> hyper::Result<()>
 where
-    H: AsyncFn(Request<Incoming>) -> Response<ResponseBody> + 'static,
+    H: AsyncFn(Request<ClientBody>) -> Response<ResponseBody> + 'static,
 {
     let (stream, watch) = Guard::new(stream);
     // A connection that has not had its first request is not closed by the drain: it was made for one.
@@ -121,7 +120,7 @@ async fn answer_http1<H>(
     mut request: Request<Incoming>,
 ) -> Response<ResponseBody>
 where
-    H: AsyncFn(Request<Incoming>) -> Response<ResponseBody>,
+    H: AsyncFn(Request<ClientBody>) -> Response<ResponseBody>,
 {
     let fault = watch.fault(request.method());
     if let Some(fault) = fault {
@@ -130,18 +129,19 @@ where
     settle_host(&mut request);
     let tunnel = watch.in_tunnel() && asks_for_tunnel(request.method(), request.headers());
     let connect = request.method() == Method::CONNECT;
-    let has_body = !request.body().is_end_stream();
+    let request = request.map(ClientBody::new);
+    let received = request.body().received();
     let mut response = handle(request).await;
     // RFC 9110 section 2.5: the version is this hop's own. hyper takes it down for an HTTP/1.0 client.
     *response.version_mut() = Version::HTTP_11;
     let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS || (connect && response.status().is_success());
-    let body_refused = response.extensions().get::<BodyRefused>().is_some();
-    // hyper closes a connection whose request was answered before its body was read: then that is said, or the client's next
-    // request on it would be lost.
-    let unread = has_body && response.headers().contains_key(OUTRIGGER_ERROR);
+    // hyper closes a connection whose request was answered before all of its body was read: then that is said, or the
+    // client's next request on it would be lost.
+    let unread = !received.ended();
     let draining = activity.stage() > Stage::Serving;
-    let ends = fault.is_some() || watch.ended_in_body() || body_refused || unread || draining;
-    if ends || (tunnel && !switches && watch.refuse_tunnel()) {
+    let ends = fault.is_some() || unread || draining;
+    // "Connection: upgrade" has to stay, and what follows is no HTTP.
+    if !switches && (ends || (tunnel && watch.refuse_tunnel())) {
         response
             .headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));
@@ -153,10 +153,10 @@ where
 /// that in HTTP/1 only.
 async fn answer_http2<H>(handle: &H, request: Request<Incoming>) -> Response<ResponseBody>
 where
-    H: AsyncFn(Request<Incoming>) -> Response<ResponseBody>,
+    H: AsyncFn(Request<ClientBody>) -> Response<ResponseBody>,
 {
     let head = request.method() == Method::HEAD;
-    let response = handle(request).await;
+    let response = handle(request.map(ClientBody::new)).await;
     if head {
         response.map(ResponseBody::without_content)
     } else {
@@ -166,7 +166,7 @@ where
 
 async fn serve_http2<H>(stream: Stream, open: &OpenConnection, handle: Rc<H>) -> hyper::Result<()>
 where
-    H: AsyncFn(Request<Incoming>) -> Response<ResponseBody> + 'static,
+    H: AsyncFn(Request<ClientBody>) -> Response<ResponseBody> + 'static,
 {
     // The library waits for a preface without a limit.
     let opening = peek(stream, HEAD_TIME, http2_opening).await;

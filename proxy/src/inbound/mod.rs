@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
-use hyper::body::Incoming;
 use outrigger_api::spiffe::SpiffeId;
 use tokio::io::AsyncReadExt;
 
@@ -16,6 +15,7 @@ use crate::config::Mtls;
 use crate::drain::OpenConnection;
 use crate::error::Reason;
 use crate::http::ResponseBody;
+use crate::http::body::ClientBody;
 use crate::http::server::{HttpVersion, serve};
 use crate::identity::{Hello, MeshProtocol, inspect_hello};
 use crate::model::Protocol;
@@ -197,7 +197,7 @@ async fn serve_http(worker: Rc<Worker>, version: HttpVersion, stream: Stream, ca
         // What one peer does to its connection (streams that it resets or does not read) stays its own trouble.
         HttpVersion::Http2 => worker.app_for_one(),
     };
-    let handle = Rc::new(async move |request: Request<Incoming>| -> Response<ResponseBody> {
+    let handle = Rc::new(async move |request: Request<ClientBody>| -> Response<ResponseBody> {
         request::handle(&worker, &caller, &pool, version, request).await
     });
     if let Err(error) = serve(version, stream, open, handle).await {

@@ -10,7 +10,7 @@ use hyper::upgrade::OnUpgrade;
 use super::{APP_CONNECT, Caller};
 use crate::config::Mtls;
 use crate::error::{ProxyError, Reason};
-use crate::http::body::{Counted, Ended, OnEnd};
+use crate::http::body::{ClientBody, Ended, OnEnd};
 use crate::http::exchange::{Exchange, Other, Outcome, Span};
 use crate::http::headers::{OUTRIGGER_ERROR, check, grpc_status, strip_hop_by_hop, wants_upgrade};
 use crate::http::pool::{Checkout, Lease, Pool};
@@ -32,14 +32,23 @@ pub(super) async fn handle(
     caller: &Caller,
     pool: &Rc<Pool>,
     version: HttpVersion,
-    mut request: Request<Incoming>,
+    mut request: Request<ClientBody>,
 ) -> Response<ResponseBody> {
     let upgrade = wants_upgrade(request.method(), request.headers()).then(|| hyper::upgrade::on(&mut request));
     let (mut head, body) = request.into_parts();
     let telemetry = &worker.process.telemetry;
     let in_flight = worker.activity.begin();
     let port = caller.app.port();
-    let mut exchange = Exchange::begin(telemetry, Direction::Inbound, None, port, &mut head, in_flight);
+    let received = body.received();
+    let mut exchange = Exchange::begin(
+        telemetry,
+        Direction::Inbound,
+        None,
+        port,
+        &mut head,
+        received,
+        in_flight,
+    );
     if exchange.context.parent.is_none() && is_probe(worker, caller, &head) {
         // A trace every few seconds that nobody asked for would bury the others.
         exchange.context.sampled = false;
@@ -87,7 +96,7 @@ async fn call_app(
     pool: &Rc<Pool>,
     version: HttpVersion,
     mut head: Parts,
-    body: Incoming,
+    body: ClientBody,
     record: &Record,
 ) -> Result<(Response<Incoming>, Lease), ProxyError> {
     let exchange = &record.exchange;
@@ -96,18 +105,17 @@ async fn call_app(
     if let Some(timeout) = timeout {
         grpc::set_timeout(&mut head.headers, timeout.saturating_sub(exchange.elapsed()));
     }
-    let bytes = Rc::clone(&exchange.request_bytes);
     if !checkout.reused {
         let body = match body.is_end_stream() {
             true => RequestBody::Empty,
-            false => RequestBody::Once(Counted::new(body, bytes)),
+            false => RequestBody::Once(body),
         };
         let request = Request::from_parts(head, body);
         return send(checkout, request, caller.app)
             .await
             .map_err(|failure| failure.error);
     }
-    let kept = (!body.is_end_stream()).then(|| Kept::new(body, REPLAY, bytes, None));
+    let kept = (!body.is_end_stream()).then(|| Kept::new(body, REPLAY, None));
     let next = || match &kept {
         None => Some(RequestBody::Empty),
         Some(kept) => kept.attempt().map(RequestBody::Replay),

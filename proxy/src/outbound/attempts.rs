@@ -18,7 +18,7 @@ use super::replay::Kept;
 use super::retry::{Attempted, Verdict, backoff, judge, repeatable};
 use super::target::{WorkerBackend, WorkerTarget};
 use crate::error::{ProxyError, Reason};
-use crate::http::body::{Counted, Ended, OnEnd};
+use crate::http::body::{ClientBody, Ended, OnEnd};
 use crate::http::exchange::{Exchange, Other, Outcome, Span};
 use crate::http::grpc;
 use crate::http::headers::{OUTRIGGER_ERROR, grpc_status};
@@ -49,7 +49,7 @@ pub struct Attempts<'a> {
 pub enum BodySource {
     Empty,
     /// Sent once: there are no retries, or it is known to be too large.
-    Once(RefCell<Option<Counted>>),
+    Once(RefCell<Option<ClientBody>>),
     Kept(Rc<Kept>),
 }
 

@@ -3,7 +3,7 @@
 //! It is never read ahead: bytes are kept while they stream, so the first attempt costs no more than a reference to each
 //! chunk. Past the limit the chunks are let go, the body goes on streaming, and cannot be sent again.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,9 +12,9 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
 use crate::http::BoxError;
+use crate::http::body::ClientBody;
 use crate::telemetry::ServiceMetrics;
 
 /// The client broke off while it sent the body.
@@ -23,10 +23,8 @@ use crate::telemetry::ServiceMetrics;
 pub struct ClientBroke(#[source] BoxError);
 
 /// What every attempt of one request shares.
-pub struct Kept<B = Incoming> {
+pub struct Kept<B = ClientBody> {
     state: RefCell<State<B>>,
-    /// Bytes that have come from the client.
-    bytes: Rc<Cell<u64>>,
     /// Where a body that is too large is counted.
     metrics: Option<Arc<ServiceMetrics>>,
 }
@@ -45,7 +43,7 @@ struct State<B> {
 }
 
 /// The body of one attempt.
-pub struct Replay<B = Incoming> {
+pub struct Replay<B = ClientBody> {
     kept: Rc<Kept<B>>,
     next: usize,
     attempt: u32,
@@ -57,7 +55,7 @@ where
     B::Error: Into<BoxError>,
 {
     /// Keeps up to `limit` bytes; counts it in `metrics` if there are more.
-    pub fn new(source: B, limit: usize, bytes: Rc<Cell<u64>>, metrics: Option<Arc<ServiceMetrics>>) -> Rc<Self> {
+    pub fn new(source: B, limit: usize, metrics: Option<Arc<ServiceMetrics>>) -> Rc<Self> {
         Rc::new(Self {
             state: RefCell::new(State {
                 source,
@@ -69,7 +67,6 @@ where
                 lost: false,
                 attempt: 0,
             }),
-            bytes,
             metrics,
         })
     }
@@ -140,7 +137,6 @@ where
             Some(Ok(frame)) => frame,
         };
         if let Some(data) = frame.data_ref() {
-            this.kept.bytes.set(this.kept.bytes.get() + data.len() as u64);
             let was_lost = state.lost;
             state.keep(data);
             if let Some(metrics) = this.kept.metrics.as_ref().filter(|_| state.lost && !was_lost) {
@@ -203,12 +199,11 @@ mod tests {
     use http::HeaderMap;
     use http_body::{Body, Frame};
     use http_body_util::{BodyExt, StreamBody};
-    use std::cell::Cell;
     use std::rc::Rc;
 
     type Source = StreamBody<tokio_stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, BoxError>>>>;
 
-    fn kept(chunks: &[&'static str], limit: usize) -> (Rc<Kept<Source>>, Rc<Cell<u64>>) {
+    fn kept(chunks: &[&'static str], limit: usize) -> Rc<Kept<Source>> {
         let mut frames: Vec<_> = chunks
             .iter()
             .map(|c| Ok(Frame::data(Bytes::from_static(c.as_bytes()))))
@@ -216,16 +211,7 @@ mod tests {
         let mut trailers = HeaderMap::new();
         trailers.insert("x-sum", http::HeaderValue::from_static("1"));
         frames.push(Ok(Frame::trailers(trailers)));
-        let bytes = Rc::new(Cell::new(0));
-        (
-            Kept::new(
-                StreamBody::new(tokio_stream::iter(frames)),
-                limit,
-                Rc::clone(&bytes),
-                None,
-            ),
-            bytes,
-        )
+        Kept::new(StreamBody::new(tokio_stream::iter(frames)), limit, None)
     }
 
     async fn all(replay: Replay<Source>) -> (Bytes, bool) {
@@ -236,7 +222,7 @@ mod tests {
 
     #[tokio::test]
     async fn small_bodies_are_sent_again_with_their_trailers() {
-        let (kept, bytes) = kept(&["ab", "cd", "ef"], 6);
+        let kept = kept(&["ab", "cd", "ef"], 6);
         let mut first = kept.attempt().unwrap();
         first.frame().await.unwrap().unwrap();
         let second = kept.attempt().unwrap();
@@ -246,21 +232,19 @@ mod tests {
             all(kept.attempt().unwrap()).await,
             (Bytes::from_static(b"abcdef"), true)
         );
-        assert_eq!(bytes.get(), 6);
         assert_eq!(kept.whole().unwrap(), "abcdef");
     }
 
     #[tokio::test]
     async fn large_bodies_stream_on_and_are_let_go() {
-        let (kept, bytes) = kept(&["ab", "cd", "ef"], 5);
+        let kept = kept(&["ab", "cd", "ef"], 5);
         assert_eq!(all(kept.attempt().unwrap()).await.0, "abcdef");
         assert!(!kept.can_repeat() && kept.attempt().is_none() && kept.whole().is_none());
-        assert_eq!(bytes.get(), 6);
     }
 
     #[tokio::test]
     async fn nothing_is_lost_before_it_was_read() {
-        let (kept, _) = kept(&["too long for the limit"], 1);
+        let kept = kept(&["too long for the limit"], 1);
         drop(kept.attempt().unwrap());
         assert!(kept.can_repeat());
         assert!(!kept.attempt().unwrap().is_end_stream());

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use http::header::CONNECTION;
 use http::request::Parts;
 use http::{HeaderValue, Request, Response};
-use hyper::body::{Body, Incoming};
+use hyper::body::Body;
 use hyper::upgrade::OnUpgrade;
 
 use super::attempts::{Answer, Attempts, BodySource, Record, attempt_until_final};
@@ -15,7 +15,7 @@ use super::replay::Kept;
 use super::target::{Snapshot, WorkerTarget};
 use super::{filters, route};
 use crate::error::{ProxyError, Reason};
-use crate::http::body::Counted;
+use crate::http::body::ClientBody;
 use crate::http::exchange::Exchange;
 use crate::http::headers::{check, strip_hop_by_hop, wants_upgrade};
 use crate::http::server::HttpVersion;
@@ -29,7 +29,7 @@ pub async fn handle(
     worker: &Rc<Worker>,
     target: &Rc<WorkerTarget>,
     version: HttpVersion,
-    mut request: Request<Incoming>,
+    mut request: Request<ClientBody>,
 ) -> Response<ResponseBody> {
     let now = tokio::time::Instant::now();
     let Some(snapshot) = target.current(now) else {
@@ -50,6 +50,7 @@ pub async fn handle(
         Some(name),
         name.port,
         &mut head,
+        body.received(),
         in_flight,
     );
     let mut record = Record::new(exchange, Arc::clone(&snapshot.metrics));
@@ -87,11 +88,19 @@ pub async fn handle(
 }
 
 /// Answers that a request cannot be carried out.
-pub fn refuse(worker: &Worker, request: Request<Incoming>, error: &ProxyError) -> Response<ResponseBody> {
+pub fn refuse(worker: &Worker, request: Request<ClientBody>, error: &ProxyError) -> Response<ResponseBody> {
     let telemetry = &worker.process.telemetry;
-    let (mut head, _) = request.into_parts();
+    let (mut head, body) = request.into_parts();
     let in_flight = worker.activity.begin();
-    let exchange = Exchange::begin(telemetry, Direction::Outbound, None, 0, &mut head, in_flight);
+    let exchange = Exchange::begin(
+        telemetry,
+        Direction::Outbound,
+        None,
+        0,
+        &mut head,
+        body.received(),
+        in_flight,
+    );
     let mut response = Record::new(exchange, telemetry.metrics().service(None)).failed(error);
     if head.version < http::Version::HTTP_2 {
         response
@@ -143,18 +152,17 @@ fn plan<'a>(
     })
 }
 
-fn body_source(body: Incoming, policy: &Policy, record: &Record) -> BodySource {
-    let bytes = Rc::clone(&record.exchange.request_bytes);
+fn body_source(body: ClientBody, policy: &Policy, record: &Record) -> BodySource {
     if body.is_end_stream() {
         BodySource::Empty
     } else if policy.retry.attempts == 0 {
-        BodySource::Once(Some(Counted::new(body, bytes)).into())
+        BodySource::Once(Some(body).into())
     } else if body.size_hint().lower() > policy.retry.max_body_bytes as u64 {
         record.metrics.body_not_kept();
-        BodySource::Once(Some(Counted::new(body, bytes)).into())
+        BodySource::Once(Some(body).into())
     } else {
         let metrics = Some(Arc::clone(&record.metrics));
-        BodySource::Kept(Kept::new(body, policy.retry.max_body_bytes, bytes, metrics))
+        BodySource::Kept(Kept::new(body, policy.retry.max_body_bytes, metrics))
     }
 }
 

@@ -66,6 +66,59 @@ async fn an_error_before_the_body_was_read_ends_the_connection_and_says_so() {
     }
 }
 
+/// So it is with an app that does not look at the body; and the client has its answer, although it goes on sending.
+#[tokio::test]
+async fn an_answer_before_the_end_of_the_body_ends_the_connection_and_says_so() {
+    const NO: &str = "HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno";
+    let rest = "x".repeat(300_000);
+    for way in WAYS {
+        for (framing, begin, end) in [
+            ("Content-Length: 300005", "hello", ""),
+            ("Transfer-Encoding: chunked", "493e5\r\nhello", "\r\n0\r\n\r\n"),
+        ] {
+            let scene = Scene::new(way).await;
+            let mut client = scene.client().await;
+            client
+                .send(format!("POST / HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n{begin}"))
+                .await;
+            let mut app = scene.app().await;
+            app.until(b"hello").await;
+            app.send(NO).await;
+            client.stream.readable().await.unwrap();
+            for part in rest.as_bytes().chunks(10_000) {
+                client.send(part).await;
+            }
+            client.send(end).await;
+            let answer = client.end().await;
+            assert!(answer.starts_with("HTTP/1.1 401 "), "{way:?}, {framing}: {answer}");
+            assert!(answer.contains("connection: close\r\n"), "{way:?}, {framing}: {answer}");
+            assert!(answer.ends_with("no"), "{way:?}, {framing}: {answer}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_was_read_keeps_the_connection() {
+    for way in WAYS {
+        for body in [
+            "Content-Length: 5\r\n\r\nhello",
+            "Transfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n",
+        ] {
+            let scene = Scene::new(way).await;
+            let mut client = scene.client().await;
+            client.send(format!("POST / HTTP/1.1\r\nHost: a\r\n{body}")).await;
+            let mut app = scene.app().await;
+            for _ in 0..2 {
+                let head = app.head().await;
+                app.body(&head).await;
+                app.send(OK).await;
+                assert_eq!(client.exactly(OK.len()).await, OK, "{way:?}");
+                client.send(format!("POST / HTTP/1.1\r\nHost: a\r\n{body}")).await;
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn clients_of_http_1_0() {
     for way in WAYS {

@@ -44,6 +44,34 @@ async fn websocket_both_ways() {
     }
 }
 
+/// While a drain tells everybody else that the connection ends, this one becomes another.
+#[tokio::test]
+async fn a_websocket_that_opens_while_its_sidecar_drains() {
+    for way in WAYS {
+        let mut scene = Scene::new(way).await;
+        let (mut client, mut other) = (scene.client().await, scene.client().await);
+        client.send(WEBSOCKET).await;
+        let mut app = scene.app().await;
+        app.head().await;
+        let ending = tokio::spawn(scene.sidecars.pop().unwrap().shutdown());
+        other.send(GET).await;
+        let mut next = scene.app().await;
+        next.head().await;
+        next.send("HTTP/1.1 204 No Content\r\n\r\n").await;
+        assert!(other.head().await.contains("connection: close\r\n"), "{way:?}");
+        app.send(SWITCHED).await;
+        let got = client
+            .head()
+            .await
+            .replace("Connection: upgrade", "Connection: Upgrade");
+        assert_eq!(lines(&got), lines(SWITCHED), "{way:?}");
+        client.send("hello").await;
+        assert_eq!(app.exactly(5).await, "hello", "{way:?}");
+        assert!(!ending.is_finished(), "{way:?}");
+        ending.abort();
+    }
+}
+
 #[tokio::test]
 async fn bytes_that_do_not_wait_for_the_answer() {
     for way in WAYS {

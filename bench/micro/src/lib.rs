@@ -1,0 +1,231 @@
+//! The pieces of the request path, and how often each may allocate: `benches/pieces.rs` measures them,
+//! `tests/allocations.rs` holds them to the number.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::hint::black_box;
+use std::rc::Rc;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
+use outrigger_api::discovery as proto;
+use outrigger_api::discovery::string_match::Kind;
+use outrigger_proxy::config::{TracingConfig, TracingProtocol};
+use outrigger_proxy::discovery::convert;
+use outrigger_proxy::dns::Resolver;
+use outrigger_proxy::drain::Activity;
+use outrigger_proxy::http::exchange::{Exchange, Other, Outcome};
+use outrigger_proxy::http::framing::Scanner;
+use outrigger_proxy::http::headers::{settle_host, strip_hop_by_hop};
+use outrigger_proxy::model::{Endpoints, Service};
+use outrigger_proxy::outbound::balance::{Answer, Balancer};
+use outrigger_proxy::outbound::route;
+use outrigger_proxy::telemetry::{Direction, Settings, Telemetry};
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use tokio::time::Instant;
+
+/// One piece.
+pub struct Piece {
+    name: &'static str,
+    /// In the steady state; a reallocation is one too.
+    pub allocations: usize,
+    /// Makes all that it works on, and gives what is measured. That is called once: most pieces change what they work on.
+    pub prepare: fn() -> Call,
+}
+
+/// See [`Piece::prepare`].
+pub type Call = Box<dyn FnMut()>;
+
+impl fmt::Display for Piece {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+const HEAD: &str = "GET /orders/17?full=1 HTTP/1.1\r\nHost: orders.shop.svc.cluster.local\r\n\
+    User-Agent: shop/1.4\r\nAccept: application/json\r\nAccept-Encoding: gzip\r\nX-Version: 2\r\n\
+    X-Request-Id: 4c1a3f4e-8f0b-4b52-9d3e-6a8a1c1f2b77\r\n\
+    Traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00\r\n\r\n";
+const B3: &str = "GET /orders/17 HTTP/1.1\r\nHost: orders\r\nX-B3-TraceId: 4bf92f3577b34da6a3ce929d0e0e4736\r\n\
+    X-B3-SpanId: 00f067aa0ba902b7\r\nX-B3-Sampled: 1\r\n\r\n";
+const ABSOLUTE: &str = "GET http://orders/17 HTTP/1.1\r\nHost: orders\r\n\r\n";
+const HOPS: &str =
+    "GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, X-Hop\r\nKeep-Alive: max=5\r\nX-Hop: 1\r\n\r\n";
+
+/// All of them, in the order of a request.
+pub const PIECES: &[Piece] = &[
+    piece("guard: scan", 0, || {
+        on(HEAD, |_| Scanner::default().scan(black_box(HEAD.as_bytes())))
+    }),
+    piece("host: of an absolute target", 1, || {
+        let mut request = Request::from_parts(head(ABSOLUTE), ());
+        call(move || settle_host(&mut request))
+    }),
+    piece("exchange: begin", 1, || begin(HEAD)),
+    piece("exchange: begin, new IDs", 3, || begin(ABSOLUTE)),
+    piece("route: the tenth", 0, || {
+        on(HEAD, |r| route::choose(&SERVICE, r).is_ok())
+    }),
+    piece("hop-by-hop: none", 0, || {
+        on(HEAD, |r| strip_hop_by_hop(&mut r.headers, false))
+    }),
+    piece("hop-by-hop: three", 3, || {
+        on(HOPS, |r| strip_hop_by_hop(&mut r.headers, false))
+    }),
+    piece("balance: pick, take, learn", 0, pick),
+    piece("attempt: copy of the head", 7, || on(HEAD, |r| r.clone())),
+    piece("trace: parse W3C", 0, || on(HEAD, |r| TELEMETRY.context(&r.headers))),
+    piece("trace: parse B3", 0, || on(B3, |r| TELEMETRY.context(&r.headers))),
+    piece("trace: write W3C", 1, || inject(HEAD)),
+    piece("trace: write W3C and B3", 6, || inject(B3)),
+    piece("span: not sampled", 0, || span(HEAD)),
+    piece("span: sampled, dropped", 4, || span(B3)),
+    piece("metrics: outbound", 0, || end(Direction::Outbound)),
+    piece("metrics: inbound", 0, || end(Direction::Inbound)),
+];
+
+const fn piece(name: &'static str, allocations: usize, prepare: fn() -> Call) -> Piece {
+    Piece {
+        name,
+        allocations,
+        prepare,
+    }
+}
+
+fn call<O>(mut work: impl FnMut() -> O + 'static) -> Call {
+    Box::new(move || _ = black_box(work()))
+}
+
+fn on<O>(text: &str, mut work: impl FnMut(&mut Parts) -> O + 'static) -> Call {
+    let mut head = head(text);
+    call(move || work(black_box(&mut head)))
+}
+
+/// As hyper makes it: what comes from the client are parts of the one buffer that was read.
+fn head(text: &str) -> Parts {
+    let bytes = Bytes::copy_from_slice(text.as_bytes());
+    let mut lines = bytes
+        .split(|&b| b == b'\n')
+        .map(|line| bytes.slice_ref(line.trim_ascii_end()));
+    let first = lines.next().expect("a first line");
+    let target = first.split(|&b| b == b' ').nth(1).expect("a target");
+    let mut request = Request::get(Uri::from_maybe_shared(bytes.slice_ref(target)).expect("a URI"));
+    // The case of the names, which hyper keeps so that it can write them again.
+    let mut cases = HeaderMap::<Bytes>::default();
+    for line in lines {
+        if let Some(colon) = line.iter().position(|&b| b == b':') {
+            let name = HeaderName::from_bytes(&line[..colon]).expect("a name");
+            cases.append(&name, line.slice(..colon));
+            request = request.header(
+                name,
+                HeaderValue::from_maybe_shared(line.slice(colon + 2..)).expect("a value"),
+            );
+        }
+    }
+    request.extension(cases).body(()).expect("a request").into_parts().0
+}
+
+fn exchange(direction: Direction, head: &mut Parts, activity: &Rc<Activity>) -> Exchange {
+    let (service, received) = (Some(&SERVICE.name), Rc::default());
+    Exchange::begin(&TELEMETRY, direction, service, 80, head, received, activity.begin())
+}
+
+fn begin(text: &str) -> Call {
+    let activity = Rc::default();
+    on(text, move |r| exchange(Direction::Outbound, r, &activity))
+}
+
+fn pick() -> Call {
+    thread_local! {
+        static SHARED: Rc<(Balancer, RefCell<SmallRng>)> = Rc::new((balancer(), SmallRng::seed_from_u64(1).into()));
+    }
+    let (shared, now) = (SHARED.with(Rc::clone), Instant::now());
+    call(move || {
+        let (balancer, rng) = &*shared;
+        let picked = balancer.pick(&[], now, &mut *rng.borrow_mut());
+        let in_hand = picked.expect("an endpoint").take();
+        in_hand.member().learn(Answer::Good, Duration::from_millis(1), now);
+    })
+}
+
+fn inject(text: &str) -> Call {
+    let context = TELEMETRY.context(&head(text).headers);
+    on(text, move |r| context.inject(TELEMETRY.span_id(), &mut r.headers))
+}
+
+fn span(text: &str) -> Call {
+    let exchange = exchange(Direction::Outbound, &mut head(text), &Rc::default());
+    call(move || exchange.record(&exchange.span(0), Other::default(), Outcome::default()))
+}
+
+fn end(direction: Direction) -> Call {
+    let exchange = exchange(direction, &mut head(HEAD), &Rc::default());
+    let (status, ok) = (Some(200), Outcome::default());
+    call(move || exchange.end(Other::default(), Outcome { status, ..ok }, 0, 1024))
+}
+
+/// As by default, with a collector. Its runtime is gone: nothing runs beside what is measured, and spans are dropped.
+static TELEMETRY: LazyLock<Telemetry> = LazyLock::new(|| {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    let _inside = runtime.enter();
+    let resolver = Resolver::start(Some(&[([127, 0, 0, 1], 53).into()])).expect("a resolver");
+    let tracing = TracingConfig {
+        endpoint: Uri::from_static("http://127.0.0.1:4317"),
+        protocol: TracingProtocol::Grpc,
+        sample_ratio: 1.0,
+    };
+    let settings = Settings {
+        tracing: Some(tracing),
+        ..Settings::default()
+    };
+    Telemetry::start(&settings, &resolver).expect("telemetry")
+});
+
+/// With ten routes, each by prefix, header and parameter; the last is the one for `/orders`. And ten endpoints.
+static SERVICE: LazyLock<Service> = LazyLock::new(|| {
+    let value = |kind| Some(proto::StringMatch { kind: Some(kind) });
+    let named = |name: &str, exact: &str| proto::NamedMatch {
+        name: name.into(),
+        value: value(Kind::Exact(exact.into())),
+    };
+    let wanted = |prefix| proto::Match {
+        path: value(Kind::PathPrefix(prefix)),
+        method: "GET".into(),
+        headers: vec![named("x-version", "2")],
+        query: vec![named("full", "1")],
+    };
+    let route = |prefix| proto::Route {
+        matches: vec![wanted(prefix)],
+        ..proto::Route::default()
+    };
+    let endpoint = |n| proto::Endpoint {
+        address: format!("10.0.0.{n}:8080"),
+        ..proto::Endpoint::default()
+    };
+    let endpoints = (1..=10).map(endpoint).collect();
+    convert::service(&proto::Service {
+        routes: (1..10)
+            .map(|i| format!("/other-{i}"))
+            .chain(["/orders".into()])
+            .map(route)
+            .collect(),
+        backends: vec![proto::Backend {
+            kind: Some(proto::backend::Kind::Endpoints(proto::Endpoints { endpoints })),
+            ..proto::Backend::default()
+        }],
+        ..proto::Service::default()
+    })
+});
+
+fn balancer() -> Balancer {
+    let mut balancer = Balancer::default();
+    if let Endpoints::Known(endpoints) = &SERVICE.backends[0].endpoints {
+        balancer.update(endpoints, Instant::now());
+    }
+    balancer
+}
