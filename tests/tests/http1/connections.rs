@@ -85,6 +85,7 @@ async fn an_answer_before_the_end_of_the_body_ends_the_connection_and_says_so() 
             app.until(b"hello").await;
             app.send(NO).await;
             client.stream.readable().await.unwrap();
+            drop(app);
             for part in rest.as_bytes().chunks(10_000) {
                 client.send(part).await;
             }
