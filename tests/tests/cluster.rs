@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail, ensure};
 use outrigger_api::labels;
 use outrigger_tests::cluster::{
-    Cluster, INSTALL_NAMESPACE, SHOP, SHOP_IMAGE, SIDECAR, client_pod, rolled_out, with_shop,
+    Client, Cluster, INSTALL_NAMESPACE, SHOP, SHOP_IMAGE, SIDECAR, client_pod, rolled_out, with_shop,
 };
 use outrigger_tests::jaeger::{self, Span};
 use outrigger_tests::kube::{Kubectl, eventually};
@@ -311,6 +311,46 @@ fn a_rolling_restart_loses_no_request() -> Result<()> {
 
 /// The shop's first page, which calls nobody.
 const FIRST_PAGE: &str = "http://web:8080/";
+
+/// One hop, so that one machine of two cores carries so many requests besides everything else.
+async fn client_at_500_a_second(cluster: &Cluster) -> Result<Client> {
+    let args = ["--for", "300", "--rate", "500", FIRST_PAGE];
+    cluster.start_client(SHOP, true, &args).await
+}
+
+#[test]
+#[ignore = "needs root and a cluster"]
+fn rolling_restarts_at_500_requests_a_second_lose_none() -> Result<()> {
+    with_shop(async |cluster| {
+        let shop = cluster.admin.namespace(SHOP);
+        let restart_web = async || {
+            shop.run(["rollout", "restart", "deployment/web"]).await?;
+            rolled_out(&shop, "deployment/web").await
+        };
+        // The server, then the client, then both.
+        let first = client_at_500_a_second(&cluster).await?;
+        restart_web().await?;
+        let second = client_at_500_a_second(&cluster).await?;
+        let first = first.stop().await?;
+        let (restarted, second) = tokio::join!(restart_web(), async {
+            let third = client_at_500_a_second(&cluster).await?;
+            anyhow::Ok((second.stop().await?, third))
+        });
+        restarted?;
+        let (second, third) = second?;
+        let third = third.stop().await?;
+        for report in [first, second, third] {
+            println!(
+                "{} requests, {:.0} a second, slowest {} ms",
+                report.requests,
+                report.per_second(),
+                report.slowest_ms
+            );
+            report.ensure_none_lost(1000)?;
+        }
+        Ok(())
+    })
+}
 
 /// A pod that lives for 5 s after SIGTERM, and calls others for 2 s of them.
 fn lingering_pod(name: &str, native: bool) -> Value {

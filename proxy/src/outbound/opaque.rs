@@ -6,6 +6,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use tokio::net::TcpStream;
 
+use super::balance::{Answer, InHand};
 use super::connect::{connect, credentials};
 use super::target::WorkerTarget;
 use crate::error::{ProxyError, Reason};
@@ -20,7 +21,7 @@ const EXTERNAL_CONNECT: std::time::Duration = std::time::Duration::from_secs(30)
 pub async fn forward(worker: &Rc<Worker>, client: Prefixed<Io>, target: &WorkerTarget) {
     let mut client = Stream::Plain(client);
     match connect_to_any(worker, target).await {
-        Ok(mut server) => tunnel(worker, &mut client, &mut server).await,
+        Ok((mut server, _in_hand)) => tunnel(worker, &mut client, &mut server).await,
         Err(error) => {
             worker.process.telemetry.metrics().error(error.reason);
             tracing::info!(error = %error, reason = error.reason.code(), "a TCP connection of the app failed");
@@ -55,7 +56,8 @@ pub async fn tunnel(worker: &Rc<Worker>, client: &mut Stream, server: &mut Strea
     }
 }
 
-async fn connect_to_any(worker: &Rc<Worker>, target: &WorkerTarget) -> Result<Stream, ProxyError> {
+/// The connection counts as the endpoint's load for as long as the second is held: the next one goes to an endpoint with fewer.
+async fn connect_to_any(worker: &Rc<Worker>, target: &WorkerTarget) -> Result<(Stream, InHand), ProxyError> {
     let now = tokio::time::Instant::now();
     let none = || ProxyError::new(Reason::NoEndpoints, "the Service is gone");
     let snapshot = target.current(now).ok_or_else(none)?;
@@ -78,6 +80,7 @@ async fn connect_to_any(worker: &Rc<Worker>, target: &WorkerTarget) -> Result<St
             ));
         };
         let (_, credentials) = credentials(worker, &member.endpoint)?;
+        let in_hand = member.take();
         let began = tokio::time::Instant::now();
         let limit = policy.connect_timeout;
         match connect(
@@ -89,10 +92,10 @@ async fn connect_to_any(worker: &Rc<Worker>, target: &WorkerTarget) -> Result<St
         )
         .await
         {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) => return Ok((stream, in_hand)),
             Err(error) => {
                 let now = tokio::time::Instant::now();
-                member.learn(super::balance::Answer::Unreachable, now - began, now);
+                member.learn(Answer::Unreachable, now - began, now);
                 tried.push(member);
                 if tried.len() > policy.retry.attempts as usize {
                     return Err(error);

@@ -3,14 +3,14 @@
 use std::io::ErrorKind;
 
 use outrigger_proxy::config::Mtls;
-use outrigger_tests::mesh::metric;
+use outrigger_tests::mesh::{Sidecar, metric};
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, split};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
-use crate::{app, authority, handshakes, pair, soon};
+use crate::{SOON, app, authority, handshakes, pair, soon};
 
 /// More than all buffers on the way hold together.
 const MUCH: usize = 32 * 1024 * 1024;
@@ -241,5 +241,32 @@ async fn a_sidecar_that_dies_is_a_reset() {
             assert_eq!(error.kind(), ErrorKind::ConnectionReset);
             soon(ended.recv()).await.unwrap();
         }
+    }
+}
+
+/// Two endpoints and one worker: whoever has fewer connections gets the next.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_connection_goes_to_the_endpoint_that_holds_fewer() {
+    let authority = authority().await;
+    let (one, other) = (
+        TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        TcpListener::bind("127.0.0.1:0").await.unwrap(),
+    );
+    let endpoints = [&one, &other].map(|endpoint| (endpoint.local_addr().unwrap(), None));
+    let web = Sidecar::new("web").calls("orders", "opaque", &endpoints, "{}");
+    let web = web.start_with(&authority, |config| config.workers = 1).await;
+    let (mut of_one, mut of_other) = (Vec::new(), Vec::new());
+    let mut connect = async || {
+        let client = TcpStream::connect(web.outbound[0]).await.unwrap();
+        tokio::select! {
+            accepted = one.accept() => of_one.push((client, accepted.unwrap())),
+            accepted = other.accept() => of_other.push((client, accepted.unwrap())),
+            () = tokio::time::sleep(SOON) => panic!("no endpoint is called"),
+        }
+        (of_one.len(), of_other.len())
+    };
+    for n in 1..=10 {
+        let (one, other) = connect().await;
+        assert!(one.abs_diff(other) <= 1, "after {n}: {one} and {other}");
     }
 }
