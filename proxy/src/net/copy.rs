@@ -7,10 +7,10 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What a direction begins with: enough for request-and-answer protocols.
-const SMALL: usize = 8 * 1024;
-/// What it grows to while reads fill it: bulk transfers are limited by it.
-const LARGE: usize = 128 * 1024;
+use super::buffer::{Buffer, SIZE};
+
+/// Fewer bytes than this that a writer does not take now wait in a buffer of their own size.
+const FEW: usize = SIZE / 4;
 
 /// How a tunnel ended.
 #[derive(Debug)]
@@ -51,11 +51,10 @@ where
 }
 
 struct OneWay {
-    /// Empty while there is nothing to move: an idle connection holds no buffer.
-    buffer: Vec<u8>,
+    /// `None` while there is nothing to move: an idle connection holds no buffer.
+    buffer: Option<Buffer>,
     start: usize,
     end: usize,
-    size: usize,
     total: u64,
     needs_flush: bool,
     state: State,
@@ -74,10 +73,9 @@ enum State {
 impl OneWay {
     fn new() -> Self {
         Self {
-            buffer: Vec::new(),
+            buffer: None,
             start: 0,
             end: 0,
-            size: SMALL,
             total: 0,
             needs_flush: false,
             state: State::Moving,
@@ -99,7 +97,7 @@ impl OneWay {
         W: AsyncWrite + Unpin,
     {
         while self.state == State::Moving {
-            if self.start == self.end && !self.fill(cx, reader, writer)? {
+            if self.buffer.is_none() && !self.fill(cx, reader, writer)? {
                 return Poll::Pending;
             }
             if let Err(error) = ready!(self.drain(cx, writer)) {
@@ -118,14 +116,27 @@ impl OneWay {
 
     /// Writes what was read.
     fn drain<W: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, writer: &mut W) -> Poll<io::Result<()>> {
-        while self.start < self.end {
-            let n = ready!(Pin::new(&mut *writer).poll_write(cx, &self.buffer[self.start..self.end]))?;
-            if n == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        while let Some(buffer) = &self.buffer {
+            let rest = &buffer[self.start..self.end];
+            match Pin::new(&mut *writer).poll_write(cx, rest) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(written) => {
+                    let n = written?;
+                    self.start += n;
+                    self.total += n as u64;
+                    self.needs_flush = true;
+                    if self.start == self.end {
+                        self.buffer = None;
+                    }
+                }
+                Poll::Pending => {
+                    if rest.len() < FEW && buffer.len() == SIZE {
+                        let few = Buffer::of(rest);
+                        (self.start, self.end, self.buffer) = (0, rest.len(), Some(few));
+                    }
+                    return Poll::Pending;
+                }
             }
-            self.start += n;
-            self.total += n as u64;
-            self.needs_flush = true;
         }
         Poll::Ready(Ok(()))
     }
@@ -133,7 +144,7 @@ impl OneWay {
     fn end_with(&mut self, error: io::Error) {
         self.broken = Some(error);
         self.state = State::Done;
-        self.buffer = Vec::new();
+        self.buffer = None;
     }
 
     /// Reads once. `false`: there is nothing yet, and the task will be woken.
@@ -142,27 +153,20 @@ impl OneWay {
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
-        if self.buffer.is_empty() {
-            self.buffer = vec![0; self.size];
-        }
-        let mut buf = ReadBuf::new(&mut self.buffer);
-        match Pin::new(reader).poll_read(cx, &mut buf) {
+        let mut buffer = Buffer::take();
+        let mut space = ReadBuf::new(&mut buffer);
+        match Pin::new(reader).poll_read(cx, &mut space) {
             Poll::Ready(result) => {
                 result?;
-                let n = buf.filled().len();
-                (self.start, self.end) = (0, n);
+                let n = space.filled().len();
                 if n == 0 {
                     self.state = State::Ending;
-                    self.buffer = Vec::new();
-                } else if n == self.size && self.size < LARGE {
-                    self.size = (self.size * 4).min(LARGE);
-                    self.buffer.resize(self.size, 0);
+                } else {
+                    (self.start, self.end, self.buffer) = (0, n, Some(buffer));
                 }
                 Ok(true)
             }
             Poll::Pending => {
-                self.buffer = Vec::new();
-                self.size = SMALL;
                 if self.needs_flush {
                     match Pin::new(writer).poll_flush(cx) {
                         Poll::Ready(Err(error)) => self.end_with(error),

@@ -34,6 +34,7 @@ macro_rules! writes_to_inner {
 }
 pub(crate) use writes_to_inner;
 
+mod buffer;
 pub mod copy;
 pub mod detect;
 pub mod listen;

@@ -5,24 +5,23 @@
 //! holds no buffer.
 
 use std::io;
+use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_util::io::poll_read_buf;
+
+use super::buffer::{Buffer, SIZE};
 
 /// What rustls asks for at a time.
 const ASKED: usize = 4096;
-/// Four records of TLS.
-const AHEAD: usize = 64 * 1024;
 
 /// See the module.
 #[derive(Debug)]
 pub struct ReadAhead<IO> {
     io: IO,
-    /// Read, and not asked for yet. Without memory when it is empty and the connection waits.
-    ahead: BytesMut,
+    /// Read, and not asked for yet, with its place in the buffer.
+    ahead: Option<(Buffer, Range<usize>)>,
     /// The last read took all that was asked for: there is more.
     bulk: bool,
 }
@@ -32,7 +31,7 @@ impl<IO> ReadAhead<IO> {
     pub fn new(io: IO) -> Self {
         Self {
             io,
-            ahead: BytesMut::new(),
+            ahead: None,
             bulk: false,
         }
     }
@@ -46,26 +45,29 @@ impl<IO> ReadAhead<IO> {
 impl<IO: AsyncRead + Unpin> AsyncRead for ReadAhead<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.ahead.is_empty() {
-            if !this.bulk {
+        let (buffer, mut rest) = match this.ahead.take() {
+            Some(ahead) => ahead,
+            None if this.bulk => {
+                let mut buffer = Buffer::take();
+                let mut space = ReadBuf::new(&mut buffer);
+                ready!(Pin::new(&mut this.io).poll_read(cx, &mut space))?;
+                let n = space.filled().len();
+                this.bulk = n >= SIZE / 4;
+                (buffer, 0..n)
+            }
+            None => {
                 let before = buf.filled().len();
                 ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
                 // Short reads are the rule: the first bytes of a record, a small request.
                 this.bulk = buf.remaining() == 0 && buf.filled().len() - before >= ASKED;
                 return Poll::Ready(Ok(()));
             }
-            this.ahead.reserve(AHEAD);
-            let read = poll_read_buf(Pin::new(&mut this.io), cx, &mut this.ahead);
-            if !read.is_ready() {
-                this.ahead = BytesMut::new();
-            }
-            this.bulk = ready!(read)? >= AHEAD / 4;
-        }
-        let n = this.ahead.len().min(buf.remaining());
-        buf.put_slice(&this.ahead[..n]);
-        this.ahead.advance(n);
-        if this.ahead.is_empty() && !this.bulk {
-            this.ahead = BytesMut::new();
+        };
+        let n = rest.len().min(buf.remaining());
+        buf.put_slice(&buffer[rest.start..rest.start + n]);
+        rest.start += n;
+        if !rest.is_empty() {
+            this.ahead = Some((buffer, rest));
         }
         Poll::Ready(Ok(()))
     }
@@ -82,7 +84,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for ReadAhead<IO> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::{AHEAD, ReadAhead};
+    use super::{ReadAhead, SIZE};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     #[tokio::test]
@@ -97,16 +99,16 @@ mod tests {
         while received.len() < sent.len() {
             let n = far.read(&mut piece).await.unwrap();
             received.extend_from_slice(&piece[..n]);
-            most_ahead = most_ahead.max(far.ahead.len());
+            most_ahead = most_ahead.max(far.ahead.as_ref().map_or(0, |(_, rest)| rest.len()));
         }
         assert!(received == sent);
-        assert!(most_ahead > AHEAD / 2, "{most_ahead}");
+        assert!(most_ahead > SIZE / 2, "{most_ahead}");
 
         near.write_all(b"small").await.unwrap();
         assert_eq!(far.read(&mut piece).await.unwrap(), 5);
         let waiting = tokio::time::timeout(std::time::Duration::ZERO, far.read(&mut piece)).await;
         assert!(waiting.is_err());
-        assert_eq!(far.ahead.capacity(), 0);
+        assert!(far.ahead.is_none());
         drop(near);
         assert_eq!(far.read(&mut piece).await.unwrap(), 0);
     }
