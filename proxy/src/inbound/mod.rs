@@ -107,6 +107,10 @@ async fn first_bytes(worker: &Worker, io: Io, told: Protocol) -> std::io::Result
             Verdict::Is(detected) => Verdict::Is(First::Plain(detected)),
         },
     };
+    if matches!(told, Protocol::Http1 | Protocol::Http2) {
+        // Who calls an app of HTTP speaks first, when there is something to say.
+        io.readable().await;
+    }
     let peeked = peek(io, worker.process.config.detect_timeout, &inspect).await?;
     // Half of a ClientHello: a packet was lost. It must not come to the app as plaintext.
     if peeked.timed_out && !peeked.io.prefix().is_empty() && inspect_hello(peeked.io.prefix()) == Hello::NeedMore {

@@ -41,8 +41,8 @@ impl Io {
     /// Waits until there is something to read, or an end.
     pub async fn readable(&self) {
         if let Io::Tcp(tcp) = self {
-            // An error is found by who reads.
-            let _ = tcp.readable().await;
+            // Not `TcpStream::readable`, which may be wrong, and is for a new connection. An error is found by who reads.
+            let _ = tcp.peek(&mut [0]).await;
         }
     }
 }

@@ -78,12 +78,42 @@ async fn serve_connection(worker: Rc<Worker>, stream: TcpStream, key: TargetKey,
                 if peeked.timed_out {
                     worker.process.telemetry.metrics().detect_timeout();
                     tracing::debug!(?key, ?limit, "the first bytes do not come in time");
+                    if peeked.io.prefix().is_empty() {
+                        return silent(worker, peeked.io, target, open).await;
+                    }
                 }
                 (settle(peeked.verdict, peeked.io.prefix(), told_http), peeked.io)
             }
             Err(error) => return tracing::debug!(%error, "the app closed a connection before its first bytes"),
         },
     };
+    serve_detected(worker, detected, io, target, open).await;
+}
+
+/// Either the server is to speak first, or the app has a connection for later: of HTTP, perhaps. So there is an endpoint
+/// that may speak; and if the app does so before it, nothing is lost in looking at that.
+async fn silent(worker: Rc<Worker>, io: Prefixed<Io>, target: Rc<WorkerTarget>, open: &OpenConnection) {
+    let Some(io) = opaque::greeted(&worker, io, &target).await else {
+        return;
+    };
+    let limit = worker.process.config.detect_timeout;
+    match peek(io, limit, protocol).await {
+        Ok(peeked) => {
+            let io = peeked.io.flatten();
+            let detected = settle(peeked.verdict, io.prefix(), false);
+            serve_detected(worker, detected, io, target, open).await;
+        }
+        Err(error) => tracing::debug!(%error, "the app closed a connection before its first bytes"),
+    }
+}
+
+async fn serve_detected(
+    worker: Rc<Worker>,
+    detected: Detected,
+    io: Prefixed<Io>,
+    target: Rc<WorkerTarget>,
+    open: &OpenConnection,
+) {
     match detected {
         Detected::Http1 => serve_http(worker, HttpVersion::Http1, io, target, open).await,
         Detected::Http2 => serve_http(worker, HttpVersion::Http2, io, target, open).await,

@@ -2,9 +2,12 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::balance::{Answer, InHand};
 use super::connect::{connect, credentials};
@@ -15,17 +18,65 @@ use crate::net::{Io, Prefixed, Stream, copy, listen};
 use crate::worker::Worker;
 
 /// How long a connection to outside the cluster may take: the app's own limit is usually shorter.
-const EXTERNAL_CONNECT: std::time::Duration = std::time::Duration::from_secs(30);
+const EXTERNAL_CONNECT: Duration = Duration::from_secs(30);
+/// A greeting is shorter, or comes in more than one piece.
+const GREETING: usize = 2048;
+/// An endpoint that ends a connection sooner than this without a word may mean it.
+const EARLY: Duration = Duration::from_secs(1);
+/// So often in a row another one is asked.
+const MAX_EARLY_ENDS: u32 = 2;
 
 /// To an endpoint of the target; another one is tried when there is no connection, as long as no byte was passed on.
 pub async fn forward(worker: &Rc<Worker>, client: Prefixed<Io>, target: &WorkerTarget) {
     let mut client = Stream::Plain(client);
     match connect_to_any(worker, target).await {
         Ok((mut server, _in_hand)) => tunnel(worker, &mut client, &mut server).await,
-        Err(error) => {
-            worker.process.telemetry.metrics().error(error.reason);
-            tracing::info!(error = %error, reason = error.reason.code(), "a TCP connection of the app failed");
-            client.reset_on_close();
+        Err(error) => failed(worker, &client, &error),
+    }
+}
+
+fn failed(worker: &Worker, client: &Stream, error: &ProxyError) {
+    worker.process.telemetry.metrics().error(error.reason);
+    tracing::info!(error = %error, reason = error.reason.code(), "a TCP connection of the app failed");
+    client.reset_on_close();
+}
+
+/// To an endpoint that may greet the app, which is silent. `Some`: the app speaks first after all, and nothing was passed on.
+///
+/// An endpoint that goes away without a word is replaced: the app may have this connection for later, and would lose what it
+/// says in the moment in which it is closed.
+pub async fn greeted(worker: &Rc<Worker>, client: Prefixed<Io>, target: &WorkerTarget) -> Option<Prefixed<Io>> {
+    let mut early_ends = 0;
+    loop {
+        let (mut server, _in_hand) = match connect_to_any(worker, target).await {
+            Ok(connected) => connected,
+            Err(error) => {
+                failed(worker, &Stream::Plain(client), &error);
+                return None;
+            }
+        };
+        let connected = Instant::now();
+        let mut greeting = BytesMut::with_capacity(GREETING);
+        let read = tokio::select! {
+            read = server.read_buf(&mut greeting) => read,
+            () = client.get_ref().readable() => return Some(client),
+        };
+        early_ends = if connected.elapsed() < EARLY { early_ends + 1 } else { 0 };
+        match read {
+            Ok(0) | Err(_) if early_ends <= MAX_EARLY_ENDS => {}
+            Ok(_) => {
+                let mut client = Stream::Plain(client);
+                if client.write_all(&greeting).await.is_ok() {
+                    drop(greeting);
+                    tunnel(worker, &mut client, &mut server).await;
+                }
+                return None;
+            }
+            Err(error) => {
+                tracing::debug!(%error, "an endpoint breaks off without a word");
+                Stream::Plain(client).reset_on_close();
+                return None;
+            }
         }
     }
 }
@@ -58,7 +109,7 @@ pub async fn tunnel(worker: &Rc<Worker>, client: &mut Stream, server: &mut Strea
 
 /// The connection counts as the endpoint's load for as long as the second is held: the next one goes to an endpoint with fewer.
 async fn connect_to_any(worker: &Rc<Worker>, target: &WorkerTarget) -> Result<(Stream, InHand), ProxyError> {
-    let now = tokio::time::Instant::now();
+    let now = Instant::now();
     let none = || ProxyError::new(Reason::NoEndpoints, "the Service is gone");
     let snapshot = target.current(now).ok_or_else(none)?;
     let service = &snapshot.service;
@@ -81,7 +132,7 @@ async fn connect_to_any(worker: &Rc<Worker>, target: &WorkerTarget) -> Result<(S
         };
         let (_, credentials) = credentials(worker, &member.endpoint)?;
         let in_hand = member.take();
-        let began = tokio::time::Instant::now();
+        let began = Instant::now();
         let limit = policy.connect_timeout;
         match connect(
             worker,
@@ -94,7 +145,7 @@ async fn connect_to_any(worker: &Rc<Worker>, target: &WorkerTarget) -> Result<(S
         {
             Ok(stream) => return Ok((stream, in_hand)),
             Err(error) => {
-                let now = tokio::time::Instant::now();
+                let now = Instant::now();
                 member.learn(Answer::Unreachable, now - began, now);
                 tried.push(member);
                 if tried.len() > policy.retry.attempts as usize {

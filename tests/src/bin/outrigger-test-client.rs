@@ -138,8 +138,8 @@ struct Report {
     succeeded: u64,
     /// Why the others failed, and how often.
     failures: BTreeMap<String, u64>,
-    /// Unix time of the first failure.
-    first_failure_ms: Option<u64>,
+    /// When the first and the last request that failed were sent (Unix time).
+    failed: Option<(u64, u64)>,
     /// Each value of the watched response header: when the first and the last request that got it were sent (Unix time).
     seen: BTreeMap<String, (u64, u64)>,
     lasted_ms: u64,
@@ -149,6 +149,10 @@ struct Report {
 impl Report {
     fn add(&mut self, began: u64, outcome: Result<Option<String>, String>) {
         self.requests += 1;
+        if outcome.is_err() {
+            let (first, last) = self.failed.unwrap_or((began, began));
+            self.failed = Some((first.min(began), last.max(began)));
+        }
         self.slowest_ms = self.slowest_ms.max(now_ms() - began);
         match outcome {
             Ok(seen) => {
@@ -158,7 +162,6 @@ impl Report {
             }
             // As many reasons as a person would read.
             Err(reason) if self.failures.len() < 20 || self.failures.contains_key(&reason) => {
-                self.first_failure_ms.get_or_insert(began);
                 *self.failures.entry(reason).or_default() += 1;
             }
             Err(_) => *self.failures.entry("other".to_owned()).or_default() += 1,

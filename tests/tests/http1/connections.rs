@@ -1,5 +1,9 @@
 //! Several requests on a connection, and what the two ends say to one another about it.
 
+use std::time::Duration;
+
+use outrigger_tests::mesh::metric;
+
 use super::wire::{Scene, WAYS, Way, Wire, without_ours};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -358,4 +362,34 @@ async fn early_hints_are_lost() {
         OK,
         "hyper passes them on now: say so in docs/limits.md"
     );
+}
+
+/// A client may open connections for later. Until it speaks on one, nobody knows that it is of HTTP; and when the endpoint goes
+/// that would have been asked first, nothing is lost.
+#[tokio::test]
+async fn connections_for_later() {
+    for (protocol, looked_at) in [("http1", 0), ("detect", 1)] {
+        for way in [Way::Both, Way::Outbound] {
+            let scene = Scene::with(way, protocol, "{retry: {attempts: 0}}").await;
+            let mut client = scene.client().await;
+            let web = scene.sidecars.last().unwrap();
+            let timeouts = || metric(web, "outrigger_detect_timeouts_total", &[]);
+            let _silent = if looked_at > 0 {
+                // Silence is of a server that speaks first, perhaps: so there is one. It goes, and another comes.
+                drop(scene.app().await);
+                Some(scene.app().await)
+            } else {
+                // Longer than what is not known to be HTTP is waited for.
+                tokio::time::sleep(Duration::from_millis(1200)).await;
+                assert!(!scene.is_called().await);
+                None
+            };
+            client.send(GET).await;
+            let mut app = scene.app().await;
+            assert_eq!(without_ours(&app.head().await), GET, "{protocol}, {way:?}");
+            app.send(OK).await;
+            assert_eq!(client.exactly(OK.len()).await, OK, "{protocol}, {way:?}");
+            assert_eq!(timeouts(), looked_at, "{protocol}, {way:?}");
+        }
+    }
 }
