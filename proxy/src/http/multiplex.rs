@@ -96,7 +96,8 @@ impl Multiplex {
             }
             if self.takes_another() {
                 let stream = connect().await?;
-                return Ok((self.connect(generation, stream).await?, false));
+                // Boxed: who waits for a free stream, as most do, keeps no room for a handshake.
+                return Ok((Box::pin(self.connect(generation, stream)).await?, false));
             }
             drop(one_connects);
             self.freed.notified().await;

@@ -70,7 +70,8 @@ where
 {
     match version {
         HttpVersion::Http1 => serve_http1(stream, open, handle).await,
-        HttpVersion::Http2 => serve_http2(stream, open, handle).await,
+        // Boxed: a connection of HTTP/1 would keep room for it.
+        HttpVersion::Http2 => Box::pin(serve_http2(stream, open, handle)).await,
     }
 }
 

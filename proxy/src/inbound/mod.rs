@@ -144,25 +144,11 @@ async fn app_speaks_first(worker: &Worker, client: &Io, app: SocketAddr) -> Opti
 
 /// Ends the mutual TLS of a peer sidecar; ALPN says what is in it.
 async fn terminate(worker: Rc<Worker>, io: Prefixed<Io>, caller: Caller, open: &OpenConnection, mut counted: Counted) {
-    let metrics = worker.process.telemetry.metrics();
-    let Some(credentials) = worker.process.identity.current() else {
-        metrics.error(Reason::IdentityUnavailable);
-        return tracing::warn!(client = ?caller.address, "a peer called before this sidecar has a certificate");
+    // Boxed by itself: the connection does not keep room for its handshake.
+    let Some((stream, peer, protocol)) = Box::pin(shake_hands(&worker, io, caller.address)).await else {
+        return;
     };
-    let accepted = tokio::time::timeout(HANDSHAKE, credentials.accept(ReadAhead::new(io))).await;
-    let failed = |cause, error: String| {
-        metrics.handshake(Direction::Inbound, cause);
-        tracing::info!(client = ?caller.address, error, "a peer's TLS handshake failed");
-    };
-    let accepted = match accepted {
-        Ok(Ok(accepted)) => accepted,
-        Ok(Err(refused)) => return failed(refused.cause, refused.to_string()),
-        Err(_) => return failed(Handshake::Timeout, format!("it took longer than {HANDSHAKE:?}")),
-    };
-    metrics.handshake(Direction::Inbound, Handshake::Ok);
     counted.set_tls();
-    let (tls, peer, protocol) = accepted;
-    let stream = Stream::Accepted(Box::new(tls));
     let caller = Caller {
         peer: Some(peer),
         ..caller
@@ -172,6 +158,32 @@ async fn terminate(worker: Rc<Worker>, io: Prefixed<Io>, caller: Caller, open: &
         MeshProtocol::Http2 => serve_http(worker, HttpVersion::Http2, stream, caller, open).await,
         MeshProtocol::Opaque => forward(&worker, stream, caller.app).await,
     }
+}
+
+/// A handshake, and who calls. `None`: it failed, which was told.
+async fn shake_hands(
+    worker: &Worker,
+    io: Prefixed<Io>,
+    client: Option<SocketAddr>,
+) -> Option<(Stream, SpiffeId, MeshProtocol)> {
+    let metrics = worker.process.telemetry.metrics();
+    let Some(credentials) = worker.process.identity.current() else {
+        metrics.error(Reason::IdentityUnavailable);
+        tracing::warn!(?client, "a peer called before this sidecar has a certificate");
+        return None;
+    };
+    let accepted = tokio::time::timeout(HANDSHAKE, credentials.accept(ReadAhead::new(io))).await;
+    let (cause, error) = match accepted {
+        Ok(Ok((tls, peer, protocol))) => {
+            metrics.handshake(Direction::Inbound, Handshake::Ok);
+            return Some((Stream::Accepted(Box::new(tls)), peer, protocol));
+        }
+        Ok(Err(refused)) => (refused.cause, refused.to_string()),
+        Err(_) => (Handshake::Timeout, format!("it took longer than {HANDSHAKE:?}")),
+    };
+    metrics.handshake(Direction::Inbound, cause);
+    tracing::info!(?client, error, "a peer's TLS handshake failed");
+    None
 }
 
 /// What is not from a sidecar: passed on, or refused where mutual TLS is required.

@@ -65,7 +65,8 @@ pub async fn connect(
             _ => Ok(Stream::Plain(Prefixed::new(bytes::Bytes::new(), io))),
         }
     };
-    tokio::time::timeout(limit, connecting).await.unwrap_or_else(|_| {
+    // Boxed: few requests connect, and each connection of a client keeps room for all that one of its requests may wait for.
+    tokio::time::timeout(limit, Box::pin(connecting)).await.unwrap_or_else(|_| {
         Err(ProxyError::new(
             Reason::ConnectTimeout,
             format!(
