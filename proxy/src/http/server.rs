@@ -169,6 +169,11 @@ async fn serve_http2<H>(stream: Stream, open: &OpenConnection, handle: Rc<H>) ->
 where
     H: AsyncFn(Request<ClientBody>) -> Response<ResponseBody> + 'static,
 {
+    // Another sidecar resets for many clients at once; one of them that goes away is not to end the others' connection.
+    let reset_unseen = match stream.is_mesh() {
+        true => MAX_STREAMS as usize,
+        false => MAX_RESET_UNSEEN,
+    };
     // The library waits for a preface without a limit.
     let opening = peek(stream, HEAD_TIME, http2_opening).await;
     let Ok(Peeked {
@@ -192,7 +197,7 @@ where
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(MAX_STREAMS)
-        .max_pending_accept_reset_streams(MAX_RESET_UNSEEN)
+        .max_pending_accept_reset_streams(reset_unseen)
         .max_local_error_reset_streams(MAX_MISTAKES)
         .enable_connect_protocol()
         // The fields as decoded (HPACK bombs); h2 bounds the CONTINUATION frames by it too (CVE-2024-27316).

@@ -70,7 +70,10 @@ impl Others {
                         // It is not sent again when it is lost.
                         let request = Request::post("http://orders/others").body(()).unwrap();
                         let (response, _) = sender.send_request(request, true).unwrap();
-                        assert_eq!(soon(response).await.unwrap().status(), 200);
+                        let response = soon(response).await.unwrap();
+                        let status = response.status();
+                        let text = response.into_body().data().await;
+                        assert_eq!(status, 200, "{text:?}");
                     }
                     served.fetch_add(1, SeqCst);
                 }
@@ -300,7 +303,6 @@ async fn windows_that_never_open() {
             heads += 1;
         }
         let grown = resident().saturating_sub(before);
-        eprintln!("{grown}");
         assert!(grown < MEMORY, "{grown} bytes for 400 MB that nobody reads");
     })
     .await;
