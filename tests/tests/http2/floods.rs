@@ -13,7 +13,7 @@ use super::raw::{
     self, ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PRIORITY, RST_STREAM, Raw, SETTINGS,
     WINDOW_UPDATE, frame,
 };
-use super::{Between, H2App, Mesh, all, client, mesh, send, soon};
+use super::{Between, H2App, MUCH_MEMORY, Mesh, all, client, mesh, send, soon};
 
 // RFC 9113 section 7.
 const PROTOCOL_ERROR: u32 = 1;
@@ -217,6 +217,7 @@ async fn endless_heads() {
 
 #[tokio::test]
 async fn heads_that_grow_when_they_are_decoded() {
+    let _alone = MUCH_MEMORY.lock().await;
     attack(|to| async move {
         let before = resident();
         let mut connections = Vec::new();
@@ -246,6 +247,7 @@ async fn heads_that_grow_when_they_are_decoded() {
 
 #[tokio::test]
 async fn control_frames_whose_answers_nobody_reads() {
+    let _alone = MUCH_MEMORY.lock().await;
     attack(|to| async move {
         let before = resident();
         for flood in [frame(SETTINGS, 0, 0, &[]), frame(PING, 0, 0, &[1; 8])] {
@@ -290,6 +292,7 @@ async fn frames_that_are_too_large() {
 
 #[tokio::test]
 async fn windows_that_never_open() {
+    let _alone = MUCH_MEMORY.lock().await;
     attack(|to| async move {
         let before = resident();
         // INITIAL_WINDOW_SIZE is 0: of 400 responses of a megabyte nothing can be sent.

@@ -182,6 +182,9 @@ fn message(text: &[u8]) -> Bytes {
     message.into()
 }
 
+/// Held by the tests that look at this process's memory, and by those that fill it.
+static MUCH_MEMORY: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// Within the time that everything takes at most.
 async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(SOON, future).await.expect("nothing comes")
