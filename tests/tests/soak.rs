@@ -11,8 +11,7 @@ fn half_a_minute_of_faults_loses_nothing() {
     let report = String::from_utf8_lossy(&output.stdout);
     let messages = String::from_utf8_lossy(&output.stderr);
     let report: Value = serde_json::from_str(&report).unwrap_or_else(|_| panic!("{report}\n{messages}"));
-    let well = output.status.success() && report["well"] == true;
-    assert!(well, "{report:#}");
+    assert!(output.status.success() && report["well"] == true, "{report:#}");
 
     // It was a soak: every kind of request, and every kind of fault.
     let requests = report["requests"].as_object().unwrap();

@@ -232,14 +232,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<IO> {
             // Half of a tunnel: the other half goes on.
             return Poll::Ready(Ok(()));
         }
-        let mut sends = this.watch.fault.get().is_some() || !this.scanner.between_requests();
+        let sends = this.watch.fault.get().is_some() || !this.scanner.between_requests();
         let mut waste = [0; 4096];
         while this.lingered < LINGER_BYTES {
             let mut waste = ReadBuf::new(&mut waste);
             match Pin::new(&mut this.io).poll_read(cx, &mut waste) {
                 Poll::Ready(Ok(())) if !waste.filled().is_empty() => {
                     this.lingered += waste.filled().len();
-                    sends = true;
                 }
                 Poll::Pending if sends || this.lingered > 0 => {
                     let limit = || Box::pin(tokio::time::sleep(LINGER_TIME));
