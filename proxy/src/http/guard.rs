@@ -20,13 +20,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
 use super::framing::{Fault, Scanned, Scanner};
-use crate::net::writes_to_inner;
+use crate::net::{LINGER_BYTES, LINGER_TIME, writes_to_inner};
 
 /// From the first byte of a head to its last.
 pub const HEAD_TIME: Duration = Duration::from_secs(10);
-/// What a client may still send after its last answer, and for how long.
-const LINGER_BYTES: usize = 1024 * 1024;
-const LINGER_TIME: Duration = Duration::from_secs(1);
 
 /// In place of a head that is refused.
 const STAND_IN: &[u8] = b"REFUSED / HTTP/1.1\r\nhost:\r\n\r\n";

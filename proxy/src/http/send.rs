@@ -1,6 +1,7 @@
 //! Sends one request on one connection, and says what it means when that fails.
 
 use std::error::Error as _;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 
 use http::{Request, Response, Version};
@@ -101,8 +102,13 @@ pub async fn send(
 fn http2_failure(error: &hyper::Error, slot: &Slot, unsent: bool, reused: bool, to: SocketAddr) -> Failure {
     // The library tells a request that still waits in a connection nothing but that it is gone.
     let gone = error.is_user() || error.is_canceled();
+    // Of an alert, it keeps only text and the kind. One that comes before SETTINGS is about the handshake.
+    let look = |error: &hyper::Error| match slot.never_began() && causes(error).any(is_invalid_data) {
+        true => (Reason::TlsFailed, with_causes(error)),
+        false => (classify(error), with_causes(error)),
+    };
     let (reason, why) = if gone {
-        let broken = slot.broken(|error| (classify(error), with_causes(error)));
+        let broken = slot.broken(look);
         // In peace, after a GOAWAY: a stream that had begun would have had its end (RFC 9113 section 6.8).
         let reason = match slot.ended_in_peace() {
             true => Reason::UpstreamRefused,
@@ -110,7 +116,7 @@ fn http2_failure(error: &hyper::Error, slot: &Slot, unsent: bool, reused: bool, 
         };
         broken.unwrap_or_else(|| (reason, "the connection has ended".to_owned()))
     } else {
-        (classify(error), with_causes(error))
+        look(error)
     };
     if !h2_cause(error).is_some_and(h2::Error::is_reset) {
         slot.leave();
@@ -153,7 +159,7 @@ fn classify(error: &hyper::Error) -> Reason {
         }
     }
     if error.is_user() || causes(error).any(|cause| cause.is::<ClientBroke>()) {
-        if causes(error).any(is_malformed) {
+        if causes(error).any(is_invalid_data) {
             Reason::BadRequest
         } else {
             Reason::ClientClosed
@@ -167,15 +173,15 @@ fn classify(error: &hyper::Error) -> Reason {
     }
 }
 
-/// A chunk's size that is none, for instance: what the guard of the client's connection says.
-fn is_malformed(cause: &(dyn std::error::Error + 'static)) -> bool {
+/// Of the client's body, it is what the guard of its connection says: a chunk's size that is none, for instance. Of the
+/// connection to the server, what TLS says.
+fn is_invalid_data(cause: &(dyn std::error::Error + 'static)) -> bool {
     let io = cause.downcast_ref::<std::io::Error>();
-    io.is_some_and(|io| io.kind() == std::io::ErrorKind::InvalidData)
+    io.is_some_and(|io| io.kind() == ErrorKind::InvalidData)
 }
 
 /// In TLS 1.3 a client has finished before the server looks at its certificate, so a refusal comes in place of the first
-/// answer (RFC 8446 section 4.4.2.4). These alerts have no place after the handshake. HTTP/2's library keeps only their
-/// text.
+/// answer (RFC 8446 section 4.4.2.4). These alerts have no place after the handshake.
 fn is_handshake_alert(cause: &(dyn std::error::Error + 'static)) -> bool {
     use rustls::AlertDescription::{
         AccessDenied, BadCertificate, CertificateExpired, CertificateRequired, CertificateRevoked, CertificateUnknown,

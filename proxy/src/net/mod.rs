@@ -37,12 +37,14 @@ pub(crate) use writes_to_inner;
 mod buffer;
 pub mod copy;
 pub mod detect;
+mod linger;
 pub mod listen;
 pub mod prefixed;
 pub mod read_ahead;
 pub mod sockets;
 pub mod stream;
 
+pub use linger::{LINGER_BYTES, LINGER_TIME, linger};
 pub use prefixed::Prefixed;
 pub use read_ahead::ReadAhead;
 pub use stream::{Io, Stream};

@@ -48,7 +48,13 @@ fn failed(worker: &Worker, client: &Stream, error: &ProxyError) {
 pub async fn greeted(worker: &Rc<Worker>, client: Prefixed<Io>, target: &WorkerTarget) -> Option<Prefixed<Io>> {
     let mut early_ends = 0;
     loop {
-        let (mut server, _in_hand) = match connect_to_any(worker, target).await {
+        let connected = tokio::select! {
+            biased;
+            // What it says may be HTTP, which is told why there is no endpoint.
+            () = client.get_ref().readable() => return Some(client),
+            connected = connect_to_any(worker, target) => connected,
+        };
+        let (mut server, _in_hand) = match connected {
             Ok(connected) => connected,
             Err(error) => {
                 failed(worker, &Stream::Plain(client), &error);

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use outrigger_tests::mesh::metric;
+use outrigger_tests::mesh::{Authority, Sidecar, id, metric};
+use tokio::net::{TcpListener, TcpStream};
 
 use super::wire::{Scene, WAYS, Way, Wire, without_ours};
 
@@ -392,4 +393,22 @@ async fn connections_for_later() {
             assert_eq!(timeouts(), looked_at, "{protocol}, {way:?}");
         }
     }
+}
+
+/// The endpoint that may greet an app that is silent is not there yet when the app speaks after all.
+#[tokio::test]
+async fn connections_for_later_are_told_what_is_wrong_with_the_endpoint() {
+    let authority = Authority::start(&["web"], Duration::from_secs(3600)).await;
+    // The system takes the connection; nobody answers the handshake.
+    let endpoint = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = endpoint.local_addr().unwrap();
+    let policy = "{retry: {attempts: 0}, timeouts: {connect: 2s}}";
+    let web = Sidecar::new("web").calls("orders", "detect", &[(address, Some(id("orders")))], policy);
+    let web = web.start(&authority).await;
+    let mut client = Wire::new(TcpStream::connect(web.outbound[0]).await.unwrap());
+    let _silent = endpoint.accept().await.unwrap();
+    client.send(GET).await;
+    let head = client.head().await;
+    assert!(head.starts_with("HTTP/1.1 504 "), "{head}");
+    assert!(head.contains("outrigger-error: connect-timeout"), "{head}");
 }

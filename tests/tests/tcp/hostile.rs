@@ -158,6 +158,23 @@ async fn clients_with_the_wrong_certificate_get_an_alert_and_never_plaintext() {
     }
 }
 
+/// A client of TLS 1.3 may have said much when its certificate is looked at: with that unread, a close would be a reset.
+#[tokio::test]
+async fn an_alert_is_not_lost_in_a_reset() {
+    let authority = authority().await;
+    let (server, _) = echo().await;
+    let mesh = pair(&authority, server, "opaque", Mtls::Strict).await;
+    let connector = TlsConnector::from(client(None, &["outrigger/h1"]));
+    for _ in 0..20 {
+        let stream = TcpStream::connect(mesh.orders.inbound[0]).await.unwrap();
+        let name = ServerName::try_from("orders.peer").unwrap();
+        let mut tls = connector.connect(name, stream).await.unwrap();
+        soon(tls.write_all(&[b'x'; 256 * 1024])).await.unwrap();
+        let error = soon(tls.read_u8()).await.unwrap_err().to_string();
+        assert!(error.contains("CertificateRequired"), "{error}");
+    }
+}
+
 #[tokio::test]
 async fn other_tls_is_no_mesh_tls() {
     let authority = authority().await;
@@ -266,9 +283,14 @@ async fn serve(config: ServerConfig) -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
     let address = app(move |stream| {
         let (acceptor, keep) = (acceptor.clone(), Arc::clone(&keep));
         async move {
-            // Clients refuse this server: that is what it is for.
-            let Ok(mut tls) = acceptor.accept(stream).await else {
-                return;
+            // Clients refuse this server, or it refuses them: that is what it is for.
+            let mut tls = match acceptor.accept(stream).into_fallible().await {
+                Ok(tls) => tls,
+                Err((_, mut stream)) => {
+                    // The alert is not to be lost in a reset.
+                    let _ = stream.read_to_end(&mut Vec::new()).await;
+                    return;
+                }
             };
             let mut buffer = [0; 4096];
             while let Ok(n @ 1..) = tls.read(&mut buffer).await {
@@ -381,14 +403,18 @@ async fn an_endpoint_that_does_not_trust_us_is_a_failure_of_tls() {
     config.alpn_protocols = MESH.iter().map(|name| name.as_bytes().to_vec()).collect();
     let (endpoint, _) = serve(config).await;
     let endpoint = [(endpoint, Some(id("orders")))];
-    for protocol in ["http1", "opaque"] {
+    for protocol in ["http1", "http2", "opaque"] {
         let web = Sidecar::new("web")
             .calls("orders", protocol, &endpoint, "{}")
             .start(&authority)
             .await;
-        if protocol == "http1" {
-            let seen = Http::one().post(web.outbound[0], "/", "secret").await;
-            assert_eq!(seen.error(), Some("tls-failed"), "{seen:?}");
+        if protocol != "opaque" {
+            let http = match protocol {
+                "http2" => Http::two(),
+                _ => Http::one(),
+            };
+            let seen = http.post(web.outbound[0], "/", "secret").await;
+            assert_eq!(seen.error(), Some("tls-failed"), "{protocol}: {seen:?}");
         } else {
             let mut stream = TcpStream::connect(web.outbound[0]).await.unwrap();
             let error = soon(stream.read_u8()).await.unwrap_err();

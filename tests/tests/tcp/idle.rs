@@ -23,13 +23,13 @@ const OPAQUE_INBOUND: f64 = 23.0;
 const HTTP1_PLAIN: f64 = 27.0;
 const HTTP1_TLS: f64 = 60.0;
 
-/// 10,000, or what the limit of open files lets a process hold that has two for each.
-fn many() -> usize {
+/// 10,000, or what the limit of open files lets a process hold that has `files` for each.
+fn many(files: u64) -> usize {
     if cfg!(debug_assertions) {
         return 2_000; // the handshakes of 10,000 take minutes
     }
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    usize::try_from(hard.saturating_sub(400) / 2).unwrap().min(10_000)
+    usize::try_from(hard.saturating_sub(200) / files).unwrap().min(10_000)
 }
 
 /// An app on a thread that has its own table of files, so that its ends count for no one. Answers every read with
@@ -121,7 +121,7 @@ async fn ten_thousand_opaque_connections() {
     drop(idle(100, connect, b"\0ping", b"pong").await);
     until("the first are gone", async || orders.connections("inbound").await == 0).await;
     let before = (web.memory(), orders.memory());
-    let count = many();
+    let count = many(2);
     let connections = idle(count, connect, b"\0ping", b"pong").await;
     assert_eq!(web.connections("outbound").await, count as u64);
     assert_eq!(orders.connections("inbound").await, count as u64);
@@ -143,7 +143,7 @@ async fn ten_thousand_http1_connections() {
     let connect = async || TcpStream::connect(web.outbound[0]).await.unwrap();
     drop(idle(100, connect, GET, b"\r\n\r\nok").await);
     until("the first are gone", async || web.connections("outbound").await == 0).await;
-    let (before, count) = (web.memory(), many());
+    let (before, count) = (web.memory(), many(1));
     let connections = idle(count, connect, GET, b"\r\n\r\nok").await;
     assert_eq!(web.connections("outbound").await, count as u64);
     assert!(report("HTTP/1, plaintext", &web, before, count) < HTTP1_PLAIN);
