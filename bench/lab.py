@@ -3,6 +3,7 @@
 All addresses are inside the namespaces; nothing outside them is changed.
 """
 import ctypes, os, shutil, signal, socket, subprocess, time
+from contextlib import nullcontext
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WORK = os.path.join(ROOT, "target", "bench")
@@ -35,21 +36,20 @@ def inside(pod, command):
     return ["ip", "netns", "exec", NAMESPACE[pod], *command]
 
 
-def as_user(pod, uid, command):
-    return inside(pod, ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", *command])
-
-
 class Processes:
     """What was started, to be ended."""
 
     def __init__(self):
         self.all = []
 
-    def start(self, name, command, env=None):
+    def start(self, name, command, env=None, pod=None, uid=None):
+        """In a pod and as a user, if they are given. Not by `ip netns exec` and `setpriv`: they take longer than the
+        start of a sidecar."""
         os.makedirs(f"{WORK}/log", exist_ok=True)
-        with open(f"{WORK}/log/{name}.log", "w") as log:
+        user = {"user": uid, "group": uid, "extra_groups": []} if uid else {}
+        with open(f"{WORK}/log/{name}.log", "w") as log, Inside(pod) if pod else nullcontext():
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                                       env={**os.environ, **(env or {})}, cwd=WORK, start_new_session=True)
+                                       env={**os.environ, **(env or {})}, cwd=WORK, start_new_session=True, **user)
         self.all.append(process)
         return process
 

@@ -129,5 +129,5 @@ def start(processes, case, pod, tracing):
     file = f"{lab.WORK}/{case}-{pod}.json"
     with open(file, "w") as f:
         json.dump(config(case, pod, tracing), f, indent=1)
-    return processes.start(f"{case}-{pod}", lab.as_user(pod, UID, [
-        program(), "-c", file, "--concurrency", "1", "--log-level", "warning", "--disable-hot-restart"]))
+    return processes.start(f"{case}-{pod}", [program(), "-c", file, "--concurrency", "1", "--log-level", "warning",
+                                             "--disable-hot-restart"], pod=pod, uid=UID)

@@ -26,10 +26,10 @@ def csv(ports):
 
 def prepare(processes, case, tracing):
     for pod in ("client", "server"):
-        processes.start(f"linkerd-control-{pod}", lab.as_user(pod, UID, [
+        processes.start(f"linkerd-control-{pod}", [
             lab.program("outrigger-bench"), "linkerd-control", "--addr", f"127.0.0.1:{PLANE}", "--certs", f"{lab.WORK}/certs",
             "--server", lab.IP["server"], "--opaque", csv(lab.TCP_PORTS), "--inbound-port", str(INBOUND),
-            *(["--http2"] if case == "linkerd" else [])]))
+            *(["--http2"] if case == "linkerd" else [])], pod=pod, uid=UID)
 
 
 def start(processes, case, pod, tracing):
@@ -58,5 +58,5 @@ def start(processes, case, pod, tracing):
     }
     if pod == "server":
         env["INBOUND_PORTS"] = csv(lab.HTTP_PORTS + lab.TCP_PORTS)
-    return processes.start(f"{case}-{pod}", lab.as_user(pod, UID, [program()]),
+    return processes.start(f"{case}-{pod}", [program()], pod=pod, uid=UID,
                            env={"LINKERD2_PROXY_" + name: value for name, value in env.items()})

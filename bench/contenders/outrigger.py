@@ -50,5 +50,5 @@ def start(processes, case, pod, tracing):
     }
     if tracing:
         env |= {"TRACING_ENDPOINT": f"http://{lab.IP['control']}:4317", "TRACING_SAMPLE_RATIO": "0.01"}
-    return processes.start(f"{case}-{pod}", lab.as_user(pod, UID, [program(), "run"]),
+    return processes.start(f"{case}-{pod}", [program(), "run"], pod=pod, uid=UID,
                            env={f"OUTRIGGER_{name}": value for name, value in env.items()})

@@ -34,7 +34,7 @@ def start(processes, case, pod, tracing):
   services: {{}}
 """)
         f.write("policies: []\nservices: []\n")
-    return processes.start(f"{case}-{pod}", lab.as_user(pod, UID, [program()]), env={
+    return processes.start(f"{case}-{pod}", [program()], pod=pod, uid=UID, env={
         "FAKE_CA": "true", "XDS_ADDRESS": "", "LOCAL_XDS_PATH": file, "PROXY_MODE": "dedicated",
         "PROXY_WORKLOAD_INFO": f"bench/{pod}/{pod}", "ENABLE_ORIG_SRC": "false",
         "ZTUNNEL_WORKER_THREADS": "1", "RUST_LOG": "info", "NODE_NAME": "local",
