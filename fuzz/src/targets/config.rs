@@ -6,12 +6,10 @@ use std::time::Duration;
 use outrigger_proxy::capture::CaptureConfig;
 use outrigger_proxy::config::Config;
 
-use crate::{kind, magnitude};
-
 const NAME: &str = "mesh/sidecar.yaml";
 
 /// A file of YAML; or, after a line "env", lines of NAME=value.
-pub fn run(bytes: &[u8]) -> u64 {
+pub fn run(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     match text.strip_prefix("env\n") {
         Some(lines) => environment(lines),
@@ -19,29 +17,26 @@ pub fn run(bytes: &[u8]) -> u64 {
     }
 }
 
-fn file(text: &str) -> u64 {
-    let config = Config::from_yaml(NAME, text);
-    match &config {
+fn file(text: &str) {
+    match Config::from_yaml(NAME, text) {
         Ok(config) => {
             for path in [&config.identity.token_file, &config.identity.trust_bundle_file] {
                 assert!(path.is_absolute() || path.starts_with(Path::new("mesh")), "{path:?}");
             }
-            check(config);
+            check(&config);
         }
-        Err(errors) => check_errors(errors, text, "mesh/sidecar.yaml:"),
+        Err(errors) => check_errors(&errors, text, "mesh/sidecar.yaml:"),
     }
-    outcome(0, config.map(drop))
 }
 
-fn environment(lines: &str) -> u64 {
+fn environment(lines: &str) {
     let get = |name: &str| {
         let line = lines
             .lines()
             .find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
         line.map(str::to_owned)
     };
-    let capture = CaptureConfig::from_env(get);
-    match &capture {
+    match CaptureConfig::from_env(get) {
         Ok(capture) => {
             let ports = capture.skip_inbound_ports.iter().chain(&capture.skip_outbound_ports);
             assert!(
@@ -57,14 +52,12 @@ fn environment(lines: &str) -> u64 {
             );
             assert!(!capture.skip_uids.contains(&u32::MAX));
         }
-        Err(errors) => check_errors(errors, lines, "OUTRIGGER_SKIP_"),
+        Err(errors) => check_errors(&errors, lines, "OUTRIGGER_SKIP_"),
     }
-    let config = Config::from_env(get);
-    match &config {
-        Ok(config) => check(config),
-        Err(errors) => check_errors(errors, lines, "OUTRIGGER_"),
+    match Config::from_env(get) {
+        Ok(config) => check(&config),
+        Err(errors) => check_errors(&errors, lines, "OUTRIGGER_"),
     }
-    outcome(1 + u8::from(capture.is_ok()), config.map(drop))
 }
 
 fn check(config: &Config) {
@@ -87,10 +80,4 @@ fn check_errors(errors: &[String], text: &str, prefix: &str) {
         // A value may be quoted, and a control character is longer then.
         assert!(error.len() <= 1000 + 6 * text.len(), "{} bytes", error.len());
     }
-}
-
-fn outcome(source: u8, result: Result<(), Vec<String>>) -> u64 {
-    let words = |error: &String| -> String { error.chars().filter(|c| c.is_ascii_alphabetic()).take(40).collect() };
-    let first = result.as_ref().err().and_then(|errors| errors.last()).map(words);
-    kind((source, first, result.err().map(|errors| magnitude(errors.len()))))
 }

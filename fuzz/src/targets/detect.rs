@@ -2,13 +2,11 @@
 
 use outrigger_proxy::net::detect::{Detected, Verdict, protocol};
 
-use crate::kind;
-
 /// More is never waited for.
 const ENOUGH: usize = 2048;
 
 /// Any first bytes.
-pub fn run(bytes: &[u8]) -> u64 {
+pub fn run(bytes: &[u8]) {
     let whole = protocol(bytes);
     // How the bytes are cut into packets decides nothing.
     let step = 1 + bytes.len() / 100;
@@ -26,10 +24,6 @@ pub fn run(bytes: &[u8]) -> u64 {
     let mut request = httparse::Request::new(&mut fields);
     if matches!(request.parse(bytes), Ok(httparse::Status::Complete(_))) && is_usual(bytes, &request) {
         assert_eq!(whole, Verdict::Is(Detected::Http1), "{request:?}");
-    }
-    match whole {
-        Verdict::NeedMore => 0,
-        Verdict::Is(detected) => kind((detected as u8, crate::magnitude(bytes.len()))),
     }
 }
 

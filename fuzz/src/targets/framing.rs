@@ -20,13 +20,13 @@ use hyper::service::service_fn;
 use outrigger_proxy::http::framing::{Fault, Scanner};
 use outrigger_proxy::http::server::MAX_BUFFER;
 
-use crate::{Input, kind, magnitude};
+use crate::Input;
 
 /// Method, target and length of the body of a whole request.
 type Seen = (String, String, usize);
 
 /// The size of the pieces in which the bytes come, and the bytes of one connection.
-pub fn run(bytes: &[u8]) -> u64 {
+pub fn run(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let size = 1 + input.below(64);
     let bytes = input.rest();
@@ -42,13 +42,6 @@ pub fn run(bytes: &[u8]) -> u64 {
         tunnel || found.len() <= expected.len(),
         "{found:?} are more than {expected:?}"
     );
-    kind((
-        format!("{fault:?}"),
-        expected.len().min(5),
-        found.len().min(5),
-        tunnel,
-        magnitude(free),
-    ))
 }
 
 /// How much is passed on, and why nothing more.

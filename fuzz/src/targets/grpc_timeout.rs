@@ -5,21 +5,18 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue};
 use outrigger_proxy::http::grpc::{GRPC_TIMEOUT, set_timeout, timeout};
 
-use crate::{kind, magnitude};
-
 /// PROTOCOL-HTTP2.md: at most eight digits and a unit.
 const MAX_LENGTH: usize = 9;
 
 /// How long is left, in eight bytes of nanoseconds, and a header's value.
-pub fn run(bytes: &[u8]) -> u64 {
+pub fn run(bytes: &[u8]) {
     let (left, value) = bytes.split_at(bytes.len().min(8));
     let left = left.iter().fold(0, |n, byte| n << 8 | u64::from(*byte));
     let mut headers = HeaderMap::new();
     if let Ok(value) = HeaderValue::from_bytes(value) {
         headers.insert(GRPC_TIMEOUT, value);
     }
-    let said = timeout(&headers);
-    if let Some(said) = said {
+    if let Some(said) = timeout(&headers) {
         // Written again, it is the same, or shorter by what eight digits cannot say.
         let again = written(said.max(Duration::from_nanos(1)));
         assert!(again <= said.max(Duration::from_nanos(1)));
@@ -27,7 +24,6 @@ pub fn run(bytes: &[u8]) -> u64 {
     }
     let left = Duration::from_nanos(left);
     assert!(written(left) <= left.max(Duration::from_nanos(1)));
-    kind((said.map(|said| magnitude(said.as_secs() as usize)), value.len().min(12)))
 }
 
 fn written(left: Duration) -> Duration {

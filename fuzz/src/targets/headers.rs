@@ -6,12 +6,12 @@ use outrigger_proxy::http::headers::strip_hop_by_hop;
 use outrigger_proxy::http::respond::{error_response, reason_of};
 
 use super::header_lines;
-use crate::{Input, kind, magnitude};
+use crate::Input;
 
 const KEPT: [&str; 5] = ["host", "content-length", "transfer-encoding", "te", "trailer"];
 
 /// Whether it is an upgrade, a reason, and lines of "name: value".
-pub fn run(bytes: &[u8]) -> u64 {
+pub fn run(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let upgrade = input.flag();
     let reason = input.pick(&Reason::ALL);
@@ -44,11 +44,6 @@ pub fn run(bytes: &[u8]) -> u64 {
     for name in KEPT.iter().filter(|name| **name != "te") {
         assert!(before.get_all(*name).iter().eq(after.get_all(*name).iter()), "{name}");
     }
-    kind((
-        upgrade,
-        before.len() - after.len().min(before.len()),
-        magnitude(before.len()),
-    ))
 }
 
 /// What `Connection` names.

@@ -3,13 +3,11 @@
 use outrigger_proxy::identity::{Hello, MeshProtocol, inspect_hello};
 use rustls::server::Acceptor;
 
-use crate::{kind, magnitude};
-
 /// A hello that is longer is another's.
 const MAX_HELLO: usize = 16 * 1024;
 
 /// Any first bytes.
-pub fn run(bytes: &[u8]) -> u64 {
+pub fn run(bytes: &[u8]) {
     let whole = inspect_hello(bytes);
     let step = 1 + bytes.len() / 50;
     for end in (0..bytes.len()).step_by(step) {
@@ -23,20 +21,14 @@ pub fn run(bytes: &[u8]) -> u64 {
         assert_ne!(whole, Hello::NeedMore);
     }
     // What rustls understands is understood here in the same way.
-    let offered = alpn(bytes);
-    if let Some(offered) = &offered {
+    if bytes.len() < MAX_HELLO
+        && let Some(offered) = alpn(bytes)
+    {
         let ours = MeshProtocol::ALL
             .iter()
             .any(|p| offered.iter().any(|name| name == p.alpn()));
-        if bytes.len() < MAX_HELLO {
-            assert_eq!(whole, if ours { Hello::Mesh } else { Hello::OtherTls }, "{offered:?}");
-        }
+        assert_eq!(whole, if ours { Hello::Mesh } else { Hello::OtherTls }, "{offered:?}");
     }
-    kind((
-        whole as u8,
-        offered.map(|names| names.len().min(4)),
-        magnitude(bytes.len()),
-    ))
 }
 
 /// The protocols that a whole ClientHello offers.

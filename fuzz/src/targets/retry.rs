@@ -3,15 +3,14 @@
 use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
-use outrigger_proxy::http::headers::{grpc_status, is_grpc};
+use outrigger_proxy::http::headers::grpc_status;
 use outrigger_proxy::model::Policy;
 use outrigger_proxy::outbound::retry::{Attempted, MAX_SERVER_WAIT, Verdict, judge};
 
 use super::header_lines;
-use crate::kind;
 
 /// Lines of "name: value", the headers of a 503.
-pub fn run(bytes: &[u8]) -> u64 {
+pub fn run(bytes: &[u8]) {
     let headers = header_lines(bytes);
     let policy = Policy::default().retry;
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777); // Sun, 06 Nov 1994 08:49:37 GMT
@@ -26,8 +25,7 @@ pub fn run(bytes: &[u8]) -> u64 {
         "it may have been processed"
     );
     let verdict = judge(&answered, true, &policy, now);
-    let grpc = grpc_status(&headers);
-    let wanted = grpc.is_none_or(|status| policy.grpc_statuses.contains(&status));
+    let wanted = grpc_status(&headers).is_none_or(|status| policy.grpc_statuses.contains(&status));
     if !wanted {
         assert_eq!(verdict, Verdict::Final);
     }
@@ -49,12 +47,6 @@ pub fn run(bytes: &[u8]) -> u64 {
     {
         assert_eq!(verdict, waits(Some(Duration::from_secs(seconds))), "{after:?}");
     }
-    kind((
-        format!("{verdict:?}"),
-        grpc.map(|s| s.min(20)),
-        is_grpc(&headers),
-        headers.len().min(4),
-    ))
 }
 
 fn waits(wait: Option<Duration>) -> Verdict {

@@ -5,15 +5,13 @@ use std::sync::LazyLock;
 use outrigger_api::spiffe::SpiffeId;
 use regex::Regex;
 
-use crate::{kind, magnitude};
-
 static FORM: LazyLock<Regex> = LazyLock::new(|| {
     let form = r"^spiffe://([a-z0-9._-]{1,255})/ns/([a-z0-9.-]{1,253})/sa/([a-z0-9.-]{1,253})$";
     Regex::new(form).expect("a pattern")
 });
 
 /// Any text.
-pub fn run(bytes: &[u8]) -> u64 {
+pub fn run(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let captures = FORM.captures(&text);
     match text.parse::<SpiffeId>() {
@@ -27,7 +25,6 @@ pub fn run(bytes: &[u8]) -> u64 {
                 SpiffeId::new(trust_domain, namespace, service_account).as_ref(),
                 Ok(&id)
             );
-            kind(found.map(|part| magnitude(part.len())))
         }
         Err(error) => {
             assert!(captures.is_none(), "{text} is refused");
@@ -35,7 +32,6 @@ pub fn run(bytes: &[u8]) -> u64 {
                 error.to_string().len() < 4096,
                 "the text of a stranger is quoted without a limit"
             );
-            kind((text.matches('/').count().min(9), text.starts_with("spiffe://")))
         }
     }
 }

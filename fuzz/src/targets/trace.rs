@@ -9,7 +9,6 @@ use regex::Regex;
 use tokio::runtime::Runtime;
 
 use super::header_lines;
-use crate::kind;
 
 const SPAN: [u8; 8] = [0xab; 8];
 const WRITTEN: [&str; 8] = [
@@ -46,7 +45,7 @@ static TELEMETRY: LazyLock<(Runtime, Telemetry)> = LazyLock::new(|| {
 });
 
 /// Lines of "name: value".
-pub fn run(bytes: &[u8]) -> u64 {
+pub fn run(bytes: &[u8]) {
     let before = header_lines(bytes);
     let extracted = TraceContext::extract(&before);
     check_traceparent(&before, extracted.as_ref());
@@ -70,8 +69,6 @@ pub fn run(bytes: &[u8]) -> u64 {
     // What the proxy does, which also goes on with B3's decision without a trace.
     let context = TELEMETRY.1.context(&before);
     check_injected(&before, &context);
-    let there: Vec<bool> = WRITTEN.iter().map(|name| before.contains_key(*name)).collect();
-    kind((there, extracted.is_some(), context.sampled))
 }
 
 /// Writes the context, and looks at every header.
