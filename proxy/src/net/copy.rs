@@ -187,7 +187,7 @@ mod tests {
     use std::io;
     use std::pin::Pin;
     use std::task::{Context, Poll};
-    use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, duplex};
+    use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf, duplex};
 
     #[tokio::test]
     async fn half_close_lets_the_other_direction_finish() {
@@ -227,6 +227,20 @@ mod tests {
         drop(server);
         drop(writer.await.unwrap());
         assert_eq!(tunnel.await.unwrap().sent, 3_000_000);
+    }
+
+    #[tokio::test]
+    async fn what_a_writer_keeps_for_later_is_flushed_before_a_wait() {
+        let (mut client, mut near) = duplex(1024);
+        let (far, mut server) = duplex(1024);
+        let tunnel = tokio::spawn(async move { both_ways(&mut near, &mut BufWriter::new(far)).await });
+        client.write_all(b"question").await.unwrap();
+        let mut question = [0; 8];
+        let heard = tokio::time::timeout(std::time::Duration::from_secs(20), server.read_exact(&mut question));
+        heard.await.expect("it was not flushed").unwrap();
+        assert_eq!(&question, b"question");
+        drop((client, server));
+        assert!(tunnel.await.unwrap().result.is_ok());
     }
 
     /// A connection whose write side is broken, with something left to be read.

@@ -46,8 +46,11 @@ async fn without_file_descriptors_it_waits_and_recovers() {
     let flood: Vec<_> = futures_util::future::join_all((0..300).map(|_| TcpStream::connect(orders.inbound[0]))).await;
     until("no file is left", async || orders.files() as u64 >= LIMIT).await;
     until("the log says so", async || orders.said("cannot accept connections") > 0).await;
-    // It goes on for a while: others' connections live, and the log is not full of it.
+    // It goes on for a while: it waits and does not spin, and the log is not full of it.
+    let before = orders.cpu();
     tokio::time::sleep(Duration::from_secs(2)).await;
+    let spent = orders.cpu() - before;
+    assert!(spent < Duration::from_millis(500), "{spent:?}");
     assert_eq!(orders.said("cannot accept connections"), 1);
     drop(flood);
     until("new connections work", works).await;

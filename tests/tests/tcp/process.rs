@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use outrigger_tests::mesh::{Authority, Http, Sidecar};
 use outrigger_tests::netns::program;
@@ -88,6 +89,14 @@ impl Program {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         resident.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// The CPU time that it has spent (proc(5): `utime` and `stime`, in ticks of 10 ms).
+    pub(crate) fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let (_, fields) = stat.rsplit_once(") ").unwrap();
+        let times = fields.split(' ').skip(11).take(2);
+        Duration::from_millis(times.map(|ticks| ticks.parse::<u64>().unwrap() * 10).sum())
     }
 
     /// Its limits of open files, soft and hard.
