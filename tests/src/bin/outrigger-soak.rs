@@ -8,10 +8,6 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use outrigger_tests::soak::{Listeners, be_sidecar, soak};
 
-/// As the sidecar's program has it: what grows here, grows there.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 #[derive(Parser)]
 #[command(about)]
 struct Arguments {
