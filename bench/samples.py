@@ -17,6 +17,8 @@ LAYERS = [
     ("Envoy", r"Envoy|quic|absl"),
 ]
 OWNER = re.compile("|".join(rf"(?P<layer{i}>(?<![\w]){pattern})" for i, (_, pattern) in enumerate(LAYERS)))
+# Some are inlined into what they call.
+CALL = re.compile(r"__(?:x64|arm64|se)_sys_(\w+)|__sys_(\w+)|do_(writev|readv|epoll_wait)")
 
 
 @contextmanager
@@ -71,7 +73,7 @@ def plain(name):
 def layer(stack):
     name, in_kernel = stack[-1]
     if in_kernel:
-        calls = [found[1] for name, _ in stack if (found := re.match(r"__x64_sys_(\w+)", name))]
+        calls = [found[found.lastindex] for name, _ in stack if (found := CALL.match(name))]
         return f"kernel: {calls[-1]}" if calls else "kernel: faults and interrupts"
     for name, _ in reversed(stack):
         if found := OWNER.search(name):

@@ -320,8 +320,9 @@ async fn windows_that_overflow() {
         assert_eq!(raw.until(GOAWAY).await.unwrap().number(4), FLOW_CONTROL_ERROR);
 
         let mut raw = Raw::connect(to, &[]).await;
-        raw.send(&frame(HEADERS, END_HEADERS, 1, &raw::request(true))).await;
-        raw.send(&frame(WINDOW_UPDATE, 0, 1, &most)).await;
+        // At once: what the response has used of the window by then could be given back.
+        let request = frame(HEADERS, END_HEADERS, 1, &raw::request(true));
+        raw.send(&[request, frame(WINDOW_UPDATE, 0, 1, &most)].concat()).await;
         let reset = raw.until(RST_STREAM).await.unwrap();
         assert_eq!((reset.stream, reset.number(0)), (1, FLOW_CONTROL_ERROR));
     })

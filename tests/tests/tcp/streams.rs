@@ -31,8 +31,7 @@ fn bytes(seed: u64, length: usize) -> Vec<u8> {
 async fn exchange(stream: TcpStream, said: &[u8]) -> Vec<u8> {
     let (mut reader, mut writer) = split(stream);
     let mut heard = vec![0; MUCH];
-    let (sent, received) = tokio::join!(writer.write_all(said), reader.read_exact(&mut heard));
-    (sent.unwrap(), received.unwrap());
+    tokio::try_join!(writer.write_all(said), reader.read_exact(&mut heard)).unwrap();
     writer.shutdown().await.unwrap();
     reader.read_to_end(&mut heard).await.unwrap();
     heard
