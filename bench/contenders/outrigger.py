@@ -51,10 +51,4 @@ def start(processes, case, pod, tracing):
     if tracing:
         env |= {"TRACING_ENDPOINT": f"http://{lab.IP['control']}:4317", "TRACING_SAMPLE_RATIO": "0.01"}
     return processes.start(f"{case}-{pod}", [program(), "run"], pod=pod, uid=UID,
-                           env={**image(), **{f"OUTRIGGER_{name}": value for name, value in env.items()}})
-
-
-def image():
-    """The environment that its image has."""
-    with open(f"{lab.ROOT}/images/proxy.env") as f:
-        return dict(line.strip().split("=", 1) for line in f if not line.startswith("#"))
+                           env={f"OUTRIGGER_{name}": value for name, value in env.items()})
