@@ -8,15 +8,15 @@ FOLDER = f"{lab.WORK}/profile"
 HERTZ = 499
 # The innermost function that belongs to one of them says whose a sample is; the standard library's belong to who called them.
 LAYERS = [
-    ("allocation", r"_?mi_|malloc|calloc|realloc|cfree|_int_|unlink_chunk|tcmalloc|operator (?:new|delete)"),
+    ("allocation", r"malloc|calloc|realloc|cfree|_int_|unlink_chunk|tcmalloc|operator (?:new|delete)"),
     ("copies of memory", r"__mem|mem(?:cpy|move|set)|__libc_mem"),
-    ("TLS", r"rustls|tokio_rustls|webpki|aws_lc|aes_|gcm_|sha\d|EVP_|CRYPTO_|OPENSSL_|ml_?kem|x25519|bssl|SSL_"),
-    ("HTTP libraries", r"hyper|h2|httparse|http|bytes|http_body|nghttp2"),
-    ("runtime", r"tokio|mio|event_|libevent"),
+    ("TLS", r"rustls|tokio_rustls|webpki|aws_lc|aes(?:ni)?_|gcm_|sha\d|EVP_|CRYPTO_|OPENSSL_|ml_?kem|x25519|bssl|SSL_"),
+    ("HTTP libraries", r"(?:hyper|hyper_util|h2|httparse|http|http_body|bytes)::|nghttp2"),
+    ("runtime", r"(?:tokio|mio)::|event_"),
     ("Outrigger", r"outrigger"),
     ("Envoy", r"Envoy|quic|absl"),
 ]
-OWNER = re.compile("|".join(rf"(?P<layer{i}>(?<![\w]){pattern})" for i, (_, pattern) in enumerate(LAYERS)))
+OWNER = re.compile("|".join(rf"(?P<layer{i}>(?<![A-Za-z0-9])(?:{pattern}))" for i, (_, pattern) in enumerate(LAYERS)))
 # Some are inlined into what they call.
 CALL = re.compile(r"__(?:x64|arm64|se)_sys_(\w+)|__sys_(\w+)|do_(writev|readv|epoll_wait)")
 
