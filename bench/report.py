@@ -2,7 +2,7 @@
 """report.py FILE [--plot SVG]: the tables of what `bench/run --json FILE` has written."""
 import json, statistics, sys
 
-OURS = "outrigger"
+OURS, OTHER = "outrigger", "outrigger-other"
 LAYER_4 = "ztunnel"  # it does less: never the peer that ours is held against in HTTP
 
 
@@ -97,7 +97,7 @@ def tables(results):
             cells.append(f"{medians[case]:,.{digits}f}{spread}")
         if not medians:
             continue
-        peers = [value for case, value in medians.items() if case not in ("direct", OURS) and (layer_4 or case != LAYER_4)]
+        peers = [value for case, value in medians.items() if case not in ("direct", OURS, OTHER) and (layer_4 or case != LAYER_4)]
         ratio = f"{medians[OURS] / (min if less else max)(peers):.2f}" if OURS in medians and peers else "–"
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {ratio} |")
     lines += ["", "| | TLS, plaintext on the wire | agreed | resumed | a client without a sidecar gets | errors |", "|---" * 6 + "|"]

@@ -132,12 +132,13 @@ impl Worker {
 
     /// The connections to the app at an address.
     pub fn app(&self, address: SocketAddr) -> Rc<Pool> {
-        Rc::clone(self.apps.borrow_mut().entry(address).or_default())
+        let mut apps = self.apps.borrow_mut();
+        Rc::clone(apps.entry(address).or_insert_with(|| Rc::new(Pool::new(false))))
     }
 
     /// Connections to the app that nobody else has.
     pub fn app_for_one(&self) -> Rc<Pool> {
-        let pool = Rc::default();
+        let pool = Rc::new(Pool::new(false));
         self.apps_for_one.borrow_mut().push(Rc::downgrade(&pool));
         pool
     }

@@ -45,7 +45,6 @@ struct Http2 {
     sender: http2::SendRequest<RequestBody>,
     state: Rc<State>,
     generation: u64,
-    mesh: bool,
     open: Cell<usize>,
     /// When the last stream ended.
     used: Cell<Instant>,
@@ -105,10 +104,10 @@ impl Multiplex {
     }
 
     /// Closes what was idle for too long, and forgets what is closed.
-    pub fn sweep(&self, expired: impl Fn(bool, Instant) -> bool) {
+    pub fn sweep(&self, expired: impl Fn(Instant) -> bool) {
         self.connections
             .borrow_mut()
-            .retain(|c| c.takes_requests() && (c.open.get() > 0 || !expired(c.mesh, c.used.get())));
+            .retain(|c| c.takes_requests() && (c.open.get() > 0 || !expired(c.used.get())));
     }
 
     /// Whether there is no connection.
@@ -131,7 +130,6 @@ impl Multiplex {
     }
 
     async fn connect(&self, generation: u64, stream: Stream) -> Result<Slot, ProxyError> {
-        let mesh = stream.is_mesh();
         let (sender, connection) = http2::Builder::new(LocalExecutor)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -152,7 +150,6 @@ impl Multiplex {
             sender,
             state,
             generation,
-            mesh,
             open: Cell::new(0),
             used: Cell::new(Instant::now()),
             leaving: Cell::new(false),

@@ -13,6 +13,7 @@ use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
 use super::body::RequestBody;
+use super::dials::{Dials, Turn};
 use super::expect::Refused;
 use super::multiplex::{Multiplex, Slot};
 use super::server::MAX_BUFFER;
@@ -29,9 +30,11 @@ const PLAIN_IDLE: Duration = Duration::from_secs(4);
 const MESH_IDLE: Duration = Duration::from_secs(60);
 
 /// See the module.
-#[derive(Default)]
 pub struct Pool {
+    /// Whether mutual TLS protects its connections.
+    mesh: bool,
     http1: RefCell<Vec<Idle>>,
+    dials: Dials<Idling>,
     http2: Multiplex,
     /// Of the newest request.
     generation: Cell<u64>,
@@ -40,7 +43,6 @@ pub struct Pool {
 struct Idle {
     sender: http1::SendRequest<RequestBody>,
     generation: u64,
-    mesh: bool,
     since: Instant,
 }
 
@@ -69,7 +71,6 @@ pub struct Idling {
     pool: Rc<Pool>,
     pub sender: http1::SendRequest<RequestBody>,
     generation: u64,
-    mesh: bool,
     /// The server still waits for a body that does not come: this connection is not used again.
     pub refused: Option<Refused>,
 }
@@ -77,29 +78,31 @@ pub struct Idling {
 impl Lease {
     /// Gives the connection back, after the last byte of the response.
     pub fn release(self) {
-        let Lease::Http1(Idling {
-            pool,
-            sender,
-            generation,
-            mesh,
-            refused: None,
-        }) = self
-        else {
-            return;
-        };
-        let mut idle = pool.http1.borrow_mut();
-        if idle.len() < MAX_IDLE && generation == pool.generation.get() && !sender.is_closed() {
-            idle.push(Idle {
-                sender,
-                generation,
-                mesh,
-                since: Instant::now(),
-            });
+        if let Lease::Http1(idling) = self
+            && idling.refused.is_none()
+            && idling.generation == idling.pool.generation.get()
+            && !idling.sender.is_closed()
+        {
+            let pool = Rc::clone(&idling.pool);
+            if let Err(idling) = pool.dials.give(idling) {
+                pool.keep(idling);
+            }
         }
     }
 }
 
 impl Pool {
+    /// An empty one. `mesh`: its connections are protected by mutual TLS.
+    pub fn new(mesh: bool) -> Self {
+        Self {
+            mesh,
+            http1: RefCell::default(),
+            dials: Dials::new(),
+            http2: Multiplex::default(),
+            generation: Cell::new(0),
+        }
+    }
+
     /// A connection for one HTTP/1 request, the one that was used last first.
     ///
     /// # Errors
@@ -110,25 +113,32 @@ impl Pool {
         connect: impl AsyncFnOnce() -> Result<Stream, ProxyError>,
     ) -> Result<Checkout, ProxyError> {
         self.generation.set(generation);
-        while let Some(mut idling) = self.pop(generation) {
-            // Not ready yet: the connection's task may still have to see that its response has ended. When it is not
-            // ready after a turn, its request is still being sent.
-            if !idling.sender.is_ready() {
-                tokio::task::yield_now().await;
-            }
-            if idling.sender.is_ready() && idling.sender.ready().await.is_ok() {
-                return Ok(Checkout {
-                    sender: Sender::Http1(idling),
-                    reused: true,
-                });
+        loop {
+            let idling = match self.pop(generation) {
+                Some(idling) => idling,
+                None if !self.mesh => return self.connect(generation, connect).await,
+                None => match self.dials.turn().await {
+                    Turn::Reuse(idling) => idling,
+                    Turn::Connect(_dial) => return self.connect(generation, connect).await,
+                },
+            };
+            if idling.generation == generation
+                && let Some(checkout) = idling.checkout().await
+            {
+                return Ok(checkout);
             }
         }
-        let stream = connect().await?;
-        let mesh = stream.is_mesh();
+    }
+
+    async fn connect(
+        self: &Rc<Self>,
+        generation: u64,
+        connect: impl AsyncFnOnce() -> Result<Stream, ProxyError>,
+    ) -> Result<Checkout, ProxyError> {
         let (sender, connection) = http1::Builder::new()
             .preserve_header_case(true)
             .max_buf_size(MAX_BUFFER)
-            .handshake(TokioIo::new(stream))
+            .handshake(TokioIo::new(connect().await?))
             .await
             .map_err(|e| handshake_failed(&e))?;
         tokio::task::spawn_local(async move {
@@ -141,7 +151,6 @@ impl Pool {
                 pool: Rc::clone(self),
                 sender,
                 generation,
-                mesh,
                 refused: None,
             }),
             reused: false,
@@ -167,11 +176,10 @@ impl Pool {
 
     /// Closes what was idle for too long, and forgets what is closed. Called by the worker's one timer.
     pub fn sweep(&self, now: Instant) {
-        let expired = |mesh: bool, since: Instant| {
-            now.saturating_duration_since(since) >= if mesh { MESH_IDLE } else { PLAIN_IDLE }
-        };
+        let limit = if self.mesh { MESH_IDLE } else { PLAIN_IDLE };
+        let expired = |since: Instant| now.saturating_duration_since(since) >= limit;
         let mut idle = self.http1.borrow_mut();
-        idle.retain(|i| !i.sender.is_closed() && i.generation == self.generation.get() && !expired(i.mesh, i.since));
+        idle.retain(|i| !i.sender.is_closed() && i.generation == self.generation.get() && !expired(i.since));
         if idle.is_empty() {
             *idle = Vec::new();
         }
@@ -191,10 +199,38 @@ impl Pool {
                     pool: Rc::clone(self),
                     sender: i.sender,
                     generation,
-                    mesh: i.mesh,
                     refused: None,
                 });
             }
+        }
+        None
+    }
+
+    fn keep(&self, idling: Idling) {
+        let mut idle = self.http1.borrow_mut();
+        if idle.len() < MAX_IDLE {
+            idle.push(Idle {
+                sender: idling.sender,
+                generation: idling.generation,
+                since: Instant::now(),
+            });
+        }
+    }
+}
+
+impl Idling {
+    /// `None`: it is not to be used.
+    async fn checkout(mut self) -> Option<Checkout> {
+        // Not ready yet: the connection's task may still have to see that its response has ended. When it is not
+        // ready after a turn, its request is still being sent.
+        if !self.sender.is_ready() {
+            tokio::task::yield_now().await;
+        }
+        if self.sender.is_ready() && self.sender.ready().await.is_ok() {
+            return Some(Checkout {
+                sender: Sender::Http1(self),
+                reused: true,
+            });
         }
         None
     }

@@ -139,8 +139,8 @@ impl Member {
     /// An endpoint that nothing is known of.
     pub fn new(endpoint: Arc<Endpoint>, now: Instant) -> Self {
         Self {
+            pool: Rc::new(Pool::new(endpoint.identity.is_some())),
             endpoint,
-            pool: Rc::default(),
             in_hand: Cell::new(0),
             health: RefCell::new(Health {
                 average: None,

@@ -1,9 +1,13 @@
 //! Several requests on a connection, and what the two ends say to one another about it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use outrigger_tests::mesh::{Authority, Sidecar, id, metric};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use outrigger_tests::mesh::{App, Authority, Body, Http, Sidecar, id, metric, text};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Barrier;
 
 use super::wire::{Scene, WAYS, Way, Wire, without_ours};
 
@@ -411,4 +415,45 @@ async fn connections_for_later_are_told_what_is_wrong_with_the_endpoint() {
     let head = client.head().await;
     assert!(head.starts_with("HTTP/1.1 504 "), "{head}");
     assert!(head.contains("outrigger-error: connect-timeout"), "{head}");
+}
+
+/// Sends `n` requests at once, and counts the handshakes that they took.
+async fn burst<R>(n: usize, answer: impl Fn(Request<Incoming>) -> R + Send + Sync + 'static) -> u64
+where
+    R: Future<Output = Response<Body>> + Send + 'static,
+{
+    let authority = Authority::start(&["web", "orders"], Duration::from_secs(86_400)).await;
+    let app = App::start(answer).await;
+    let orders = Sidecar::new("orders").protects(app.address).start(&authority).await;
+    let endpoint = (orders.inbound[0], Some(id("orders")));
+    let web = Sidecar::new("web")
+        .calls("orders", "detect", &[endpoint], "{}")
+        .start(&authority)
+        .await;
+    let to = web.outbound[0];
+    let requests = (0..n).map(|_| tokio::spawn(async move { Http::one().get(to, "/").await.status }));
+    for request in requests.collect::<Vec<_>>() {
+        assert_eq!(request.await.unwrap(), 200);
+    }
+    metric(&web, "outrigger_tls_handshakes_total", &["outbound", "\"ok\""])
+}
+
+#[tokio::test]
+async fn a_burst_waits_for_the_connections_that_there_are() {
+    let handshakes = burst(400, async |_| Response::new(text("ok"))).await;
+    assert!((1..200).contains(&handshakes), "{handshakes}");
+}
+
+/// Each is answered when all have come.
+#[tokio::test]
+async fn a_burst_of_requests_that_take_long_has_all_the_connections_that_it_needs() {
+    let all = Arc::new(Barrier::new(100));
+    let answer = move |_| {
+        let all = Arc::clone(&all);
+        async move {
+            all.wait().await;
+            Response::new(text("ok"))
+        }
+    };
+    assert_eq!(burst(100, answer).await, 100);
 }
