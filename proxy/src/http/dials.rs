@@ -52,9 +52,8 @@ pub enum Turn<C> {
 /// The right to make one connection, until it is dropped.
 pub struct Dial<C>(Rc<Inner<C>>);
 
-impl<C: 'static> Dials<C> {
-    /// Nobody waits yet.
-    pub fn new() -> Self {
+impl<C> Default for Dials<C> {
+    fn default() -> Self {
         Self(Rc::new(Inner {
             under_way: Cell::new(0),
             at_once: Cell::new(AT_ONCE),
@@ -63,7 +62,9 @@ impl<C: 'static> Dials<C> {
             watched: Cell::new(false),
         }))
     }
+}
 
+impl<C: 'static> Dials<C> {
     /// Waits for a connection, or for the right to make one.
     pub async fn turn(&self) -> Turn<C> {
         if self.0.under_way.get() < self.0.at_once.get() {
@@ -214,7 +215,7 @@ mod tests {
     #[test]
     fn what_is_given_back_goes_to_who_came_first() {
         run(async {
-            let dials = std::rc::Rc::new(Dials::new());
+            let dials = std::rc::Rc::new(Dials::default());
             assert_eq!(dials.give(1), Err(1), "nobody waits");
             let _busy = busy(&dials);
             let mut waiters = waiters(&dials, 3).into_iter();
@@ -237,7 +238,7 @@ mod tests {
     #[test]
     fn a_dial_that_ends_lets_the_next_begin() {
         run(async {
-            let dials = std::rc::Rc::new(Dials::new());
+            let dials = std::rc::Rc::new(Dials::default());
             let mut busy = busy(&dials);
             let waiters = waiters(&dials, 10);
             tokio::task::yield_now().await;
@@ -253,7 +254,7 @@ mod tests {
     #[test]
     fn who_waits_for_long_makes_no_more_than_one_at_a_time() {
         run(async {
-            let dials = std::rc::Rc::new(Dials::new());
+            let dials = std::rc::Rc::new(Dials::default());
             let mut busy = busy(&dials);
             let waiters = waiters(&dials, 10);
             for _ in 0..3 {
@@ -279,7 +280,7 @@ mod tests {
     #[test]
     fn where_nothing_moves_all_make_their_own() {
         run(async {
-            let dials = std::rc::Rc::new(Dials::new());
+            let dials = std::rc::Rc::new(Dials::default());
             let _busy = busy(&dials);
             for waiter in waiters(&dials, 50) {
                 let (got, after) = waiter.await.unwrap();
@@ -294,7 +295,7 @@ mod tests {
     #[test]
     fn nobody_waits_for_longer_than_the_patience() {
         run(async {
-            let dials = std::rc::Rc::new(Dials::new());
+            let dials = std::rc::Rc::new(Dials::default());
             let _busy = busy(&dials);
             let waiters = waiters(&dials, 100);
             // Connections come back, but too few of them for so many.

@@ -97,7 +97,7 @@ impl Pool {
         Self {
             mesh,
             http1: RefCell::default(),
-            dials: Dials::new(),
+            dials: Dials::default(),
             http2: Multiplex::default(),
             generation: Cell::new(0),
         }
