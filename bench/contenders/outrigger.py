@@ -3,10 +3,10 @@ import os, time
 import lab
 
 CASES = {"outrigger": "as injected: every default but the place that spans go to"}
-PROGRAMS = {"outrigger": "outrigger-proxy", "outrigger-other": "outrigger-other"}
+OTHER = "outrigger-other"
 # Two builds, round by round: runs one after the other differ by more than most changes give.
-if lab.program("outrigger-other"):
-    CASES["outrigger-other"] = "another build of it, for comparison"
+if lab.program(OTHER):
+    CASES[OTHER] = "another build of it, for comparison"
 UID, ADMIN, CONTROLLER = 2140, 14190, 14150
 
 
@@ -54,5 +54,5 @@ def start(processes, case, pod, tracing):
     }
     if tracing:
         env |= {"TRACING_ENDPOINT": f"http://{lab.IP['control']}:4317", "TRACING_SAMPLE_RATIO": "0.01"}
-    return processes.start(f"{case}-{pod}", [lab.program(PROGRAMS[case]), "run"], pod=pod, uid=UID,
+    return processes.start(f"{case}-{pod}", [lab.program(OTHER) if case == OTHER else program(), "run"], pod=pod, uid=UID,
                            env={f"OUTRIGGER_{name}": value for name, value in env.items()})
