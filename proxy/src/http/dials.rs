@@ -88,8 +88,7 @@ impl<C: 'static> Dials<C> {
         self.0.progress.set(true);
         match self.0.first() {
             Some(first) => {
-                // Who waits has not gone: there is no other thread.
-                let _ = first.turn.send(Turn::Reuse(connection));
+                first.tell(Turn::Reuse(connection));
                 Ok(())
             }
             None => Err(connection),
@@ -113,8 +112,7 @@ impl<C> Inner<C> {
         while self.under_way.get() < self.at_once.get()
             && let Some(first) = self.first()
         {
-            // Who waits has not gone: there is no other thread.
-            let _ = first.turn.send(Turn::Connect(Dial::new(self)));
+            first.tell(Turn::Connect(Dial::new(self)));
         }
     }
 }
@@ -135,12 +133,19 @@ impl<C: 'static> Inner<C> {
             let in_vain = |w: &Waiting<C>| still >= 2 || now.saturating_duration_since(w.since) >= PATIENCE;
             while self.waiting.borrow().front().is_some_and(in_vain) {
                 if let Some(first) = self.first() {
-                    let _ = first.turn.send(Turn::Connect(Dial::new(&self)));
+                    first.tell(Turn::Connect(Dial::new(&self)));
                 }
             }
         }
         self.at_once.set(AT_ONCE);
         self.watched.set(false);
+    }
+}
+
+impl<C> Waiting<C> {
+    /// To the first that has not gone; it does not go meanwhile, for there is no other thread.
+    fn tell(self, turn: Turn<C>) {
+        let _ = self.turn.send(turn);
     }
 }
 
