@@ -8,7 +8,6 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 CLUSTER_DIR=${CLUSTER_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/outrigger-cluster}
 BIN=$CLUSTER_DIR/bin                # built once; `down --wipe` keeps it
 IMAGES=$CLUSTER_DIR/images          # image archives; kept too
-GATEWAY_API=$CLUSTER_DIR/gateway-api # CRDs, by channel
 PKI=$CLUSTER_DIR/pki
 RUN=$CLUSTER_DIR/run                # process ids, sockets
 LOGS=$CLUSTER_DIR/log
@@ -16,8 +15,10 @@ CONF=$CLUSTER_DIR/conf
 DATA=$CLUSTER_DIR/data              # etcd, containerd, kubelet, CNI
 
 HELM_VERSION=v3.22.0
-GATEWAY_API_VERSION=v1.4.1
+GATEWAY_API_VERSION=v1.6.3 # of the CRDs; its conformance suite, in src/gateway-api, wants those of its own version
+GATEWAY_API=$CLUSTER_DIR/gateway-api-$GATEWAY_API_VERSION # CRDs, by channel
 COREDNS_IMAGE=outrigger.test/coredns:1
+ECHO_IMAGE=registry.k8s.io/gateway-api/echo-advanced:v1.5.1 # the name that the suite's manifests have
 PAUSE_IMAGE=outrigger.test/pause:1
 
 # The node. All its addresses are on bridges of this machine.

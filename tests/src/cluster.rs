@@ -41,6 +41,21 @@ pub struct Cluster {
 /// The body's.
 pub fn with_shop<F: Future<Output = Result<()>>>(body: impl FnOnce(Cluster) -> F) -> Result<()> {
     static READY: AtomicBool = AtomicBool::new(false);
+    on_cluster(Duration::from_secs(400), async |cluster| {
+        if !READY.load(Ordering::Relaxed) {
+            cluster.three_steps().await?;
+            READY.store(true, Ordering::Relaxed);
+        }
+        body(cluster).await
+    })
+}
+
+/// Runs a test's body against the cluster, with nothing in it that was not there before. When it fails, the state of the
+/// cluster is printed.
+///
+/// # Errors
+/// The body's, and when it does not end within `limit`.
+pub fn on_cluster<F: Future<Output = Result<()>>>(limit: Duration, body: impl FnOnce(Cluster) -> F) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -48,15 +63,8 @@ pub fn with_shop<F: Future<Output = Result<()>>>(body: impl FnOnce(Cluster) -> F
     runtime.block_on(async {
         let cluster = Cluster::connect().await?;
         let admin = cluster.admin.clone();
-        let result = async {
-            if !READY.load(Ordering::Relaxed) {
-                cluster.three_steps().await?;
-                READY.store(true, Ordering::Relaxed);
-            }
-            body(cluster).await
-        };
-        let result = tokio::time::timeout(Duration::from_secs(400), result).await;
-        let result = result.unwrap_or_else(|_| bail!("not finished after 400 s"));
+        let result = tokio::time::timeout(limit, body(cluster)).await;
+        let result = result.unwrap_or_else(|_| bail!("not finished after {limit:?}"));
         if result.is_err() {
             dump(&admin).await;
         }
@@ -72,17 +80,26 @@ impl Cluster {
         })
     }
 
-    /// What the README tells a user to do, and nothing else.
-    async fn three_steps(&self) -> Result<()> {
+    /// Installs the chart, unless it is installed.
+    ///
+    /// # Errors
+    /// Helm's.
+    pub async fn install(&self) -> Result<()> {
         let install = self.admin.namespace(INSTALL_NAMESPACE);
-        let root = repository();
-        let chart = root.join("charts/outrigger");
+        let chart = repository().join("charts/outrigger");
         let chart = chart.to_str().context("the path is not UTF-8")?;
         if install.helm(["status", "outrigger"]).await.is_err() {
             install
                 .helm(["install", "outrigger", chart, "--create-namespace"])
                 .await?;
         }
+        Ok(())
+    }
+
+    /// What the README tells a user to do, and nothing else.
+    async fn three_steps(&self) -> Result<()> {
+        self.install().await?;
+        let install = self.admin.namespace(INSTALL_NAMESPACE);
         if self.admin.run(["get", "namespace", SHOP]).await.is_err() {
             self.admin.run(["create", "namespace", SHOP]).await?;
         }
@@ -91,7 +108,7 @@ impl Cluster {
             .run(["label", "namespace", SHOP, &label, "--overwrite"])
             .await?;
         let shop = self.admin.namespace(SHOP);
-        let manifests = root.join("examples/shop");
+        let manifests = repository().join("examples/shop");
         let manifests = manifests.to_str().context("the path is not UTF-8")?;
         // Right after the install, the webhook may not be there yet, and then it says so instead of letting pods in without
         // a sidecar. A user would do the same: apply again.
