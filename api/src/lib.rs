@@ -5,6 +5,7 @@
 
 pub mod duration;
 pub mod labels;
+pub mod names;
 pub mod policy;
 pub mod ports;
 pub mod spiffe;

@@ -3,10 +3,12 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::names::is_namespace;
+
 /// `spiffe://<trust-domain>/ns/<namespace>/sa/<service account>`: who a workload is.
 ///
-/// The form is checked when it is made: a trust domain of `[a-z0-9._-]`, names of `[a-z0-9.-]`
-/// (SPIFFE-ID.md section 2, RFC 1123 for the names).
+/// The form is checked when it is made: a trust domain of `[a-z0-9._-]`, a namespace that is a label of RFC 1123, a service
+/// account of `[a-z0-9.-]` that is no relative path (SPIFFE-ID.md section 2).
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpiffeId {
     uri: String,
@@ -38,6 +40,12 @@ impl SpiffeId {
         &self.uri[SCHEME.len()..self.trust_domain_end]
     }
 
+    /// Whether it is of this trust domain: the same bytes (SPIFFE-ID.md section 2.1 has lower case only). Whoever verifies a
+    /// peer asks this, since a root may have signed for other trust domains too.
+    pub fn is_of(&self, trust_domain: &str) -> bool {
+        self.trust_domain() == trust_domain
+    }
+
     /// The namespace of the workload.
     pub fn namespace(&self) -> &str {
         &self.uri[self.trust_domain_end + "/ns/".len()..self.namespace_end]
@@ -65,14 +73,16 @@ impl FromStr for SpiffeId {
             let (trust_domain, path) = rest.split_once('/')?;
             let (namespace, service_account) = path.strip_prefix("ns/")?.split_once("/sa/")?;
             let name = |s: &str| {
-                (1..=253).contains(&s.len()) && s.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.'))
+                (1..=253).contains(&s.len())
+                    && s.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.'))
+                    && !matches!(s, "." | "..")
             };
             let domain = (1..=255).contains(&trust_domain.len())
                 && trust_domain
                     .bytes()
                     .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_'));
             let trust_domain_end = SCHEME.len() + trust_domain.len();
-            (uri.len() <= MAX_LENGTH && domain && name(namespace) && name(service_account)).then(|| Self {
+            (uri.len() <= MAX_LENGTH && domain && is_namespace(namespace) && name(service_account)).then(|| Self {
                 uri: uri.to_owned(),
                 trust_domain_end,
                 namespace_end: trust_domain_end + "/ns/".len() + namespace.len(),
@@ -104,6 +114,10 @@ mod tests {
         assert_eq!(id.trust_domain(), "cluster.local");
         assert_eq!(id.namespace(), "shop");
         assert_eq!(id.service_account(), "orders");
+        assert!(id.is_of("cluster.local"));
+        for other in ["cluster", "cluster.local.", "sub.cluster.local", "Cluster.local", ""] {
+            assert!(!id.is_of(other), "{other}");
+        }
         assert_eq!(id, SpiffeId::new("cluster.local", "shop", "orders").unwrap());
     }
 
@@ -123,6 +137,9 @@ mod tests {
             "spiffe://cluster.local:80/ns/shop/sa/orders",
             "spiffe://cluster.local/ns/shop/sa/orders?x",
             "spiffe://cluster.local/ns/../sa/orders/",
+            "spiffe://cluster.local/ns/../sa/orders",
+            "spiffe://cluster.local/ns/shop/sa/..",
+            "spiffe://cluster.local/ns/a.b/sa/orders",
             "http://cluster.local/ns/shop/sa/orders",
             "spiffe:///ns/shop/sa/orders",
         ] {

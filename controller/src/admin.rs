@@ -8,16 +8,25 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
+use outrigger_gate::{Gate, Limits, Times, Work};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 
-const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// kubelet, Prometheus and a person.
-const MAX_CONNECTIONS: usize = 64;
+/// kubelet, Prometheus and a person; and whoever else can reach it, who must not keep them out.
+const CONNECTIONS: Limits = Limits {
+    incomplete: 32,
+    total: 64,
+    grace: Duration::from_secs(1),
+};
+const TIMES: Times = Times {
+    input: Duration::from_secs(3),
+    work: Duration::from_secs(10),
+    idle: Duration::from_secs(60),
+};
 
 /// Serves until `shutdown` is cancelled. Ready is what `ready` says: the CA is loaded and the index complete.
 pub async fn serve(
@@ -26,33 +35,26 @@ pub async fn serve(
     ready: watch::Receiver<bool>,
     shutdown: CancellationToken,
 ) {
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let accepted = tokio::select! {
-            () = shutdown.cancelled() => return,
-            accepted = async {
-                let permit = permits.clone().acquire_owned().await;
-                listener.accept().await.map(|(stream, _)| (stream, permit))
-            } => accepted,
-        };
-        let Ok((stream, permit)) = accepted else {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
+    let gate = Gate::new(CONNECTIONS);
+    let begin = |stream, _, work: Work| {
         let (metrics, ready) = (metrics.clone(), ready.clone());
+        let stream = work.guard(stream);
         let service = service_fn(move |request| {
+            let _working = work.complete();
             let response = answer(&request, &metrics, *ready.borrow());
             async { Ok::<_, Infallible>(response) }
         });
-        let connection = hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_TIMEOUT)
-            .serve_connection(TokioIo::new(stream), service);
-        tokio::spawn(shutdown.clone().run_until_cancelled_owned(async move {
-            let _permit = permit;
-            // A client that goes away is no news.
-            let _ = connection.await;
-        }));
+        let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+        // A client that goes away is no news.
+        tokio::spawn(
+            shutdown
+                .clone()
+                .run_until_cancelled_owned(async { drop(connection.await) }),
+        );
+    };
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = outrigger_gate::accept(&listener, &gate, TIMES, begin) => {}
     }
 }
 

@@ -7,17 +7,26 @@ use std::time::Duration;
 use http::{Response, StatusCode};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
+use outrigger_gate::{Gate, Limits, Times, Work};
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 use crate::webhook::response;
 
-const MAX_CONNECTIONS: usize = 64;
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// kubelet, Prometheus and a person; and whoever else can reach it, who must not keep them out.
+const CONNECTIONS: Limits = Limits {
+    incomplete: 32,
+    total: 64,
+    grace: Duration::from_secs(1),
+};
+const TIMES: Times = Times {
+    input: Duration::from_secs(3),
+    work: Duration::from_secs(10),
+    idle: Duration::from_secs(60),
+};
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Serves until `shutdown`. `readiness` says why the injector is not ready, if it is not.
@@ -27,22 +36,13 @@ pub(crate) async fn serve(
     readiness: impl Fn() -> Result<(), &'static str> + Clone + Send + 'static,
     shutdown: CancellationToken,
 ) {
-    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let accepted = tokio::select! {
-            () = shutdown.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        let Ok((stream, _)) = accepted else {
-            tokio::time::sleep(Duration::from_millis(100)).await; // out of file descriptors, perhaps
-            continue;
-        };
-        let Ok(permit) = Arc::clone(&connections).try_acquire_owned() else {
-            continue;
-        };
+    let gate = Gate::new(CONNECTIONS);
+    let begin = |stream, _, work: Work| {
         let (metrics, readiness) = (Arc::clone(&metrics), readiness.clone());
         tokio::spawn(async move {
+            let stream = work.guard(stream);
             let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
+                let _working = work.complete();
                 let (status, body) = match request.uri().path() {
                     "/livez" => (StatusCode::OK, "ok\n".to_owned()),
                     "/readyz" => match readiness() {
@@ -58,11 +58,14 @@ pub(crate) async fn serve(
                 let response: Response<_> = response(status, TEXT, body);
                 async move { Ok::<_, Infallible>(response) }
             });
-            let mut builder = http1::Builder::new();
-            builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
             // A caller that goes away in the middle is its own business.
-            let _ = builder.serve_connection(TokioIo::new(stream), service).await;
-            drop(permit);
+            let _ = http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
         });
+    };
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = outrigger_gate::accept(&listener, &gate, TIMES, begin) => {}
     }
 }

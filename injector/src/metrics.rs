@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
+use outrigger_gate::Gate;
 use time::OffsetDateTime;
 
 /// What became of a review.
@@ -17,6 +19,8 @@ pub(crate) enum Reviewed {
     Malformed,
     /// The injector could not decide.
     Failed,
+    /// There were too many, and most of them of the same address.
+    Crowded,
 }
 
 /// One for the process.
@@ -26,10 +30,11 @@ pub(crate) struct Metrics {
     /// Unix times; 0 while there is none.
     leaf_end: AtomicI64,
     ca_end: AtomicI64,
+    gate: OnceLock<Arc<Gate>>,
 }
 
 /// In the order of [`Reviewed`].
-const NAMES: [&str; 7] = [
+const NAMES: [&str; 8] = [
     "patched",
     "already_injected",
     "opted_out",
@@ -37,6 +42,7 @@ const NAMES: [&str; 7] = [
     "refused",
     "malformed",
     "failed",
+    "crowded",
 ];
 
 impl Metrics {
@@ -49,6 +55,12 @@ impl Metrics {
         self.ca_end.store(ca.unix_timestamp(), Ordering::Relaxed);
     }
 
+    /// Counts the webhook's connections.
+    pub(crate) fn watch_gate(&self, gate: &Arc<Gate>) {
+        // There is one webhook, which is served once.
+        let _ = self.gate.set(Arc::clone(gate));
+    }
+
     pub(crate) fn text(&self, now: OffsetDateTime) -> String {
         let mut text = String::from(
             "# HELP outrigger_admission_reviews_total Admission reviews, by what became of them.\n\
@@ -57,6 +69,18 @@ impl Metrics {
         for (name, count) in NAMES.iter().zip(&self.reviews) {
             let count = count.load(Ordering::Relaxed);
             let _ = writeln!(text, "outrigger_admission_reviews_total{{outcome=\"{name}\"}} {count}");
+        }
+        if let Some(gate) = self.gate.get() {
+            let (open, displaced) = (gate.connections(), gate.displaced());
+            let _ = writeln!(
+                text,
+                "# HELP outrigger_admission_connections Connections to the webhook.\n\
+                 # TYPE outrigger_admission_connections gauge\n\
+                 outrigger_admission_connections {open}\n\
+                 # HELP outrigger_admission_connections_displaced_total Connections that were closed for others.\n\
+                 # TYPE outrigger_admission_connections_displaced_total counter\n\
+                 outrigger_admission_connections_displaced_total {displaced}",
+            );
         }
         text.push_str(
             "# HELP outrigger_cert_expiry_seconds Seconds until a certificate of the webhook expires.\n\

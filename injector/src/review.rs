@@ -2,6 +2,7 @@
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Pod;
+use outrigger_api::names::is_namespace;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -64,11 +65,17 @@ impl Request {
     /// The pod that is being made; `None` when something else happens, which this webhook has nothing to say about.
     ///
     /// # Errors
-    /// When the object is not a pod.
+    /// When the object is not a pod, or the namespace is none: its name becomes part of a URL of the API server.
     pub fn pod(&mut self) -> Result<Option<Pod>, String> {
         let is_pod = self.kind.group.is_empty() && self.kind.kind == "Pod" && self.sub_resource.is_empty();
         if !is_pod || self.operation != "CREATE" {
             return Ok(None);
+        }
+        if !is_namespace(&self.namespace) {
+            return Err(format!(
+                "request.namespace {:?} is no name of a namespace",
+                self.namespace
+            ));
         }
         let object = self.object.take().ok_or("request.object is missing")?;
         serde_json::from_value(object)

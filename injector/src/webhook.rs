@@ -1,29 +1,35 @@
-//! The webhook itself: HTTPS, one path, one question and one answer. What is read is bounded in size, number and time.
+//! The webhook itself: HTTPS, one path, one question and one answer.
+//!
+//! Any pod can reach it, and kube-apiserver has no credential to show here. So what is read is bounded in size, number and
+//! time, and what there is is shared by address: a pod that asks much gets in its own way.
 
 use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::{Api, Client};
+use outrigger_gate::{
+    Budget, Charge, Crowded, Gate, Holder, Limits, OverBudget, Room, Times, Turns, Work, memory_limit,
+};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::certs::Serving;
-use crate::inject::{self, NamespaceMeta, Outcome};
+use crate::inject::{self, NamespaceMeta, Outcome, Refusal};
 use crate::metrics::{Metrics, Reviewed};
 use crate::review;
 use crate::settings::Settings;
@@ -33,13 +39,29 @@ pub const PATH: &str = "/inject";
 
 /// kube-apiserver takes no object beyond 3 MiB; a review is hardly larger than its object.
 const MAX_BODY: usize = 7 * 1024 * 1024;
-/// Reviews whose bodies are in memory at the same time.
-const MAX_REVIEWS: usize = 16;
-const MAX_CONNECTIONS: usize = 512;
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-const HEADER_TIMEOUT: Duration = Duration::from_secs(60); // also how long a connection may be idle
-/// The webhook configuration gives 10 seconds in all.
-const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+const MAX_HEAD: usize = 16 * 1024;
+/// kube-apiserver does at most 200 mutating requests at the same time (--max-mutating-requests-inflight), and each has one
+/// connection; a cluster has some of it. See docs/limits.md.
+const CONNECTIONS: Limits = Limits {
+    incomplete: 1024,
+    total: 2048,
+    grace: Duration::from_secs(1),
+};
+/// The webhook configuration gives 10 seconds in all: a third for handshake, head and body, the rest for the answer.
+const TIMES: Times = Times {
+    input: Duration::from_secs(3),
+    work: Duration::from_secs(9),
+    idle: Duration::from_secs(60),
+};
+/// Reviews, by the address that they came from.
+const REVIEWS: Room = Room {
+    working: 16,
+    waiting: 512,
+};
+/// For bodies, and what is made from them. Half of the container's limit; this where it has none.
+const MEMORY: u64 = 128 * 1024 * 1024;
+/// A body's memory is charged in steps.
+const STEP: usize = 16 * 1024;
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -65,7 +87,24 @@ pub(crate) struct Webhook {
     pub(crate) settings: Settings,
     pub(crate) namespaces: Box<dyn Namespaces>,
     pub(crate) metrics: Arc<Metrics>,
-    reviews: Semaphore,
+    turns: Turns<IpAddr>,
+    memory: Arc<Budget<IpAddr>>,
+}
+
+/// A connection, and whose it is.
+struct Caller {
+    address: IpAddr,
+    work: Work,
+    holder: Arc<[Holder<IpAddr>]>,
+}
+
+/// What is answered instead of a review, and why.
+type Refused = (StatusCode, String);
+
+/// A body that is whole, and the memory that it has.
+struct Body {
+    text: BytesMut,
+    _memory: Vec<Charge<IpAddr>>,
 }
 
 impl Webhook {
@@ -74,7 +113,8 @@ impl Webhook {
             settings,
             namespaces,
             metrics,
-            reviews: Semaphore::new(MAX_REVIEWS),
+            turns: Turns::new(REVIEWS),
+            memory: Budget::new(memory_limit().map_or(MEMORY, |limit| limit / 2)),
         }
     }
 
@@ -87,30 +127,29 @@ impl Webhook {
     ) {
         let acceptor = TlsAcceptor::from(Arc::new(tls(serving)));
         let graceful = GracefulShutdown::new();
-        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        loop {
-            let permit = tokio::select! {
-                () = shutdown.cancelled() => break,
-                Ok(permit) = Arc::clone(&connections).acquire_owned() => permit,
-            };
-            let stream = tokio::select! {
-                () = shutdown.cancelled() => break,
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => stream,
-                    Err(error) => {
-                        tracing::warn!(%error, "accepting a connection failed");
-                        tokio::time::sleep(Duration::from_millis(100)).await; // out of file descriptors, perhaps
-                        continue;
-                    }
-                },
-            };
+        let gate = Gate::new(CONNECTIONS);
+        self.metrics.watch_gate(&gate);
+        let begin = |stream, address: SocketAddr, work| {
             let (webhook, acceptor, watcher) = (Arc::clone(&self), acceptor.clone(), graceful.watcher());
+            let address = address.ip().to_canonical();
+            let caller = Caller {
+                address,
+                work,
+                holder: [Holder {
+                    key: address,
+                    divisor: 1,
+                }]
+                .into(),
+            };
             tokio::spawn(async move {
-                if let Err(error) = webhook.connection(stream, acceptor, watcher).await {
+                if let Err(error) = webhook.connection(stream, caller, acceptor, watcher).await {
                     tracing::debug!(error = format!("{error:#}"), "a connection ended with an error");
                 }
-                drop(permit);
             });
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = outrigger_gate::accept(&listener, &gate, TIMES, begin) => {}
         }
         drop(listener);
         if timeout(DRAIN_TIMEOUT, graceful.shutdown()).await.is_err() {
@@ -121,104 +160,127 @@ impl Webhook {
     async fn connection(
         self: Arc<Self>,
         stream: TcpStream,
+        caller: Caller,
         acceptor: TlsAcceptor,
         watcher: hyper_util::server::graceful::Watcher,
     ) -> anyhow::Result<()> {
         stream.set_nodelay(true)?;
-        let stream = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream))
-            .await
-            .context("TLS handshake")??;
+        let stream = tokio::select! {
+            () = caller.work.over() => anyhow::bail!("the TLS handshake took too long, or another connection needed its place"),
+            stream = acceptor.accept(stream) => stream.context("TLS handshake")?,
+        };
+        let stream = caller.work.guard(stream);
+        let caller = Arc::new(caller);
         let service = service_fn(|request| {
-            let webhook = Arc::clone(&self);
-            async move { Ok::<_, Infallible>(webhook.respond(request).await) }
+            let (webhook, caller) = (Arc::clone(&self), Arc::clone(&caller));
+            async move { Ok::<_, Infallible>(webhook.respond(request, &caller).await) }
         });
         let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_TIMEOUT)
+            .max_buf_size(MAX_HEAD)
             .serve_connection(TokioIo::new(stream), service);
         watcher.watch(connection).await?;
         Ok(())
     }
 
-    async fn respond(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn respond(&self, request: Request<Incoming>, caller: &Caller) -> Response<Full<Bytes>> {
         if request.uri().path() != PATH {
-            return text(StatusCode::NOT_FOUND, &format!("there is only {PATH}\n"));
+            return refusal(StatusCode::NOT_FOUND, &format!("there is only {PATH}"));
         }
         if request.method() != Method::POST {
-            return text(StatusCode::METHOD_NOT_ALLOWED, "reviews are sent by POST\n");
+            return refusal(StatusCode::METHOD_NOT_ALLOWED, "reviews are sent by POST");
         }
-        // Never closed.
-        let _permit = self.reviews.acquire().await;
-        let body = timeout(BODY_TIMEOUT, Limited::new(request.into_body(), MAX_BODY).collect()).await;
-        let body = match body {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => {
-                self.metrics.reviewed(Reviewed::Malformed);
-                return text(
-                    StatusCode::PAYLOAD_TOO_LARGE,
-                    &format!("a review has at most {MAX_BODY} bytes\n"),
-                );
+        match self.read(request.into_body(), caller).await {
+            Ok(body) => {
+                let _working = caller.work.complete();
+                let answer = self.in_turn(&body.text, caller).await;
+                answer.unwrap_or_else(|(status, why)| refusal(status, &why))
             }
-            Ok(Err(error)) => return self.malformed(&format!("reading the body: {error}")),
-            Err(_) => return text(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time\n"),
-        };
-        self.review(&body).await
+            Err((status, why)) => refusal(status, &why),
+        }
     }
 
-    async fn review(&self, body: &[u8]) -> Response<Full<Bytes>> {
-        let mut request = match review::parse(body) {
-            Ok(request) => request,
-            Err(why) => return self.malformed(&why),
-        };
-        let pod = match request.pod() {
-            Ok(Some(pod)) => pod,
-            Ok(None) => return json(&review::allow(&request.uid)),
-            Err(why) => return self.malformed(&why),
+    /// The whole body. Its time is limited by the connection's.
+    async fn read(&self, mut body: Incoming, caller: &Caller) -> Result<Body, Refused> {
+        let (mut text, mut memory, mut charged) = (BytesMut::new(), Vec::new(), 0);
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| self.malformed(format!("reading the body: {error}")))?;
+            let Ok(data) = frame.into_data() else { continue };
+            let length = text.len() + data.len();
+            if length > MAX_BODY {
+                self.metrics.reviewed(Reviewed::Malformed);
+                let why = format!("a review has at most {MAX_BODY} bytes");
+                return Err((StatusCode::PAYLOAD_TOO_LARGE, why));
+            }
+            while charged < length {
+                memory.push(self.charge(caller, STEP as u64)?);
+                charged += STEP;
+            }
+            text.extend_from_slice(&data);
+        }
+        Ok(Body { text, _memory: memory })
+    }
+
+    /// Answers when the caller has its turn.
+    async fn in_turn(&self, body: &[u8], caller: &Caller) -> Result<Response<Full<Bytes>>, Refused> {
+        let turn = self.turns.turn(caller.address).await;
+        let _turn =
+            turn.map_err(|Crowded| self.crowded("too many reviews wait, and most of them are of this address"))?;
+        let _memory = self.charge(caller, cost::of(body))?;
+        self.review(body).await
+    }
+
+    fn charge(&self, caller: &Caller, bytes: u64) -> Result<Charge<IpAddr>, Refused> {
+        let charge = self.memory.charge(&caller.holder, bytes);
+        charge.map_err(|OverBudget| self.crowded("the reviews of this address need too much memory at once"))
+    }
+
+    async fn review(&self, body: &[u8]) -> Result<Response<Full<Bytes>>, Refused> {
+        let mut request = review::parse(body).map_err(|why| self.malformed(why))?;
+        let Some(pod) = request.pod().map_err(|why| self.malformed(why))? else {
+            return Ok(json(&review::allow(&request.uid)));
         };
         let found = timeout(LOOKUP_TIMEOUT, self.namespaces.find(&request.namespace)).await;
         let namespace = match found.map_err(anyhow::Error::from).and_then(|found| found) {
             Ok(namespace) => namespace,
             Err(error) => {
                 self.metrics.reviewed(Reviewed::Failed);
-                let why = format!(
-                    "the injector cannot read namespace {:?}: {error:#}\n",
-                    request.namespace
-                );
-                tracing::warn!("{}", why.trim());
-                return text(StatusCode::INTERNAL_SERVER_ERROR, &why);
+                let why = format!("the injector cannot read namespace {:?}: {error:#}", request.namespace);
+                tracing::warn!("{why}");
+                return Err((StatusCode::INTERNAL_SERVER_ERROR, why));
             }
         };
         let decision = inject::patch(&pod, &namespace, &self.settings);
-        let name = pod
-            .metadata
-            .name
-            .as_deref()
-            .or(pod.metadata.generate_name.as_deref())
-            .unwrap_or_default();
-        let outcome = match &decision {
+        self.note(&pod, &namespace, &decision);
+        Ok(json(&review::answer_to(&request.uid, &decision)))
+    }
+
+    fn note(&self, pod: &Pod, namespace: &NamespaceMeta, decision: &Result<Outcome, Refusal>) {
+        let name = pod.metadata.name.as_deref().or(pod.metadata.generate_name.as_deref());
+        let (name, namespace) = (name.unwrap_or_default(), &namespace.name);
+        let outcome = match decision {
             Ok(Outcome::Patched { .. }) => Reviewed::Patched,
             Ok(Outcome::AlreadyInjected) => Reviewed::AlreadyInjected,
             Ok(Outcome::OptedOut) => Reviewed::OptedOut,
             Ok(Outcome::NotSelected) => Reviewed::NotSelected,
             Err(refusal) => {
-                tracing::info!(
-                    namespace = namespace.name,
-                    pod = name,
-                    "refused: {}",
-                    refusal.problems.join("; ")
-                );
+                tracing::info!(namespace, pod = name, "refused: {}", refusal.problems.join("; "));
                 Reviewed::Refused
             }
         };
         self.metrics.reviewed(outcome);
-        tracing::debug!(namespace = namespace.name, pod = name, ?outcome, "review");
-        json(&review::answer_to(&request.uid, &decision))
+        tracing::debug!(namespace, pod = name, ?outcome, "review");
     }
 
-    fn malformed(&self, why: &str) -> Response<Full<Bytes>> {
+    fn crowded(&self, why: &str) -> Refused {
+        self.metrics.reviewed(Reviewed::Crowded);
+        tracing::debug!("{why}");
+        (StatusCode::SERVICE_UNAVAILABLE, why.to_owned())
+    }
+
+    fn malformed(&self, why: String) -> Refused {
         self.metrics.reviewed(Reviewed::Malformed);
-        tracing::warn!("{why}");
-        text(StatusCode::BAD_REQUEST, &format!("{why}\n"))
+        tracing::debug!("{why}");
+        (StatusCode::BAD_REQUEST, why)
     }
 }
 
@@ -240,8 +302,12 @@ fn json(value: &serde_json::Value) -> Response<Full<Bytes>> {
     response(StatusCode::OK, "application/json", value.to_string())
 }
 
-fn text(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
-    response(status, "text/plain; charset=utf-8", text.to_owned())
+/// For what is no review, or cannot be answered now: the connection ends with it, and so does its place.
+fn refusal(status: StatusCode, why: &str) -> Response<Full<Bytes>> {
+    let mut response = response(status, "text/plain; charset=utf-8", format!("{why}\n"));
+    let close = header::HeaderValue::from_static("close");
+    response.headers_mut().insert(header::CONNECTION, close);
+    response
 }
 
 pub(crate) fn response(status: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
@@ -253,5 +319,6 @@ pub(crate) fn response(status: StatusCode, content_type: &'static str, body: Str
     response
 }
 
+mod cost;
 #[cfg(test)]
 mod tests;

@@ -67,7 +67,7 @@ impl Overrides {
         Self {
             // "true" cannot make a cluster have them.
             native: settings.native_sidecars && native.unwrap_or(true),
-            mtls: source.inherited(labels::MTLS, mtls).unwrap_or("permissive"),
+            mtls: source.mtls(),
             log_level: source
                 .pod(labels::LOG_LEVEL, text(log_filter))
                 .unwrap_or_else(|| settings.log_level.clone()),
@@ -84,7 +84,7 @@ impl Overrides {
             skip_uids: source.pod(labels::SKIP_UIDS, text(uids)).unwrap_or_default(),
             resources: resources(&mut source, &default_resources(pod, settings)),
             drain_timeout: drain_timeout(pod, settings),
-            warnings: unknown(source.pod),
+            warnings: unknown(source.pod).into_iter().chain(source.weaker()).collect(),
         }
         .with_warnings(pod)
     }
@@ -127,6 +127,31 @@ impl Source<'_> {
         }
         let value = self.namespace.get(key)?;
         self.parsed("annotation of the namespace", key, value.clone(), parse)
+    }
+
+    /// The stricter of the two: what a namespace says about mutual TLS holds for everybody who may make pods in it.
+    fn mtls(&mut self) -> &'static str {
+        let own = self.pod(labels::MTLS, mtls);
+        let of_namespace = self.namespace.get(labels::MTLS).cloned();
+        let of_namespace =
+            of_namespace.and_then(|value| self.parsed("annotation of the namespace", labels::MTLS, value, mtls));
+        match (own, of_namespace) {
+            (Some("strict"), _) | (_, Some("strict")) => "strict",
+            _ => "permissive",
+        }
+    }
+
+    /// A word about an annotation of the pod that is not followed.
+    fn weaker(&self) -> Option<String> {
+        let says = |annotations: &BTreeMap<String, String>, value: &str| {
+            annotations.get(labels::MTLS).is_some_and(|found| found.trim() == value)
+        };
+        (says(self.pod, "permissive") && says(self.namespace, "strict")).then(|| {
+            format!(
+                "annotation {}: the namespace says \"strict\", which a pod cannot weaken; the pod is strict",
+                labels::MTLS
+            )
+        })
     }
 
     fn parsed<T>(

@@ -208,3 +208,34 @@ fn settings_reach_the_sidecar() {
     assert_eq!(env("OUTRIGGER_OPAQUE_PORTS").unwrap(), "3307,3308");
     assert_eq!(env("OUTRIGGER_ACCESS_LOG").unwrap(), "true");
 }
+
+#[test]
+fn a_pod_cannot_weaken_what_its_namespace_says_of_mtls() {
+    let mtls = |value: &str| BTreeMap::from([("outrigger.dev/mtls".to_owned(), value.to_owned())]);
+    for (of_namespace, of_pod, expected, warned) in [
+        (Some("strict"), Some("permissive"), "strict", true),
+        (Some("strict"), Some("strict"), "strict", false),
+        (Some("strict"), None, "strict", false),
+        (Some("permissive"), Some("strict"), "strict", false),
+        (None, Some("strict"), "strict", false),
+        (Some("permissive"), Some("permissive"), "permissive", false),
+        (None, None, "permissive", false),
+    ] {
+        let namespace = NamespaceMeta {
+            annotations: of_namespace.map(mtls).unwrap_or_default(),
+            ..namespace("shop", Some("enabled"))
+        };
+        let metadata = json!({"annotations": of_pod.map(mtls).unwrap_or_default()});
+        let Ok(Outcome::Patched { patch, warnings }) = patch(&pod(metadata), &namespace, &Settings::default()) else {
+            panic!("{of_namespace:?} {of_pod:?}: not patched");
+        };
+        let patch = json!(patch).to_string();
+        let expected = json!({"name": "OUTRIGGER_MTLS", "value": expected}).to_string();
+        assert!(patch.contains(&expected), "{of_namespace:?} {of_pod:?}: {patch}");
+        assert_eq!(
+            warnings.iter().any(|w| w.contains("cannot weaken")),
+            warned,
+            "{warnings:?}"
+        );
+    }
+}

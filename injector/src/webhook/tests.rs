@@ -40,6 +40,7 @@ struct Server {
     serving: Arc<Serving>,
     shutdown: CancellationToken,
     task: tokio::task::JoinHandle<()>,
+    metrics: Arc<Metrics>,
 }
 
 const HOST: &str = "outrigger-injector.outrigger.svc";
@@ -53,7 +54,8 @@ fn material() -> Material {
 }
 
 async fn serve(material: &Material) -> Server {
-    let webhook = Webhook::new(Settings::default(), Box::new(Fixed), Arc::new(Metrics::default()));
+    let metrics = Arc::new(Metrics::default());
+    let webhook = Webhook::new(Settings::default(), Box::new(Fixed), Arc::clone(&metrics));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let (serving, shutdown) = (Arc::new(Serving::default()), CancellationToken::new());
@@ -64,28 +66,38 @@ async fn serve(material: &Material) -> Server {
         serving,
         shutdown,
         task,
+        metrics,
     }
 }
 
 impl Server {
     async fn connect(&self, trusted: &Material, tls12: bool) -> std::io::Result<TlsStream<TcpStream>> {
+        let stream = TcpStream::connect(self.addr).await?;
+        let version = if tls12 {
+            &rustls::version::TLS12
+        } else {
+            &rustls::version::TLS13
+        };
+        self.handshake(trusted, version, stream).await
+    }
+
+    async fn handshake(
+        &self,
+        trusted: &Material,
+        version: &'static rustls::SupportedProtocolVersion,
+        stream: TcpStream,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         let mut roots = rustls::RootCertStore::empty();
         for ca in &trusted.bundle {
             roots
                 .add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap())
                 .unwrap();
         }
-        let versions = if tls12 {
-            vec![&rustls::version::TLS12]
-        } else {
-            vec![&rustls::version::TLS13]
-        };
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&versions)
+            .with_protocol_versions(&[version])
             .unwrap();
         let config = config.with_root_certificates(roots).with_no_client_auth();
-        let stream = TcpStream::connect(self.addr).await?;
         TlsConnector::from(Arc::new(config))
             .connect(ServerName::try_from(HOST).unwrap(), stream)
             .await
@@ -106,6 +118,20 @@ impl Server {
         let answer = String::from_utf8(answer).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         (head[9..12].parse().unwrap(), body.to_owned())
+    }
+
+    /// Waits until the webhook has so many connections.
+    async fn until_crowded(&self, connections: usize) {
+        let open = || {
+            let text = self.metrics.text(OffsetDateTime::now_utc());
+            let line = text
+                .lines()
+                .find_map(|l| l.strip_prefix("outrigger_admission_connections "));
+            line.map_or(0, |number| number.parse::<usize>().unwrap())
+        };
+        while open() < connections {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     async fn end(self) {
@@ -228,3 +254,5 @@ async fn the_certificate_is_swapped_without_a_restart() {
         .await
         .unwrap();
 }
+
+mod attacks;
