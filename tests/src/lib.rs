@@ -6,4 +6,5 @@ pub mod jaeger;
 pub mod kube;
 pub mod mesh;
 pub mod netns;
+pub mod program;
 pub mod soak;

@@ -25,9 +25,7 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// A request's body on its way to a server.
 pub enum RequestBody {
     Empty,
-    /// Sent once.
-    Once(ClientBody),
-    /// Kept, so that it can be sent again.
+    /// A client's.
     Replay(Replay),
     /// All of it is here.
     Full(Option<Bytes>),
@@ -155,10 +153,6 @@ impl Body for RequestBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self.get_mut() {
             RequestBody::Empty => Poll::Ready(None),
-            RequestBody::Once(body) => {
-                let frame = ready!(Pin::new(body).poll_frame(cx));
-                Poll::Ready(frame.map(|f| f.map_err(Into::into)))
-            }
             RequestBody::Replay(replay) => Pin::new(replay).poll_frame(cx),
             RequestBody::Full(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
             RequestBody::Awaited(awaited) => awaited.poll_frame(cx),
@@ -168,7 +162,6 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match self {
             RequestBody::Empty => true,
-            RequestBody::Once(body) => body.is_end_stream(),
             RequestBody::Replay(replay) => replay.is_end_stream(),
             RequestBody::Full(bytes) => bytes.is_none(),
             // One that has no bytes is not waited for.
@@ -179,7 +172,6 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             RequestBody::Empty => SizeHint::with_exact(0),
-            RequestBody::Once(body) => body.size_hint(),
             RequestBody::Replay(replay) => replay.size_hint(),
             RequestBody::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
             RequestBody::Awaited(awaited) => awaited.size_hint(),

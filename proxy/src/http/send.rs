@@ -23,8 +23,6 @@ pub struct Failure {
     pub reused: bool,
     /// Not a byte of it was sent.
     pub unsent: bool,
-    /// The body, where it was not even begun to be sent.
-    pub body: Option<RequestBody>,
 }
 
 impl Failure {
@@ -34,7 +32,6 @@ impl Failure {
             error,
             reused: false,
             unsent: true,
-            body: None,
         }
     }
 }
@@ -65,10 +62,9 @@ pub async fn send(
                     Ok((response, Lease::Http1(idling)))
                 }
                 Err(mut broken) => {
-                    let body = broken.take_message().map(Request::into_body);
-                    let (error, unsent) = (broken.error(), body.is_some());
-                    let failure = failure(classify(error), &with_causes(error), unsent, reused, to);
-                    Err(Failure { body, ..failure })
+                    let unsent = broken.take_message().is_some();
+                    let error = broken.error();
+                    Err(failure(classify(error), &with_causes(error), unsent, reused, to))
                 }
             }
         }
@@ -83,16 +79,13 @@ pub async fn send(
                     ),
                     reused,
                     unsent: false,
-                    body: None,
                 });
             }
             match slot.sender().try_send_request(request).await {
                 Ok(response) => Ok((response, Lease::Http2(slot))),
                 Err(mut broken) => {
-                    let body = broken.take_message().map(Request::into_body);
-                    let unsent = body.is_some() || slot.never_began();
-                    let failure = http2_failure(broken.error(), &slot, unsent, reused, to);
-                    Err(Failure { body, ..failure })
+                    let unsent = broken.take_message().is_some() || slot.never_began();
+                    Err(http2_failure(broken.error(), &slot, unsent, reused, to))
                 }
             }
         }
@@ -142,7 +135,6 @@ fn failure(reason: Reason, why: &str, unsent: bool, reused: bool, to: SocketAddr
         error: ProxyError::new(reason, format!("{to} {what}: {why}")),
         reused,
         unsent,
-        body: None,
     }
 }
 

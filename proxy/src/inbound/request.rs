@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use http::request::Parts;
 use http::{Request, Response, StatusCode};
-use hyper::body::{Body, Incoming};
+use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
 use super::{APP_CONNECT, Caller};
@@ -19,7 +19,7 @@ use crate::http::send::{Failure, send};
 use crate::http::server::HttpVersion;
 use crate::http::{RequestBody, ResponseBody, grpc, upgrade};
 use crate::net::{Io, Prefixed, Stream, listen};
-use crate::outbound::replay::Kept;
+use crate::outbound::replay::BodySource;
 use crate::telemetry::Direction;
 use crate::worker::Worker;
 
@@ -101,40 +101,32 @@ async fn call_app(
 ) -> Result<(Response<Incoming>, Lease), ProxyError> {
     let exchange = &record.exchange;
     let timeout = exchange.is_grpc().then(|| grpc::timeout(&head.headers)).flatten();
-    let checkout = checkout(caller, pool, version).await?;
-    if let Some(timeout) = timeout {
-        grpc::set_timeout(&mut head.headers, timeout.saturating_sub(exchange.elapsed()));
-    }
-    if !checkout.reused {
-        let body = match body.is_end_stream() {
-            true => RequestBody::Empty,
-            false => RequestBody::Once(body),
-        };
-        let request = Request::from_parts(head, body);
-        return send(checkout, request, caller.app)
-            .await
-            .map_err(|failure| failure.error);
-    }
-    let kept = (!body.is_end_stream()).then(|| Kept::new(body, REPLAY, None));
-    let next = || match &kept {
-        None => Some(RequestBody::Empty),
-        Some(kept) => kept.attempt().map(RequestBody::Replay),
-    };
-    let idempotent = head.method.is_idempotent();
-    let first = Request::from_parts(head.clone(), next().unwrap_or(RequestBody::Empty));
-    match send(checkout, first, caller.app).await {
-        Ok(answer) => Ok(answer),
-        Err(Failure { error, unsent, .. }) => {
-            let refused = unsent || error.reason == Reason::UpstreamRefused;
-            let again = refused || (idempotent && error.reason == Reason::UpstreamReset);
-            let Some(body) = next().filter(|_| again) else {
-                return Err(error);
-            };
-            let checkout = self::checkout(caller, pool, version).await?;
-            let again = Request::from_parts(head, body);
-            send(checkout, again, caller.app).await.map_err(|failure| failure.error)
+    let body = BodySource::new(body, REPLAY, None);
+    let mut again = false;
+    loop {
+        let checkout = checkout(caller, pool, version).await?;
+        if let Some(timeout) = timeout {
+            grpc::set_timeout(&mut head.headers, timeout.saturating_sub(exchange.elapsed()));
         }
+        // It is whole: there is no second time for a body that is not.
+        let attempt = body.attempt().unwrap_or(RequestBody::Empty);
+        let request = Request::from_parts(head.clone(), attempt);
+        let failure = match send(checkout, request, caller.app).await {
+            Ok(answer) => return Ok(answer),
+            Err(failure) => failure,
+        };
+        if again || !is_harmless(&failure, &head) || !body.can_repeat() {
+            return Err(failure.error);
+        }
+        again = true;
     }
+}
+
+/// Whether the app cannot have seen the request, or may see it twice: on a connection that it had closed, perhaps.
+fn is_harmless(failure: &Failure, head: &Parts) -> bool {
+    let refused = failure.unsent || failure.error.reason == Reason::UpstreamRefused;
+    let stale = failure.reused && failure.error.reason == Reason::UpstreamReset;
+    refused || (stale && head.method.is_idempotent())
 }
 
 async fn checkout(caller: &Caller, pool: &Rc<Pool>, version: HttpVersion) -> Result<Checkout, ProxyError> {

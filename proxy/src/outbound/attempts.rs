@@ -1,11 +1,9 @@
 //! The attempts of one request: each to an endpoint of its own choice, with a span of its own, until an answer is final.
 
-use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use http::request::Parts;
 use http::{Request, Response, Version};
 use http_body_util::{BodyExt, Limited};
@@ -14,11 +12,12 @@ use tokio::time::Instant;
 
 use super::balance::{self, InHand, Member};
 use super::connect::{connect, credentials};
-use super::replay::Kept;
+use super::replay::BodySource;
 use super::retry::{Attempted, Verdict, backoff, judge, repeatable};
 use super::target::{WorkerBackend, WorkerTarget};
 use crate::error::{ProxyError, Reason};
-use crate::http::body::{ClientBody, Ended, OnEnd};
+use crate::http::ResponseBody;
+use crate::http::body::{Ended, OnEnd};
 use crate::http::exchange::{Exchange, Other, Outcome, Span};
 use crate::http::grpc;
 use crate::http::headers::{OUTRIGGER_ERROR, grpc_status};
@@ -26,7 +25,6 @@ use crate::http::pool::Lease;
 use crate::http::respond::{error_response, reason_of};
 use crate::http::send::{Failure, send};
 use crate::http::server::HttpVersion;
-use crate::http::{RequestBody, ResponseBody};
 use crate::identity::MeshProtocol;
 use crate::model::Policy;
 use crate::telemetry::{Outcome as Counts, ServiceMetrics};
@@ -43,14 +41,6 @@ pub struct Attempts<'a> {
     pub backend: &'a WorkerBackend,
     pub policy: &'a Policy,
     pub version: HttpVersion,
-}
-
-/// Where an attempt's body comes from.
-pub enum BodySource {
-    Empty,
-    /// Sent once: there are no retries, or it is known to be too large.
-    Once(RefCell<Option<ClientBody>>),
-    Kept(Rc<Kept>),
 }
 
 /// The answer that goes to the client.
@@ -157,7 +147,7 @@ async fn attempt(
         }
     }
     .map_err(Failure::before_sending)?;
-    let Some(next) = body.next() else {
+    let Some(next) = body.attempt() else {
         // Not reached: there is no retry without a body.
         let lost = ProxyError::new(Reason::UpstreamReset, "the request's body cannot be sent again");
         return Err(Failure::before_sending(lost));
@@ -169,11 +159,7 @@ async fn attempt(
     if let Some(asked) = asked {
         grpc::set_timeout(request.headers_mut(), asked.saturating_duration_since(Instant::now()));
     }
-    let mut answer = send(checkout, request, endpoint.address).await;
-    if let Err(failure) = &mut answer {
-        body.put_back(failure.body.take());
-    }
-    answer
+    send(checkout, request, endpoint.address).await
 }
 
 impl Attempts<'_> {
@@ -210,40 +196,6 @@ impl Attempts<'_> {
         }
         record.retries += 1;
         Some(wait)
-    }
-}
-
-impl BodySource {
-    fn next(&self) -> Option<RequestBody> {
-        match self {
-            BodySource::Empty => Some(RequestBody::Empty),
-            BodySource::Once(once) => once.borrow_mut().take().map(RequestBody::Once),
-            BodySource::Kept(kept) => kept.attempt().map(RequestBody::Replay),
-        }
-    }
-
-    /// Takes what was not sent, so that it can be.
-    fn put_back(&self, unsent: Option<RequestBody>) {
-        if let (BodySource::Once(once), Some(RequestBody::Once(body))) = (self, unsent) {
-            *once.borrow_mut() = Some(body);
-        }
-    }
-
-    fn can_repeat(&self) -> bool {
-        match self {
-            BodySource::Empty => true,
-            BodySource::Once(once) => once.borrow().is_some(),
-            BodySource::Kept(kept) => kept.can_repeat(),
-        }
-    }
-
-    /// All of it, if it was small and has been sent.
-    pub fn whole(&self) -> Option<Bytes> {
-        match self {
-            BodySource::Empty => Some(Bytes::new()),
-            BodySource::Once(_) => None,
-            BodySource::Kept(kept) => kept.whole(),
-        }
     }
 }
 
@@ -451,7 +403,6 @@ fn out_of_time(reason: Reason, member: &Member, after: Duration) -> Failure {
         ),
         reused: false,
         unsent: false,
-        body: None,
     }
 }
 

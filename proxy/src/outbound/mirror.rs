@@ -12,8 +12,8 @@ use http::request::Parts;
 use http_body_util::BodyExt;
 use rand::Rng;
 
-use super::attempts::BodySource;
 use super::connect::{connect, credentials};
+use super::replay::BodySource;
 use super::target::{Snapshot, WorkerBackend};
 use crate::error::ProxyError;
 use crate::http::RequestBody;

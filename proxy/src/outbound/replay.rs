@@ -13,9 +13,50 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
-use crate::http::BoxError;
 use crate::http::body::ClientBody;
+use crate::http::{BoxError, RequestBody};
 use crate::telemetry::ServiceMetrics;
+
+/// Where the bodies of a request's attempts come from. An attempt reads it and does not own it: an attempt that ends before
+/// the first byte was read leaves it whole for the next one, also where nothing is kept.
+pub enum BodySource {
+    Empty,
+    Kept(Rc<Kept>),
+}
+
+impl BodySource {
+    /// A client's. Up to `limit` bytes can be sent again after they were read; more are counted in `metrics`.
+    pub fn new(body: ClientBody, limit: usize, metrics: Option<Arc<ServiceMetrics>>) -> Self {
+        match body.is_end_stream() {
+            true => Self::Empty,
+            false => Self::Kept(Kept::new(body, limit, metrics)),
+        }
+    }
+
+    /// The body for the next attempt. `None`: it cannot be sent again.
+    pub fn attempt(&self) -> Option<RequestBody> {
+        match self {
+            Self::Empty => Some(RequestBody::Empty),
+            Self::Kept(kept) => kept.attempt().map(RequestBody::Replay),
+        }
+    }
+
+    /// Whether another attempt can have all of it.
+    pub fn can_repeat(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Kept(kept) => kept.can_repeat(),
+        }
+    }
+
+    /// All of it, if it was small and has been sent.
+    pub fn whole(&self) -> Option<Bytes> {
+        match self {
+            Self::Empty => Some(Bytes::new()),
+            Self::Kept(kept) => kept.whole(),
+        }
+    }
+}
 
 /// The client broke off while it sent the body.
 #[derive(Debug, thiserror::Error)]

@@ -9,9 +9,9 @@ use http::{HeaderValue, Request, Response};
 use hyper::body::Body;
 use hyper::upgrade::OnUpgrade;
 
-use super::attempts::{Answer, Attempts, BodySource, Record, attempt_until_final};
+use super::attempts::{Answer, Attempts, Record, attempt_until_final};
 use super::mirror::mirror;
-use super::replay::Kept;
+use super::replay::BodySource;
 use super::target::{Snapshot, WorkerTarget};
 use super::{filters, route};
 use crate::error::{ProxyError, Reason};
@@ -153,16 +153,14 @@ fn plan<'a>(
 }
 
 fn body_source(body: ClientBody, policy: &Policy, record: &Record) -> BodySource {
-    if body.is_end_stream() {
-        BodySource::Empty
-    } else if policy.retry.attempts == 0 {
-        BodySource::Once(Some(body).into())
-    } else if body.size_hint().lower() > policy.retry.max_body_bytes as u64 {
+    let limit = policy.retry.max_body_bytes;
+    if policy.retry.attempts == 0 {
+        BodySource::new(body, 0, None)
+    } else if body.size_hint().lower() > limit as u64 {
         record.metrics.body_not_kept();
-        BodySource::Once(Some(body).into())
+        BodySource::new(body, 0, None)
     } else {
-        let metrics = Some(Arc::clone(&record.metrics));
-        BodySource::Kept(Kept::new(body, policy.retry.max_body_bytes, metrics))
+        BodySource::new(body, limit, Some(Arc::clone(&record.metrics)))
     }
 }
 

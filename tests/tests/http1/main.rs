@@ -8,4 +8,5 @@ mod fidelity;
 mod limits;
 mod refused;
 mod tunnels;
+mod unsent;
 mod wire;

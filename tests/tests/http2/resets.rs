@@ -171,3 +171,56 @@ async fn a_client_that_is_gone_stops_a_long_response() {
         soon(tells.recv()).await.unwrap();
     }
 }
+
+/// A stream that the app refuses before it looks at it is sent again, with all of its body; also of one that is too large to
+/// be kept, as long as none of it was sent (its client waits, with `Expect`).
+#[tokio::test]
+async fn what_is_refused_is_sent_again_whole() {
+    let (told, mut tells) = mpsc::unbounded_channel();
+    let refused = std::sync::Arc::<std::sync::atomic::AtomicBool>::default();
+    let app = H2App::start(move |request, mut respond| {
+        let (told, refused) = (told.clone(), std::sync::Arc::clone(&refused));
+        async move {
+            let first = !refused.fetch_xor(true, std::sync::atomic::Ordering::SeqCst);
+            told.send(first).unwrap();
+            if first {
+                respond.send_reset(Reason::REFUSED_STREAM);
+                return;
+            }
+            let (body, _) = all(request.into_body()).await.unwrap();
+            let mut stream = respond.send_response(http::Response::new(()), false).unwrap();
+            stream.send_data(body.into(), true).unwrap();
+        }
+    })
+    .await;
+    let large = "x".repeat(100_000);
+    for between in EACH {
+        let mesh = mesh(between, app.address, "{}").await;
+        let mut client = client(mesh.to).await;
+        for (body, waits) in [("", false), ("small", false), ("small", true), (&large, true)] {
+            let context = format!("{between:?}, {} bytes, waits: {waits}", body.len());
+            let mut request = http::Request::post("http://orders/");
+            if waits {
+                request = request.header("expect", "100-continue");
+            }
+            let request = request.body(()).unwrap();
+            let (response, mut stream) = client.send_request(request, body.is_empty()).unwrap();
+            if !waits && !body.is_empty() {
+                send(&mut stream, Bytes::copy_from_slice(body.as_bytes()), true)
+                    .await
+                    .unwrap();
+            }
+            assert_eq!(soon(tells.recv()).await, Some(true), "{context}");
+            assert_eq!(soon(tells.recv()).await, Some(false), "{context}");
+            if waits {
+                send(&mut stream, Bytes::copy_from_slice(body.as_bytes()), true)
+                    .await
+                    .unwrap();
+            }
+            let response = soon(response).await.unwrap();
+            assert_eq!(response.status(), 200, "{context}");
+            let (echo, _) = all(response.into_body()).await.unwrap();
+            assert!(echo == body.as_bytes(), "{context}: {} bytes", echo.len());
+        }
+    }
+}

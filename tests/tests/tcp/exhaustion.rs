@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use outrigger_tests::mesh::{Sidecar, id};
+use outrigger_tests::program::Program;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::process::Program;
 use crate::{app, authority, raise_file_limit, soon, until};
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use futures_util::future::join_all;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit};
 use outrigger_tests::mesh::{Authority, Sidecar, id};
+use outrigger_tests::program::Program;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -14,7 +15,6 @@ use tokio_rustls::TlsConnector;
 
 use crate::certificates::right;
 use crate::hostile::client;
-use crate::process::Program;
 use crate::{authority, raise_file_limit, until};
 
 /// KiB that one idle connection may cost: half as much again as was measured.

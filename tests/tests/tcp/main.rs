@@ -7,7 +7,6 @@ mod certificates;
 mod exhaustion;
 mod hostile;
 mod idle;
-mod process;
 mod streams;
 
 use std::net::SocketAddr;

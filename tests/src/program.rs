@@ -1,28 +1,31 @@
 //! The program itself, in a process of its own.
 
+#![allow(clippy::unwrap_used)]
+
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use outrigger_tests::mesh::{Authority, Http, Sidecar};
-use outrigger_tests::netns::program;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
-use crate::until;
+use crate::mesh::{Authority, Http, SOON, Sidecar};
+use crate::netns::program;
 
 /// Killed when it is dropped.
-pub(crate) struct Program {
+pub struct Program {
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
     admin: SocketAddr,
-    pub(crate) inbound: Vec<SocketAddr>,
-    pub(crate) outbound: Vec<SocketAddr>,
+    pub inbound: Vec<SocketAddr>,
+    pub outbound: Vec<SocketAddr>,
 }
 
 impl Program {
     /// Runs a sidecar with one worker. `limit`: the soft and the hard limit of open files.
-    pub(crate) async fn start(name: &str, sidecar: Sidecar, authority: &Authority, limit: Option<(u64, u64)>) -> Self {
+    pub async fn start(name: &str, sidecar: Sidecar, authority: &Authority, limit: Option<(u64, u64)>) -> Self {
         let file = authority.directory().join(format!("{name}-program.yaml"));
         std::fs::write(&file, sidecar.with("workers: 1").file(authority)).unwrap();
         let limits = limit.map_or_else(String::new, |(soft, hard)| {
@@ -59,6 +62,26 @@ impl Program {
         program
     }
 
+    /// Does `what` while the program does not run, so that it finds all of that at once.
+    ///
+    /// # Panics
+    /// When the program has ended.
+    pub async fn while_stopped<T>(&self, what: impl Future<Output = T>) -> T {
+        let pid = Pid::from_raw(self.child.id().try_into().unwrap());
+        kill(pid, Signal::SIGSTOP).unwrap();
+        until("every thread of the program stops", async || {
+            let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+            threads.flatten().all(|thread| {
+                let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+                stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('T'))
+            })
+        })
+        .await;
+        let done = what.await;
+        kill(pid, Signal::SIGCONT).unwrap();
+        done
+    }
+
     fn learn_addresses(&mut self) -> bool {
         let log = self.log.lock().unwrap();
         let Some(line) = log.iter().find(|line| line.contains("the sidecar runs")) else {
@@ -75,7 +98,7 @@ impl Program {
     }
 
     /// How many lines of its log say so.
-    pub(crate) fn said(&self, what: &str) -> usize {
+    pub fn said(&self, what: &str) -> usize {
         self.log
             .lock()
             .unwrap()
@@ -85,14 +108,14 @@ impl Program {
     }
 
     /// What is resident, in KiB.
-    pub(crate) fn memory(&self) -> u64 {
+    pub fn memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         resident.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     /// The CPU time that it has spent (proc(5): `utime` and `stime`, in ticks of 10 ms).
-    pub(crate) fn cpu(&self) -> Duration {
+    pub fn cpu(&self) -> Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
         let (_, fields) = stat.rsplit_once(") ").unwrap();
         let times = fields.split(' ').skip(11).take(2);
@@ -100,7 +123,7 @@ impl Program {
     }
 
     /// Its limits of open files, soft and hard.
-    pub(crate) fn file_limits(&self) -> (u64, u64) {
+    pub fn file_limits(&self) -> (u64, u64) {
         let limits = std::fs::read_to_string(format!("/proc/{}/limits", self.child.id())).unwrap();
         let line = limits
             .lines()
@@ -111,14 +134,14 @@ impl Program {
     }
 
     /// How many files it has open.
-    pub(crate) fn files(&self) -> usize {
+    pub fn files(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))
             .unwrap()
             .count()
     }
 
     /// The sum of its connections.
-    pub(crate) async fn connections(&self, direction: &str) -> u64 {
+    pub async fn connections(&self, direction: &str) -> u64 {
         let metrics = Http::one().get(self.admin, "/metrics").await;
         let metrics = String::from_utf8_lossy(&metrics.body).into_owned();
         let prefix = format!("outrigger_connections_open{{direction=\"{direction}\"");
@@ -133,4 +156,14 @@ impl Drop for Program {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let waiting = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(SOON, waiting).await;
+    assert!(in_time.is_ok(), "never: {what}");
 }
