@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -12,6 +13,7 @@ use hyper::body::Incoming;
 use tokio::time::Sleep;
 
 use super::expect::Awaited;
+use super::guard::Watch;
 use super::headers::grpc_status;
 use super::pool::Lease;
 use super::respond::grpc_trailers;
@@ -44,6 +46,8 @@ pub struct ClientBody {
 pub struct Received {
     bytes: Cell<u64>,
     ended: Cell<bool>,
+    /// Of the connection, in HTTP/1.
+    watch: Option<Arc<Watch>>,
 }
 
 /// How a response ended.
@@ -78,6 +82,8 @@ pub struct ResponseBody {
     /// the head of the response.
     broken: Option<BoxError>,
     bytes: u64,
+    /// Of the client's connection, in HTTP/1.
+    watch: Option<Arc<Watch>>,
 }
 
 enum Content {
@@ -93,9 +99,15 @@ impl RequestBody {
 }
 
 impl ClientBody {
-    pub fn new(body: Incoming) -> Self {
-        let received = Rc::<Received>::default();
-        received.ended.set(body.is_end_stream());
+    /// `watch`: of the connection, in HTTP/1.
+    pub fn new(body: Incoming, watch: Option<Arc<Watch>>) -> Self {
+        let received = Rc::new(Received {
+            watch,
+            ..Received::default()
+        });
+        if body.is_end_stream() {
+            received.end();
+        }
         Self { body, received }
     }
 
@@ -115,6 +127,20 @@ impl Received {
     pub fn ended(&self) -> bool {
         self.ended.get()
     }
+
+    /// A server that takes the request gets it now.
+    pub fn sent_head(&self) {
+        if let Some(watch) = &self.watch {
+            watch.progress.sent_head();
+        }
+    }
+
+    fn end(&self) {
+        self.ended.set(true);
+        if let Some(watch) = &self.watch {
+            watch.progress.sent_body();
+        }
+    }
 }
 
 impl Body for ClientBody {
@@ -129,10 +155,12 @@ impl Body for ClientBody {
             Some(Ok(frame)) => {
                 let length = frame.data_ref().map_or(0, Bytes::len);
                 received.bytes.set(received.bytes.get() + length as u64);
-                received.ended.set(frame.is_trailers() || this.body.is_end_stream());
+                if frame.is_trailers() || this.body.is_end_stream() {
+                    received.end();
+                }
             }
             Some(Err(_)) => {}
-            None => received.ended.set(true),
+            None => received.end(),
         }
         Poll::Ready(frame)
     }
@@ -225,6 +253,12 @@ impl ResponseBody {
         self
     }
 
+    /// Tells a client's connection when it has ended.
+    pub fn with_watch(mut self, watch: Arc<Watch>) -> Self {
+        self.watch = Some(watch);
+        self
+    }
+
     fn new(content: Content, grpc: bool) -> Self {
         Self {
             content,
@@ -234,6 +268,7 @@ impl ResponseBody {
             deadline: None,
             broken: None,
             bytes: 0,
+            watch: None,
         }
     }
 
@@ -343,5 +378,8 @@ fn is_peers_reset(error: &hyper::Error) -> bool {
 impl Drop for ResponseBody {
     fn drop(&mut self) {
         self.tell(Ended::Cancelled);
+        if let Some(watch) = &self.watch {
+            watch.progress.end();
+        }
     }
 }

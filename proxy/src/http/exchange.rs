@@ -206,6 +206,11 @@ impl Exchange {
         });
     }
 
+    /// A server that takes the request gets it now.
+    pub fn sent_on(&self) {
+        self.received.sent_head();
+    }
+
     /// Since the head of the request.
     pub fn elapsed(&self) -> Duration {
         self.started.elapsed()

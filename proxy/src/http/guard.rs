@@ -6,6 +6,11 @@
 //!
 //! A head has [`HEAD_TIME`] from its first byte to its last. The timer exists only while a part of a head is here and the
 //! rest is not: a head that comes in one piece never has one, nor has a connection between two requests.
+//!
+//! hyper takes the end of a client's half for a client that has gone. Where it has not (see [`half_close`]), hyper does
+//! not hear of the end until the response is there.
+//!
+//! [`half_close`]: super::half_close
 
 use std::io;
 use std::pin::{Pin, pin};
@@ -17,9 +22,10 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use http::Method;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use super::framing::{Fault, Scanned, Scanner};
+use super::half_close::Progress;
 use crate::net::{LINGER_BYTES, LINGER_TIME, writes_to_inner};
 
 /// From the first byte of a head to its last.
@@ -42,6 +48,12 @@ pub struct Guard<IO> {
     /// Bytes that were read and thrown away at the end, and how long that may go on.
     lingered: usize,
     linger: Option<Pin<Box<Sleep>>>,
+    /// Whether a client may end its half and wait. A sidecar never does: it closes a connection whose client has gone.
+    half_closes: bool,
+    /// When the last byte of the newest request was read.
+    complete: Option<Instant>,
+    /// The client has ended its half, and may wait for so long.
+    patience: Option<Pin<Box<Sleep>>>,
     watch: Arc<Watch>,
 }
 
@@ -52,6 +64,8 @@ pub struct Watch {
     /// It is in a body, and so there is no stand-in for it.
     in_body: AtomicBool,
     tunnel: AtomicU8,
+    /// Of the request that is in hand.
+    pub progress: Progress,
 }
 
 // The states of `Watch::tunnel`.
@@ -90,8 +104,8 @@ impl Watch {
 }
 
 impl<IO> Guard<IO> {
-    /// Guards a connection from its first byte.
-    pub fn new(io: IO) -> (Self, Arc<Watch>) {
+    /// Guards a connection from its first byte. `half_closes`: its client may end its half and wait for the answer.
+    pub fn new(io: IO, half_closes: bool) -> (Self, Arc<Watch>) {
         let watch = Arc::new(Watch::default());
         let guard = Self {
             io,
@@ -102,6 +116,9 @@ impl<IO> Guard<IO> {
             timer: None,
             lingered: 0,
             linger: None,
+            half_closes,
+            complete: None,
+            patience: None,
             watch: Arc::clone(&watch),
         };
         (guard, watch)
@@ -113,6 +130,9 @@ impl<IO> Guard<IO> {
             self.scanner.resume();
         }
         let scanned = self.scanner.scan(bytes);
+        if self.is_complete() {
+            self.complete = Some(Instant::now());
+        }
         if let Some(beyond) = self.scanner.tunnel() {
             self.watch
                 .tunnel
@@ -144,6 +164,30 @@ impl<IO> Guard<IO> {
             self.held = BytesMut::new();
             self.timer = None;
         }
+    }
+
+    /// Whether the requests that were begun have their end.
+    fn is_complete(&self) -> bool {
+        self.scanner.between_requests() || self.scanner.tunnel().is_some()
+    }
+
+    /// The client has ended its half. Whether that ends the connection.
+    fn is_gone(&mut self, cx: &mut Context<'_>) -> bool {
+        let progress = &self.watch.progress;
+        if !self.half_closes || !self.is_complete() || !progress.in_hand() {
+            return true;
+        }
+        if self.patience.is_none() {
+            let since = self.complete.map_or(Duration::MAX, |complete| complete.elapsed());
+            let Some(patience) = progress.patience(since) else {
+                return true;
+            };
+            progress.half_closed();
+            self.patience = Some(Box::pin(tokio::time::sleep(patience)));
+        }
+        let patience = self.patience.as_mut().is_some_and(|p| p.as_mut().poll(cx).is_pending());
+        // A client that goes while it gets a response is noticed by who writes to it.
+        !patience && !progress.is_answered()
     }
 
     fn out_of_time(&mut self, cx: &mut Context<'_>) -> bool {
@@ -179,7 +223,10 @@ impl<IO: AsyncRead + Unpin> Guard<IO> {
         ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
         let new = &buf.filled()[before..];
         if new.is_empty() {
-            return Poll::Ready(Ok(true));
+            return match self.is_gone(cx) {
+                true => Poll::Ready(Ok(true)),
+                false => Poll::Pending,
+            };
         }
         let scanned = self.scan(new);
         if scanned.free < new.len() {
@@ -252,6 +299,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<IO> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use super::super::half_close::{ANSWER_TIME, LAST_CHANCE, SAME_MOMENT};
     use super::{Fault, Guard, HEAD_TIME, STAND_IN, Watch};
     use http::Method;
     use std::sync::Arc;
@@ -261,7 +309,7 @@ mod tests {
 
     fn guarded() -> (DuplexStream, Guard<DuplexStream>, Arc<Watch>) {
         let (client, near) = tokio::io::duplex(1 << 20);
-        let (guard, watch) = Guard::new(near);
+        let (guard, watch) = Guard::new(near, true);
         (client, guard, watch)
     }
 
@@ -327,5 +375,68 @@ mod tests {
         assert_eq!(read(&mut guard).await, STAND_IN);
         assert!(matches!(watch.fault(&refused()), Some(Fault::Malformed(_))));
         assert!(futures_util::poll!(std::pin::pin!(read(&mut guard))).is_pending());
+    }
+
+    /// A client that says all at once: a request, and the end of its half.
+    async fn half_closed(passed_on: bool) -> (DuplexStream, Guard<DuplexStream>, Arc<Watch>) {
+        let (mut client, mut guard, watch) = guarded();
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        client.shutdown().await.unwrap();
+        assert!(!read(&mut guard).await.is_empty());
+        watch.progress.begin();
+        watch.progress.sent_body();
+        if passed_on {
+            watch.progress.sent_head();
+        }
+        (client, guard, watch)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_ends_its_half_with_its_request_is_not_gone_yet() {
+        for (passed_on, limit) in [(false, ANSWER_TIME), (true, LAST_CHANCE)] {
+            let (_client, mut guard, watch) = half_closed(passed_on).await;
+            let began = tokio::time::Instant::now();
+            assert_eq!(read(&mut guard).await, b"");
+            assert_eq!(began.elapsed(), limit);
+            assert!(
+                watch.progress.answered(),
+                "the answer does not say that it is the last one"
+            );
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_has_begun_has_all_the_time() {
+        let (_client, mut guard, watch) = half_closed(true).await;
+        assert!(futures_util::poll!(std::pin::pin!(read(&mut guard))).is_pending());
+        watch.progress.answered();
+        assert!(tokio::time::timeout(ANSWER_TIME * 100, read(&mut guard)).await.is_err());
+        watch.progress.end();
+        assert_eq!(read(&mut guard).await, b"");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_ends_its_half_later_is_gone() {
+        let (_client, mut guard, watch) = half_closed(true).await;
+        tokio::time::advance(SAME_MOMENT).await;
+        let gone = futures_util::poll!(std::pin::pin!(read(&mut guard)));
+        assert_eq!(gone, std::task::Poll::Ready(vec![]));
+        assert!(!watch.progress.answered());
+    }
+
+    #[tokio::test]
+    async fn a_sidecar_and_a_client_in_the_middle_of_something_are_gone_at_once() {
+        let (client, near) = tokio::io::duplex(1 << 20);
+        let (mut guard, watch) = Guard::new(near, false);
+        drop(client);
+        watch.progress.begin();
+        assert_eq!(read(&mut guard).await, b"", "a sidecar");
+
+        let (mut client, mut guard, watch) = guarded();
+        client.write_all(&[HEAD, b"abc"].concat()).await.unwrap();
+        client.shutdown().await.unwrap();
+        assert_eq!(read(&mut guard).await, [HEAD, b"abc"].concat());
+        watch.progress.begin();
+        assert_eq!(read(&mut guard).await, b"", "a body is not complete");
     }
 }

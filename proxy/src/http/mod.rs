@@ -7,6 +7,7 @@ pub mod expect;
 pub mod framing;
 pub mod grpc;
 pub mod guard;
+pub mod half_close;
 pub mod headers;
 pub mod multiplex;
 pub mod pool;

@@ -79,18 +79,28 @@ async fn serve_http1<H>(stream: Stream, open: &OpenConnection, handle: Rc<H>) ->
 where
     H: AsyncFn(Request<ClientBody>) -> Response<ResponseBody> + 'static,
 {
-    let (stream, watch) = Guard::new(stream);
+    let half_closes = !stream.is_mesh();
+    let (stream, watch) = Guard::new(stream, half_closes);
     // A connection that has not had its first request is not closed by the drain: it was made for one.
     let used = Rc::new(Cell::new(false));
     let service = service_fn({
         let (used, activity) = (Rc::clone(&used), open.activity());
         move |request| {
-            used.set(true);
+            let first = !used.replace(true);
+            watch.progress.begin();
             let (handle, watch, activity) = (Rc::clone(&handle), Arc::clone(&watch), Rc::clone(&activity));
-            async move { Ok::<_, Infallible>(answer_http1(&*handle, &watch, &activity, request).await) }
+            async move {
+                if first && half_closes {
+                    // What came with the connection is read before the system says what else came: the end of the
+                    // client's half. In one turn it is known.
+                    tokio::task::yield_now().await;
+                }
+                Ok::<_, Infallible>(answer_http1(&*handle, watch, &activity, request).await)
+            }
         }
     });
-    // A client that closes while it waits has given up (no half-close): its request is cancelled upstream as well.
+    // A client that closes while it waits has given up: its request is cancelled upstream as well. The guard knows who has
+    // not given up (so hyper is not told of half-closes).
     // No timer for the head of a request, which hyper would arm for each and for idle connections too: the guard has one.
     let connection = http1::Builder::new()
         .preserve_header_case(true)
@@ -116,7 +126,7 @@ where
 /// Answers one request, or the stand-in for one.
 async fn answer_http1<H>(
     handle: &H,
-    watch: &Watch,
+    watch: Arc<Watch>,
     activity: &Activity,
     mut request: Request<Incoming>,
 ) -> Response<ResponseBody>
@@ -130,7 +140,7 @@ where
     settle_host(&mut request);
     let tunnel = watch.in_tunnel() && asks_for_tunnel(request.method(), request.headers());
     let connect = request.method() == Method::CONNECT;
-    let request = request.map(ClientBody::new);
+    let request = request.map(|body| ClientBody::new(body, Some(Arc::clone(&watch))));
     let received = request.body().received();
     let mut response = handle(request).await;
     // RFC 9110 section 2.5: the version is this hop's own. hyper takes it down for an HTTP/1.0 client.
@@ -140,14 +150,15 @@ where
     // client's next request on it would be lost.
     let unread = !received.ended();
     let draining = activity.stage() > Stage::Serving;
-    let ends = fault.is_some() || unread || draining;
+    let half_closed = watch.progress.answered();
+    let ends = fault.is_some() || unread || draining || half_closed;
     // "Connection: upgrade" has to stay, and what follows is no HTTP.
     if !switches && (ends || (tunnel && watch.refuse_tunnel())) {
         response
             .headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    response
+    response.map(|body| body.with_watch(watch))
 }
 
 /// Answers one request. To HEAD without content, which peers take for a protocol error (RFC 9113 section 8.1.1); hyper sees to
@@ -157,7 +168,7 @@ where
     H: AsyncFn(Request<ClientBody>) -> Response<ResponseBody>,
 {
     let head = request.method() == Method::HEAD;
-    let response = handle(request.map(ClientBody::new)).await;
+    let response = handle(request.map(|body| ClientBody::new(body, None))).await;
     if head {
         response.map(ResponseBody::without_content)
     } else {

@@ -111,6 +111,7 @@ async fn call_app(
         // It is whole: there is no second time for a body that is not.
         let attempt = body.attempt().unwrap_or(RequestBody::Empty);
         let request = Request::from_parts(head.clone(), attempt);
+        exchange.sent_on();
         let failure = match send(checkout, request, caller.app).await {
             Ok(answer) => return Ok(answer),
             Err(failure) => failure,

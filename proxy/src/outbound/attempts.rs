@@ -159,6 +159,7 @@ async fn attempt(
     if let Some(asked) = asked {
         grpc::set_timeout(request.headers_mut(), asked.saturating_duration_since(Instant::now()));
     }
+    record.exchange.sent_on();
     send(checkout, request, endpoint.address).await
 }
 

@@ -5,6 +5,7 @@
 
 mod connections;
 mod fidelity;
+mod half_close;
 mod limits;
 mod refused;
 mod tunnels;

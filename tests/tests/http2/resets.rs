@@ -1,10 +1,15 @@
 //! Who breaks off is heard on the other side, with the code that was given.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
 use bytes::Bytes;
 use h2::Reason;
 use outrigger_tests::mesh::metric;
+use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 
+use super::raw::{self, END_HEADERS, END_STREAM, HEADERS, Raw, frame};
 use super::{
     Between, EACH, H2App, all, answer, call, client, code, grpc_status, mesh, message, piece, reset, send, soon,
 };
@@ -177,11 +182,11 @@ async fn a_client_that_is_gone_stops_a_long_response() {
 #[tokio::test]
 async fn what_is_refused_is_sent_again_whole() {
     let (told, mut tells) = mpsc::unbounded_channel();
-    let refused = std::sync::Arc::<std::sync::atomic::AtomicBool>::default();
+    let refused = Arc::<AtomicBool>::default();
     let app = H2App::start(move |request, mut respond| {
-        let (told, refused) = (told.clone(), std::sync::Arc::clone(&refused));
+        let (told, refused) = (told.clone(), Arc::clone(&refused));
         async move {
-            let first = !refused.fetch_xor(true, std::sync::atomic::Ordering::SeqCst);
+            let first = !refused.fetch_xor(true, SeqCst);
             told.send(first).unwrap();
             if first {
                 respond.send_reset(Reason::REFUSED_STREAM);
@@ -222,5 +227,37 @@ async fn what_is_refused_is_sent_again_whole() {
             let (echo, _) = all(response.into_body()).await.unwrap();
             assert!(echo == body.as_bytes(), "{context}: {} bytes", echo.len());
         }
+    }
+}
+
+/// END_STREAM says that a client has said all (RFC 9113 section 5.1). The end of its half of the connection says that it is gone:
+/// it can acknowledge no SETTINGS and no PING any more, which it must, and open no window (sections 6.5, 6.7, 6.9).
+#[tokio::test]
+async fn a_client_that_ends_its_half_of_the_connection_has_gone() {
+    struct Stream(mpsc::UnboundedSender<&'static str>);
+    impl Drop for Stream {
+        fn drop(&mut self) {
+            let _ = self.0.send("ended");
+        }
+    }
+    let (told, mut tells) = mpsc::unbounded_channel();
+    let app = H2App::start(move |_, mut respond| {
+        let told = told.clone();
+        async move {
+            told.send("begun").unwrap();
+            // With a reset, or with the connection, if there is nobody else on it.
+            let _stream = Stream(told);
+            let _ = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
+        }
+    })
+    .await;
+    for between in EACH {
+        let mesh = mesh(between, app.address, "{}").await;
+        let mut client = Raw::connect(mesh.to, &[]).await;
+        let request = frame(HEADERS, END_HEADERS | END_STREAM, 1, &raw::request(false));
+        client.send(&request).await;
+        assert_eq!(soon(tells.recv()).await, Some("begun"), "{between:?}");
+        client.write.shutdown().await.unwrap();
+        assert_eq!(soon(tells.recv()).await, Some("ended"), "{between:?}");
     }
 }
