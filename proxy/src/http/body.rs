@@ -14,7 +14,7 @@ use tokio::time::Sleep;
 
 use super::expect::Awaited;
 use super::guard::Watch;
-use super::headers::grpc_status;
+use super::headers::{grpc_status, strip_ours};
 use super::pool::Lease;
 use super::respond::grpc_trailers;
 use super::send::h2_cause;
@@ -88,7 +88,7 @@ pub struct ResponseBody {
 
 enum Content {
     Ready(Option<Bytes>),
-    Streaming(Incoming),
+    Streaming { body: Incoming, from_sidecar: bool },
 }
 
 impl RequestBody {
@@ -149,7 +149,10 @@ impl Body for ClientBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
         let this = self.get_mut();
-        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        let mut frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        if let Some(Ok(frame)) = &mut frame {
+            frame.trailers_mut().into_iter().for_each(strip_ours);
+        }
         let received = &this.received;
         match &frame {
             Some(Ok(frame)) => {
@@ -222,9 +225,9 @@ impl ResponseBody {
         self
     }
 
-    /// A server's; `grpc`: to a client that speaks gRPC.
-    pub fn streaming(body: Incoming, grpc: bool) -> Self {
-        Self::new(Content::Streaming(body), grpc)
+    /// A server's; `grpc`: to a client that speaks gRPC. `from_sidecar`: the server is a sidecar, and speaks as one.
+    pub fn streaming(body: Incoming, grpc: bool, from_sidecar: bool) -> Self {
+        Self::new(Content::Streaming { body, from_sidecar }, grpc)
     }
 
     /// Gives the connection back when the body has ended.
@@ -310,16 +313,16 @@ impl Body for ResponseBody {
         if let Some(error) = this.broken.take() {
             return Poll::Ready(Some(Err(error)));
         }
-        let body = match &mut this.content {
+        let (body, from_sidecar) = match &mut this.content {
             Content::Ready(bytes) => {
                 let bytes = bytes.take();
                 this.bytes += bytes.as_ref().map_or(0, |b| b.len() as u64);
                 this.complete(None);
                 return Poll::Ready(bytes.map(|b| Ok(Frame::data(b))));
             }
-            Content::Streaming(body) => body,
+            Content::Streaming { body, from_sidecar } => (body, *from_sidecar),
         };
-        let frame = match Pin::new(&mut *body).poll_frame(cx) {
+        let mut frame = match Pin::new(&mut *body).poll_frame(cx) {
             Poll::Ready(frame) => frame,
             Poll::Pending => {
                 if let Some((sleep, reason)) = &mut this.deadline
@@ -331,9 +334,12 @@ impl Body for ResponseBody {
                 return Poll::Pending;
             }
         };
-        match frame {
+        match &mut frame {
             None => this.complete(None),
-            Some(Ok(ref frame)) => {
+            Some(Ok(frame)) => {
+                if !from_sidecar {
+                    frame.trailers_mut().into_iter().for_each(strip_ours);
+                }
                 if let Some(data) = frame.data_ref() {
                     this.bytes += data.len() as u64;
                 }
@@ -341,16 +347,16 @@ impl Body for ResponseBody {
                     this.complete(frame.trailers_ref());
                 }
             }
-            // The server's own reset goes on with its code: hyper takes it out of the error.
-            Some(Err(error)) if !this.grpc || is_peers_reset(&error) => {
-                this.tell(Ended::Failed(Reason::UpstreamReset));
-                this.broken = Some(error.into());
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            Some(Err(error)) => {
+            Some(Err(error)) if this.grpc && !is_peers_reset(error) => {
                 let why = format!("the server's connection broke in the middle of the response: {error}");
                 return Poll::Ready(this.fail(ProxyError::new(Reason::UpstreamReset, why)));
+            }
+            // The server's own reset goes on with its code: hyper takes it out of the error.
+            Some(Err(_)) => {
+                this.tell(Ended::Failed(Reason::UpstreamReset));
+                this.broken = frame.and_then(Result::err).map(Into::into);
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
         }
         Poll::Ready(frame.map(|f| f.map_err(Into::into)))
@@ -359,14 +365,14 @@ impl Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match &self.content {
             Content::Ready(bytes) => bytes.is_none(),
-            Content::Streaming(body) => body.is_end_stream(),
+            Content::Streaming { body, .. } => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.content {
             Content::Ready(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
-            Content::Streaming(body) => body.size_hint(),
+            Content::Streaming { body, .. } => body.size_hint(),
         }
     }
 }

@@ -9,6 +9,8 @@ use crate::error::ProxyError;
 
 /// Carries the code of an error that a sidecar answered itself.
 pub const OUTRIGGER_ERROR: HeaderName = HeaderName::from_static("outrigger-error");
+/// Names that only sidecars may use: what they say to one another, and to those who call them.
+const OURS: &str = "outrigger-";
 /// One ID for a request in all logs.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// A client's word that a request may be repeated (draft-ietf-httpapi-idempotency-key-header).
@@ -166,6 +168,14 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
     }
 }
 
+/// Removes what only a sidecar may say: from all that comes from elsewhere, trailers too, or anybody could say it.
+pub fn strip_ours(headers: &mut HeaderMap) {
+    let is_ours = |name: &&HeaderName| name.as_str().starts_with(OURS);
+    while let Some(name) = headers.keys().find(is_ours).cloned() {
+        headers.remove(name);
+    }
+}
+
 /// The host that the request is for, as it was sent: the URI's authority, or `Host`.
 pub fn authority<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> &'a str {
     match uri.authority() {
@@ -213,7 +223,7 @@ fn connection_tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::{complete_uri, is_grpc, strip_hop_by_hop, too_large, wants_upgrade};
+    use super::{complete_uri, is_grpc, strip_hop_by_hop, strip_ours, too_large, wants_upgrade};
     use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
 
     fn headers(of: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -235,6 +245,20 @@ mod tests {
         ]);
         strip_hop_by_hop(&mut h, false);
         assert_eq!(h, headers(&[("host", "a"), ("te", "trailers"), ("x-kept", "1")]));
+    }
+
+    #[test]
+    fn what_only_sidecars_say_is_removed() {
+        let mut h = headers(&[
+            ("outrigger-error", "app-unavailable"),
+            ("x-outrigger-error", "1"),
+            ("outrigger-error", "no-route"),
+            ("outrigger", "1"),
+            ("outrigger-", "1"),
+            ("outrigger-of-tomorrow", "1"),
+        ]);
+        strip_ours(&mut h);
+        assert_eq!(h, headers(&[("x-outrigger-error", "1"), ("outrigger", "1")]));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::config::Mtls;
 use crate::error::{ProxyError, Reason};
 use crate::http::body::{ClientBody, Ended, OnEnd};
 use crate::http::exchange::{Exchange, Other, Outcome, Span};
-use crate::http::headers::{OUTRIGGER_ERROR, check, grpc_status, strip_hop_by_hop, wants_upgrade};
+use crate::http::headers::{check, grpc_status, strip_hop_by_hop, strip_ours, wants_upgrade};
 use crate::http::pool::{Checkout, Lease, Pool};
 use crate::http::respond::error_response;
 use crate::http::send::{Failure, send};
@@ -56,6 +56,7 @@ pub(super) async fn handle(
     let record = Record::new(exchange, caller);
     let admitted = admit(worker, caller, &head);
     strip_hop_by_hop(&mut head.headers, upgrade.is_some() && version == HttpVersion::Http1);
+    strip_ours(&mut head.headers);
     record.exchange.context.inject(record.span.id, &mut head.headers);
     let answer = match admitted {
         Ok(()) => call_app(caller, pool, version, head, body, &record).await,
@@ -173,9 +174,9 @@ fn respond(
     };
     strip_hop_by_hop(response.headers_mut(), switching);
     // Only a sidecar's own word may say that a request was not processed.
-    response.headers_mut().remove(OUTRIGGER_ERROR);
+    strip_ours(response.headers_mut());
     let grpc = record.exchange.is_grpc();
-    record.respond(response.map(|body| ResponseBody::streaming(body, grpc).with_lease(lease)))
+    record.respond(response.map(|body| ResponseBody::streaming(body, grpc, false).with_lease(lease)))
 }
 
 /// What is recorded of a request, at its end, whichever end that is.

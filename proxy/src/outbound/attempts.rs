@@ -20,7 +20,7 @@ use crate::http::ResponseBody;
 use crate::http::body::{Ended, OnEnd};
 use crate::http::exchange::{Exchange, Other, Outcome, Span};
 use crate::http::grpc;
-use crate::http::headers::{OUTRIGGER_ERROR, grpc_status};
+use crate::http::headers::{grpc_status, strip_ours};
 use crate::http::pool::Lease;
 use crate::http::respond::{error_response, reason_of};
 use crate::http::send::{Failure, send};
@@ -46,6 +46,8 @@ pub struct Attempts<'a> {
 /// The answer that goes to the client.
 pub struct Answer {
     pub response: Response<Incoming>,
+    /// The endpoint is in the mesh. What only sidecars say was removed from the head of any other's response.
+    pub from_sidecar: bool,
     pub lease: Lease,
     /// When the body must have ended, and what it is if it has not.
     pub deadline: Option<(Instant, Reason)>,
@@ -84,12 +86,8 @@ pub async fn attempt_until_final(
             Ok((response, _)) => Attempted::Answered {
                 status: response.status(),
                 headers: response.headers(),
-                // A peer sidecar's word counts, an app's does not.
-                reason: member
-                    .endpoint
-                    .identity
-                    .as_ref()
-                    .and_then(|_| reason_of(response.headers())),
+                // A peer sidecar's word: nobody else's comes to here.
+                reason: reason_of(response.headers()),
             },
             Err(failure) => Attempted::Failed {
                 reason: failure.error.reason,
@@ -114,6 +112,7 @@ pub async fn attempt_until_final(
                 return match result {
                     Ok((response, lease)) => Ok(Answer {
                         response,
+                        from_sidecar: member.endpoint.identity.is_some(),
                         lease,
                         deadline,
                     }),
@@ -160,7 +159,11 @@ async fn attempt(
         grpc::set_timeout(request.headers_mut(), asked.saturating_duration_since(Instant::now()));
     }
     record.exchange.sent_on();
-    send(checkout, request, endpoint.address).await
+    let (mut response, lease) = send(checkout, request, endpoint.address).await?;
+    if endpoint.identity.is_none() {
+        strip_ours(response.headers_mut());
+    }
+    Ok((response, lease))
 }
 
 impl Attempts<'_> {
@@ -252,10 +255,7 @@ impl Record {
         self.outcome = Outcome {
             status: Some(response.status().as_u16()),
             grpc_status: grpc_status(response.headers()),
-            reason: response
-                .headers()
-                .get(OUTRIGGER_ERROR)
-                .and_then(|_| reason_of(response.headers())),
+            reason: reason_of(response.headers()),
         };
         response.map(|body| body.with_end(Box::new(self)))
     }

@@ -17,7 +17,7 @@ use super::{filters, route};
 use crate::error::{ProxyError, Reason};
 use crate::http::body::ClientBody;
 use crate::http::exchange::Exchange;
-use crate::http::headers::{check, strip_hop_by_hop, wants_upgrade};
+use crate::http::headers::{check, strip_hop_by_hop, strip_ours, wants_upgrade};
 use crate::http::server::HttpVersion;
 use crate::http::{ResponseBody, upgrade};
 use crate::model::{Filter, Policy};
@@ -129,6 +129,7 @@ fn plan<'a>(
     upgrade: bool,
 ) -> Result<Planned<'a>, ProxyError> {
     check(head)?;
+    strip_ours(&mut head.headers);
     let chosen = route::choose(&snapshot.service, head)?;
     let of_route = chosen.route.map_or(&[] as &[Filter], |route| &route.filters);
     strip_hop_by_hop(&mut head.headers, upgrade);
@@ -173,6 +174,7 @@ fn respond(
 ) -> Response<ResponseBody> {
     let Answer {
         mut response,
+        from_sidecar,
         lease,
         deadline,
     } = answer;
@@ -193,7 +195,7 @@ fn respond(
     filters::on_response(filters.iter().copied().flatten(), response.headers_mut());
     let grpc = record.exchange.is_grpc();
     record.respond(response.map(|body| {
-        ResponseBody::streaming(body, grpc)
+        ResponseBody::streaming(body, grpc, from_sidecar)
             .with_lease(lease)
             .with_deadline(deadline)
     }))

@@ -7,6 +7,7 @@ mod connections;
 mod fidelity;
 mod half_close;
 mod limits;
+mod ours;
 mod refused;
 mod tunnels;
 mod unsent;

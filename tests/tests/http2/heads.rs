@@ -2,9 +2,11 @@
 
 use std::sync::{Arc, Mutex};
 
-use http::{HeaderMap, Request, Response, Uri};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
+use outrigger_tests::mesh::metric;
+use tokio::sync::mpsc;
 
-use super::{Between, EACH, H2App, all, client, code, mesh, soon};
+use super::{Between, EACH, H2App, all, call, client, code, mesh, send, soon};
 
 #[derive(Clone, Default)]
 struct Heads(Arc<Mutex<Vec<(Uri, HeaderMap)>>>);
@@ -123,4 +125,60 @@ async fn of_a_response_that_are_too_large_are_told() {
     );
     let (bytes, _) = all(response.into_body()).await.unwrap();
     assert!(!bytes.is_empty());
+}
+
+/// Names that only sidecars use (`outrigger-…`) end at the next sidecar, in heads and in trailers, whoever says them.
+#[tokio::test]
+async fn what_only_sidecars_say_is_not_passed_on() {
+    fn says() -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert("outrigger-error", HeaderValue::from_static("app-unavailable"));
+        headers.insert("outrigger-of-tomorrow", HeaderValue::from_static("1"));
+        headers.insert("x-kept", HeaderValue::from_static("1"));
+        headers
+    }
+    fn check(headers: &HeaderMap, context: &str) {
+        assert!(headers.contains_key("x-kept"), "{context}: {headers:?}");
+        let ours = headers.keys().find(|name| name.as_str().starts_with("outrigger-"));
+        assert_eq!(ours, None, "{context}");
+    }
+    let (told, mut tells) = mpsc::unbounded_channel();
+    let app = H2App::start(move |request, mut respond| {
+        let told = told.clone();
+        async move {
+            let (head, body) = request.into_parts();
+            let (_, trailers) = all(body).await.unwrap();
+            told.send((head.headers, trailers.unwrap())).unwrap();
+            let mut response = Response::new(());
+            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            *response.headers_mut() = says();
+            let mut stream = respond.send_response(response, false).unwrap();
+            stream.send_trailers(says()).unwrap();
+        }
+    })
+    .await;
+    for between in EACH {
+        let mesh = mesh(between, app.address, "{}").await;
+        let mut client = client(mesh.to).await;
+        let mut request = call("/");
+        request.headers_mut().extend(says());
+        let (response, mut stream) = client.send_request(request, false).unwrap();
+        send(&mut stream, "body".into(), false).await.unwrap();
+        stream.send_trailers(says()).unwrap();
+        let (head, trailers) = soon(tells.recv()).await.unwrap();
+        check(&head, &format!("{between:?}, request"));
+        check(&trailers, &format!("{between:?}, trailers of the request"));
+        let (head, body) = soon(response).await.unwrap().into_parts();
+        check(&head.headers, &format!("{between:?}, response"));
+        let (_, trailers) = all(body).await.unwrap();
+        check(&trailers.unwrap(), &format!("{between:?}, trailers of the response"));
+        for sidecar in [&mesh.web, &mesh.orders].into_iter().flatten() {
+            assert_eq!(
+                metric(sidecar, "outrigger_errors_total", &["app-unavailable"]),
+                0,
+                "{between:?}"
+            );
+            assert_eq!(metric(sidecar, "outrigger_retries_total", &[]), 0, "{between:?}");
+        }
+    }
 }
