@@ -13,6 +13,10 @@ pub const PROXY_VERSION: &str = "outrigger.dev/proxy-version";
 
 /// Annotation of a pod, a Service or a namespace: ports whose bytes are not looked into, "3306,9000-9010".
 pub const OPAQUE_PORTS: &str = "outrigger.dev/opaque-ports";
+/// Annotation of a Service: [`IGNORE`] balances over its endpoints in spite of its `sessionAffinity: ClientIP`.
+pub const SESSION_AFFINITY: &str = "outrigger.dev/session-affinity";
+/// See [`SESSION_AFFINITY`].
+pub const IGNORE: &str = "ignore";
 /// Annotation of a pod: ports at which incoming connections reach the app untouched.
 pub const SKIP_INBOUND_PORTS: &str = "outrigger.dev/skip-inbound-ports";
 /// Annotation of a pod: ports to which outgoing connections leave untouched.

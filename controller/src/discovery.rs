@@ -1,21 +1,20 @@
 //! The discovery service: streams of what the index knows.
 //!
-//! An update is encoded once, by whoever makes it, and its bytes go to every stream as they are; so the service is
-//! written by hand over tonic, with a codec that encodes nothing.
+//! An update is encoded once, for the first stream that sends it, and its bytes go to every stream as they are; so the service
+//! is written by hand over tonic, with a codec that encodes nothing.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::marker::PhantomData;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use bytes::{BufMut, Bytes};
 use futures_util::stream::{self, Stream};
 use outrigger_api::discovery::{Target, WatchTargetRequest, WatchWorkloadRequest, Workload};
-use outrigger_api::spiffe::SpiffeId;
 use prost::Message;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -25,29 +24,50 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::metrics::{Metrics, StreamKind};
 use crate::server::Peer;
+use crate::topology::{Place, TargetViews};
 
-/// A message and its bytes.
-#[derive(Debug)]
+/// A message, and its bytes once somebody needed them.
+#[derive(Debug, Default)]
 pub struct Update<M> {
     /// The message.
     pub message: M,
-    /// The same, encoded.
-    pub bytes: Bytes,
+    bytes: OnceLock<Bytes>,
 }
 
-impl<M: Message> From<M> for Update<M> {
+impl<M> From<M> for Update<M> {
     fn from(message: M) -> Self {
         Self {
-            bytes: message.encode_to_vec().into(),
             message,
+            bytes: OnceLock::new(),
         }
     }
+}
+
+impl<M: PartialEq> PartialEq for Update<M> {
+    fn eq(&self, other: &Self) -> bool {
+        self.message == other.message
+    }
+}
+
+/// A pod that asks.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Caller {
+    /// Of its SVID.
+    pub namespace: Arc<str>,
+    /// Of its SVID.
+    pub service_account: Arc<str>,
+    /// Its own word, and so believed only as far as it is a pod of this ServiceAccount. "": it does not say.
+    pub pod: Arc<str>,
+    /// The other end of its connection.
+    pub address: IpAddr,
 }
 
 /// What the service serves.
 pub trait Discover: Send + Sync + 'static {
     /// What is behind an address, for a client in `namespace`; kept up to date while the receiver lives.
-    fn watch_target(&self, address: SocketAddr, namespace: &str) -> watch::Receiver<Arc<Update<Target>>>;
+    fn watch_target(&self, address: SocketAddr, namespace: &str) -> watch::Receiver<Arc<TargetViews>>;
+    /// Where a caller runs; kept up to date while the receiver lives.
+    fn watch_place(&self, caller: &Caller) -> watch::Receiver<Arc<Place>>;
     /// What is known of a pod.
     fn watch_workload(&self, namespace: &str, pod: &str) -> watch::Receiver<Arc<Update<Workload>>>;
     /// Becomes true once the answers can be relied upon. Before that nothing is told to anybody, since "not in the
@@ -58,15 +78,10 @@ pub trait Discover: Send + Sync + 'static {
 /// Targets that do not change: for tests without Kubernetes.
 #[derive(Default)]
 pub struct FixedTargets {
-    targets: HashMap<SocketAddr, watch::Sender<Arc<Update<Target>>>>,
-    external: watch::Sender<Arc<Update<Target>>>,
+    targets: HashMap<SocketAddr, watch::Sender<Arc<TargetViews>>>,
+    external: watch::Sender<Arc<TargetViews>>,
+    place: watch::Sender<Arc<Place>>,
     workload: watch::Sender<Arc<Update<Workload>>>,
-}
-
-impl<M: Message + Default> Default for Update<M> {
-    fn default() -> Self {
-        M::default().into()
-    }
 }
 
 impl FixedTargets {
@@ -90,8 +105,12 @@ impl FixedTargets {
 }
 
 impl Discover for FixedTargets {
-    fn watch_target(&self, address: SocketAddr, _: &str) -> watch::Receiver<Arc<Update<Target>>> {
+    fn watch_target(&self, address: SocketAddr, _: &str) -> watch::Receiver<Arc<TargetViews>> {
         self.targets.get(&address).unwrap_or(&self.external).subscribe()
+    }
+
+    fn watch_place(&self, _: &Caller) -> watch::Receiver<Arc<Place>> {
+        self.place.subscribe()
     }
 
     fn watch_workload(&self, _: &str, _: &str) -> watch::Receiver<Arc<Update<Workload>>> {
@@ -130,34 +149,49 @@ impl DiscoveryService {
         }
     }
 
-    fn updates<M: Send + Sync + 'static>(
+    /// A view of each value, as often as it is another one.
+    fn updates<V: View>(
         &self,
         kind: StreamKind,
-        updates: watch::Receiver<Arc<Update<M>>>,
+        values: watch::Receiver<Arc<V>>,
+        place: watch::Receiver<Arc<Place>>,
     ) -> Response<Updates> {
-        struct State<M> {
-            updates: watch::Receiver<Arc<Update<M>>>,
+        struct State<V> {
+            values: watch::Receiver<Arc<V>>,
+            place: watch::Receiver<Arc<Place>>,
+            sent: Option<Bytes>,
             service: DiscoveryService,
             _open: crate::metrics::OpenStream,
-            first: bool,
         }
         let state = State {
-            updates,
+            values,
+            place,
+            sent: None,
             service: self.clone(),
             _open: self.metrics.stream(kind),
-            first: true,
         };
         let stream = stream::unfold(state, move |mut state| async move {
             let stop = state.service.stop.clone();
             let next = stop.run_until_cancelled(async {
-                if state.first {
-                    state.first = false;
-                    // The sender of `synced` is the index itself, which lives as long as the service.
-                    let _ = state.service.index.synced().wait_for(|&synced| synced).await;
-                } else if state.updates.changed().await.is_err() {
-                    return None;
+                loop {
+                    if state.sent.is_none() {
+                        // The sender of `synced` is the index itself, which lives as long as the service.
+                        let _ = state.service.index.synced().wait_for(|&synced| synced).await;
+                    } else {
+                        let changed = tokio::select! {
+                            changed = state.values.changed() => changed,
+                            changed = state.place.changed() => changed,
+                        };
+                        changed.ok()?;
+                    }
+                    let place = state.place.borrow_and_update().clone();
+                    let bytes = state.values.borrow_and_update().view(&place);
+                    // What changed may be other callers' alone.
+                    let known = state.sent.replace(bytes.clone());
+                    if known.as_ref() != Some(&bytes) {
+                        return Some(bytes);
+                    }
                 }
-                Some(state.updates.borrow_and_update().bytes.clone())
             });
             match next.await {
                 Some(Some(bytes)) => {
@@ -173,6 +207,24 @@ impl DiscoveryService {
     }
 }
 
+/// Something that a caller sees by where it runs.
+trait View: Send + Sync + 'static {
+    /// The message for the caller, encoded.
+    fn view(&self, caller: &Place) -> Bytes;
+}
+
+impl View for TargetViews {
+    fn view(&self, caller: &Place) -> Bytes {
+        self.bytes(caller)
+    }
+}
+
+impl<M: Message + 'static> View for Update<M> {
+    fn view(&self, _: &Place) -> Bytes {
+        self.bytes.get_or_init(|| self.message.encode_to_vec().into()).clone()
+    }
+}
+
 type Updates = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
 
 impl ServerStreamingService<WatchTargetRequest> for DiscoveryService {
@@ -181,14 +233,16 @@ impl ServerStreamingService<WatchTargetRequest> for DiscoveryService {
     type Future = std::future::Ready<Result<Response<Updates>, Status>>;
 
     fn call(&mut self, request: Request<WatchTargetRequest>) -> Self::Future {
-        let answer = authorize(&request, &request.get_ref().namespace).and_then(|caller| {
-            let address = &request.get_ref().address;
+        let asked = request.get_ref();
+        let answer = authorize(&request, &asked.namespace, &asked.pod).and_then(|caller| {
+            let address = &asked.address;
             let address: SocketAddr = address
                 .parse()
                 .map_err(|_| Status::invalid_argument(format!("{address:?} is not an address and a port")))?;
             // An IPv4 address in IPv6 form is what a dual-stack socket says of an IPv4 connection.
             let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-            Ok(self.updates(StreamKind::Target, self.index.watch_target(address, caller.namespace())))
+            let target = self.index.watch_target(address, &caller.namespace);
+            Ok(self.updates(StreamKind::Target, target, self.index.watch_place(&caller)))
         });
         std::future::ready(answer)
     }
@@ -200,21 +254,19 @@ impl ServerStreamingService<WatchWorkloadRequest> for DiscoveryService {
     type Future = std::future::Ready<Result<Response<Updates>, Status>>;
 
     fn call(&mut self, request: Request<WatchWorkloadRequest>) -> Self::Future {
-        let answer = authorize(&request, &request.get_ref().namespace).map(|caller| {
-            let workload = self.index.watch_workload(caller.namespace(), &request.get_ref().pod);
-            self.updates(StreamKind::Workload, workload)
+        let asked = request.get_ref();
+        let answer = authorize(&request, &asked.namespace, &asked.pod).map(|caller| {
+            let workload = self.index.watch_workload(&caller.namespace, &caller.pod);
+            self.updates(StreamKind::Workload, workload, self.index.watch_place(&caller))
         });
         std::future::ready(answer)
     }
 }
 
 /// The caller, who must have an SVID, of the namespace that it speaks of.
-fn authorize<T>(request: &Request<T>, namespace: &str) -> Result<SpiffeId, Status> {
-    let identity = request
-        .extensions()
-        .get::<Peer>()
-        .and_then(|peer| peer.identity.as_ref());
-    let Some(identity) = identity else {
+fn authorize<T>(request: &Request<T>, namespace: &str, pod: &str) -> Result<Caller, Status> {
+    let peer = request.extensions().get::<Peer>();
+    let Some((peer, identity)) = peer.and_then(|peer| Some((peer, peer.identity.as_ref()?))) else {
         return Err(Status::unauthenticated(
             "discovery is for workloads of the mesh: present an SVID as the TLS client certificate",
         ));
@@ -224,7 +276,12 @@ fn authorize<T>(request: &Request<T>, namespace: &str) -> Result<SpiffeId, Statu
             "{identity} asks for the namespace {namespace:?}"
         )));
     }
-    Ok(identity.clone())
+    Ok(Caller {
+        namespace: identity.namespace().into(),
+        service_account: identity.service_account().into(),
+        pod: pod.into(),
+        address: peer.address.ip().to_canonical(),
+    })
 }
 
 impl NamedService for DiscoveryService {

@@ -11,7 +11,7 @@
 //!
 //! | API group | resources | names | verbs |
 //! |---|---|---|---|
-//! | "" | services, pods, namespaces | | list, watch |
+//! | "" | services, pods, namespaces, nodes | | list, watch |
 //! | discovery.k8s.io | endpointslices | | list, watch |
 //! | gateway.networking.k8s.io | httproutes, grpcroutes, referencegrants | | list, watch |
 //! | gateway.networking.k8s.io | httproutes/status, grpcroutes/status | | patch |
@@ -44,3 +44,4 @@ pub mod policy;
 pub mod server;
 #[cfg(test)]
 mod testing;
+pub mod topology;

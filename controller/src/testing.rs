@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use kube::core::DynamicObject;
 use outrigger_api::discovery as proto;
+use prost::Message;
 use serde_json::{Value, json};
 
 use crate::discovery::Discover;
@@ -14,6 +15,7 @@ use crate::index::objects::{Kind, Object, ObjectName};
 use crate::index::{Index, from_k8s};
 use crate::metrics::Metrics;
 use crate::policy::TrafficPolicy;
+use crate::topology::Place;
 
 /// An index, and objects to fill it with.
 pub(crate) struct Cluster {
@@ -49,6 +51,7 @@ impl Cluster {
             "Service" => from_k8s::service(&serde_json::from_value(value).unwrap()).unwrap(),
             "EndpointSlice" => from_k8s::endpoint_slice(&serde_json::from_value(value).unwrap()).unwrap(),
             "Pod" => from_k8s::pod(&serde_json::from_value(value).unwrap()).unwrap(),
+            "Node" => from_k8s::node(&serde_json::from_value(value).unwrap()).unwrap(),
             "Namespace" => from_k8s::namespace(&serde_json::from_value(value).unwrap()).unwrap(),
             _ => {
                 let object: DynamicObject = serde_json::from_value(value).unwrap();
@@ -76,9 +79,16 @@ impl Cluster {
     }
 
     pub(crate) fn target_for(&self, address: &str, consumer: &str) -> Option<proto::target::Kind> {
+        self.target_at(address, consumer, &Place::default())
+    }
+
+    /// The same for a client that runs there.
+    pub(crate) fn target_at(&self, address: &str, consumer: &str, place: &Place) -> Option<proto::target::Kind> {
         let address: SocketAddr = address.parse().unwrap();
-        let update = self.index.watch_target(address, consumer).borrow().clone();
-        update.message.kind.clone()
+        let views = self.index.watch_target(address, consumer).borrow().clone();
+        let target = views.target(place);
+        assert_eq!(target.encode_to_vec(), views.bytes(place));
+        target.kind
     }
 
     pub(crate) fn service(&self, address: &str) -> proto::Service {

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use outrigger_api::discovery::discovery_client::DiscoveryClient;
-use outrigger_api::discovery::{Endpoint, Pod, Target, WatchTargetRequest, WatchWorkloadRequest, target};
+use outrigger_api::discovery::{Endpoint, Pod, Target, WatchTargetRequest, WatchWorkloadRequest, backend, target};
 use outrigger_api::identity::IssueRequest;
 use outrigger_api::identity::identity_client::IdentityClient;
 use outrigger_api::spiffe::SpiffeId;
 use outrigger_controller::ca::{Ca, IssuedSvid, spiffe_id};
-use outrigger_controller::discovery::FixedTargets;
+use outrigger_controller::discovery::{Discover, FixedTargets};
+use outrigger_controller::index::{Index, from_k8s};
 use outrigger_controller::issuer::{Issuer, StaticTokens};
 use outrigger_controller::metrics::Metrics;
 use outrigger_controller::server::{ServerTls, serve};
@@ -20,6 +21,7 @@ use rcgen::{CertificateParams, KeyPair, SanType};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -55,6 +57,11 @@ fn pod(address: &str) -> Target {
 }
 
 async fn start() -> Server {
+    let targets = Arc::new(FixedTargets::new([(TARGET.parse().unwrap(), pod("10.0.0.1:80"))]));
+    start_with(targets.clone(), targets).await
+}
+
+async fn start_with(discovery: Arc<dyn Discover>, targets: Arc<FixedTargets>) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let ca = watch::Sender::new(Arc::new(Ca::generate("cluster.local").unwrap()));
@@ -67,9 +74,8 @@ async fn start() -> Server {
         ttl: HOUR,
         metrics: metrics.clone(),
     };
-    let targets = Arc::new(FixedTargets::new([(TARGET.parse().unwrap(), pod("10.0.0.1:80"))]));
     let shutdown = CancellationToken::new();
-    let served = tokio::spawn(serve(listener, tls, issuer, Some(targets.clone()), shutdown.clone()));
+    let served = tokio::spawn(serve(listener, tls, issuer, Some(discovery), shutdown.clone()));
     Server {
         address,
         ca,
@@ -233,6 +239,7 @@ async fn discovery_is_for_workloads_only() {
     let request = || WatchTargetRequest {
         address: TARGET.to_owned(),
         namespace: "shop".to_owned(),
+        pod: String::new(),
     };
     let mut nobody = DiscoveryClient::new(server.connect(None).await);
     assert_eq!(
@@ -254,6 +261,7 @@ async fn discovery_is_for_workloads_only() {
     let malformed = WatchTargetRequest {
         address: "orders:80".to_owned(),
         namespace: String::new(),
+        pod: String::new(),
     };
     assert_eq!(
         client.watch_target(malformed).await.unwrap_err().code(),
@@ -262,6 +270,7 @@ async fn discovery_is_for_workloads_only() {
     let external = WatchTargetRequest {
         address: "192.0.2.1:443".to_owned(),
         namespace: String::new(),
+        pod: String::new(),
     };
     let mut external = client.watch_target(external).await.unwrap().into_inner();
     assert_eq!(external.message().await.unwrap().unwrap(), Target::default());
@@ -276,6 +285,98 @@ async fn discovery_is_for_workloads_only() {
     // A shutdown ends the streams with a word, and does not wait for them to end by themselves.
     server.shutdown.cancel();
     assert_eq!(updates.message().await.unwrap_err().code(), Code::Unavailable);
+    server.stop().await;
+}
+
+/// The Service at [`TARGET`] for callers on their own node only, with one endpoint on each node.
+fn apply_local_service(index: &Index, on_n1: &str, on_n2: &str) {
+    let service = json!({
+        "metadata": {"namespace": "shop", "name": "agent"},
+        "spec": {
+            "clusterIPs": ["10.96.0.1"], "internalTrafficPolicy": "Local",
+            "ports": [{"name": "http", "port": 80}],
+        },
+    });
+    let slice = json!({
+        "metadata": {"namespace": "shop", "name": "agent-x", "labels": {"kubernetes.io/service-name": "agent"}},
+        "addressType": "IPv4", "ports": [{"name": "http", "port": 80}],
+        "endpoints": [{"addresses": [on_n1], "nodeName": "n1"}, {"addresses": [on_n2], "nodeName": "n2"}],
+    });
+    let (name, service) = from_k8s::service(&serde_json::from_value(service).unwrap()).unwrap();
+    index.apply(name, service);
+    let (name, slice) = from_k8s::endpoint_slice(&serde_json::from_value(slice).unwrap()).unwrap();
+    index.apply(name, slice);
+    index.flush();
+}
+
+fn addresses(target: &Target) -> Vec<String> {
+    let Some(target::Kind::Service(service)) = &target.kind else {
+        panic!("{target:?}");
+    };
+    let Some(backend::Kind::Endpoints(endpoints)) = &service.backends[0].kind else {
+        panic!("{target:?}");
+    };
+    endpoints.endpoints.iter().map(|e| e.address.clone()).collect()
+}
+
+#[tokio::test]
+async fn endpoints_are_those_of_where_the_caller_runs() {
+    let index = Index::new("cluster.local", Arc::default());
+    // These connections come from 127.0.0.1, which is the address of a pod of payments.
+    for (account, pod, node, ip) in [
+        ("orders", "orders-1", "n1", "10.244.0.1"),
+        ("orders", "orders-2", "n2", "10.244.0.2"),
+        ("payments", "payments-1", "n2", "127.0.0.1"),
+        ("payments", "payments-2", "n1", "10.244.0.3"),
+    ] {
+        let pod = json!({
+            "metadata": {"namespace": "shop", "name": pod},
+            "spec": {"serviceAccountName": account, "nodeName": node, "containers": []},
+            "status": {"podIPs": [{"ip": ip}]},
+        });
+        let (name, pod) = from_k8s::pod(&serde_json::from_value(pod).unwrap()).unwrap();
+        index.apply(name, pod);
+    }
+    apply_local_service(&index, "10.0.0.1", "10.0.0.2");
+    index.set_synced();
+    let server = start_with(index.clone(), Arc::default()).await;
+    let mut streams = Vec::new();
+    for (account, pod, expected) in [
+        ("orders", "orders-1", &["10.0.0.1:80"][..]),
+        ("orders", "orders-2", &["10.0.0.2:80"]),
+        // A sidecar of the version before says nothing, and its address is another account's.
+        ("orders", "", &[]),
+        // Nobody is another account's pod by saying so.
+        ("orders", "payments-1", &[]),
+        // The address of its connection tells more than its word.
+        ("payments", "payments-2", &["10.0.0.2:80"]),
+        ("payments", "", &["10.0.0.2:80"]),
+    ] {
+        let channel = server.connect(Some(server.svid("shop", account))).await;
+        let request = WatchTargetRequest {
+            address: TARGET.to_owned(),
+            namespace: "shop".to_owned(),
+            pod: pod.to_owned(),
+        };
+        let mut stream = DiscoveryClient::new(channel)
+            .watch_target(request)
+            .await
+            .unwrap()
+            .into_inner();
+        let first = stream.message().await.unwrap().unwrap();
+        assert_eq!(addresses(&first), expected, "{account} {pod}");
+        streams.push(stream);
+    }
+    // A change on one node is sent to callers there alone: for those on the other, the next message is the next change.
+    for (on_n1, on_n2, of, expected) in [
+        ("10.0.0.3", "10.0.0.2", 0, "10.0.0.3:80"),
+        ("10.0.0.3", "10.0.0.4", 1, "10.0.0.4:80"),
+    ] {
+        apply_local_service(&index, on_n1, on_n2);
+        let next = streams[of].message().await.unwrap().unwrap();
+        assert_eq!(addresses(&next), [expected]);
+    }
+    drop(streams);
     server.stop().await;
 }
 
@@ -307,6 +408,7 @@ async fn a_new_ca_is_in_force_at_once_and_streams_live_on() {
     let request = WatchTargetRequest {
         address: TARGET.to_owned(),
         namespace: "shop".to_owned(),
+        pod: String::new(),
     };
     let mut updates = client.watch_target(request.clone()).await.unwrap().into_inner();
     updates.message().await.unwrap().unwrap();

@@ -150,6 +150,8 @@ pub struct WeightedBackend {
 pub struct Backend {
     pub name: ServiceName,
     pub endpoints: Endpoints,
+    /// Requests of one pod go to one endpoint (`sessionAffinity: ClientIP`).
+    pub client_affinity: bool,
 }
 
 #[derive(Debug)]

@@ -23,6 +23,7 @@ use crate::http::pool::Pool;
 use crate::identity::Identity;
 use crate::net::listen::{self, Listener};
 use crate::net::{Io, sockets};
+use crate::outbound::affinity::Caller;
 use crate::outbound::target::WorkerTarget;
 use crate::telemetry::Telemetry;
 use crate::{inbound, outbound};
@@ -56,6 +57,8 @@ pub struct Worker {
     pub process: Arc<Process>,
     pub activity: Rc<Activity>,
     pub rng: RefCell<SmallRng>,
+    /// This pod, for choices that stay the same.
+    pub caller: Caller,
     /// Mirrored requests that are under way.
     pub mirrors: Cell<usize>,
     targets: RefCell<HashMap<TargetKey, Rc<WorkerTarget>>>,
@@ -73,11 +76,13 @@ pub fn run(process: Arc<Process>, listeners: Listeners, mut signal: Signal) -> s
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build_local(tokio::runtime::LocalOptions::default())?;
+    let caller = Caller::new(&process.config.workload);
     runtime.block_on(async move {
         let worker = Rc::new(Worker {
             process,
             activity: Rc::default(),
             rng: RefCell::new(SmallRng::from_os_rng()),
+            caller,
             mirrors: Cell::new(0),
             targets: RefCell::default(),
             apps: RefCell::default(),
@@ -122,6 +127,7 @@ impl Worker {
         }
         let target = Rc::new(WorkerTarget::new(
             updates,
+            self.caller,
             process.resolver.clone(),
             process.telemetry.clone(),
             Instant::now(),

@@ -250,6 +250,7 @@ fn backend(addresses: &[SocketAddr]) -> Arc<Backend> {
     Arc::new(Backend {
         name: service_name(),
         endpoints: Endpoints::Known(addresses.iter().map(endpoint).collect()),
+        client_affinity: false,
     })
 }
 

@@ -308,6 +308,7 @@ async fn names_are_resolved_by_the_sidecar() {
                     host: "localhost".into(),
                     port,
                 },
+                client_affinity: false,
             };
             replace(config, service(Vec::new(), vec![Arc::new(backend)]));
         })
@@ -442,6 +443,7 @@ fn backend(of: &str, addresses: &[SocketAddr]) -> Arc<Backend> {
     Arc::new(Backend {
         name: name(of),
         endpoints: Endpoints::Known(addresses.iter().map(endpoint).collect()),
+        client_affinity: false,
     })
 }
 

@@ -99,6 +99,7 @@ fn service(endpoint: SocketAddr, protocol: Protocol, identity: &str) -> Target {
                     endpoints: vec![endpoint],
                 })),
                 policy: None,
+                client_affinity: false,
             }],
             ..Service::default()
         })),

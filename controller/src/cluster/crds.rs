@@ -94,7 +94,7 @@ fn convert(kind: Kind, object: &DynamicObject) -> Option<(ObjectName, Object)> {
         Kind::GrpcRoute => route(RouteKind::Grpc)?,
         Kind::TrafficPolicy => Object::TrafficPolicy(Box::new(TrafficPolicy::read(object))),
         Kind::ReferenceGrant => return from_k8s::reference_grant(object),
-        Kind::Service | Kind::EndpointSlice | Kind::Pod | Kind::Namespace => return None,
+        Kind::Service | Kind::EndpointSlice | Kind::Pod | Kind::Node | Kind::Namespace => return None,
     };
     Some((name, object))
 }

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, TryStreamExt};
-use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::core::PartialObjectMeta;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
@@ -18,35 +19,42 @@ use super::crds;
 use crate::index::objects::{Kind, Object, ObjectName};
 use crate::index::{Index, from_k8s};
 
-/// How long the start waits for kinds that are not Kubernetes' own. A route kind that cannot be listed must not keep the
-/// whole mesh without discovery.
-const CRD_PATIENCE: Duration = Duration::from_secs(20);
+/// How long the start waits for kinds that discovery can do without: those that are not Kubernetes' own, and nodes. A route kind
+/// that cannot be listed, or an older ClusterRole, must not keep the whole mesh without discovery.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Watches everything that the index is made from until `stop` is cancelled, and tells the index when it is complete.
 pub async fn run(client: Client, index: Arc<Index>, stop: CancellationToken) {
     let waiting = Waiting::new([Kind::Service, Kind::EndpointSlice, Kind::Pod, Kind::Namespace]);
-    let waiting_for_crds = Waiting::new(crds::KINDS);
+    let waiting_with_patience = Waiting::new(crds::KINDS.into_iter().chain([Kind::Node]));
     let own_kinds = async {
         let fill = |kind| Fill {
             kind,
             index: index.clone(),
             waiting: waiting.clone(),
         };
+        let nodes = Fill {
+            kind: Kind::Node,
+            index: index.clone(),
+            waiting: waiting_with_patience.clone(),
+        };
         tokio::join!(
             fill(Kind::Service).follow(all::<Service>(&client), from_k8s::service),
             fill(Kind::EndpointSlice).follow(all::<EndpointSlice>(&client), from_k8s::endpoint_slice),
             fill(Kind::Pod).follow(all::<Pod>(&client), from_k8s::pod),
             fill(Kind::Namespace).follow(all::<Namespace>(&client), from_k8s::namespace),
+            // A Node's status is large and changes often; its labels do not.
+            nodes.follow(all::<PartialObjectMeta<Node>>(&client), from_k8s::node),
         );
     };
     let complete = async {
         waiting.done().await;
-        if tokio::time::timeout(CRD_PATIENCE, waiting_for_crds.done())
+        if tokio::time::timeout(PATIENCE, waiting_with_patience.done())
             .await
             .is_err()
         {
             tracing::error!(
-                missing = ?waiting_for_crds.0.borrow(),
+                missing = ?waiting_with_patience.0.borrow(),
                 "going on without some kinds: check that the API server answers and that the ClusterRole allows list and watch"
             );
         }
@@ -58,7 +66,7 @@ pub async fn run(client: Client, index: Arc<Index>, stop: CancellationToken) {
         () = stop.cancelled() => {}
         () = index.run() => {}
         () = own_kinds => {}
-        () = crds::run(client.clone(), index.clone(), waiting_for_crds.clone()) => {}
+        () = crds::run(client.clone(), index.clone(), waiting_with_patience.clone()) => {}
         () = complete => {}
     }
 }

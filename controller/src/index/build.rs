@@ -4,41 +4,69 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use outrigger_api::discovery as proto;
 use outrigger_api::discovery::Protocol;
 use outrigger_api::ports;
-use outrigger_api::spiffe::SpiffeId;
 
-use super::objects::{ObjectName, Pod, PortSet, Service, ServicePort, SliceEndpoint, TargetPort};
-use super::routing;
+use super::objects::{ObjectName, Pod, PortSet, Service, ServicePort, TargetPort};
 use super::store::{Dep, Store};
+use super::{endpoints, routing};
+use crate::discovery::Caller;
 use crate::gateway::{BackendRef, Route, RouteFilter, Rule};
 use crate::policy;
+use crate::topology::{Candidates, Place, TargetViews};
 
 /// An index that no backend has: the share of an invalid backend is answered 500.
 const INVALID_BACKEND: u32 = u32::MAX;
-/// Ports of the sidecar itself. It does not capture them.
-const SIDECAR_PORTS: [u16; 3] = [ports::OUTBOUND, ports::INBOUND, ports::ADMIN];
 
 pub(super) type Deps = HashSet<Dep>;
 
-/// What is behind an address, for a client in `consumer`.
-pub(super) fn target(store: &Store, address: SocketAddr, consumer: &str, deps: &mut Deps) -> proto::Target {
+/// What is behind an address, for clients in `consumer`.
+pub(super) fn target(store: &Store, address: SocketAddr, consumer: &str, deps: &mut Deps) -> TargetViews {
     deps.insert(Dep::Ip(address.ip()));
     let mut build = Build { store, deps };
+    let mut by_place = Vec::new();
     let kind = if let Some((name, service)) = store.service_at(address.ip()) {
         let port = service.ports.iter().find(|p| p.port == address.port());
         port.map(|port| {
-            let service = build.service(name, service, port, address.ip().is_ipv6(), consumer);
-            proto::target::Kind::Service(service)
+            let mut backends = Backends::new(address.ip().is_ipv6());
+            let service = build.service(name, service, port, consumer, &mut backends);
+            by_place = backends.by_place;
+            proto::target::Kind::Service(proto::Service {
+                backends: backends.list,
+                ..service
+            })
         })
     } else {
         store
             .pod_at(address.ip())
             .map(|(name, pod)| proto::target::Kind::Pod(build.pod(name, pod, address)))
     };
-    proto::Target { kind }
+    TargetViews::new(proto::Target { kind }, by_place)
+}
+
+/// Where a caller runs: the pod that has the address of its connection, or, where that is nobody's (it was translated, or
+/// kubelet has not written it yet), the pod that it says it is. Either must be of the ServiceAccount of its SVID.
+pub(super) fn place(store: &Store, caller: &Caller, deps: &mut Deps) -> Place {
+    deps.insert(Dep::Ip(caller.address));
+    let said = ObjectName {
+        namespace: caller.namespace.clone(),
+        name: caller.pod.clone(),
+    };
+    let is_callers = |(name, pod): &(&ObjectName, &Pod)| {
+        name.namespace == caller.namespace && pod.service_account == caller.service_account
+    };
+    let by_address = store.pod_at(caller.address).filter(is_callers);
+    let pod = by_address.or_else(|| store.pods.get_key_value(&said).filter(is_callers));
+    let node: Option<Arc<str>> = pod.and_then(|(_, pod)| pod.node.clone());
+    deps.insert(Dep::Pod(said));
+    deps.extend(node.clone().map(Dep::Node));
+    Place {
+        zone: node.as_ref().and_then(|node| store.nodes.get(node)?.zone.clone()),
+        node,
+    }
 }
 
 /// What is known of a pod itself.
@@ -93,31 +121,26 @@ impl Build<'_> {
         name: &ObjectName,
         service: &Service,
         port: &ServicePort,
-        ipv6: bool,
         consumer: &str,
+        backends: &mut Backends,
     ) -> proto::Service {
         self.depend_on_service(name);
-        let mut backends = Backends {
-            ipv6,
-            list: Vec::new(),
-            by_name: BTreeMap::new(),
-        };
         backends.index(self, name, port.port);
         let routes = routing::routes_for(self.store, name, port, consumer);
         let ordered = routing::in_order(&routes);
         let routes = ordered
             .into_iter()
-            .map(|(route, rule, matches)| self.rule(route, rule, matches, &mut backends))
+            .map(|(route, rule, matches)| self.rule(route, rule, matches, backends))
             .collect();
         let mut protocol = self.port_protocol(name, service, port);
-        if protocol == Protocol::Unspecified && self.any_pod_says_opaque(name, port) {
+        if protocol == Protocol::Unspecified && endpoints::any_pod_says_opaque(self.store, self.deps, name, port) {
             protocol = Protocol::Opaque;
         }
         proto::Service {
             r#ref: Some(service_ref(name, port.port)),
             protocol: protocol.into(),
             routes,
-            backends: backends.list,
+            backends: Vec::new(), // they are in `backends`
             policy: policy::of_service(self.store, name),
         }
     }
@@ -216,7 +239,7 @@ impl Build<'_> {
             protocol: protocol.into(),
             endpoint: Some(proto::Endpoint {
                 address: address.to_string(),
-                identity: self.identity(name, pod, address.port()),
+                identity: endpoints::identity(self.store, name, pod, address.port()),
                 zone: String::new(),
                 pod: name.name.to_string(),
             }),
@@ -227,82 +250,6 @@ impl Build<'_> {
                 None => policy::of_service(self.store, &ObjectName::new(&name.namespace, "")),
             },
         }
-    }
-
-    /// The ready endpoints of a Service's port, of one address family.
-    fn endpoints(&mut self, name: &ObjectName, service: &Service, port: u16, ipv6: bool) -> Vec<proto::Endpoint> {
-        let Some(port) = service.ports.iter().find(|p| p.port == port) else {
-            return Vec::new();
-        };
-        let mut found: BTreeMap<SocketAddr, proto::Endpoint> = BTreeMap::new();
-        let mut terminating: BTreeMap<SocketAddr, proto::Endpoint> = BTreeMap::new();
-        for slice in self.store.slices_of(name) {
-            for slice_port in slice.ports.iter().filter(|p| p.name == port.name) {
-                let number = slice_port.port.unwrap_or(port.port);
-                for endpoint in slice.endpoints.iter().filter(|e| e.ready) {
-                    // With `publishNotReadyAddresses`, those that terminate are called when there is nobody else.
-                    if endpoint.terminating && !service.publish_not_ready {
-                        continue;
-                    }
-                    let into = if endpoint.terminating {
-                        &mut terminating
-                    } else {
-                        &mut found
-                    };
-                    if let Some(endpoint) = self.endpoint(name, endpoint, number) {
-                        into.insert(endpoint.0, endpoint.1);
-                    }
-                }
-            }
-        }
-        if found.is_empty() {
-            found = terminating;
-        }
-        // Of a dual-stack pod there are two addresses, and they are one endpoint.
-        if found.keys().any(|address| address.is_ipv6() == ipv6) {
-            found.retain(|address, _| address.is_ipv6() == ipv6);
-        }
-        found.into_values().collect()
-    }
-
-    fn endpoint(
-        &mut self,
-        service: &ObjectName,
-        endpoint: &SliceEndpoint,
-        port: u16,
-    ) -> Option<(SocketAddr, proto::Endpoint)> {
-        let address = SocketAddr::new(endpoint.address, port);
-        let mut identity = String::new();
-        if let Some(pod) = &endpoint.pod {
-            let name = ObjectName {
-                namespace: service.namespace.clone(),
-                name: pod.clone(),
-            };
-            // Not known yet, or gone already. It is left out until it is known: called now, it would be called in
-            // plaintext.
-            let known = self.store.pods.get(&name);
-            identity = known.map(|pod| self.identity(&name, pod, port)).unwrap_or_default();
-            let found = known.is_some();
-            self.deps.insert(Dep::Pod(name));
-            found.then_some(())?;
-        }
-        let endpoint = proto::Endpoint {
-            address: address.to_string(),
-            identity,
-            zone: endpoint.zone.as_deref().unwrap_or_default().to_owned(),
-            pod: endpoint.pod.as_deref().unwrap_or_default().to_owned(),
-        };
-        Some((address, endpoint))
-    }
-
-    /// Who answers at a pod's port; "" where no sidecar does.
-    fn identity(&self, name: &ObjectName, pod: &Pod, port: u16) -> String {
-        if !pod.in_mesh || pod.skip_inbound.contains(port) || SIDECAR_PORTS.contains(&port) {
-            return String::new();
-        }
-        SpiffeId::new(&self.store.trust_domain, &name.namespace, &pod.service_account)
-            .map(|id| id.to_string())
-            .unwrap_or_default()
     }
 
     /// What is spoken on a Service's port: the annotation first, then `appProtocol`, then the well-known ports.
@@ -317,25 +264,6 @@ impl Build<'_> {
             None if target_is_opaque || ports::DEFAULT_OPAQUE.contains(&port.port) => Protocol::Opaque,
             None => Protocol::Unspecified,
         }
-    }
-
-    /// Whether a pod behind the port has the port that is called in its own annotation.
-    fn any_pod_says_opaque(&self, name: &ObjectName, port: &ServicePort) -> bool {
-        self.store.slices_of(name).any(|slice| {
-            let number = slice.ports.iter().find(|p| p.name == port.name).and_then(|p| p.port);
-            let mut pods = slice.endpoints.iter().filter_map(|e| e.pod.as_ref());
-            number.is_some_and(|number| {
-                pods.any(|pod| {
-                    let name = ObjectName {
-                        namespace: name.namespace.clone(),
-                        name: pod.clone(),
-                    };
-                    let pod = self.store.pods.get(&name);
-                    pod.and_then(|p| p.opaque_ports.as_ref())
-                        .is_some_and(|ports| ports.contains(number))
-                })
-            })
-        })
     }
 
     fn namespace_opaque(&self, name: &ObjectName) -> Option<&PortSet> {
@@ -354,35 +282,61 @@ struct Backends {
     ipv6: bool,
     list: Vec<proto::Backend>,
     by_name: BTreeMap<(ObjectName, u16), u32>,
+    /// The endpoints of those for which it matters where the caller runs.
+    by_place: Vec<(usize, Candidates)>,
 }
 
 impl Backends {
+    fn new(ipv6: bool) -> Self {
+        Self {
+            ipv6,
+            list: Vec::new(),
+            by_name: BTreeMap::new(),
+            by_place: Vec::new(),
+        }
+    }
+
     fn index(&mut self, build: &mut Build<'_>, name: &ObjectName, port: u16) -> u32 {
         if let Some(index) = self.by_name.get(&(name.clone(), port)) {
             return *index;
         }
         build.depend_on_service(name);
-        let endpoints = match build.store.services.get(name) {
-            Some(service) => match &service.external_name {
-                Some(host) => proto::backend::Kind::Dns(proto::DnsName {
-                    host: host.to_string(),
-                    port: port.into(),
-                }),
-                None => proto::backend::Kind::Endpoints(proto::Endpoints {
-                    endpoints: build.endpoints(name, service, port, self.ipv6),
-                }),
-            },
-            None => proto::backend::Kind::Endpoints(proto::Endpoints::default()),
+        let service = build.store.services.get(name);
+        let kind = match service.and_then(|service| service.external_name.as_ref()) {
+            Some(host) => proto::backend::Kind::Dns(proto::DnsName {
+                host: host.to_string(),
+                port: port.into(),
+            }),
+            None => proto::backend::Kind::Endpoints(proto::Endpoints {
+                endpoints: service.map_or_else(Vec::new, |service| self.endpoints(build, name, service, port)),
+            }),
         };
         // A sidecar has no use for 2^32 backends.
         let index = u32::try_from(self.list.len()).unwrap_or(INVALID_BACKEND);
         self.list.push(proto::Backend {
             r#ref: Some(service_ref(name, port)),
-            kind: Some(endpoints),
+            kind: Some(kind),
             policy: policy::of_service(build.store, name),
+            client_affinity: service.is_some_and(|service| service.client_affinity),
         });
         self.by_name.insert((name.clone(), port), index);
         index
+    }
+
+    /// The endpoints of the next backend, unless it matters where the caller runs.
+    fn endpoints(
+        &mut self,
+        build: &mut Build<'_>,
+        name: &ObjectName,
+        service: &Service,
+        port: u16,
+    ) -> Vec<proto::Endpoint> {
+        let candidates = endpoints::candidates(build.store, build.deps, name, service, port, self.ipv6);
+        if candidates.is_same_everywhere() {
+            return candidates.of(&Place::default());
+        }
+        self.by_place.push((self.list.len(), candidates));
+        Vec::new()
     }
 }
 

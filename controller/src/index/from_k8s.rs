@@ -8,17 +8,18 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use kube::core::DynamicObject;
+use kube::core::{DynamicObject, PartialObjectMeta};
 use outrigger_api::discovery::Protocol;
 use outrigger_api::labels;
 use serde::Deserialize;
 
 use super::objects::{
-    EndpointSlice, GrantFrom, GrantTo, Namespace, Object, ObjectName, Pod, PortSet, ReferenceGrant, Service,
+    EndpointSlice, GrantFrom, GrantTo, Namespace, Node, Object, ObjectName, Pod, PortSet, ReferenceGrant, Service,
     ServicePort, SliceEndpoint, SlicePort, TargetPort,
 };
 
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// The name of an object.
 pub fn object_name(meta: &ObjectMeta) -> ObjectName {
@@ -44,39 +45,25 @@ pub fn service(service: &core::Service) -> Option<(ObjectName, Object)> {
         external_name: (spec.type_.as_deref() == Some("ExternalName"))
             .then(|| spec.external_name.as_deref().map(Arc::from))
             .flatten(),
-        publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
+        local: spec.internal_traffic_policy.as_deref() == Some("Local"),
+        client_affinity: spec.session_affinity.as_deref() == Some("ClientIP") && !ignores_affinity(&service.metadata),
         opaque_ports: annotated_ports(&service.metadata, labels::OPAQUE_PORTS),
     };
     Some((object_name(&service.metadata), Object::Service(kept)))
 }
 
-/// An EndpointSlice; those of host names are not used.
+/// An EndpointSlice. Those of the address type `FQDN` are passed over, as kube-proxy does: Kubernetes gives them no meaning.
 pub fn endpoint_slice(slice: &discovery::EndpointSlice) -> Option<(ObjectName, Object)> {
     let name = object_name(&slice.metadata);
     let service = slice.metadata.labels.as_ref()?.get(SERVICE_NAME_LABEL)?;
     if slice.address_type == "FQDN" {
         return None;
     }
-    let endpoint = |endpoint: &discovery::Endpoint| {
-        let conditions = endpoint.conditions.as_ref();
-        let pod = endpoint
-            .target_ref
-            .as_ref()
-            .filter(|t| t.kind.as_deref() == Some("Pod"));
-        Some(SliceEndpoint {
-            // All addresses of one endpoint are the same endpoint; the API says to use the first.
-            address: endpoint.addresses.first()?.parse().ok()?,
-            // Unknown is to be taken for ready (the API's own words).
-            ready: conditions.and_then(|c| c.ready).unwrap_or(true),
-            terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
-            zone: endpoint.zone.as_deref().map(Arc::from),
-            pod: pod.and_then(|t| t.name.as_deref()).map(Arc::from),
-        })
-    };
     let ports = slice.ports.iter().flatten().filter(|p| is_tcp(p.protocol.as_deref()));
+    let endpoints = slice.endpoints.iter();
     let kept = EndpointSlice {
         service: ObjectName::new(&name.namespace, service),
-        endpoints: slice.endpoints.iter().filter_map(endpoint).collect(),
+        endpoints: endpoints.filter_map(|e| slice_endpoint(e, &name.namespace)).collect(),
         ports: ports
             .map(|p| SlicePort {
                 name: p.name.as_deref().unwrap_or_default().into(),
@@ -85,6 +72,37 @@ pub fn endpoint_slice(slice: &discovery::EndpointSlice) -> Option<(ObjectName, O
             .collect(),
     };
     Some((name, Object::EndpointSlice(kept)))
+}
+
+/// `None`: it cannot be called.
+fn slice_endpoint(endpoint: &discovery::Endpoint, namespace: &str) -> Option<SliceEndpoint> {
+    let conditions = endpoint.conditions.as_ref();
+    // What is not said: ready is true, serving is as ready, terminating is false (EndpointConditions).
+    let ready = conditions.and_then(|c| c.ready).unwrap_or(true);
+    let serving = conditions.and_then(|c| c.serving).unwrap_or(ready);
+    let terminating = conditions.and_then(|c| c.terminating).unwrap_or(false);
+    // `publishNotReadyAddresses` makes an endpoint ready whatever its pod says, and also one that terminates: that one is
+    // called where there is nobody else.
+    let usable = ready || serving && terminating;
+    let pod = endpoint.target_ref.as_ref();
+    let pod = pod.filter(|t| t.kind.as_deref() == Some("Pod")).and_then(|t| {
+        let namespace = t.namespace.as_deref().filter(|ns| !ns.is_empty()).unwrap_or(namespace);
+        Some(ObjectName::new(namespace, t.name.as_deref()?))
+    });
+    let hints = endpoint.hints.as_ref();
+    let for_nodes = hints.and_then(|h| h.for_nodes.as_ref()).into_iter().flatten();
+    let for_zones = hints.and_then(|h| h.for_zones.as_ref()).into_iter().flatten();
+    usable.then_some(())?;
+    Some(SliceEndpoint {
+        // All addresses of one endpoint are the same endpoint; the API says to use the first.
+        address: endpoint.addresses.first()?.parse().ok()?,
+        ready: ready && !terminating,
+        node: endpoint.node_name.as_deref().map(Arc::from),
+        zone: endpoint.zone.as_deref().map(Arc::from),
+        for_nodes: for_nodes.map(|hint| Arc::from(hint.name.as_str())).collect(),
+        for_zones: for_zones.map(|hint| Arc::from(hint.name.as_str())).collect(),
+        pod,
+    })
 }
 
 /// A Pod.
@@ -113,6 +131,7 @@ pub fn pod(pod: &core::Pod) -> Option<(ObjectName, Object)> {
     let pod_labels = pod.metadata.labels.clone().unwrap_or_default();
     let kept = Pod {
         ips,
+        node: spec.node_name.as_deref().map(Arc::from),
         service_account: spec.service_account_name.as_deref().unwrap_or("default").into(),
         in_mesh: !ended && pod_labels.contains_key(labels::PROXY_VERSION),
         ports: ports.collect(),
@@ -121,6 +140,16 @@ pub fn pod(pod: &core::Pod) -> Option<(ObjectName, Object)> {
         labels: pod_labels,
     };
     Some((object_name(&pod.metadata), Object::Pod(kept)))
+}
+
+/// A Node, of which the metadata is enough.
+pub fn node(node: &PartialObjectMeta<core::Node>) -> Option<(ObjectName, Object)> {
+    let meta = &node.metadata;
+    let zone = meta.labels.as_ref().and_then(|l| l.get(ZONE_LABEL));
+    let kept = Node {
+        zone: zone.map(|zone| Arc::from(zone.as_str())),
+    };
+    Some((object_name(meta), Object::Node(kept)))
 }
 
 /// A Namespace.
@@ -205,6 +234,23 @@ fn app_protocol(name: &str) -> Option<Protocol> {
 /// TCP is what is meant where nothing is said.
 fn is_tcp(protocol: Option<&str>) -> bool {
     protocol.is_none_or(|p| p == "TCP")
+}
+
+/// Whether the Service's owner wants its `sessionAffinity` passed over.
+fn ignores_affinity(meta: &ObjectMeta) -> bool {
+    let annotations = meta.annotations.as_ref();
+    match annotations
+        .and_then(|a| a.get(labels::SESSION_AFFINITY))
+        .map(String::as_str)
+    {
+        None => false,
+        Some(labels::IGNORE) => true,
+        Some(value) => {
+            let (object, annotation) = (object_name(meta), labels::SESSION_AFFINITY);
+            tracing::warn!(%object, annotation, value, "an annotation is passed over: it can only be \"ignore\"");
+            false
+        }
+    }
 }
 
 /// Ports from an annotation. One that cannot be read is as if it were not there: it makes nothing stricter or looser.

@@ -5,6 +5,7 @@
 //! watches are kept. Changes are gathered for a few milliseconds, so that a rolling update is not a thousand answers.
 
 pub(crate) mod build;
+mod endpoints;
 pub mod from_k8s;
 pub mod objects;
 mod routing;
@@ -16,7 +17,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use outrigger_api::discovery::{Target, Workload};
+use outrigger_api::discovery::Workload;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
@@ -24,8 +25,9 @@ use self::objects::{Kind, Object, ObjectName};
 pub(crate) use self::routing::{is_displaced, resolve};
 use self::store::{Store, Touched};
 use self::watches::Watches;
-use crate::discovery::{Discover, Update};
+use crate::discovery::{Caller, Discover, Update};
 use crate::metrics::{Metrics, StreamKind};
+use crate::topology::{Place, TargetViews};
 
 /// How long changes are gathered.
 const DEBOUNCE: Duration = Duration::from_millis(10);
@@ -48,8 +50,10 @@ pub struct Index {
 struct Inner {
     store: Store,
     touched: Touched,
-    targets: Watches<(SocketAddr, Arc<str>), Target>,
-    workloads: Watches<ObjectName, Workload>,
+    targets: Watches<(SocketAddr, Arc<str>), TargetViews>,
+    /// One for each pod that asks, which all its streams share.
+    places: Watches<Caller, Place>,
+    workloads: Watches<ObjectName, Update<Workload>>,
 }
 
 impl Index {
@@ -109,6 +113,7 @@ impl Index {
                 _ = sweep.tick() => {
                     let mut inner = self.inner.lock();
                     inner.targets.sweep();
+                    inner.places.sweep();
                     inner.workloads.sweep();
                     self.metrics.targets(StreamKind::Target, inner.targets.len());
                     self.metrics.targets(StreamKind::Workload, inner.workloads.len());
@@ -125,13 +130,15 @@ impl Index {
                 store,
                 touched,
                 targets,
+                places,
                 workloads,
             } = &mut *inner;
             let touched = std::mem::take(touched);
             targets.rebuild(&touched.deps, |(address, consumer), deps| {
                 build::target(store, *address, consumer, deps)
             });
-            workloads.rebuild(&touched.deps, |name, deps| build::workload(store, name, deps));
+            places.rebuild(&touched.deps, |caller, deps| build::place(store, caller, deps));
+            workloads.rebuild(&touched.deps, |name, deps| build::workload(store, name, deps).into());
             if touched.namespaces {
                 let namespaces = store.bundle_namespaces();
                 self.bundle_namespaces.send_if_modified(|old| {
@@ -171,7 +178,7 @@ impl Index {
 }
 
 impl Discover for Index {
-    fn watch_target(&self, address: SocketAddr, namespace: &str) -> watch::Receiver<Arc<Update<Target>>> {
+    fn watch_target(&self, address: SocketAddr, namespace: &str) -> watch::Receiver<Arc<TargetViews>> {
         let mut inner = self.inner.lock();
         let Inner { store, targets, .. } = &mut *inner;
         targets.watch((address, namespace.into()), |(address, consumer), deps| {
@@ -179,11 +186,17 @@ impl Discover for Index {
         })
     }
 
+    fn watch_place(&self, caller: &Caller) -> watch::Receiver<Arc<Place>> {
+        let mut inner = self.inner.lock();
+        let Inner { store, places, .. } = &mut *inner;
+        places.watch(caller.clone(), |caller, deps| build::place(store, caller, deps))
+    }
+
     fn watch_workload(&self, namespace: &str, pod: &str) -> watch::Receiver<Arc<Update<Workload>>> {
         let mut inner = self.inner.lock();
         let Inner { store, workloads, .. } = &mut *inner;
         workloads.watch(ObjectName::new(namespace, pod), |name, deps| {
-            build::workload(store, name, deps)
+            build::workload(store, name, deps).into()
         })
     }
 

@@ -11,7 +11,7 @@ use outrigger_api::discovery::Protocol;
 use crate::gateway::Route;
 use crate::policy::TrafficPolicy;
 
-/// The namespace and name of an object. The namespace of a Namespace is "".
+/// The namespace and name of an object. The namespace of a Namespace, and of a Node, is "".
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectName {
     /// "" for an object without one.
@@ -43,6 +43,7 @@ pub enum Kind {
     Service,
     EndpointSlice,
     Pod,
+    Node,
     Namespace,
     HttpRoute,
     GrpcRoute,
@@ -57,6 +58,7 @@ pub enum Object {
     Service(Service),
     EndpointSlice(EndpointSlice),
     Pod(Pod),
+    Node(Node),
     Namespace(Namespace),
     Route(Box<Route>),
     ReferenceGrant(ReferenceGrant),
@@ -71,7 +73,10 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     pub selector: BTreeMap<String, String>,
     pub external_name: Option<Arc<str>>,
-    pub publish_not_ready: bool,
+    /// `internalTrafficPolicy: Local`: only endpoints on the caller's node.
+    pub local: bool,
+    /// `sessionAffinity: ClientIP`, unless an annotation says that it is to be passed over.
+    pub client_affinity: bool,
     pub opaque_ports: Option<PortSet>,
 }
 
@@ -102,14 +107,20 @@ pub struct EndpointSlice {
     pub ports: Vec<SlicePort>,
 }
 
+/// An endpoint that may be called; others are not kept.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SliceEndpoint {
     pub address: IpAddr,
+    /// False: it terminates, and still serves.
     pub ready: bool,
-    pub terminating: bool,
+    pub node: Option<Arc<str>>,
     pub zone: Option<Arc<str>>,
-    /// The pod of this name in the slice's namespace.
-    pub pod: Option<Arc<str>>,
+    /// Nodes whose pods should call it.
+    pub for_nodes: Vec<Arc<str>>,
+    /// Zones whose pods should call it.
+    pub for_zones: Vec<Arc<str>>,
+    /// The pod that it is said to be.
+    pub pod: Option<ObjectName>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -123,6 +134,8 @@ pub struct SlicePort {
 pub struct Pod {
     /// Empty for a pod that shares its node's address, and for one that has ended.
     pub ips: Vec<IpAddr>,
+    /// None until it is scheduled.
+    pub node: Option<Arc<str>>,
     pub service_account: Arc<str>,
     /// Has a sidecar.
     pub in_mesh: bool,
@@ -132,6 +145,12 @@ pub struct Pod {
     /// Ports that the sidecar does not answer at.
     pub skip_inbound: PortSet,
     pub opaque_ports: Option<PortSet>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Node {
+    /// Its label `topology.kubernetes.io/zone`.
+    pub zone: Option<Arc<str>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]

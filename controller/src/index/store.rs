@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::objects::{EndpointSlice, Kind, Namespace, Object, ObjectName, Pod, ReferenceGrant, Service};
+use super::objects::{EndpointSlice, Kind, Namespace, Node, Object, ObjectName, Pod, ReferenceGrant, Service};
 use crate::gateway::{Route, RouteKind};
 use crate::policy::TrafficPolicy;
 
@@ -18,6 +18,7 @@ pub(super) enum Dep {
     /// Any Service of the namespace: their selectors.
     Services(Arc<str>),
     Pod(ObjectName),
+    Node(Arc<str>),
     Namespace(Arc<str>),
     /// The policies of the namespace.
     Policies(Arc<str>),
@@ -38,6 +39,7 @@ pub(crate) struct Store {
     pod_ips: HashMap<IpAddr, BTreeSet<ObjectName>>,
     /// How many pods of each namespace have a sidecar.
     mesh_pods: HashMap<Arc<str>, usize>,
+    pub(super) nodes: BTreeMap<Arc<str>, Node>,
     pub(crate) namespaces: BTreeMap<Arc<str>, Namespace>,
     pub(crate) routes: BTreeMap<RouteName, Route>,
     routes_of: HashMap<ObjectName, BTreeSet<RouteName>>,
@@ -64,6 +66,7 @@ impl Store {
             Object::Service(service) => self.set_service(name, Some(service), touched),
             Object::EndpointSlice(slice) => self.set_slice(name, Some(slice), touched),
             Object::Pod(pod) => self.set_pod(name, Some(pod), touched),
+            Object::Node(node) => self.set_node(name.name, Some(node), touched),
             Object::Namespace(namespace) => self.set_namespace(name.name, Some(namespace), touched),
             Object::Route(route) => self.set_route((route.kind, name), Some(*route), touched),
             Object::ReferenceGrant(grant) => self.set_grant(name, Some(grant), touched),
@@ -76,6 +79,7 @@ impl Store {
             Kind::Service => self.set_service(name, None, touched),
             Kind::EndpointSlice => self.set_slice(name, None, touched),
             Kind::Pod => self.set_pod(name, None, touched),
+            Kind::Node => self.set_node(name.name, None, touched),
             Kind::Namespace => self.set_namespace(name.name, None, touched),
             Kind::HttpRoute => self.set_route((RouteKind::Http, name), None, touched),
             Kind::GrpcRoute => self.set_route((RouteKind::Grpc, name), None, touched),
@@ -94,6 +98,7 @@ impl Store {
             Kind::Service => self.services.keys().cloned().collect(),
             Kind::EndpointSlice => self.slices.keys().cloned().collect(),
             Kind::Pod => self.pods.keys().cloned().collect(),
+            Kind::Node => self.nodes.keys().map(|n| ObjectName::new("", n)).collect(),
             Kind::Namespace => self.namespaces.keys().map(|n| ObjectName::new("", n)).collect(),
             Kind::HttpRoute => routes(RouteKind::Http),
             Kind::GrpcRoute => routes(RouteKind::Grpc),
@@ -120,9 +125,14 @@ impl Store {
     /// The pod that has the address. While an address goes from one pod to the next, both may be there for a moment:
     /// then it is nobody's.
     pub(super) fn pod_at(&self, ip: IpAddr) -> Option<(&ObjectName, &Pod)> {
-        let names = self.pod_ips.get(&ip)?;
-        let name = names.first().filter(|_| names.len() == 1)?;
-        Some((name, self.pods.get(name)?))
+        let mut pods = self.pods_at(ip);
+        pods.next().filter(|_| pods.next().is_none())
+    }
+
+    /// All pods that say that they have the address.
+    pub(super) fn pods_at(&self, ip: IpAddr) -> impl Iterator<Item = (&ObjectName, &Pod)> {
+        let names = self.pod_ips.get(&ip).into_iter().flatten();
+        names.filter_map(|name| self.pods.get_key_value(name))
     }
 
     pub(super) fn slices_of(&self, service: &ObjectName) -> impl Iterator<Item = &EndpointSlice> {
@@ -241,6 +251,13 @@ impl Store {
         match pod {
             Some(pod) => drop(self.pods.insert(name, pod)),
             None => drop(self.pods.remove(&name)),
+        }
+    }
+
+    fn set_node(&mut self, name: Arc<str>, node: Option<Node>, touched: &mut Touched) {
+        if self.nodes.get(&name) != node.as_ref() {
+            touched.deps.insert(Dep::Node(name.clone()));
+            set(&mut self.nodes, name, node);
         }
     }
 

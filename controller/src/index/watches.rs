@@ -4,24 +4,22 @@ use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::Arc;
 
-use prost::Message;
 use tokio::sync::watch;
 
 use super::build::Deps;
 use super::store::Dep;
-use crate::discovery::Update;
 
-pub(super) struct Watches<K, M> {
-    watched: HashMap<K, Watched<M>>,
+pub(super) struct Watches<K, V> {
+    watched: HashMap<K, Watched<V>>,
     dependents: HashMap<Dep, HashSet<K>>,
 }
 
-struct Watched<M> {
-    sender: watch::Sender<Arc<Update<M>>>,
+struct Watched<V> {
+    sender: watch::Sender<Arc<V>>,
     deps: Deps,
 }
 
-impl<K, M> Default for Watches<K, M> {
+impl<K, V> Default for Watches<K, V> {
     fn default() -> Self {
         Self {
             watched: HashMap::new(),
@@ -30,21 +28,21 @@ impl<K, M> Default for Watches<K, M> {
     }
 }
 
-impl<K: Clone + Eq + Hash, M: Message + PartialEq> Watches<K, M> {
+impl<K: Clone + Eq + Hash, V: PartialEq> Watches<K, V> {
     /// The answer to `key`, and what it becomes.
-    pub(super) fn watch(&mut self, key: K, build: impl FnOnce(&K, &mut Deps) -> M) -> watch::Receiver<Arc<Update<M>>> {
+    pub(super) fn watch(&mut self, key: K, build: impl FnOnce(&K, &mut Deps) -> V) -> watch::Receiver<Arc<V>> {
         if let Some(watched) = self.watched.get(&key) {
             return watched.sender.subscribe();
         }
         let mut deps = Deps::new();
-        let (sender, receiver) = watch::channel(Arc::new(build(&key, &mut deps).into()));
+        let (sender, receiver) = watch::channel(Arc::new(build(&key, &mut deps)));
         self.depend(&key, &deps);
         self.watched.insert(key, Watched { sender, deps });
         receiver
     }
 
     /// Makes anew what depends on one of `touched`, and sends it if it is another.
-    pub(super) fn rebuild(&mut self, touched: &HashSet<Dep>, mut build: impl FnMut(&K, &mut Deps) -> M) {
+    pub(super) fn rebuild(&mut self, touched: &HashSet<Dep>, mut build: impl FnMut(&K, &mut Deps) -> V) {
         let keys = touched.iter().filter_map(|dep| self.dependents.get(dep)).flatten();
         let keys: HashSet<K> = keys.cloned().collect();
         for key in keys {
@@ -52,9 +50,9 @@ impl<K: Clone + Eq + Hash, M: Message + PartialEq> Watches<K, M> {
                 continue;
             };
             let mut deps = Deps::new();
-            let message = build(&key, &mut deps);
-            if watched.sender.borrow().message != message {
-                watched.sender.send_replace(Arc::new(message.into()));
+            let value = build(&key, &mut deps);
+            if **watched.sender.borrow() != value {
+                watched.sender.send_replace(Arc::new(value));
             }
             if watched.deps != deps {
                 let old = std::mem::replace(&mut watched.deps, deps.clone());

@@ -337,6 +337,7 @@ impl Reader<'_> {
                 r#ref: Some(name),
                 policy: None,
                 kind: Some(kind),
+                client_affinity: false,
             }],
             policy,
         })))

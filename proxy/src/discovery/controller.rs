@@ -37,7 +37,8 @@ const MOVE_WITHIN: Duration = Duration::from_secs(1);
 pub(super) struct Controller {
     link: Arc<Link>,
     targets: Arc<Shared<SocketAddr, Arc<Target>>>,
-    namespace: Arc<str>,
+    /// Who asks.
+    asker: Workload,
     workload: watch::Sender<Arc<WorkloadInfo>>,
     runtime: Handle,
     tasks: [AbortHandle; 2],
@@ -66,7 +67,7 @@ impl Controller {
         let watching = watch_workload(Arc::clone(&link), workload.clone(), sender.clone());
         Self {
             targets: Arc::new(Shared::new(MAX_TARGETS)),
-            namespace: workload.namespace.clone(),
+            asker: workload.clone(),
             workload: sender,
             runtime: Handle::current(),
             tasks: [following, tokio::spawn(watching).abort_handle()],
@@ -89,7 +90,7 @@ impl Controller {
                     targets.publish(&address, target);
                 }
             };
-            let stream = watch_target(link, address, self.namespace.clone(), publish);
+            let stream = watch_target(link, address, self.asker.clone(), publish);
             let targets = Arc::downgrade(&self.targets);
             let task = async move {
                 let unused = async move {
@@ -238,10 +239,11 @@ impl Link {
     }
 }
 
-async fn watch_target(link: Arc<Link>, address: SocketAddr, namespace: Arc<str>, publish: impl Fn(Arc<Target>)) {
+async fn watch_target(link: Arc<Link>, address: SocketAddr, asker: Workload, publish: impl Fn(Arc<Target>)) {
     let request = proto::WatchTargetRequest {
         address: address.to_string(),
-        namespace: namespace.to_string(),
+        namespace: asker.namespace.to_string(),
+        pod: asker.pod.to_string(),
     };
     let open = move |mut client: DiscoveryClient<Channel>| {
         let request = request.clone();

@@ -57,6 +57,7 @@ pub fn service(message: &proto::Service) -> Service {
         backends.push(Arc::new(Backend {
             name: name.clone(),
             endpoints: Endpoints::Known(Vec::new()),
+            client_affinity: false,
         }));
     }
     // Indices are those of the message: the one put in above is none of them.
@@ -173,6 +174,7 @@ fn pod(message: &proto::Pod) -> Service {
         backends: vec![Arc::new(Backend {
             name: name.clone(),
             endpoints: Endpoints::Known(endpoint.into_iter().collect()),
+            client_affinity: false,
         })],
         policy: Arc::new(policy(&Policy::default(), message.policy.as_ref())),
         name,
@@ -194,6 +196,7 @@ fn backend(message: &proto::Backend) -> Backend {
     Backend {
         name: service_name(message.r#ref.as_ref()),
         endpoints,
+        client_affinity: message.client_affinity,
     }
 }
 

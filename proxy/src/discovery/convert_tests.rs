@@ -28,6 +28,7 @@ fn backend(name: &str, endpoints: Vec<proto::Endpoint>) -> proto::Backend {
             port: 8080,
         }),
         policy: None,
+        client_affinity: false,
         kind: Some(backend::Kind::Endpoints(proto::Endpoints { endpoints })),
     }
 }

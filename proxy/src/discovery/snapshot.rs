@@ -73,7 +73,11 @@ fn backend(backend: &Backend) -> Value {
                     "pod": endpoint.pod.as_deref(),
                 })
             });
-            json!({ "service": name(&backend.name), "endpoints": endpoints.collect::<Vec<_>>() })
+            json!({
+                "service": name(&backend.name),
+                "endpoints": endpoints.collect::<Vec<_>>(),
+                "clientAffinity": backend.client_affinity,
+            })
         }
         Endpoints::Dns { host, port } => json!({ "service": name(&backend.name), "dns": format!("{host}:{port}") }),
     }

@@ -245,6 +245,7 @@ async fn the_state_and_then_its_changes() {
         "10.0.0.2:80"
     );
     assert_eq!(bench.service.0.lock().asked[0].namespace, "shop");
+    assert_eq!(bench.service.0.lock().asked[0].pod, "orders-1");
 }
 
 #[tokio::test]

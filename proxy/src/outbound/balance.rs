@@ -41,6 +41,7 @@ pub const MAX_EJECTION: Duration = Duration::from_secs(300);
 #[derive(Default)]
 pub struct Balancer {
     members: Vec<Rc<Member>>,
+    in_order: bool,
 }
 
 /// One endpoint with what is known of it, and the connections to it.
@@ -102,6 +103,11 @@ impl Balancer {
             .map(Rc::clone)
     }
 
+    /// Whether the first endpoint that can be asked gets the request, whatever its load (see [`super::affinity`]).
+    pub fn in_order(&mut self, in_order: bool) {
+        self.in_order = in_order;
+    }
+
     /// For the timer, and for `/config`.
     pub fn members(&self) -> &[Rc<Member>] {
         &self.members
@@ -116,6 +122,7 @@ impl Balancer {
         match self.members.as_slice() {
             [] => None,
             [only] => Some(only).filter(|m| allowed(m)),
+            members if self.in_order => members.iter().find(|m| allowed(m)),
             members => {
                 let first = rng.random_range(0..members.len());
                 let mut second = rng.random_range(0..members.len() - 1);

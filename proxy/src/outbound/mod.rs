@@ -1,5 +1,6 @@
 //! From the app to everything it calls: the target, the protocol, and then HTTP requests or plain bytes.
 
+pub mod affinity;
 pub mod attempts;
 pub mod balance;
 pub mod budget;

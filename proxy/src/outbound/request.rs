@@ -136,7 +136,11 @@ fn plan<'a>(
     if let Some(redirect) = filters::on_request(of_route.iter(), chosen.prefix, head)? {
         return Ok(Planned::Answer(Box::new(redirect)));
     }
-    let (backend, of_backend) = route::backend(&snapshot.service, &chosen, &mut *worker.rng.borrow_mut())?;
+    let service = &snapshot.service;
+    let (backend, of_backend) = match service.backends.first() {
+        Some(own) if own.client_affinity => route::backend(service, &chosen, &mut worker.caller.draws(&service.name))?,
+        _ => route::backend(service, &chosen, &mut *worker.rng.borrow_mut())?,
+    };
     if let Some(redirect) = filters::on_request(of_backend.iter(), chosen.prefix, head)? {
         return Ok(Planned::Answer(Box::new(redirect)));
     }

@@ -23,6 +23,7 @@ fn to(name: &str) -> Arc<Backend> {
     Arc::new(Backend {
         name: named(name),
         endpoints: Endpoints::Known(Vec::new()),
+        client_affinity: false,
     })
 }
 

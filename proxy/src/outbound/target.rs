@@ -10,6 +10,7 @@ use rand::Rng;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::affinity::Caller;
 use super::balance::{Balancer, Member};
 use super::budget::Budget;
 use crate::dns::Resolver;
@@ -23,6 +24,7 @@ pub struct WorkerTarget {
     snapshot: RefCell<Option<Rc<Snapshot>>>,
     pub budget: RefCell<Budget>,
     used: Cell<Instant>,
+    caller: Caller,
     resolver: Resolver,
     telemetry: Telemetry,
 }
@@ -48,12 +50,19 @@ struct Names(RefCell<watch::Receiver<Arc<[SocketAddr]>>>);
 
 impl WorkerTarget {
     /// Begins with what `updates` holds.
-    pub fn new(updates: watch::Receiver<Arc<Target>>, resolver: Resolver, telemetry: Telemetry, now: Instant) -> Self {
+    pub fn new(
+        updates: watch::Receiver<Arc<Target>>,
+        caller: Caller,
+        resolver: Resolver,
+        telemetry: Telemetry,
+        now: Instant,
+    ) -> Self {
         let target = Self {
             updates: RefCell::new(updates),
             snapshot: RefCell::new(None),
             budget: RefCell::new(Budget::new(now)),
             used: Cell::new(now),
+            caller,
             resolver,
             telemetry,
         };
@@ -109,7 +118,7 @@ impl WorkerTarget {
                 let same = old
                     .as_ref()
                     .and_then(|old| old.backends.iter().find(|o| o.backend.name == backend.name));
-                WorkerBackend::new(backend, same, &self.resolver, now)
+                WorkerBackend::new(backend, same, self.caller, &self.resolver, now)
             })
             .collect();
         *self.snapshot.borrow_mut() = Some(Rc::new(Snapshot {
@@ -146,9 +155,20 @@ impl WorkerBackend {
             .pick(tried, Instant::now(), &mut *rng.borrow_mut())
     }
 
-    fn new(backend: &Arc<Backend>, old: Option<&WorkerBackend>, resolver: &Resolver, now: Instant) -> Self {
+    fn new(
+        backend: &Arc<Backend>,
+        old: Option<&WorkerBackend>,
+        caller: Caller,
+        resolver: &Resolver,
+        now: Instant,
+    ) -> Self {
         let balancer = old.map_or_else(Rc::default, |old| Rc::clone(&old.balancer));
+        balancer.borrow_mut().in_order(backend.client_affinity);
         let names = match &backend.endpoints {
+            Endpoints::Known(endpoints) if backend.client_affinity => {
+                balancer.borrow_mut().update(&caller.ranked(endpoints), now);
+                None
+            }
             Endpoints::Known(endpoints) => {
                 balancer.borrow_mut().update(endpoints, now);
                 None

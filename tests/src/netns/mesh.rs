@@ -188,6 +188,7 @@ pub fn service(name: &str, port: u16, endpoint: SocketAddr, account: Option<&str
                     endpoints: vec![endpoint_of(endpoint, account)],
                 })),
                 policy: None,
+                client_affinity: false,
             }],
             ..Service::default()
         })),

@@ -158,6 +158,7 @@ fn target(address: SocketAddr, replicas: &[[SocketAddr; 2]]) -> Target {
             endpoints: endpoints.collect(),
         })),
         policy: None,
+        client_affinity: false,
     };
     let service = Service {
         r#ref: Some(reference),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use outrigger_proxy::discovery::TargetKey;
-use outrigger_proxy::model::{Service, Target};
+use outrigger_proxy::model::{Endpoints, Service, Target};
 use outrigger_tests::control_plane::ControlPlane;
 use outrigger_tests::kube::{Kubectl, eventually};
 use serde_json::{Value, json};
@@ -161,6 +161,73 @@ fn a_policy_reaches_sidecars_within_a_second() -> Result<()> {
         );
         shop.run(["delete", "trafficpolicy", "patient"]).await?;
         seen(&mut target, |service| service.policy.request_timeout.is_none()).await?;
+        controller.stop().await
+    })
+}
+
+fn addresses(service: &Service) -> Vec<String> {
+    match &service.backends[0].endpoints {
+        Endpoints::Known(endpoints) => endpoints.iter().map(|e| e.address.to_string()).collect(),
+        Endpoints::Dns { .. } => Vec::new(),
+    }
+}
+
+#[test]
+#[ignore = "needs a kube-apiserver"]
+fn endpoints_by_node_and_zone() -> Result<()> {
+    run(async |plane| {
+        let controller = plane.controller().await?;
+        let (shop, address) = shop(&plane).await?;
+        let node = |zone: &str| {
+            json!({
+                "apiVersion": "v1", "kind": "Node",
+                "metadata": {"name": "outrigger-of-web", "labels": {"topology.kubernetes.io/zone": zone}}
+            })
+        };
+        plane.admin.apply(&node("a").to_string()).await?;
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            // The webhook is not asked: nobody answers it in this test.
+            "metadata": {"name": "web-1", "labels": {"outrigger.dev/inject": "disabled"}},
+            "spec": {
+                "serviceAccountName": "web", "nodeName": "outrigger-of-web",
+                "containers": [{"name": "web", "image": "web"}]
+            }
+        });
+        shop.apply(&pod.to_string()).await?;
+        let slice = json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {"name": "orders-1", "labels": {"kubernetes.io/service-name": "orders"}},
+            "addressType": "IPv4", "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+            "endpoints": [
+                {"addresses": ["10.244.9.1"], "hints": {"forZones": [{"name": "a"}]}, "nodeName": "outrigger-of-web"},
+                {"addresses": ["10.244.9.2"], "hints": {"forZones": [{"name": "b"}]}, "nodeName": "another"}
+            ]
+        });
+        shop.apply(&slice.to_string()).await?;
+        let sidecar = plane.sidecar(&controller, &shop, "web", "outrigger").await?;
+        let mut target = sidecar
+            .discovery
+            .watch(TargetKey::Address(address), Duration::from_secs(10))
+            .await?;
+        seen(&mut target, |service| addresses(service) == ["10.244.9.1:8080"]).await?;
+        plane.admin.apply(&node("b").to_string()).await?;
+        seen(&mut target, |service| addresses(service) == ["10.244.9.2:8080"]).await?;
+        let patch = async |spec: Value| {
+            let patch = json!({ "spec": spec }).to_string();
+            shop.run(["patch", "service", "orders", "--patch", &patch]).await
+        };
+        patch(json!({"internalTrafficPolicy": "Local", "sessionAffinity": "ClientIP"})).await?;
+        seen(&mut target, |service| {
+            addresses(service) == ["10.244.9.1:8080"] && service.backends[0].client_affinity
+        })
+        .await?;
+        patch(json!({"internalTrafficPolicy": "Cluster", "sessionAffinity": "None"})).await?;
+        plane.admin.run(["delete", "node", "outrigger-of-web"]).await?;
+        seen(&mut target, |service| {
+            addresses(service).len() == 2 && !service.backends[0].client_affinity
+        })
+        .await?;
         controller.stop().await
     })
 }

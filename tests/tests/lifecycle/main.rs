@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod affinity;
 mod controller;
 mod endpoints;
 mod names;
@@ -60,6 +61,7 @@ fn service(protocol: Protocol, kind: Kind) -> Target {
                 r#ref: Some(name),
                 kind: Some(kind),
                 policy: None,
+                client_affinity: false,
             }],
             policy: Some(Policy {
                 retry: Some(retry),

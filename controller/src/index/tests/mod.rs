@@ -1,4 +1,5 @@
 mod policies;
 mod routes;
 mod services;
+mod slices;
 mod workloads;

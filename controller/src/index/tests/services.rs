@@ -3,6 +3,7 @@ use outrigger_api::discovery::{Protocol, backend, target};
 use crate::discovery::Discover;
 use crate::index::objects::{Kind, ObjectName};
 use crate::testing::{Cluster, addresses, endpoints};
+use crate::topology::Place;
 
 const DUAL_STACK: &str = "
 kind: Service
@@ -61,44 +62,6 @@ fn the_other_family_is_better_than_nobody() {
     cluster.delete(Kind::EndpointSlice, "shop", "web-6");
     let service = cluster.service("[fd00:96::9]:80");
     assert_eq!(addresses(&service.backends[0]), ["10.244.0.9:8080"]);
-}
-
-#[test]
-fn only_ready_endpoints_that_stay() {
-    let cluster = Cluster::new();
-    cluster.add_service("orders", 1);
-    let slice = |conditions: &str| {
-        format!(
-            "
-kind: EndpointSlice
-metadata: {{namespace: shop, name: orders-x, labels: {{kubernetes.io/service-name: orders}}}}
-addressType: IPv4
-ports: [{{name: http, port: 8080}}]
-endpoints: [{{addresses: [10.244.0.1], conditions: {conditions}, targetRef: {{kind: Pod, name: orders-1}}}}]
-"
-        )
-    };
-    for (conditions, number) in [
-        ("{ready: true}", 1),
-        ("{}", 1),
-        ("{ready: false, serving: true}", 0),
-        ("{ready: true, terminating: true}", 0),
-        ("{ready: false, serving: true, terminating: true}", 0),
-    ] {
-        cluster.apply(&slice(conditions));
-        let service = cluster.service("10.96.0.1:80");
-        assert_eq!(endpoints(&service.backends[0]).len(), number, "{conditions}");
-    }
-    // Whoever publishes addresses that are not ready wants them called.
-    cluster.apply(
-        "
-kind: Service
-metadata: {namespace: shop, name: orders}
-spec: {clusterIPs: [10.96.0.1], publishNotReadyAddresses: true, ports: [{name: http, port: 80, targetPort: 8080}]}
-",
-    );
-    cluster.apply(&slice("{ready: true, terminating: true}"));
-    assert_eq!(endpoints(&cluster.service("10.96.0.1:80").backends[0]).len(), 1);
 }
 
 #[test]
@@ -318,7 +281,9 @@ fn a_cluster_ip_that_went_to_another_service() {
     cluster.delete(Kind::Service, "shop", "old");
     assert_eq!(cluster.service("10.96.0.1:80").r#ref.unwrap().name, "new");
     let update = watched.borrow_and_update().clone();
-    assert!(matches!(&update.message.kind, Some(target::Kind::Service(s)) if s.r#ref.as_ref().unwrap().name == "new"));
+    assert!(
+        matches!(update.target(&Place::default()).kind, Some(target::Kind::Service(s)) if s.r#ref.as_ref().unwrap().name == "new")
+    );
 }
 
 #[test]
@@ -345,7 +310,9 @@ status: {podIPs: [{ip: 10.244.0.1}]}
     assert!(orders.has_changed().unwrap());
     assert!(!web.has_changed().unwrap());
     let update = orders.borrow_and_update().clone();
-    assert_eq!(&*prost::Message::encode_to_vec(&update.message), &*update.bytes);
+    let nowhere = Place::default();
+    let encoded = prost::Message::encode_to_vec(&update.target(&nowhere));
+    assert_eq!(update.bytes(&nowhere), encoded);
 }
 
 #[test]

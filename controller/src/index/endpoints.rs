@@ -1,0 +1,143 @@
+//! The endpoints of a Service's port out of its EndpointSlices, and which pod each of them is.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::net::SocketAddr;
+
+use outrigger_api::discovery as proto;
+use outrigger_api::ports;
+use outrigger_api::spiffe::SpiffeId;
+
+use super::build::Deps;
+use super::objects::{ObjectName, Pod, Service, ServicePort, SliceEndpoint, TargetPort};
+use super::store::{Dep, Store};
+use crate::topology::{Candidate, Candidates};
+
+/// Ports of the sidecar itself. It does not capture them.
+const SIDECAR_PORTS: [u16; 3] = [ports::OUTBOUND, ports::INBOUND, ports::ADMIN];
+
+/// Which pod an endpoint is.
+enum Owner<'a> {
+    Pod(&'a ObjectName, &'a Pod),
+    /// No pod of this cluster has the address.
+    Nobody,
+    /// The pod is not known yet, or gone already, or the address goes from one pod to another just now.
+    Unknown,
+}
+
+/// The endpoints of a Service's port, for callers that dialled an address of one family.
+pub(super) fn candidates(
+    store: &Store,
+    deps: &mut Deps,
+    name: &ObjectName,
+    service: &Service,
+    port: u16,
+    ipv6: bool,
+) -> Candidates {
+    let mut found: BTreeMap<SocketAddr, Candidate> = BTreeMap::new();
+    let port = service.ports.iter().find(|p| p.port == port);
+    for (endpoint, number) in port.into_iter().flat_map(|port| of_port(store, name, port)) {
+        let Some(candidate) = candidate(store, deps, endpoint, number) else {
+            continue;
+        };
+        // While an endpoint moves from one slice to another it may be in both: the one that is ready is right.
+        match found.entry(SocketAddr::new(endpoint.address, number)) {
+            Entry::Vacant(free) => drop(free.insert(candidate)),
+            Entry::Occupied(mut known) if candidate.ready && !known.get().ready => drop(known.insert(candidate)),
+            Entry::Occupied(_) => {}
+        }
+    }
+    // Of a dual-stack pod there are two addresses, and they are one endpoint.
+    if found.keys().any(|address| address.is_ipv6() == ipv6) {
+        found.retain(|address, _| address.is_ipv6() == ipv6);
+    }
+    Candidates {
+        local: service.local,
+        list: found.into_values().collect(),
+    }
+}
+
+/// Whether a pod behind the port has the port that is called in its own annotation.
+pub(super) fn any_pod_says_opaque(store: &Store, deps: &mut Deps, name: &ObjectName, port: &ServicePort) -> bool {
+    of_port(store, name, port).any(|(endpoint, number)| match owner(store, deps, endpoint) {
+        Owner::Pod(_, pod) => pod.opaque_ports.as_ref().is_some_and(|ports| ports.contains(number)),
+        Owner::Nobody | Owner::Unknown => false,
+    })
+}
+
+/// Who answers at a pod's port; "" where no sidecar does.
+pub(super) fn identity(store: &Store, name: &ObjectName, pod: &Pod, port: u16) -> String {
+    if !pod.in_mesh || pod.skip_inbound.contains(port) || SIDECAR_PORTS.contains(&port) {
+        return String::new();
+    }
+    SpiffeId::new(&store.trust_domain, &name.namespace, &pod.service_account)
+        .map(|id| id.to_string())
+        .unwrap_or_default()
+}
+
+/// All endpoints of all slices that have the port, by its name, with the number that it has in that slice.
+fn of_port<'a>(
+    store: &'a Store,
+    service: &'a ObjectName,
+    port: &'a ServicePort,
+) -> impl Iterator<Item = (&'a SliceEndpoint, u16)> {
+    store.slices_of(service).flat_map(move |slice| {
+        let numbers = slice.ports.iter().filter(|p| p.name == port.name).map(move |p| {
+            // A slice's port without a number is every port, and then the Service says which one is meant.
+            p.port.unwrap_or(match port.target {
+                TargetPort::Number(number) => number,
+                TargetPort::Name(_) => port.port,
+            })
+        });
+        numbers.flat_map(|number| slice.endpoints.iter().map(move |endpoint| (endpoint, number)))
+    })
+}
+
+/// `None`: it is left out until its pod is known. Called now, it would be called in plaintext.
+fn candidate(store: &Store, deps: &mut Deps, endpoint: &SliceEndpoint, port: u16) -> Option<Candidate> {
+    let (identity, pod) = match owner(store, deps, endpoint) {
+        Owner::Pod(name, pod) => (identity(store, name, pod, port), name.name.to_string()),
+        Owner::Nobody => (String::new(), String::new()),
+        Owner::Unknown => return None,
+    };
+    Some(Candidate {
+        endpoint: proto::Endpoint {
+            address: SocketAddr::new(endpoint.address, port).to_string(),
+            identity,
+            zone: endpoint.zone.as_deref().unwrap_or_default().to_owned(),
+            pod,
+        },
+        ready: endpoint.ready,
+        node: endpoint.node.clone(),
+        for_nodes: endpoint.for_nodes.clone(),
+        for_zones: endpoint.for_zones.clone(),
+    })
+}
+
+/// The pod that the slice names, or else the one that has the address: a slice that somebody wrote by hand.
+fn owner<'a>(store: &'a Store, deps: &mut Deps, endpoint: &SliceEndpoint) -> Owner<'a> {
+    let address = endpoint.address;
+    let Some(name) = &endpoint.pod else {
+        deps.insert(Dep::Ip(address));
+        let mut pods = store.pods_at(address);
+        return match (pods.next(), pods.next()) {
+            (None, _) => Owner::Nobody,
+            (Some((name, pod)), None) => Owner::Pod(name, pod),
+            (Some(_), Some(_)) => Owner::Unknown,
+        };
+    };
+    deps.insert(Dep::Pod(name.clone()));
+    let Some((name, pod)) = store.pods.get_key_value(name) else {
+        return Owner::Unknown;
+    };
+    if pod.ips.contains(&address) {
+        return Owner::Pod(name, pod);
+    }
+    // It does not say yet that it has the address, or it shares its node's. With a sidecar, its certificate will show that it
+    // is the one. Without one, whoever has the address would be called in its place.
+    deps.insert(Dep::Ip(address));
+    match pod.in_mesh || store.pods_at(address).next().is_none() {
+        true => Owner::Pod(name, pod),
+        false => Owner::Unknown,
+    }
+}

@@ -1,0 +1,197 @@
+//! Which endpoints of a Service's port a caller gets, by where the caller runs.
+//!
+//! The rules are kube-proxy's (`pkg/proxy/topology.go`), so that a pod reaches the same endpoints with a sidecar as without:
+//!
+//! - Ready endpoints are called. Where there is none, those that terminate and still serve (KEP-1669).
+//! - `internalTrafficPolicy: Local` (KEP-2086): only endpoints on the caller's node, and none at all where there is none.
+//!   Hints mean nothing then.
+//! - `hints.forNodes` (KEP-3015), then `hints.forZones` (KEP-2433, KEP-4444): where every ready endpoint has such hints and
+//!   one of them is for the caller, only endpoints that are hinted for it. One endpoint without a hint means that the hints
+//!   are incomplete, and all endpoints are called. `trafficDistribution` itself is not read: whoever writes the slices turns
+//!   it into hints.
+//!
+//! Everything here is a pure function of the endpoints and the caller's place.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use outrigger_api::discovery as proto;
+use parking_lot::Mutex;
+use prost::Message;
+
+/// Where a caller runs. What is not known is `None`: no endpoint is on that node or hinted for that zone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// The name of the node.
+    pub node: Option<Arc<str>>,
+    /// The node's label `topology.kubernetes.io/zone`.
+    pub zone: Option<Arc<str>>,
+}
+
+/// An endpoint, and what decides who gets it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Candidate {
+    pub(crate) endpoint: proto::Endpoint,
+    /// False: it terminates, and still serves.
+    pub(crate) ready: bool,
+    pub(crate) node: Option<Arc<str>>,
+    pub(crate) for_nodes: Vec<Arc<str>>,
+    pub(crate) for_zones: Vec<Arc<str>>,
+}
+
+/// All endpoints of a Service's port.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Candidates {
+    /// `internalTrafficPolicy: Local`.
+    pub(crate) local: bool,
+    pub(crate) list: Vec<Candidate>,
+}
+
+/// Which parts of a caller's place a choice depends on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Needs {
+    node: bool,
+    zone: bool,
+}
+
+impl Candidates {
+    /// The endpoints of a caller.
+    pub(crate) fn of(&self, caller: &Place) -> Vec<proto::Endpoint> {
+        let chosen = if self.local {
+            let here = self.list.iter().filter(|c| c.node.is_some() && c.node == caller.node);
+            first_choice(here.collect())
+        } else {
+            let usable = first_choice(self.list.iter().collect());
+            hinted(&usable, caller.node.as_ref(), |c| &c.for_nodes)
+                .or_else(|| hinted(&usable, caller.zone.as_ref(), |c| &c.for_zones))
+                .unwrap_or(usable)
+        };
+        chosen.into_iter().map(|c| c.endpoint.clone()).collect()
+    }
+
+    /// Whether every caller has the same endpoints.
+    pub(crate) fn is_same_everywhere(&self) -> bool {
+        self.needs() == Needs::default()
+    }
+
+    fn needs(&self) -> Needs {
+        let usable = first_choice(self.list.iter().collect());
+        let all_hinted = |hints: fn(&Candidate) -> &[Arc<str>]| !self.local && are_complete(&usable, hints);
+        Needs {
+            node: self.local && !self.list.is_empty() || all_hinted(|c| &c.for_nodes),
+            zone: all_hinted(|c| &c.for_zones),
+        }
+    }
+}
+
+/// Those that are ready; where there is none, those that terminate.
+fn first_choice(list: Vec<&Candidate>) -> Vec<&Candidate> {
+    let ready: Vec<_> = list.iter().copied().filter(|c| c.ready).collect();
+    if ready.is_empty() { list } else { ready }
+}
+
+/// The endpoints that are hinted for the caller's node or zone; `None` where hints mean nothing.
+fn hinted<'a>(
+    usable: &[&'a Candidate],
+    at: Option<&Arc<str>>,
+    hints: fn(&Candidate) -> &[Arc<str>],
+) -> Option<Vec<&'a Candidate>> {
+    let at = at.filter(|_| are_complete(usable, hints))?;
+    let chosen: Vec<_> = usable.iter().copied().filter(|c| hints(c).contains(at)).collect();
+    (!chosen.is_empty()).then_some(chosen)
+}
+
+/// Hints of endpoints that terminate mean nothing.
+fn are_complete(usable: &[&Candidate], hints: fn(&Candidate) -> &[Arc<str>]) -> bool {
+    !usable.is_empty() && usable.iter().all(|c| c.ready && !hints(c).is_empty())
+}
+
+impl Needs {
+    /// As much of the place as the choice depends on.
+    fn of(self, place: &Place) -> Place {
+        Place {
+            node: place.node.clone().filter(|_| self.node),
+            zone: place.zone.clone().filter(|_| self.zone),
+        }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            node: self.node || other.node,
+            zone: self.zone || other.zone,
+        }
+    }
+}
+
+/// What is behind an address, for callers wherever they run. Each view is encoded once, when the first caller of it asks, and
+/// shared by all; where no endpoint depends on the caller's place there is one view.
+#[derive(Debug, Default)]
+pub struct TargetViews {
+    /// Without the endpoints of the backends in `by_place`.
+    common: proto::Target,
+    /// By the index of the backend.
+    by_place: Vec<(usize, Candidates)>,
+    needs: Needs,
+    /// At most as many as there are nodes.
+    encoded: Mutex<HashMap<Place, Bytes>>,
+}
+
+impl TargetViews {
+    /// `by_place` has what depends on the caller's place, by the index of the backend, which is without endpoints in `common`.
+    pub(crate) fn new(common: proto::Target, by_place: Vec<(usize, Candidates)>) -> Self {
+        Self {
+            needs: by_place
+                .iter()
+                .fold(Needs::default(), |needs, (_, candidates)| needs.and(candidates.needs())),
+            common,
+            by_place,
+            encoded: Mutex::default(),
+        }
+    }
+
+    /// What a caller gets.
+    pub fn target(&self, caller: &Place) -> proto::Target {
+        let mut target = self.common.clone();
+        if let Some(proto::target::Kind::Service(service)) = &mut target.kind {
+            for (index, candidates) in &self.by_place {
+                if let Some(backend) = service.backends.get_mut(*index) {
+                    let endpoints = candidates.of(caller);
+                    backend.kind = Some(proto::backend::Kind::Endpoints(proto::Endpoints { endpoints }));
+                }
+            }
+        }
+        target
+    }
+
+    /// The same, encoded.
+    pub fn bytes(&self, caller: &Place) -> Bytes {
+        let caller = self.needs.of(caller);
+        let mut encoded = self.encoded.lock();
+        if let Some(bytes) = encoded.get(&caller) {
+            return bytes.clone();
+        }
+        let bytes: Bytes = match self.by_place.is_empty() {
+            true => self.common.encode_to_vec().into(),
+            false => self.target(&caller).encode_to_vec().into(),
+        };
+        encoded.insert(caller, bytes.clone());
+        bytes
+    }
+}
+
+impl From<proto::Target> for TargetViews {
+    fn from(target: proto::Target) -> Self {
+        Self::new(target, Vec::new())
+    }
+}
+
+impl PartialEq for TargetViews {
+    fn eq(&self, other: &Self) -> bool {
+        self.common == other.common && self.by_place == other.by_place
+    }
+}
+
+#[cfg(test)]
+#[path = "topology_tests.rs"]
+mod tests;
