@@ -93,7 +93,7 @@ async fn a_burst_of_kube_apiserver_is_answered_whole() {
     let server = Arc::new(serve(&material).await);
     let body = review("shop", &pod(json!({})));
     let mut burst = JoinSet::new();
-    for _ in 0..200 {
+    for _ in 0..40 {
         let (server, material, body) = (Arc::clone(&server), Arc::clone(&material), body.clone());
         burst.spawn(async move {
             let mut stream = server.connect(&material, false).await.unwrap();
