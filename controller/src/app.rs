@@ -42,6 +42,8 @@ pub struct Config {
     pub admin: SocketAddr,
     /// How long SVIDs live.
     pub svid_ttl: Duration,
+    /// Whether a pod's token from the address of another pod is refused; else it is logged and counted.
+    pub check_address: bool,
 }
 
 /// Runs until `shutdown` is cancelled.
@@ -92,7 +94,7 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
 
     let issuer = Issuer::new(
         trusted.clone(),
-        TokenReviews::new(client),
+        TokenReviews::new(client, index.clone(), metrics.clone(), config.check_address),
         config.trust_domain,
         config.svid_ttl,
         metrics.clone(),

@@ -23,7 +23,9 @@ use tonic::server::{Grpc, NamedService, ServerStreamingService};
 use tonic::{Code, Request, Response, Status};
 
 use crate::metrics::{Metrics, StreamKind};
-use crate::server::Peer;
+use crate::pieces::{Pieces, Unread};
+use crate::server::{Bound, Peer};
+use crate::share::{self, Held, Share};
 use crate::topology::{Place, TargetViews};
 
 /// A message, and its bytes once somebody needed them.
@@ -70,6 +72,9 @@ pub trait Discover: Send + Sync + 'static {
     fn watch_place(&self, caller: &Caller) -> watch::Receiver<Arc<Place>>;
     /// What is known of a pod.
     fn watch_workload(&self, namespace: &str, pod: &str) -> watch::Receiver<Arc<Update<Workload>>>;
+    /// Whether the identity is still some pod's. An SVID lives on where its pod is gone, and with a copy of its key anybody could
+    /// ask what the namespace may know.
+    fn is_alive(&self, caller: &Caller) -> bool;
     /// Becomes true once the answers can be relied upon. Before that nothing is told to anybody, since "not in the
     /// cluster" would send traffic past the mesh.
     fn synced(&self) -> watch::Receiver<bool>;
@@ -117,6 +122,10 @@ impl Discover for FixedTargets {
         self.workload.subscribe()
     }
 
+    fn is_alive(&self, _: &Caller) -> bool {
+        true
+    }
+
     fn synced(&self) -> watch::Receiver<bool> {
         watch::Sender::new(true).subscribe()
     }
@@ -149,10 +158,49 @@ impl DiscoveryService {
         }
     }
 
+    /// The caller, who must be of the namespace that it speaks of, and what it asks.
+    fn authorize<T: Ask>(&self, mut request: Request<T>) -> Result<(Caller, Paid, T), Status> {
+        // Whoever has no SVID has no stream that was paid for.
+        let extensions = request.extensions_mut();
+        let (Some(peer), Some(stream)) = (extensions.remove::<Peer>(), extensions.remove::<Arc<Held>>()) else {
+            return Err(no_svid());
+        };
+        let (Some(id), Bound::Share(share)) = (peer.identity, peer.bound) else {
+            return Err(no_svid());
+        };
+        let request = request.into_inner();
+        let namespace = request.namespace();
+        if !namespace.is_empty() && namespace != id.namespace() {
+            return Err(Status::permission_denied(format!(
+                "{id} asks for the namespace {namespace:?}"
+            )));
+        }
+        let caller = Caller {
+            namespace: id.namespace().into(),
+            service_account: id.service_account().into(),
+            pod: request.pod().into(),
+            address: peer.address.ip().to_canonical(),
+        };
+        if !self.index.is_alive(&caller) {
+            return Err(gone(&caller));
+        }
+        let paid = Paid { share, _stream: stream };
+        Ok((caller, paid, request))
+    }
+
+    /// Charges a message of so many bytes, and looks whether its reader is still there: a stream may be older than that.
+    fn may_send(&self, caller: &Caller, paid: &Paid, bytes: usize) -> Result<Held, Status> {
+        if !self.index.is_alive(caller) {
+            return Err(gone(caller));
+        }
+        paid.share.charge(bytes as u64)
+    }
+
     /// A view of each value, as often as it is another one.
     fn updates<V: View>(
         &self,
         kind: StreamKind,
+        (caller, paid): (Caller, Paid),
         values: watch::Receiver<Arc<V>>,
         place: watch::Receiver<Arc<Place>>,
     ) -> Response<Updates> {
@@ -161,13 +209,20 @@ impl DiscoveryService {
             place: watch::Receiver<Arc<Place>>,
             sent: Option<Bytes>,
             service: DiscoveryService,
+            caller: Caller,
+            paid: Paid,
+            unread: Unread,
             _open: crate::metrics::OpenStream,
         }
+        let unread = Unread::default();
         let state = State {
             values,
             place,
             sent: None,
             service: self.clone(),
+            caller,
+            paid,
+            unread: Arc::clone(&unread),
             _open: self.metrics.stream(kind),
         };
         let stream = stream::unfold(state, move |mut state| async move {
@@ -194,16 +249,22 @@ impl DiscoveryService {
                 }
             });
             match next.await {
-                Some(Some(bytes)) => {
-                    state.service.metrics.pushed(kind);
-                    Some((Ok(bytes), state))
-                }
+                Some(Some(bytes)) => match state.service.may_send(&state.caller, &state.paid, bytes.len()) {
+                    Ok(held) => {
+                        *state.unread.lock() = Some(held);
+                        state.service.metrics.pushed(kind);
+                        Some((Ok(bytes), state))
+                    }
+                    Err(status) => Some((Err(status), state)),
+                },
                 Some(None) | None => None,
             }
         });
         // The end of a stream is a status, so that the sidecar asks the other replica at once.
         let end = stream::once(async { Err(Status::unavailable("this controller is going away: ask again")) });
-        Response::new(Box::pin(futures_util::StreamExt::chain(stream, end)))
+        let mut response: Response<Updates> = Response::new(Box::pin(futures_util::StreamExt::chain(stream, end)));
+        response.extensions_mut().insert(unread);
+        response
     }
 }
 
@@ -233,8 +294,7 @@ impl ServerStreamingService<WatchTargetRequest> for DiscoveryService {
     type Future = std::future::Ready<Result<Response<Updates>, Status>>;
 
     fn call(&mut self, request: Request<WatchTargetRequest>) -> Self::Future {
-        let asked = request.get_ref();
-        let answer = authorize(&request, &asked.namespace, &asked.pod).and_then(|caller| {
+        let answer = self.authorize(request).and_then(|(caller, paid, asked)| {
             let address = &asked.address;
             let address: SocketAddr = address
                 .parse()
@@ -242,7 +302,8 @@ impl ServerStreamingService<WatchTargetRequest> for DiscoveryService {
             // An IPv4 address in IPv6 form is what a dual-stack socket says of an IPv4 connection.
             let address = SocketAddr::new(address.ip().to_canonical(), address.port());
             let target = self.index.watch_target(address, &caller.namespace);
-            Ok(self.updates(StreamKind::Target, target, self.index.watch_place(&caller)))
+            let place = self.index.watch_place(&caller);
+            Ok(self.updates(StreamKind::Target, (caller, paid), target, place))
         });
         std::future::ready(answer)
     }
@@ -254,34 +315,67 @@ impl ServerStreamingService<WatchWorkloadRequest> for DiscoveryService {
     type Future = std::future::Ready<Result<Response<Updates>, Status>>;
 
     fn call(&mut self, request: Request<WatchWorkloadRequest>) -> Self::Future {
-        let asked = request.get_ref();
-        let answer = authorize(&request, &asked.namespace, &asked.pod).map(|caller| {
+        let answer = self.authorize(request).map(|(caller, paid, _)| {
             let workload = self.index.watch_workload(&caller.namespace, &caller.pod);
-            self.updates(StreamKind::Workload, workload, self.index.watch_place(&caller))
+            let place = self.index.watch_place(&caller);
+            self.updates(StreamKind::Workload, (caller, paid), workload, place)
         });
         std::future::ready(answer)
     }
 }
 
-/// The caller, who must have an SVID, of the namespace that it speaks of.
-fn authorize<T>(request: &Request<T>, namespace: &str, pod: &str) -> Result<Caller, Status> {
-    let peer = request.extensions().get::<Peer>();
-    let Some((peer, identity)) = peer.and_then(|peer| Some((peer, peer.identity.as_ref()?))) else {
-        return Err(Status::unauthenticated(
-            "discovery is for workloads of the mesh: present an SVID as the TLS client certificate",
-        ));
-    };
-    if !namespace.is_empty() && namespace != identity.namespace() {
-        return Err(Status::permission_denied(format!(
-            "{identity} asks for the namespace {namespace:?}"
-        )));
+/// What a stream is paid with.
+struct Paid {
+    share: Share,
+    /// What the stream itself costs.
+    _stream: Arc<Held>,
+}
+
+/// A request says who asks.
+trait Ask {
+    fn namespace(&self) -> &str;
+    fn pod(&self) -> &str;
+}
+
+impl Ask for WatchTargetRequest {
+    fn namespace(&self) -> &str {
+        &self.namespace
     }
-    Ok(Caller {
-        namespace: identity.namespace().into(),
-        service_account: identity.service_account().into(),
-        pod: pod.into(),
-        address: peer.address.ip().to_canonical(),
-    })
+
+    fn pod(&self) -> &str {
+        &self.pod
+    }
+}
+
+impl Ask for WatchWorkloadRequest {
+    fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    fn pod(&self) -> &str {
+        &self.pod
+    }
+}
+
+/// Charges a stream to its caller, before anything of it is read.
+fn charge_stream<B>(request: &mut http::Request<B>) -> Result<(), Status> {
+    let Some(Bound::Share(share)) = request.extensions().get::<Peer>().map(|peer| &peer.bound) else {
+        return Err(no_svid());
+    };
+    let stream = Arc::new(share.charge(share::STREAM)?);
+    request.extensions_mut().insert(stream);
+    Ok(())
+}
+
+fn gone(caller: &Caller) -> Status {
+    Status::permission_denied(format!(
+        "no pod of the ServiceAccount {}/{} exists any more, as far as this controller knows",
+        caller.namespace, caller.service_account
+    ))
+}
+
+fn no_svid() -> Status {
+    Status::unauthenticated("discovery is for workloads of the mesh: present an SVID as the TLS client certificate")
 }
 
 impl NamedService for DiscoveryService {
@@ -301,11 +395,14 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: http::Request<B>) -> Self::Future {
+        if let Err(status) = charge_stream(&mut request) {
+            return Box::pin(std::future::ready(Ok(status.into_http())));
+        }
         let service = self.clone();
         let max = Some(self.max_request_bytes);
         Box::pin(async move {
-            Ok(match request.uri().path() {
+            let response = match request.uri().path() {
                 WATCH_TARGET => {
                     let mut grpc =
                         Grpc::new(Encoded::<WatchTargetRequest>::default()).apply_max_message_size_config(max, None);
@@ -321,8 +418,17 @@ where
                     "discovery has no such method: the sidecar may be newer than the controller",
                 )
                 .into_http(),
-            })
+            };
+            Ok(in_pieces(response))
         })
+    }
+}
+
+fn in_pieces(mut response: http::Response<tonic::body::Body>) -> http::Response<tonic::body::Body> {
+    match response.extensions_mut().remove::<Unread>() {
+        Some(unread) => response.map(|body| tonic::body::Body::new(Pieces::new(body, unread))),
+        // An error, which has no body.
+        None => response,
     }
 }
 
@@ -361,7 +467,8 @@ impl<R> Encoder for Encoded<R> {
 
     /// Most streams are idle most of the time, and there are many.
     fn buffer_settings(&self) -> BufferSettings {
-        BufferSettings::new(512, 32 * 1024)
+        // Each message is a frame of its own, so that `Pieces` knows where one ends.
+        BufferSettings::new(512, 1)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,13 +11,18 @@ use outrigger_api::identity::{IssueRequest, IssueResponse};
 use outrigger_api::spiffe::SpiffeId;
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use crate::ca::{Ca, SignError};
 use crate::metrics::{IssueResult, Metrics};
+use crate::refusals::Refusals;
+use crate::server::{Bound, Peer};
 
 /// A projected token is some 1 to 2 KiB.
 const MAX_TOKEN_BYTES: usize = 16 * 1024;
+
+/// Whoever guesses, waits: a stranger has few requests at the same time, so this is what bounds their rate.
+const REFUSAL_DELAY: Duration = Duration::from_millis(250);
 
 /// A ServiceAccount, as a token names it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -36,12 +42,19 @@ pub enum AuthError {
     /// Who must say so cannot be asked now.
     #[error("{0}")]
     Unavailable(String),
+    /// Too many ask, and most of them are this caller.
+    #[error("too many ask for an SVID from this address: try again later")]
+    Crowded,
 }
 
 /// Says whose a token is.
 pub trait Authenticator: Send + Sync + 'static {
-    /// The ServiceAccount that the token belongs to.
-    fn authenticate(&self, token: &str) -> impl Future<Output = Result<ServiceAccountRef, AuthError>> + Send;
+    /// The ServiceAccount that the token belongs to. The caller's address is for fairness; it proves nothing.
+    fn authenticate(
+        &self,
+        token: &str,
+        caller: IpAddr,
+    ) -> impl Future<Output = Result<ServiceAccountRef, AuthError>> + Send;
 }
 
 /// Tokens that are known beforehand: for the demo and tests.
@@ -67,7 +80,7 @@ impl StaticTokens {
 }
 
 impl Authenticator for StaticTokens {
-    async fn authenticate(&self, token: &str) -> Result<ServiceAccountRef, AuthError> {
+    async fn authenticate(&self, token: &str, _: IpAddr) -> Result<ServiceAccountRef, AuthError> {
         // A token file of the demo may end in a newline.
         self.0
             .get(token.trim())
@@ -83,6 +96,7 @@ pub struct Issuer<A> {
     trust_domain: String,
     ttl: Duration,
     metrics: Arc<Metrics>,
+    refusals: Refusals,
 }
 
 impl<A: Authenticator> Issuer<A> {
@@ -100,21 +114,23 @@ impl<A: Authenticator> Issuer<A> {
             trust_domain: trust_domain.into(),
             ttl,
             metrics,
+            refusals: Refusals::default(),
         }
     }
 
-    async fn answer(&self, request: IssueRequest) -> Result<IssueResponse, (IssueResult, Status)> {
+    async fn answer(&self, request: IssueRequest, caller: IpAddr) -> Result<IssueResponse, (IssueResult, Status)> {
         if request.token.is_empty() || request.token.len() > MAX_TOKEN_BYTES {
             let message = "the request has no token, or one that is too long: check the projected token volume";
             return Err((IssueResult::Unauthenticated, Status::unauthenticated(message)));
         }
         let account = self
             .authenticator
-            .authenticate(&request.token)
+            .authenticate(&request.token, caller)
             .await
             .map_err(|e| match e {
                 AuthError::Refused(why) => (IssueResult::Unauthenticated, Status::unauthenticated(why)),
                 AuthError::Unavailable(why) => (IssueResult::Unavailable, Status::unavailable(why)),
+                AuthError::Crowded => (IssueResult::Crowded, Status::resource_exhausted(e.to_string())),
             })?;
         let id = SpiffeId::new(&self.trust_domain, &account.namespace, &account.name)
             .map_err(|e| (IssueResult::InvalidCsr, Status::invalid_argument(e.to_string())))?;
@@ -135,14 +151,26 @@ impl<A: Authenticator> Issuer<A> {
 #[tonic::async_trait]
 impl<A: Authenticator> Identity for Issuer<A> {
     async fn issue(&self, request: Request<IssueRequest>) -> Result<Response<IssueResponse>, Status> {
-        match self.answer(request.into_inner()).await {
+        let peer = request.extensions().get::<Peer>().cloned();
+        let caller = peer
+            .as_ref()
+            .map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.address.ip().to_canonical());
+        // The request is whole: from here on the connection is not closed for another.
+        let _working = peer.and_then(|peer| match peer.bound {
+            Bound::Times(work) => Some(work.complete()),
+            Bound::Share(_) => None,
+        });
+        match self.answer(request.into_inner(), caller).await {
             Ok(response) => {
                 self.metrics.issued(IssueResult::Ok);
                 Ok(Response::new(response))
             }
             Err((result, status)) => {
                 self.metrics.issued(result);
-                tracing::warn!(code = ?status.code(), reason = status.message(), "refused to issue an SVID");
+                self.refusals.note(&status, caller);
+                if status.code() == Code::Unauthenticated {
+                    tokio::time::sleep(REFUSAL_DELAY).await;
+                }
                 Err(status)
             }
         }

@@ -11,7 +11,8 @@
 //!
 //! | API group | resources | names | verbs |
 //! |---|---|---|---|
-//! | "" | services, pods, namespaces, nodes | | list, watch |
+//! | "" | services, namespaces, nodes | | list, watch |
+//! | "" | pods | | get, list, watch |
 //! | discovery.k8s.io | endpointslices | | list, watch |
 //! | gateway.networking.k8s.io | httproutes, grpcroutes, referencegrants | | list, watch |
 //! | gateway.networking.k8s.io | httproutes/status, grpcroutes/status | | patch |
@@ -40,8 +41,11 @@ pub mod gateway;
 pub mod index;
 pub mod issuer;
 pub mod metrics;
+mod pieces;
 pub mod policy;
+mod refusals;
 pub mod server;
+pub mod share;
 #[cfg(test)]
 mod testing;
 pub mod topology;

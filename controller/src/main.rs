@@ -37,6 +37,9 @@ struct Arguments {
     /// How long SVIDs live: 10m to 720h.
     #[arg(long, env = "OUTRIGGER_SVID_TTL", default_value = "24h", value_parser = ttl)]
     svid_ttl: Duration,
+    /// Refuse a pod's token from the address of another pod, instead of logging it.
+    #[arg(long, env = "OUTRIGGER_CHECK_ADDRESS", action = clap::ArgAction::Set, default_value_t = false)]
+    check_address: bool,
     /// What is logged, like "info" or "outrigger_controller=debug".
     #[arg(long, env = "OUTRIGGER_LOG", default_value = "info")]
     log: EnvFilter,
@@ -95,6 +98,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         listen: arguments.listen,
         admin: arguments.admin,
         svid_ttl: arguments.svid_ttl,
+        check_address: arguments.check_address,
     };
     app::run(config, client, shutdown).await
 }

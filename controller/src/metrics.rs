@@ -1,12 +1,16 @@
 //! What the controller counts. No label has more values than an enum has.
 
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
+use outrigger_gate::{Budget, Gate};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+
+use crate::share::Tenant;
 
 /// How a request for an SVID ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +19,8 @@ pub enum IssueResult {
     Unauthenticated,
     InvalidCsr,
     Unavailable,
+    /// Too many waited, and most of them of the same caller.
+    Crowded,
 }
 
 /// What a stream is about.
@@ -39,6 +45,7 @@ impl IssueResult {
             Self::Unauthenticated => "unauthenticated",
             Self::InvalidCsr => "invalid_csr",
             Self::Unavailable => "unavailable",
+            Self::Crowded => "crowded",
         };
         [("result", value)]
     }
@@ -77,8 +84,14 @@ pub struct Metrics {
     targets: Family<Label, Gauge>,
     expiry: Family<Label, Gauge<f64, AtomicU64>>,
     handshakes_failed: Counter,
+    address_mismatches: Counter,
     ca_errors: Counter,
     status_writes: Counter,
+    gate: OnceLock<Arc<Gate>>,
+    budget: OnceLock<Arc<Budget<Tenant>>>,
+    strangers: Gauge,
+    displaced: Gauge,
+    charged: Gauge,
 }
 
 impl Default for Metrics {
@@ -114,6 +127,12 @@ impl Default for Metrics {
             "TLS handshakes that failed or timed out",
             handshakes_failed.clone(),
         );
+        let address_mismatches = Counter::default();
+        registry.register(
+            "controller_caller_address_mismatches",
+            "Requests for an SVID from the address of another pod than the token's",
+            address_mismatches.clone(),
+        );
         let ca_errors = Counter::default();
         registry.register(
             "controller_ca_errors",
@@ -133,7 +152,30 @@ impl Default for Metrics {
             "Seconds until the certificate expires: of the server (leaf), the issuing CA and the last root",
             expiry.clone(),
         );
+        let strangers = Gauge::default();
+        registry.register(
+            "controller_strangers",
+            "Connections of peers without an SVID",
+            strangers.clone(),
+        );
+        let displaced = Gauge::default();
+        registry.register(
+            "controller_strangers_displaced",
+            "Connections of peers without an SVID that were closed for others, since the start",
+            displaced.clone(),
+        );
+        let charged = Gauge::default();
+        registry.register(
+            "controller_charged_bytes",
+            "Memory that is charged to peers with an SVID",
+            charged.clone(),
+        );
         Self {
+            gate: OnceLock::new(),
+            budget: OnceLock::new(),
+            strangers,
+            displaced,
+            charged,
             registry,
             issued,
             streams,
@@ -141,6 +183,7 @@ impl Default for Metrics {
             targets,
             expiry,
             handshakes_failed,
+            address_mismatches,
             ca_errors,
             status_writes,
         }
@@ -150,10 +193,28 @@ impl Default for Metrics {
 impl Metrics {
     /// The text that Prometheus reads.
     pub fn encode(&self) -> String {
+        let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        if let Some(gate) = self.gate.get() {
+            self.strangers.set(number(gate.connections() as u64));
+            self.displaced.set(number(gate.displaced()));
+        }
+        if let Some(budget) = self.budget.get() {
+            self.charged.set(number(budget.used()));
+        }
         let mut text = String::new();
         // Writing to a String does not fail.
         let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
         text
+    }
+
+    /// Counts the connections behind the gate. There is one server for one of these.
+    pub(crate) fn watch_gate(&self, gate: &Arc<Gate>) {
+        let _ = self.gate.set(Arc::clone(gate));
+    }
+
+    /// Says what is charged.
+    pub(crate) fn watch_budget(&self, budget: &Arc<Budget<Tenant>>) {
+        let _ = self.budget.set(Arc::clone(budget));
     }
 
     pub(crate) fn issued(&self, result: IssueResult) {
@@ -186,6 +247,10 @@ impl Metrics {
 
     pub(crate) fn handshake_failed(&self) {
         self.handshakes_failed.inc();
+    }
+
+    pub(crate) fn address_mismatch(&self) {
+        self.address_mismatches.inc();
     }
 
     pub(crate) fn ca_error(&self) {

@@ -1,6 +1,8 @@
 //! The gRPC server: TLS 1.3 with an SVID of our own CA, HTTP/2, and who the peer is beside every request.
 //!
-//! Somebody without an SVID may ask for one ([`Identity`]), and for nothing else.
+//! Somebody without an SVID may ask for one ([`Identity`]), and for nothing else. Such a peer may be anybody, so its connection
+//! is small and short, and at a bound that who has most of them loses the oldest (see [`outrigger_gate`]). A peer with an SVID
+//! may stay, and what it holds is charged to it ([`crate::share`]). So there are two servers behind one port.
 
 use std::convert::Infallible;
 use std::io;
@@ -14,34 +16,55 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use outrigger_api::identity::identity_server::{Identity, IdentityServer};
 use outrigger_api::spiffe::SpiffeId;
+use outrigger_gate::{Budget, Gate, Guarded, Limits, Times, Work};
 use rustls::ServerConfig;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::server::Connected;
+use tonic::{Request, Status};
 
 use crate::ca::{self, Ca};
 use crate::discovery::{Discover, DiscoveryService};
 use crate::metrics::{CertificateKind, Metrics};
+use crate::share::{self, Held, Share, Tenant};
 
-/// For a whole TLS handshake.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Handshakes at one time; further connections wait in the listener's backlog.
-const HANDSHAKES: usize = 256;
+/// Connections of peers that have shown no SVID, handshakes among them.
+const STRANGERS: Limits = Limits {
+    incomplete: 512,
+    total: 1024,
+    grace: Duration::from_secs(1),
+};
+/// A stranger's handshake and request have one time together. The work is a TokenReview.
+const STRANGERS_TIMES: Times = Times {
+    input: Duration::from_secs(3),
+    work: Duration::from_secs(12),
+    idle: Duration::from_secs(3),
+};
+/// A sidecar asks for one SVID on a connection.
+const STRANGERS_STREAMS: u32 = 2;
+/// What a stranger may send before somebody reads it.
+const STRANGERS_WINDOW: u32 = 32 * 1024;
+/// A sidecar has at most 4,096 targets, each with a stream, and one stream for itself; some that have ended may be left.
+const MAX_STREAMS: u32 = 4096 + 256;
 /// A peer that is gone without a word is noticed after interval + timeout.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// A sidecar holds one stream for each target in use; a scraper of metrics uses every pod of the cluster.
-const MAX_STREAMS: u32 = 16_384;
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
-/// Requests hold a CSR and a token, or an address.
-const MAX_REQUEST_BYTES: usize = 64 * 1024;
+/// Of HTTP/2 streams that the peer reset before they were looked at.
+const MAX_PENDING_RESETS: usize = 64;
+/// A CSR and a token.
+const MAX_ISSUE_BYTES: usize = 24 * 1024;
+/// An address, and the names of a namespace and a pod.
+const MAX_WATCH_BYTES: usize = 1024;
 /// How long connections may take to end after the shutdown began.
 const DRAIN: Duration = Duration::from_secs(5);
 /// After a renewal that failed, and at least between two.
@@ -68,6 +91,17 @@ pub struct Peer {
     pub address: SocketAddr,
     /// The peer's verified SPIFFE ID, if it presented an SVID.
     pub identity: Option<SpiffeId>,
+    /// How it is bounded.
+    pub(crate) bound: Bound,
+}
+
+/// How a peer is bounded.
+#[derive(Clone, Debug)]
+pub(crate) enum Bound {
+    /// By the times of its connection, which has no SVID.
+    Times(Work),
+    /// By the budget.
+    Share(Share),
 }
 
 /// Serves until `shutdown` is cancelled, and a few seconds more for what is in flight. Discovery is served if there is
@@ -82,34 +116,64 @@ pub async fn serve(
     discovery: Option<Arc<dyn Discover>>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
+    serve_within(share::budget(), listener, tls, identity, discovery, shutdown).await
+}
+
+/// The same with `budget` bytes for all peers that have an SVID.
+///
+/// # Errors
+/// As of [`serve`].
+pub async fn serve_within(
+    budget: u64,
+    listener: TcpListener,
+    tls: ServerTls,
+    identity: impl Identity,
+    discovery: Option<Arc<dyn Discover>>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let metrics = tls.metrics.clone();
     let (config, not_after) = server_config(&tls)?;
     let config = Arc::new(ArcSwap::from_pointee(config));
+    let trust_domain = tls.id.trust_domain().to_owned();
     // Everything that runs for this server ends with it, whichever way it ends.
     let stop = shutdown.child_token();
     let _stop_all = stop.clone().drop_guard();
-    let (connections, incoming) = mpsc::channel(64);
     tokio::spawn(
         stop.clone()
             .run_until_cancelled_owned(keep_fresh(tls, config.clone(), not_after)),
     );
-    tokio::spawn(accept(listener, config, connections, metrics.clone(), stop.clone()));
+    let ((strangers, of_strangers), (members, of_members)) = (mpsc::channel(64), mpsc::channel(64));
+    let entrance = Arc::new(Entrance {
+        config,
+        trust_domain,
+        budget: Budget::new(budget),
+        metrics: metrics.clone(),
+        strangers,
+        members,
+    });
+    metrics.watch_budget(&entrance.budget);
+    tokio::spawn(entrance.accept(listener, stop.clone()));
 
-    let discovery = discovery.map(|index| DiscoveryService::new(index, metrics, stop.clone(), MAX_REQUEST_BYTES));
-    let serving = tonic::transport::Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+    let identity = Arc::new(identity);
+    let identity = || {
+        let service = IdentityServer::from_arc(Arc::clone(&identity)).max_decoding_message_size(MAX_ISSUE_BYTES);
+        InterceptedService::new(service, charge_issue)
+    };
+    let discovery = discovery.map(|index| DiscoveryService::new(index, metrics, stop.clone(), MAX_WATCH_BYTES));
+    let for_strangers = builder()
+        .max_concurrent_streams(STRANGERS_STREAMS)
+        .initial_stream_window_size(STRANGERS_WINDOW)
+        .initial_connection_window_size(STRANGERS_WINDOW)
+        .add_service(identity())
+        .add_optional_service(discovery.clone())
+        .serve_with_incoming_shutdown(incoming(of_strangers), stop.clone().cancelled_owned());
+    let for_members = builder()
         .max_concurrent_streams(MAX_STREAMS)
-        .http2_max_header_list_size(MAX_HEADER_BYTES)
-        .http2_max_pending_accept_reset_streams(Some(64))
-        .add_service(IdentityServer::new(identity).max_decoding_message_size(MAX_REQUEST_BYTES))
+        .add_service(identity())
         .add_optional_service(discovery)
-        .serve_with_incoming_shutdown(
-            tokio_stream::StreamExt::map(ReceiverStream::new(incoming), Ok::<_, Infallible>),
-            stop.clone().cancelled_owned(),
-        );
+        .serve_with_incoming_shutdown(incoming(of_members), stop.clone().cancelled_owned());
     tokio::select! {
-        served = serving => served.context("serving gRPC"),
+        served = async { tokio::try_join!(for_strangers, for_members) } => served.map(drop).context("serving gRPC"),
         () = async { stop.cancelled().await; tokio::time::sleep(DRAIN).await } => {
             tracing::warn!("connections were still open {} s after the shutdown began", DRAIN.as_secs());
             Ok(())
@@ -117,68 +181,129 @@ pub async fn serve(
     }
 }
 
-/// Accepts connections and does their handshakes, a bounded number at a time.
-async fn accept(
-    listener: TcpListener,
+fn builder() -> tonic::transport::Server {
+    tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .http2_max_header_list_size(MAX_HEADER_BYTES)
+        .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
+}
+
+fn incoming<S>(connections: mpsc::Receiver<Connection<S>>) -> impl Stream<Item = Result<Connection<S>, Infallible>> {
+    tokio_stream::StreamExt::map(ReceiverStream::new(connections), Ok)
+}
+
+/// A request for an SVID by a peer that has one is charged to it before its body is read.
+#[allow(clippy::result_large_err)] // as tonic wants it
+fn charge_issue(mut request: Request<()>) -> Result<Request<()>, Status> {
+    if let Some(Peer {
+        bound: Bound::Share(share),
+        ..
+    }) = request.extensions().get()
+    {
+        let charge = Arc::new(share.charge(share::ISSUE)?);
+        request.extensions_mut().insert(charge);
+    }
+    Ok(request)
+}
+
+/// Where connections come in.
+struct Entrance {
     config: Arc<ArcSwap<ServerConfig>>,
-    connections: mpsc::Sender<Connection>,
+    trust_domain: String,
+    budget: Arc<Budget<Tenant>>,
     metrics: Arc<Metrics>,
-    stop: CancellationToken,
-) {
-    let permits = Arc::new(Semaphore::new(HANDSHAKES));
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => return,
-            accepted = async {
-                let permit = permits.clone().acquire_owned().await;
-                listener.accept().await.map(|(stream, address)| (stream, address, permit))
-            } => accepted,
-        };
-        let (stream, address, permit) = match accepted {
-            Ok(accepted) => accepted,
-            Err(e) => {
-                tracing::warn!(error = %e, "cannot accept a connection: if it is EMFILE, raise the limit of open files");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let acceptor = TlsAcceptor::from(config.load_full());
-        let (connections, metrics) = (connections.clone(), metrics.clone());
-        tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
-            let _permit = permit;
-            match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(acceptor, stream, address)).await {
-                // Nobody receives only when the server has ended.
-                Ok(Ok(connection)) => drop(connections.send(connection).await),
-                Ok(Err(e)) => {
-                    metrics.handshake_failed();
+    strangers: mpsc::Sender<Connection<Guarded<TlsStream<TcpStream>>>>,
+    members: mpsc::Sender<Connection<TlsStream<TcpStream>>>,
+}
+
+impl Entrance {
+    async fn accept(self: Arc<Self>, listener: TcpListener, stop: CancellationToken) {
+        let gate = Gate::new(STRANGERS);
+        self.metrics.watch_gate(&gate);
+        let begin = |stream, address: SocketAddr, work: Work| {
+            let entrance = Arc::clone(&self);
+            tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+                let entered = tokio::select! {
+                    () = work.over() => Err(io::Error::from(io::ErrorKind::TimedOut)),
+                    entered = entrance.enter(stream, address, &work) => entered,
+                };
+                if let Err(e) = entered {
+                    entrance.metrics.handshake_failed();
                     tracing::debug!(peer = %address, error = %e, "a TLS handshake failed");
                 }
-                Err(_) => {
-                    metrics.handshake_failed();
-                    tracing::debug!(peer = %address, "a TLS handshake took too long");
-                }
+            }));
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = outrigger_gate::accept(&listener, &gate, STRANGERS_TIMES, begin) => {}
+        }
+    }
+
+    /// Does the handshake, and gives the connection to the server that it belongs to. A peer with an SVID has no place among
+    /// the strangers any more: `work` ends with this, and its place with it.
+    async fn enter(&self, stream: TcpStream, address: SocketAddr, work: &Work) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let stream = TlsAcceptor::from(self.config.load_full()).accept(stream).await?;
+        // Nobody receives only when the server has ended.
+        match identity(&stream, &self.trust_domain)? {
+            None => {
+                let peer = Peer {
+                    address,
+                    identity: None,
+                    bound: Bound::Times(work.clone()),
+                };
+                let stream = work.guard(stream);
+                let _ = self
+                    .strangers
+                    .send(Connection {
+                        stream,
+                        peer,
+                        held: None,
+                    })
+                    .await;
             }
-        }));
+            Some(id) => {
+                let share = Share::new(&self.budget, &id, address.ip());
+                let held = share.charge(share::CONNECTION).map_err(io::Error::other)?;
+                let peer = Peer {
+                    address,
+                    identity: Some(id),
+                    bound: Bound::Share(share),
+                };
+                let _ = self
+                    .members
+                    .send(Connection {
+                        stream,
+                        peer,
+                        held: Some(held),
+                    })
+                    .await;
+            }
+        }
+        Ok(())
     }
 }
 
-async fn handshake(acceptor: TlsAcceptor, stream: TcpStream, address: SocketAddr) -> io::Result<Connection> {
-    stream.set_nodelay(true)?;
-    let stream = acceptor.accept(stream).await?;
+/// Who the peer is, which must be of our trust domain; none if it presented no certificate.
+fn identity(stream: &TlsStream<TcpStream>, trust_domain: &str) -> io::Result<Option<SpiffeId>> {
     let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-    let identity = match certificate {
-        None => None,
-        Some(certificate) => Some(ca::spiffe_id(certificate).ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the peer's certificate has no SPIFFE ID of a workload",
-            )
-        })?),
+    let Some(certificate) = certificate else {
+        return Ok(None);
     };
-    Ok(Connection {
-        peer: Peer { address, identity },
-        stream,
-    })
+    let id = ca::spiffe_id(certificate).ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the peer's certificate has no SPIFFE ID of a workload",
+        )
+    })?;
+    if !id.is_of(trust_domain) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("the peer is {id}, of another trust domain than ours, {trust_domain}"),
+        ));
+    }
+    Ok(Some(id))
 }
 
 /// Renews the server's own SVID at two thirds of its life, and whenever the CA changed.
@@ -242,12 +367,15 @@ fn server_config(tls: &ServerTls) -> anyhow::Result<(ServerConfig, SystemTime)> 
 }
 
 /// A connection after its handshake.
-struct Connection {
-    stream: TlsStream<TcpStream>,
+struct Connection<S> {
+    stream: S,
     peer: Peer,
+    /// What it costs while it is open.
+    #[allow(dead_code)] // only its drop matters
+    held: Option<Held>,
 }
 
-impl Connected for Connection {
+impl<S> Connected for Connection<S> {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
@@ -255,13 +383,13 @@ impl Connected for Connection {
     }
 }
 
-impl AsyncRead for Connection {
+impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for Connection {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }

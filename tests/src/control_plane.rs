@@ -210,6 +210,7 @@ impl ControlPlane {
             listen: address,
             admin,
             svid_ttl: Duration::from_secs(24 * 3600),
+            check_address: false,
         };
         let shutdown = CancellationToken::new();
         let client = self.client_of("outrigger-controller").await?;
@@ -227,7 +228,8 @@ impl ControlPlane {
         })
     }
 
-    /// What a sidecar of this ServiceAccount in this namespace has: a token of this audience, and the trust bundle.
+    /// What a sidecar of this ServiceAccount in this namespace has: a pod with a token of this audience that is bound to it,
+    /// and the trust bundle.
     ///
     /// # Errors
     /// When the controller does not put the trust bundle into the namespace.
@@ -239,9 +241,20 @@ impl ControlPlane {
         audience: &str,
     ) -> Result<Sidecar> {
         let name = namespace.current_namespace();
-        let token = namespace
-            .run(["create", "token", account, "--audience", audience])
+        let pod = format!("{account}-1");
+        namespace
+            .apply(
+                &json!({
+                    "apiVersion": "v1", "kind": "Pod",
+                    "metadata": {"name": pod, "labels": {labels::INJECT: labels::DISABLED}},
+                    "spec": {"serviceAccountName": account, "containers": [{"name": "app", "image": "example/app:1"}]},
+                })
+                .to_string(),
+            )
             .await?;
+        let bound = ["--bound-object-kind", "Pod", "--bound-object-name", &pod];
+        let create = ["create", "token", account, "--audience", audience];
+        let token = namespace.run([&create[..], &bound].concat()).await?;
         let token_file = self.files.path().join(format!("{name}-{account}-{audience}.token"));
         std::fs::write(&token_file, token.trim())?;
         let bundle = eventually("the trust bundle", Duration::from_secs(10), async || {
@@ -275,7 +288,7 @@ impl ControlPlane {
         let workload = Workload {
             name: account.into(),
             namespace: name.into(),
-            pod: format!("{account}-1").into(),
+            pod: pod.as_str().into(),
             service_account: account.into(),
             trust_domain: "cluster.local".into(),
             node: "".into(),

@@ -1,9 +1,11 @@
 //! Everything that talks to the Kubernetes API server. What it learns goes into plain data ([`crate::index`],
 //! [`crate::ca`]), and what is decided from that is carried out here.
 
+mod bound_pod;
 pub mod bundle;
 pub mod ca_secret;
 mod crds;
 pub mod status;
+mod token;
 pub mod token_review;
 pub mod watch;

@@ -130,6 +130,9 @@ pub fn pod(pod: &core::Pod) -> Option<(ObjectName, Object)> {
         .filter_map(|p| Some((Arc::from(p.name.as_deref()?), u16::try_from(p.container_port).ok()?)));
     let pod_labels = pod.metadata.labels.clone().unwrap_or_default();
     let kept = Pod {
+        uid: pod.metadata.uid.as_deref().unwrap_or_default().into(),
+        ended,
+        grace_ends: pod.metadata.deletion_timestamp.as_ref().map(|time| time.0.into()),
         ips,
         node: spec.node_name.as_deref().map(Arc::from),
         service_account: spec.service_account_name.as_deref().unwrap_or("default").into(),

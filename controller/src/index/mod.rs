@@ -13,7 +13,7 @@ pub(crate) mod store;
 mod watches;
 
 use std::collections::{BTreeSet, HashSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use outrigger_api::discovery::Workload;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use self::objects::{Kind, Object, ObjectName};
+use self::objects::{Kind, Object, ObjectName, Pod};
 pub(crate) use self::routing::{is_displaced, resolve};
 use self::store::{Store, Touched};
 use self::watches::Watches;
@@ -164,6 +164,16 @@ impl Index {
         self.bundle_namespaces.subscribe()
     }
 
+    /// What is known of a pod.
+    pub(crate) fn pod(&self, name: &ObjectName) -> Option<Pod> {
+        self.read(|store| store.pods.get(name).cloned())
+    }
+
+    /// The pod that has the address, if exactly one has it.
+    pub(crate) fn pod_at(&self, ip: IpAddr) -> Option<ObjectName> {
+        self.read(|store| store.pod_at(ip).map(|(name, _)| name.clone()))
+    }
+
     /// Reads the store.
     pub(crate) fn read<T>(&self, read: impl FnOnce(&Store) -> T) -> T {
         read(&self.inner.lock().store)
@@ -198,6 +208,12 @@ impl Discover for Index {
         workloads.watch(ObjectName::new(namespace, pod), |name, deps| {
             build::workload(store, name, deps).into()
         })
+    }
+
+    fn is_alive(&self, caller: &Caller) -> bool {
+        // Before the lists are complete nothing can be said against anybody.
+        let account = ObjectName::new(&caller.namespace, &caller.service_account);
+        !*self.synced.borrow() || self.read(|store| store.has_pods(&account))
     }
 
     fn synced(&self) -> watch::Receiver<bool> {

@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use outrigger_api::discovery::Protocol;
 
@@ -132,6 +133,12 @@ pub struct SlicePort {
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Pod {
+    /// Unlike the name never another pod's.
+    pub uid: Arc<str>,
+    /// It has succeeded or failed.
+    pub ended: bool,
+    /// It is being deleted, and this is when its grace period is over.
+    pub grace_ends: Option<SystemTime>,
     /// Empty for a pod that shares its node's address, and for one that has ended.
     pub ips: Vec<IpAddr>,
     /// None until it is scheduled.

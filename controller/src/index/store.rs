@@ -37,6 +37,8 @@ pub(crate) struct Store {
     slices_of: HashMap<ObjectName, BTreeSet<ObjectName>>,
     pub(crate) pods: HashMap<ObjectName, Pod>,
     pod_ips: HashMap<IpAddr, BTreeSet<ObjectName>>,
+    /// How many pods that have not ended each ServiceAccount has.
+    pods_of: HashMap<ObjectName, usize>,
     /// How many pods of each namespace have a sidecar.
     mesh_pods: HashMap<Arc<str>, usize>,
     pub(super) nodes: BTreeMap<Arc<str>, Node>,
@@ -171,6 +173,11 @@ impl Store {
         in_namespace(&self.grants, namespace).map(|(_, grant)| grant)
     }
 
+    /// Whether a pod of the ServiceAccount exists that has not ended.
+    pub(super) fn has_pods(&self, account: &ObjectName) -> bool {
+        self.pods_of.contains_key(account)
+    }
+
     /// Namespaces in which pods mount the trust bundle.
     pub(super) fn bundle_namespaces(&self) -> BTreeSet<Arc<str>> {
         let namespaces = self.namespaces.iter().filter(|(_, ns)| !ns.terminating);
@@ -230,6 +237,8 @@ impl Store {
         if old == pod.as_ref() {
             return;
         }
+        let account = |pod: &Pod| (!pod.ended).then(|| ObjectName::new(&name.namespace, &pod.service_account));
+        let (old_account, new_account) = (old.and_then(account), pod.as_ref().and_then(account));
         let (was_in_mesh, is_in_mesh) = (old.is_some_and(|p| p.in_mesh), pod.as_ref().is_some_and(|p| p.in_mesh));
         for ip in old.map(|p| p.ips.clone()).unwrap_or_default() {
             remove_from(&mut self.pod_ips, &ip, &name);
@@ -238,6 +247,14 @@ impl Store {
         for ip in pod.iter().flat_map(|p| &p.ips) {
             self.pod_ips.entry(*ip).or_default().insert(name.clone());
             touched.deps.insert(Dep::Ip(*ip));
+        }
+        if old_account != new_account {
+            if let Some(account) = new_account {
+                *self.pods_of.entry(account).or_default() += 1;
+            }
+            if let Some(account) = old_account {
+                take_one(&mut self.pods_of, &account);
+            }
         }
         if was_in_mesh != is_in_mesh {
             let pods = self.mesh_pods.entry(name.namespace.clone()).or_default();
@@ -318,6 +335,15 @@ fn in_namespace<'a, T>(
     objects
         .range(first..)
         .take_while(move |(name, _)| name.namespace == namespace)
+}
+
+fn take_one<K: Eq + std::hash::Hash>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
 }
 
 fn set<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {

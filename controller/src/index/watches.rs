@@ -12,7 +12,13 @@ use super::store::Dep;
 pub(super) struct Watches<K, V> {
     watched: HashMap<K, Watched<V>>,
     dependents: HashMap<Dep, HashSet<K>>,
+    /// At so many answers those that nobody watches are dropped, however soon after the last sweep: whoever opens streams and
+    /// closes them again would fill the memory between two.
+    sweep_at: usize,
 }
+
+/// Answers that are kept without a look at who watches them.
+const FEW: usize = 1024;
 
 struct Watched<V> {
     sender: watch::Sender<Arc<V>>,
@@ -24,6 +30,7 @@ impl<K, V> Default for Watches<K, V> {
         Self {
             watched: HashMap::new(),
             dependents: HashMap::new(),
+            sweep_at: FEW,
         }
     }
 }
@@ -33,6 +40,9 @@ impl<K: Clone + Eq + Hash, V: PartialEq> Watches<K, V> {
     pub(super) fn watch(&mut self, key: K, build: impl FnOnce(&K, &mut Deps) -> V) -> watch::Receiver<Arc<V>> {
         if let Some(watched) = self.watched.get(&key) {
             return watched.sender.subscribe();
+        }
+        if self.watched.len() >= self.sweep_at {
+            self.sweep();
         }
         let mut deps = Deps::new();
         let (sender, receiver) = watch::channel(Arc::new(build(&key, &mut deps)));
@@ -71,6 +81,8 @@ impl<K: Clone + Eq + Hash, V: PartialEq> Watches<K, V> {
                 self.forget(&key, &watched.deps);
             }
         }
+        // So that a sweep has had as many answers since the last one as it looks at.
+        self.sweep_at = (2 * self.watched.len()).max(FEW);
     }
 
     pub(super) fn len(&self) -> usize {
@@ -92,5 +104,24 @@ impl<K: Clone + Eq + Hash, V: PartialEq> Watches<K, V> {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use outrigger_api::discovery::Target;
+
+    use super::*;
+
+    #[test]
+    fn answers_that_nobody_watches_do_not_pile_up_between_sweeps() {
+        let mut watches = Watches::<usize, Target>::default();
+        let kept: Vec<_> = (0..10).map(|n| watches.watch(n, |_, _| Target::default())).collect();
+        for n in 0..100_000 {
+            drop(watches.watch(n, |_, _| Target::default()));
+            assert!(watches.len() <= FEW);
+        }
+        watches.sweep();
+        assert_eq!(watches.len(), kept.len());
     }
 }

@@ -55,7 +55,8 @@ fn material() -> Material {
 
 async fn serve(material: &Material) -> Server {
     let metrics = Arc::new(Metrics::default());
-    let webhook = Webhook::new(Settings::default(), Box::new(Fixed), Arc::clone(&metrics));
+    let mut webhook = Webhook::new(Settings::default(), Box::new(Fixed), Arc::clone(&metrics));
+    webhook.times.input = Duration::from_secs(60);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let (serving, shutdown) = (Arc::new(Serving::default()), CancellationToken::new());

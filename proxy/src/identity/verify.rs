@@ -117,7 +117,7 @@ impl Verifier {
 
     fn check_name(&self, leaf: &CertificateDer<'_>) -> Result<(), Error> {
         match Leaf::parse(leaf) {
-            Ok(leaf) if leaf.id.trust_domain() == &*self.trust_domain => Ok(()),
+            Ok(leaf) if leaf.id.is_of(&self.trust_domain) => Ok(()),
             Ok(leaf) => Err(refused(PeerError::TrustDomain {
                 found: leaf.id,
                 ours: self.trust_domain.clone(),

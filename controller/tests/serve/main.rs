@@ -16,7 +16,7 @@ use outrigger_controller::discovery::{Discover, FixedTargets};
 use outrigger_controller::index::{Index, from_k8s};
 use outrigger_controller::issuer::{Issuer, StaticTokens};
 use outrigger_controller::metrics::Metrics;
-use outrigger_controller::server::{ServerTls, serve};
+use outrigger_controller::server::{ServerTls, serve_within};
 use rcgen::{CertificateParams, KeyPair, SanType};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -24,12 +24,16 @@ use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint as TonicEndpoint};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const TARGET: &str = "10.96.0.1:80";
+const BUDGET: u64 = 64 << 20;
+
+mod attacks;
 
 struct Server {
     address: SocketAddr,
@@ -75,7 +79,8 @@ async fn start_with(discovery: Arc<dyn Discover>, targets: Arc<FixedTargets>) ->
         metrics: metrics.clone(),
     };
     let shutdown = CancellationToken::new();
-    let served = tokio::spawn(serve(listener, tls, issuer, Some(discovery), shutdown.clone()));
+    let discovery = Some(discovery);
+    let served = tokio::spawn(serve_within(BUDGET, listener, tls, issuer, discovery, shutdown.clone()));
     Server {
         address,
         ca,
@@ -96,6 +101,20 @@ impl Server {
         svid: Option<IssuedSvid>,
         versions: &[&'static rustls::SupportedProtocolVersion],
     ) -> Result<Channel, tonic::transport::Error> {
+        let (config, address) = (Arc::new(self.client_config(svid, versions)), self.address);
+        let connect = tower::service_fn(move |_| {
+            let config = config.clone();
+            async move { Ok::<_, std::io::Error>(TokioIo::new(tls(config, TcpStream::connect(address).await?).await?)) }
+        });
+        let endpoint = TonicEndpoint::from_static("http://controller.invalid");
+        endpoint.connect_with_connector(connect).await
+    }
+
+    fn client_config(
+        &self,
+        svid: Option<IssuedSvid>,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+    ) -> ClientConfig {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)
@@ -107,17 +126,7 @@ impl Server {
             None => config.with_no_client_auth(),
         };
         config.alpn_protocols = vec![b"h2".to_vec()];
-        let (connector, address) = (tokio_rustls::TlsConnector::from(Arc::new(config)), self.address);
-        let connect = tower::service_fn(move |_| {
-            let connector = connector.clone();
-            async move {
-                let stream = TcpStream::connect(address).await?;
-                let name = ServerName::try_from("controller.invalid").unwrap();
-                Ok::<_, std::io::Error>(TokioIo::new(connector.connect(name, stream).await?))
-            }
-        });
-        let endpoint = TonicEndpoint::from_static("http://controller.invalid");
-        endpoint.connect_with_connector(connect).await
+        config
     }
 
     fn svid(&self, namespace: &str, account: &str) -> IssuedSvid {
@@ -185,6 +194,11 @@ impl ServerCertVerifier for IsController {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         vec![SignatureScheme::ECDSA_NISTP256_SHA256]
     }
+}
+
+async fn tls(config: Arc<ClientConfig>, stream: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
+    let name = ServerName::try_from("controller.invalid").unwrap();
+    tokio_rustls::TlsConnector::from(config).connect(name, stream).await
 }
 
 fn csr(name: &str) -> Vec<u8> {
@@ -398,6 +412,25 @@ async fn tls_1_2_and_unknown_roots_are_refused() {
                 .is_err()
         );
     }
+    server.stop().await;
+}
+
+/// A root may have signed for other trust domains too.
+#[tokio::test]
+async fn another_trust_domain_is_refused() {
+    let server = start().await;
+    let id = SpiffeId::new("elsewhere.test", "shop", "orders").unwrap();
+    let svid = server.ca.borrow().issue(&id, HOUR).unwrap();
+    let request = WatchTargetRequest {
+        address: TARGET.to_owned(),
+        ..WatchTargetRequest::default()
+    };
+    // In TLS 1.3 the client learns of it only when it reads.
+    if let Ok(channel) = server.try_connect(Some(svid), &[&rustls::version::TLS13]).await {
+        let answer = DiscoveryClient::new(channel).watch_target(request).await;
+        assert!(answer.is_err());
+    }
+    assert!(server.metrics.encode().contains("handshakes_failed_total 1"));
     server.stop().await;
 }
 

@@ -1,0 +1,318 @@
+//! Pods that want the controller to themselves. Each row of THREATS.md about it has its test here.
+//!
+//! The attackers write HTTP/2 by hand: a library would keep to the limits that the server announces.
+
+use std::net::Ipv4Addr;
+use std::time::Instant;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpSocket;
+use tokio::task::JoinSet;
+
+use super::*;
+
+/// The numbers that took the controller down. `OUTRIGGER_ATTACK=whole` asks for them; without it they are smaller.
+struct Size {
+    streams: u32,
+    idle: usize,
+}
+
+fn size() -> Size {
+    match std::env::var("OUTRIGGER_ATTACK").as_deref() {
+        Ok("whole") => Size {
+            streams: 16_000,
+            idle: 1200,
+        },
+        _ => Size {
+            streams: 1000,
+            idle: 700,
+        },
+    }
+}
+
+/// From an address of its own, as a pod would.
+async fn connect_as_pod(to: SocketAddr, last: u8) -> std::io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((Ipv4Addr::new(127, 0, 1, last), 0).into())?;
+    socket.connect(to).await
+}
+
+impl Server {
+    async fn raw(&self, svid: Option<IssuedSvid>, last: u8) -> std::io::Result<TlsStream<TcpStream>> {
+        let config = self.client_config(svid, &[&rustls::version::TLS13]);
+        let stream = connect_as_pod(self.address, last).await?;
+        tls(Arc::new(config), stream).await
+    }
+
+    fn number(&self, metric: &str) -> f64 {
+        let text = self.metrics.encode();
+        let line = text.lines().find_map(|l| l.strip_prefix(metric)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {metric} in {text}")).parse().unwrap()
+    }
+
+    async fn until(&self, what: &str, mut done: impl FnMut(&Self) -> bool) {
+        let waited = async {
+            while !done(self) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(120), waited).await;
+        waited.unwrap_or_else(|_| panic!("{what}: {}", self.metrics.encode()));
+    }
+
+    /// Asks for SVIDs, one after the other, each on a connection of its own, as sidecars that start do; says how long each took.
+    async fn svids(&self, number: usize) -> Vec<Duration> {
+        let csr = csr("spiffe://cluster.local/ns/shop/sa/orders");
+        let mut times = Vec::new();
+        for n in 0..number {
+            let start = Instant::now();
+            let request = IssueRequest {
+                csr: csr.clone(),
+                token: "token-of-orders".to_owned(),
+            };
+            // A sidecar tries again: on a machine that is overloaded its own handshake may take too long.
+            let issued = async {
+                loop {
+                    if let Ok(channel) = self.try_connect(None, &[&rustls::version::TLS13]).await
+                        && let Ok(answer) = IdentityClient::new(channel).issue(request.clone()).await
+                    {
+                        return answer.into_inner();
+                    }
+                    tokio::time::sleep(Duration::from_millis(250)).await;
+                }
+            };
+            let issued = tokio::time::timeout(Duration::from_secs(60), issued).await;
+            let issued = issued.unwrap_or_else(|_| panic!("SVID {n} was not issued"));
+            assert_eq!(issued.certificate_chain.len(), 1);
+            times.push(start.elapsed());
+        }
+        times.sort_unstable();
+        times
+    }
+}
+
+fn report(what: &str, times: &[Duration]) {
+    let (median, last) = (times[times.len() / 2], times[times.len() - 1]);
+    println!("{what}: {} SVIDs, median {median:?}, slowest {last:?}", times.len());
+}
+
+/// RFC 9113 section 4.1.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut frame = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
+    frame.extend([kind, flags]);
+    frame.extend(stream.to_be_bytes());
+    frame.extend_from_slice(payload);
+    frame
+}
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+const ACK: u8 = 1;
+
+/// A gRPC request head in HPACK without a table (RFC 7541 section 6.2.2).
+fn head(path: &str) -> Vec<u8> {
+    let text = |s: &str| [&[u8::try_from(s.len()).unwrap()], s.as_bytes()].concat();
+    [
+        vec![0x83, 0x86, 0x04],
+        text(path),
+        vec![0x01],
+        text("controller"),
+        vec![0x0f, 0x10],
+        text("application/grpc"),
+        vec![0x00],
+        text("te"),
+        text("trailers"),
+    ]
+    .concat()
+}
+
+fn message(message: &impl prost::Message) -> Vec<u8> {
+    let body = message.encode_to_vec();
+    [&[0], &u32::try_from(body.len()).unwrap().to_be_bytes()[..], &body].concat()
+}
+
+fn preface(settings: &[u8]) -> Vec<u8> {
+    [
+        &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..],
+        &frame(SETTINGS, 0, 0, settings),
+        &frame(SETTINGS, ACK, 0, &[]),
+    ]
+    .concat()
+}
+
+/// Opens streams, whatever the server allows, and leaves them open until the server closes the connection.
+async fn flood(
+    stream: TlsStream<TcpStream>,
+    settings: &[u8],
+    path: &str,
+    streams: u32,
+    mut request: impl FnMut(u32) -> Vec<u8>,
+) {
+    let (mut read, mut write) = tokio::io::split(stream);
+    let head = head(path);
+    let written = async {
+        write.write_all(&preface(settings)).await?;
+        for n in 0..streams {
+            let id = 2 * n + 1;
+            let both = [
+                frame(HEADERS, END_HEADERS, id, &head),
+                frame(DATA, END_STREAM, id, &request(n)),
+            ]
+            .concat();
+            write.write_all(&both).await?;
+        }
+        write.flush().await?;
+        std::future::pending::<std::io::Result<()>>().await
+    };
+    let drained = async {
+        let mut bytes = vec![0; 16 * 1024];
+        while read.read(&mut bytes).await.is_ok_and(|n| n > 0) {}
+    };
+    tokio::select! {
+        // The server may close before all is written; what it says is read to the end either way.
+        Err(_) = written => {}
+        () = drained => {}
+    }
+}
+
+/// No credential at all: 8 connections, each with thousands of requests with garbage tokens, and again when they are closed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_tokens_do_not_stop_the_issuing() {
+    let server = Arc::new(start().await);
+    let streams = size().streams;
+    let mut attack = JoinSet::new();
+    for _ in 0..8 {
+        let server = Arc::clone(&server);
+        attack.spawn(async move {
+            let garbage = message(&IssueRequest {
+                csr: vec![0x30; 1000],
+                token: "x".repeat(1000),
+            });
+            loop {
+                if let Ok(stream) = server.raw(None, 1).await {
+                    let path = "/outrigger.identity.v1.Identity/Issue";
+                    flood(stream, &[], path, streams, |_| garbage.clone()).await;
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        });
+    }
+    let refused = "outrigger_controller_svids_issued_total{result=\"unauthenticated\"}";
+    server
+        .until("the attack has begun", |s| s.metrics.encode().contains(refused))
+        .await;
+    report("garbage tokens", &server.svids(50).await);
+    attack.shutdown().await;
+    Arc::try_unwrap(server).ok().unwrap().stop().await;
+}
+
+/// Connections that say nothing once stopped the issuing: each held a permit for its handshake.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silent_connections_do_not_stop_the_issuing() {
+    let server = Arc::new(start().await);
+    let mut attack = JoinSet::new();
+    for _ in 0..size().idle {
+        let server = Arc::clone(&server);
+        attack.spawn(async move {
+            loop {
+                if let Ok(mut stream) = connect_as_pod(server.address, 1).await {
+                    let _ = stream.read_u8().await;
+                }
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        });
+    }
+    server
+        .until("strangers", |s| s.number("outrigger_controller_strangers") >= 500.0)
+        .await;
+    report("silent connections", &server.svids(50).await);
+    server
+        .until("the oldest are closed", |s| {
+            s.number("outrigger_controller_strangers_displaced") > 0.0
+        })
+        .await;
+    attack.shutdown().await;
+    Arc::try_unwrap(server).ok().unwrap().stop().await;
+}
+
+fn watch(address: String) -> Vec<u8> {
+    message(&WatchTargetRequest {
+        address,
+        ..WatchTargetRequest::default()
+    })
+}
+
+const WATCH_TARGET: &str = "/outrigger.discovery.v1.Discovery/WatchTarget";
+
+/// One SVID: 24 connections, each with thousands of streams about addresses that do not exist.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_of_one_pod_leave_the_memory_to_others() {
+    let server = Arc::new(start().await);
+    let streams = size().streams;
+    let mut attack = JoinSet::new();
+    for connection in 0..24_u32 {
+        let stream = server.raw(Some(server.svid("evil", "default")), 1).await.unwrap();
+        attack.spawn(async move {
+            let invented = |n: u32| watch(format!("{}:80", Ipv4Addr::from(0x0b00_0000 + connection * 100_000 + n)));
+            flood(stream, &[], WATCH_TARGET, streams, invented).await;
+        });
+    }
+    // A fifth of all is for one pod: it gets so far, and no further.
+    let (charged, fifth) = ("outrigger_controller_charged_bytes", BUDGET as f64 / 5.0);
+    server
+        .until("the attack is at its bound", |s| s.number(charged) > 0.98 * fifth)
+        .await;
+    assert!(server.number(charged) <= fifth, "{}", server.number(charged));
+    let open = server.number("outrigger_controller_streams_open{kind=\"target\"}");
+    println!(
+        "24 connections of {streams} streams: {open} are open, {} bytes charged",
+        server.number(charged)
+    );
+
+    report("invented addresses", &server.svids(50).await);
+    let mut client = DiscoveryClient::new(server.connect(Some(server.svid("shop", "orders"))).await);
+    let request = WatchTargetRequest {
+        address: TARGET.to_owned(),
+        ..WatchTargetRequest::default()
+    };
+    let mut updates = client.watch_target(request).await.unwrap().into_inner();
+    assert_eq!(updates.message().await.unwrap().unwrap(), pod("10.0.0.1:80"));
+    attack.shutdown().await;
+    // Who ends gives back.
+    drop((updates, client));
+    server.until("all is given back", |s| s.number(charged) == 0.0).await;
+    Arc::try_unwrap(server).ok().unwrap().stop().await;
+}
+
+/// One connection whose windows are one byte: what it does not take is charged to it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_that_nobody_takes_are_charged() {
+    let server = Arc::new(start().await);
+    let large = Target {
+        kind: Some(target::Kind::Pod(Pod {
+            endpoint: Some(Endpoint {
+                address: "x".repeat(200_000),
+                ..Endpoint::default()
+            }),
+            ..Pod::default()
+        })),
+    };
+    server.targets.replace(TARGET.parse().unwrap(), large);
+    let stream = server.raw(Some(server.svid("evil", "default")), 1).await.unwrap();
+    // SETTINGS_INITIAL_WINDOW_SIZE (4).
+    let settings = [&[0, 4][..], &1_u32.to_be_bytes()].concat();
+    let attack = tokio::spawn(async move {
+        flood(stream, &settings, WATCH_TARGET, 1000, |_| watch(TARGET.to_owned())).await;
+    });
+    let (charged, fifth) = ("outrigger_controller_charged_bytes", BUDGET as f64 / 5.0);
+    server
+        .until("messages are charged", |s| s.number(charged) > 0.9 * fifth)
+        .await;
+    assert!(server.number(charged) <= fifth, "{}", server.number(charged));
+    attack.abort();
+    server.until("all is given back", |s| s.number(charged) == 0.0).await;
+    Arc::try_unwrap(server).ok().unwrap().stop().await;
+}
