@@ -115,6 +115,7 @@ pub async fn start(config: Config, log: Option<LogFilter>) -> anyhow::Result<Run
     let resolver = Resolver::start(config.dns_servers.as_deref()).map_err(failed)?;
     let telemetry = Telemetry::start(&Settings::from(&config), &resolver).map_err(failed)?;
     telemetry.metrics().runtime(Handle::current());
+    telemetry.metrics().connections_limit(config.budget.connections);
     let identity = Identity::start(config.identity.clone(), resolver.clone());
     let discovery = Discovery::start(&config.discovery, &config.workload, identity.clone(), resolver.clone());
     let process = Arc::new(Process {

@@ -15,6 +15,7 @@ use tokio::time::{sleep, timeout};
 use crate::app;
 use crate::capture::{self, CaptureConfig};
 use crate::config::Config;
+use crate::room::{Budget, memory_limit};
 use crate::telemetry::logging::LogFilter;
 
 /// The exit code for a configuration that is wrong.
@@ -81,10 +82,11 @@ fn run(file: Option<PathBuf>) -> ExitCode {
             Err(error) => Err(vec![format!("{}: {error}", path.display())]),
         },
     };
-    let config = match config {
+    let mut config = match config {
         Ok(config) => config,
         Err(errors) => return wrong_configuration(&errors),
     };
+    config.budget = Budget::of(memory_limit());
     let log = match LogFilter::install(&config.log) {
         Ok(log) => log,
         Err(error) => return wrong_configuration(&[error]),

@@ -23,6 +23,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use crate::room::Seat;
+
 /// How long an idle HTTP/1 connection outlives the signal, and how long a worker does at least.
 pub const GRACE: Duration = Duration::from_millis(500);
 
@@ -111,8 +113,14 @@ pub enum Stage {
     Refusing,
 }
 
-/// An open connection, or a listener.
+/// An open connection.
 pub struct OpenConnection {
+    registered: Registered,
+    seat: Seat,
+}
+
+/// An open connection, or a listener.
+struct Registered {
     activity: Rc<Activity>,
     slot: usize,
     kind: Kind,
@@ -131,11 +139,14 @@ pub struct InFlight(Rc<Activity>);
 
 impl Activity {
     /// A connection that was accepted; `from_app`: by the outbound listener.
-    pub fn open(self: &Rc<Self>, from_app: bool) -> OpenConnection {
+    pub fn open(self: &Rc<Self>, from_app: bool, seat: Seat) -> OpenConnection {
         if from_app {
             self.app_calls.set(self.app_calls.get() + 1);
         }
-        self.register(if from_app { Kind::FromApp } else { Kind::ToApp })
+        OpenConnection {
+            registered: self.register(if from_app { Kind::FromApp } else { Kind::ToApp }),
+            seat,
+        }
     }
 
     /// Waits until no more connections are to be taken.
@@ -189,14 +200,14 @@ impl Activity {
         }
     }
 
-    fn register(self: &Rc<Self>, kind: Kind) -> OpenConnection {
+    fn register(self: &Rc<Self>, kind: Kind) -> Registered {
         let mut wakers = self.wakers.borrow_mut();
         let slot = self.free.borrow_mut().pop().unwrap_or_else(|| {
             wakers.push(None);
             wakers.len() - 1
         });
         self.count(kind, 1);
-        OpenConnection {
+        Registered {
             activity: Rc::clone(self),
             slot,
             kind,
@@ -224,11 +235,23 @@ impl Activity {
 impl OpenConnection {
     /// Of the worker that it is open on.
     pub fn activity(&self) -> Rc<Activity> {
-        Rc::clone(&self.activity)
+        Rc::clone(&self.registered.activity)
+    }
+
+    /// Its place among the worker's connections.
+    pub fn seat(&self) -> &Seat {
+        &self.seat
     }
 
     /// How far the drain is; the task is woken when that changes.
     pub fn poll_stage(&self, cx: &mut Context<'_>) -> Stage {
+        self.registered.poll_stage(cx)
+    }
+}
+
+impl Registered {
+    /// How far the drain is; the task is woken when that changes.
+    fn poll_stage(&self, cx: &mut Context<'_>) -> Stage {
         let stage = self.activity.stage.get();
         if stage < Stage::Refusing {
             let mut wakers = self.activity.wakers.borrow_mut();
@@ -240,8 +263,7 @@ impl OpenConnection {
         stage
     }
 
-    /// Waits until the drain is at `stage`.
-    pub async fn reached(&self, stage: Stage) {
+    async fn reached(&self, stage: Stage) {
         poll_fn(|cx| {
             if self.poll_stage(cx) >= stage {
                 Poll::Ready(())
@@ -253,7 +275,7 @@ impl OpenConnection {
     }
 }
 
-impl Drop for OpenConnection {
+impl Drop for Registered {
     fn drop(&mut self) {
         let activity = &self.activity;
         activity.wakers.borrow_mut()[self.slot] = None;
@@ -276,18 +298,24 @@ impl Drop for InFlight {
 
 #[cfg(test)]
 mod tests {
-    use super::{Activity, GRACE, LAST, LOOK, Phase, QUIET, Stage, channel};
+    use super::{Activity, GRACE, LAST, LOOK, OpenConnection, Phase, QUIET, Stage, channel};
+    use crate::room::Room;
     use std::cell::Cell;
+    use std::net::Ipv4Addr;
     use std::rc::Rc;
     use std::time::Duration;
     use tokio::time::{Instant, timeout};
+
+    fn open(activity: &Rc<Activity>, from_app: bool) -> OpenConnection {
+        activity.open(from_app, Room::for_test().enter_own(Ipv4Addr::LOCALHOST.into()))
+    }
 
     const LONG: Duration = Duration::from_secs(3600);
 
     #[tokio::test(start_paused = true)]
     async fn waits_for_requests_and_for_connections_of_the_app() {
         let activity = Rc::new(Activity::default());
-        let connection = activity.open(true);
+        let connection = open(&activity, true);
         let request = activity.begin();
         let drain = activity.drain(|| false);
         tokio::pin!(drain);
@@ -305,7 +333,7 @@ mod tests {
     async fn an_app_that_lives_has_its_sidecar() {
         let activity = Rc::new(Activity::default());
         // It holds an idle connection, and nothing is in flight.
-        let connection = activity.open(true);
+        let connection = open(&activity, true);
         let lives = Cell::new(true);
         let drain = activity.drain(|| lives.get());
         tokio::pin!(drain);
@@ -326,7 +354,7 @@ mod tests {
         let drain = activity.drain(|| false);
         tokio::pin!(drain);
         for _ in 0..100 {
-            drop(activity.open(true));
+            drop(open(&activity, true));
             assert!(timeout(GRACE / 2, &mut drain).await.is_err());
         }
         assert_eq!(activity.stage(), Stage::Draining);
@@ -342,7 +370,7 @@ mod tests {
         assert_eq!(began.elapsed(), GRACE);
         // A peer that holds a connection and sends nothing is not waited for.
         let activity = Rc::new(Activity::default());
-        let _idle = activity.open(false);
+        let _idle = open(&activity, false);
         let began = Instant::now();
         activity.drain(|| false).await;
         assert_eq!(began.elapsed(), GRACE + LAST);
@@ -351,7 +379,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_request_that_comes_last_is_waited_for() {
         let activity = Rc::new(Activity::default());
-        let connection = activity.open(false);
+        let connection = open(&activity, false);
         let drain = activity.drain(|| false);
         tokio::pin!(drain);
         assert!(timeout(GRACE + LAST / 2, &mut drain).await.is_err());

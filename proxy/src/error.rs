@@ -42,6 +42,8 @@ pub enum Reason {
     HeadersTooLarge,
     /// The header section did not end in time.
     HeadTimeout,
+    /// This sidecar has no memory left for the request's header section.
+    Overloaded,
     /// Plaintext, where mutual TLS is required.
     PlaintextRefused,
     /// The client went away before the response.
@@ -50,7 +52,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for the documentation's test.
-    pub const ALL: [Reason; 20] = [
+    pub const ALL: [Reason; 21] = [
         Reason::NoEndpoints,
         Reason::DiscoveryUnavailable,
         Reason::IdentityUnavailable,
@@ -69,6 +71,7 @@ impl Reason {
         Reason::BadRequest,
         Reason::HeadersTooLarge,
         Reason::HeadTimeout,
+        Reason::Overloaded,
         Reason::PlaintextRefused,
         Reason::ClientClosed,
     ];
@@ -94,6 +97,7 @@ impl Reason {
             Reason::BadRequest => "bad-request",
             Reason::HeadersTooLarge => "headers-too-large",
             Reason::HeadTimeout => "head-timeout",
+            Reason::Overloaded => "overloaded",
             Reason::PlaintextRefused => "plaintext-refused",
             Reason::ClientClosed => "client-closed",
         }
@@ -109,7 +113,8 @@ impl Reason {
             | Reason::TlsFailed
             | Reason::IdentityMismatch
             | Reason::UpstreamRefused
-            | Reason::AppUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+            | Reason::AppUnavailable
+            | Reason::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
             Reason::ConnectTimeout | Reason::RequestTimeout | Reason::AttemptTimeout => StatusCode::GATEWAY_TIMEOUT,
             Reason::UpstreamReset | Reason::UpstreamProtocol => StatusCode::BAD_GATEWAY,
             Reason::NoRoute => StatusCode::NOT_FOUND,
@@ -143,6 +148,7 @@ impl Reason {
                 | Reason::IdentityMismatch
                 | Reason::UpstreamRefused
                 | Reason::AppUnavailable
+                | Reason::Overloaded
         )
     }
 }

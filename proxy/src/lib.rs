@@ -18,5 +18,6 @@ pub mod inbound;
 pub mod model;
 pub mod net;
 pub mod outbound;
+pub mod room;
 pub mod telemetry;
 pub mod worker;

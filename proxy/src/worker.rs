@@ -25,6 +25,7 @@ use crate::net::listen::{self, Listener};
 use crate::net::{Io, sockets};
 use crate::outbound::affinity::Caller;
 use crate::outbound::target::WorkerTarget;
+use crate::room::{Arrivals, Room, Seat};
 use crate::telemetry::Telemetry;
 use crate::{inbound, outbound};
 
@@ -56,6 +57,8 @@ pub struct Listeners {
 pub struct Worker {
     pub process: Arc<Process>,
     pub activity: Rc<Activity>,
+    /// The connections that it holds for clients.
+    pub room: Rc<Room>,
     pub rng: RefCell<SmallRng>,
     /// This pod, for choices that stay the same.
     pub caller: Caller,
@@ -78,8 +81,11 @@ pub fn run(process: Arc<Process>, listeners: Listeners, mut signal: Signal) -> s
         .build_local(tokio::runtime::LocalOptions::default())?;
     let caller = Caller::new(&process.config.workload);
     runtime.block_on(async move {
+        let budget = process.config.budget.share(process.config.workers);
+        let room = Room::new(budget, Arc::clone(process.telemetry.metrics()));
         let worker = Rc::new(Worker {
             process,
+            room,
             activity: Rc::default(),
             rng: RefCell::new(SmallRng::from_os_rng()),
             caller,
@@ -188,39 +194,40 @@ impl Worker {
 }
 
 async fn accept_outbound(worker: Rc<Worker>, listener: Listener, to: Destination) {
-    accept(&worker, listener, |stream, client| {
+    accept(&worker, listener, |stream, client, seat| {
         let key = match &to {
             Destination::Named(name) => TargetKey::Named(Arc::clone(name)),
             Destination::Fixed(address) => TargetKey::Address(*address),
             Destination::Original => TargetKey::Address(worker.captured(&stream, client)?),
         };
-        outbound::spawn(Rc::clone(&worker), stream, key);
+        outbound::spawn(Rc::clone(&worker), stream, key, seat);
         Some(())
     })
     .await;
 }
 
 async fn accept_inbound(worker: Rc<Worker>, listener: Listener, to: InboundDestination) {
-    accept(&worker, listener, |stream, client| {
+    accept(&worker, listener, |stream, client, seat| {
         let app = match &to {
             InboundDestination::Fixed(app) => *app,
             InboundDestination::Original => worker.captured(&stream, client)?,
         };
-        inbound::spawn(Rc::clone(&worker), Io::Tcp(stream), app, Some(client));
+        inbound::spawn(Rc::clone(&worker), Io::Tcp(stream), app, Some(client), seat);
         Some(())
     })
     .await;
 }
 
 /// Accepts until the end of the drain, and then what waits in the queue: those clients have a connection already.
-async fn accept(worker: &Rc<Worker>, listener: Listener, spawn: impl Fn(TcpStream, SocketAddr) -> Option<()>) {
+async fn accept(worker: &Rc<Worker>, listener: Listener, spawn: impl Fn(TcpStream, SocketAddr, Seat) -> Option<()>) {
+    let mut arrivals = Arrivals::new(Rc::clone(&worker.room), listener);
     let mut refusing = pin!(worker.activity.refusing());
     loop {
         tokio::select! {
             biased;
-            (stream, client) = listener.accept() => {
+            (stream, client, seat) = arrivals.next() => {
                 // A connection that was not captured is closed.
-                let _ = spawn(stream, client);
+                let _ = spawn(stream, client, seat);
             }
             () = &mut refusing => return,
         }

@@ -545,6 +545,24 @@ async fn head_timeout() {
 }
 
 #[tokio::test]
+async fn overloaded() {
+    let lab = Lab::new().await;
+    let web = lab.web(nobody(), ONCE);
+    let none = |config: &mut Config| config.budget.head_bytes = 0;
+    let web = web.start_with(&lab.authority, none).await;
+    let mut client = TcpStream::connect(web.outbound[0]).await.unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n").await.unwrap();
+    let mut answer = String::new();
+    let all = client.read_to_string(&mut answer);
+    tokio::time::timeout(SOON, all).await.expect("no answer").unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(answer.contains("\r\noutrigger-error: overloaded\r\n"), "{answer}");
+    assert!(answer.ends_with("See docs/errors.md#overloaded\n"), "{answer}");
+    assert_eq!(metric(&web, "outrigger_errors_total", &["overloaded"]), 1);
+    web.telemetry().flush(SOON).await;
+}
+
+#[tokio::test]
 async fn plaintext_refused() {
     let mut lab = Lab::new().await;
     let orders = lab.sidecar("orders").protects(nobody()).with("mtls: strict");

@@ -12,6 +12,7 @@ use super::{
     Config, Destination, DiscoveryConfig, HostPort, IdentityConfig, InboundDestination, InboundListener,
     OutboundListener, Probe, TracingConfig, TracingProtocol, Workload, limits,
 };
+use crate::room::Budget;
 
 pub(super) fn parse(get: &dyn Fn(&str) -> Option<String>) -> Result<Config, Vec<String>> {
     let mut env = Env {
@@ -103,6 +104,7 @@ impl Env<'_> {
             workers: workers?,
             drain_timeout: drain_timeout?,
             detect_timeout: detect_timeout?,
+            budget: Budget::default(),
             dns_servers: None,
         })
     }

@@ -19,6 +19,7 @@ use std::time::Duration;
 use outrigger_api::spiffe::SpiffeId;
 
 use crate::model::Target;
+use crate::room::Budget;
 
 /// Everything that the process needs to know before it starts.
 #[derive(Clone, Debug)]
@@ -46,6 +47,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// How long detection waits for a connection's first bytes, 100 ms to 60 s; then the connection is opaque.
     pub detect_timeout: Duration,
+    /// What is held for clients at most.
+    pub budget: Budget,
     /// Asked instead of the system's name servers.
     pub dns_servers: Option<Vec<SocketAddr>>,
 }

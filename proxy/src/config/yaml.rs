@@ -18,6 +18,7 @@ use super::{
 };
 use crate::discovery::convert;
 use crate::model::Target;
+use crate::room::Budget;
 
 pub(super) fn parse(name: &str, text: &str) -> Result<Config, Vec<String>> {
     let file: File = serde_saphyr::from_str(text).map_err(|error| vec![structure(name, text, &error)])?;
@@ -184,6 +185,7 @@ impl Reader<'_> {
             workers: workers.unwrap_or(1),
             drain_timeout: drain.unwrap_or(std::time::Duration::from_secs(30)),
             detect_timeout: detect.unwrap_or(std::time::Duration::from_secs(1)),
+            budget: Budget::default(),
             dns_servers: None,
         })
     }

@@ -20,6 +20,7 @@ use super::respond::grpc_trailers;
 use super::send::h2_cause;
 use crate::error::{ProxyError, Reason};
 use crate::outbound::replay::Replay;
+use crate::room::Busy;
 
 /// What hyper takes for an error.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -74,6 +75,8 @@ pub struct ResponseBody {
     grpc: bool,
     /// The connection that it comes from; given back with the last byte.
     lease: Option<Lease>,
+    /// Its client's connection is not closed for another one before the last byte.
+    busy: Option<Busy>,
     /// `None`: it was told.
     on_end: Option<Box<dyn OnEnd>>,
     /// `None`: there is no limit, and no timer.
@@ -248,6 +251,12 @@ impl ResponseBody {
         self
     }
 
+    /// The client's connection has this to do until the body is gone.
+    pub fn with_busy(mut self, busy: Busy) -> Self {
+        self.busy = Some(busy);
+        self
+    }
+
     /// Breaks off at a moment, for a reason.
     pub fn with_deadline(mut self, deadline: Option<(tokio::time::Instant, Reason)>) -> Self {
         if !self.is_end_stream() {
@@ -267,6 +276,7 @@ impl ResponseBody {
             content,
             grpc,
             lease: None,
+            busy: None,
             on_end: None,
             deadline: None,
             broken: None,

@@ -9,6 +9,9 @@
 use super::headers::MAX_HEADER_BYTES;
 use crate::error::{ProxyError, Reason};
 
+/// What a client outside the mesh is told by a strict workload.
+pub const PLAINTEXT_REFUSED: &str =
+    "this workload takes mutual TLS only; call it from a pod with a sidecar, or see outrigger.dev/mtls";
 /// Lines of a header section, as many as hyper takes.
 const MAX_FIELDS: usize = 100;
 /// The line of a chunk's size, its extensions included.
@@ -25,6 +28,10 @@ pub enum Fault {
     TooMany,
     /// The head did not end in time.
     TooSlow,
+    /// Too much memory is taken by heads whose end is not here.
+    NoRoom,
+    /// The client speaks plaintext where only mutual TLS is taken, so no more of its head is kept.
+    Plaintext,
 }
 
 /// What was found in some bytes.
@@ -99,6 +106,11 @@ impl Fault {
                 Reason::HeadTimeout,
                 "the request's header section did not end within 10 s of its first byte",
             ),
+            Fault::NoRoom => ProxyError::new(
+                Reason::Overloaded,
+                "this sidecar holds too many unfinished header sections; give it more memory if they are not an attack",
+            ),
+            Fault::Plaintext => ProxyError::new(Reason::PlaintextRefused, PLAINTEXT_REFUSED),
         }
     }
 }

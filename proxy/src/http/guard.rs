@@ -22,11 +22,13 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use http::Method;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
 use super::framing::{Fault, Scanned, Scanner};
 use super::half_close::Progress;
 use crate::net::{LINGER_BYTES, LINGER_TIME, writes_to_inner};
+use crate::room::{Heads, Held};
 
 /// From the first byte of a head to its last.
 pub const HEAD_TIME: Duration = Duration::from_secs(10);
@@ -54,6 +56,9 @@ pub struct Guard<IO> {
     complete: Option<Instant>,
     /// The client has ended its half, and may wait for so long.
     patience: Option<Pin<Box<Sleep>>>,
+    /// What `held` is counted in, and how many bytes it may have where that is less than for others.
+    counted: Held,
+    most_held: Option<usize>,
     watch: Arc<Watch>,
 }
 
@@ -66,6 +71,7 @@ pub struct Watch {
     tunnel: AtomicU8,
     /// Of the request that is in hand.
     pub progress: Progress,
+    gone: Notify,
 }
 
 // The states of `Watch::tunnel`.
@@ -101,11 +107,17 @@ impl Watch {
             .compare_exchange(ASKED, REFUSED, Ordering::Relaxed, Ordering::Relaxed);
         asked == Err(HASTY)
     }
+
+    /// Waits until the connection is closed: it may go on as something else than HTTP.
+    pub async fn gone(&self) {
+        self.gone.notified().await;
+    }
 }
 
 impl<IO> Guard<IO> {
-    /// Guards a connection from its first byte. `half_closes`: its client may end its half and wait for the answer.
-    pub fn new(io: IO, half_closes: bool) -> (Self, Arc<Watch>) {
+    /// Guards a connection from its first byte. `half_closes`: its client may end its half and wait for the answer. What is held
+    /// is counted in `heads`; `most_held`: of a client whose requests will be refused as plaintext, no more is held than this.
+    pub fn new(io: IO, half_closes: bool, heads: Heads, most_held: Option<usize>) -> (Self, Arc<Watch>) {
         let watch = Arc::new(Watch::default());
         let guard = Self {
             io,
@@ -119,6 +131,8 @@ impl<IO> Guard<IO> {
             half_closes,
             complete: None,
             patience: None,
+            counted: Held::new(heads),
+            most_held,
             watch: Arc::clone(&watch),
         };
         (guard, watch)
@@ -164,6 +178,19 @@ impl<IO> Guard<IO> {
             self.held = BytesMut::new();
             self.timer = None;
         }
+        // Less than before: there is room for it.
+        let _ = self.counted.set(self.held.capacity());
+    }
+
+    /// Counts what is held. Why it may not be, if it is too much.
+    fn count(&mut self) -> Option<Fault> {
+        if self.held.len() == self.free {
+            return None;
+        }
+        if self.scanner.in_head() && self.most_held.is_some_and(|most| self.held.len() > most) {
+            return Some(Fault::Plaintext);
+        }
+        (!self.counted.set(self.held.capacity())).then_some(Fault::NoRoom)
     }
 
     /// Whether the requests that were begun have their end.
@@ -202,6 +229,12 @@ impl<IO> Guard<IO> {
     }
 }
 
+impl<IO> Drop for Guard<IO> {
+    fn drop(&mut self) {
+        self.watch.gone.notify_one();
+    }
+}
+
 impl<IO: AsyncRead + Unpin> Guard<IO> {
     /// Reads from the connection. `Ready(true)`: there is something to give, or the end.
     fn fill(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<bool>> {
@@ -216,7 +249,8 @@ impl<IO: AsyncRead + Unpin> Guard<IO> {
                 self.free = self.seen + scanned.free;
             }
             self.seen += scanned.seen;
-            scanned.fault.into_iter().for_each(|fault| self.refuse(fault));
+            let fault = scanned.fault.or_else(|| self.count());
+            fault.into_iter().for_each(|fault| self.refuse(fault));
             return Poll::Ready(Ok(false));
         }
         let before = buf.filled().len();
@@ -234,7 +268,8 @@ impl<IO: AsyncRead + Unpin> Guard<IO> {
             self.seen = scanned.seen - scanned.free;
             buf.set_filled(before + scanned.free);
         }
-        scanned.fault.into_iter().for_each(|fault| self.refuse(fault));
+        let fault = scanned.fault.or_else(|| self.count());
+        fault.into_iter().for_each(|fault| self.refuse(fault));
         Poll::Ready(Ok(scanned.free > 0))
     }
 }
@@ -300,7 +335,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<IO> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::half_close::{ANSWER_TIME, LAST_CHANCE, SAME_MOMENT};
-    use super::{Fault, Guard, HEAD_TIME, STAND_IN, Watch};
+    use super::{Fault, Guard, HEAD_TIME, Heads, STAND_IN, Watch};
     use http::Method;
     use std::sync::Arc;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -309,7 +344,7 @@ mod tests {
 
     fn guarded() -> (DuplexStream, Guard<DuplexStream>, Arc<Watch>) {
         let (client, near) = tokio::io::duplex(1 << 20);
-        let (guard, watch) = Guard::new(near, true);
+        let (guard, watch) = Guard::new(near, true, Heads::for_test(1 << 20), None);
         (client, guard, watch)
     }
 
@@ -427,7 +462,7 @@ mod tests {
     #[tokio::test]
     async fn a_sidecar_and_a_client_in_the_middle_of_something_are_gone_at_once() {
         let (client, near) = tokio::io::duplex(1 << 20);
-        let (mut guard, watch) = Guard::new(near, false);
+        let (mut guard, watch) = Guard::new(near, false, Heads::for_test(1 << 20), None);
         drop(client);
         watch.progress.begin();
         assert_eq!(read(&mut guard).await, b"", "a sidecar");

@@ -32,6 +32,9 @@ pub const STREAM_WINDOW: u32 = 256 * 1024;
 pub const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 /// Streams that a client may have open on one connection; further ones wait on its side.
 const MAX_STREAMS: u32 = 1000;
+/// The same, and the size of a header section, where all requests of a connection will be refused but kubelet's.
+const REFUSED_STREAMS: u32 = 8;
+const REFUSED_FIELDS: usize = 4096;
 /// Streams that a client resets before they were looked at, at one time: beyond, GOAWAY (rapid reset, CVE-2023-44487).
 const MAX_RESET_UNSEEN: usize = 50;
 /// Streams that a client's own mistakes end, in the life of a connection: beyond, GOAWAY (MadeYouReset, CVE-2025-8671).
@@ -79,8 +82,10 @@ async fn serve_http1<H>(stream: Stream, open: &OpenConnection, handle: Rc<H>) ->
 where
     H: AsyncFn(Request<ClientBody>) -> Response<ResponseBody> + 'static,
 {
+    let seat = open.seat();
     let half_closes = !stream.is_mesh();
-    let (stream, watch) = Guard::new(stream, half_closes);
+    let (stream, watch) = Guard::new(stream, half_closes, seat.heads(), seat.most_held());
+    let gone = Arc::clone(&watch);
     // A connection that has not had its first request is not closed by the drain: it was made for one.
     let used = Rc::new(Cell::new(false));
     let service = service_fn({
@@ -88,6 +93,7 @@ where
         move |request| {
             let first = !used.replace(true);
             watch.progress.begin();
+            let busy = seat.busy();
             let (handle, watch, activity) = (Rc::clone(&handle), Arc::clone(&watch), Rc::clone(&activity));
             async move {
                 if first && half_closes {
@@ -95,7 +101,8 @@ where
                     // client's half. In one turn it is known.
                     tokio::task::yield_now().await;
                 }
-                Ok::<_, Infallible>(answer_http1(&*handle, watch, &activity, request).await)
+                let response = answer_http1(&*handle, watch, &activity, request).await;
+                Ok::<_, Infallible>(response.map(|body| body.with_busy(busy)))
             }
         }
     });
@@ -108,19 +115,25 @@ where
         .auto_date_header(false)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
-    let mut connection = pin!(connection);
-    let mut closing = false;
-    poll_fn(|cx| {
-        let polled = connection.as_mut().poll(cx);
-        // Answers say "Connection: close" while the drain goes on; here, idle connections are closed.
-        if polled.is_pending() && !closing && open.poll_stage(cx) >= Stage::Closing && used.get() {
-            closing = true;
-            connection.as_mut().graceful_shutdown();
-            return connection.as_mut().poll(cx);
-        }
-        polled
-    })
-    .await
+    let served = {
+        let mut connection = pin!(connection);
+        let mut closing = false;
+        poll_fn(|cx| {
+            let polled = connection.as_mut().poll(cx);
+            // Answers say "Connection: close" while the drain goes on; here, idle connections are closed.
+            if polled.is_pending() && !closing && open.poll_stage(cx) >= Stage::Closing && used.get() {
+                closing = true;
+                connection.as_mut().graceful_shutdown();
+                return connection.as_mut().poll(cx);
+            }
+            polled
+        })
+        .await
+    };
+    // What it was upgraded to goes on elsewhere, and keeps its place.
+    let _busy = open.seat().busy();
+    gone.gone().await;
+    served
 }
 
 /// Answers one request, or the stand-in for one.
@@ -194,25 +207,33 @@ where
         tracing::debug!("a client closed an HTTP/2 connection before its SETTINGS, or did not send them in time");
         return Ok(());
     };
+    let seat = open.seat();
+    let (streams, fields) = match seat.most_held() {
+        Some(most) => (REFUSED_STREAMS, most.max(REFUSED_FIELDS)),
+        None => (MAX_STREAMS, MAX_BUFFER),
+    };
     // A connection that is accepted during the drain carries one request before its GOAWAY.
     let used = Rc::new(Cell::new(false));
     let service = service_fn({
         let used = Rc::clone(&used);
         move |request| {
             used.set(true);
-            let handle = Rc::clone(&handle);
-            async move { Ok::<_, Infallible>(answer_http2(&*handle, request).await) }
+            let (handle, busy) = (Rc::clone(&handle), seat.busy());
+            async move {
+                let response = answer_http2(&*handle, request).await;
+                Ok::<_, Infallible>(response.map(|body| body.with_busy(busy)))
+            }
         }
     });
     let connection = http2::Builder::new(LocalExecutor)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(MAX_STREAMS)
+        .max_concurrent_streams(streams)
         .max_pending_accept_reset_streams(reset_unseen)
         .max_local_error_reset_streams(MAX_MISTAKES)
         .enable_connect_protocol()
         // The fields as decoded (HPACK bombs); h2 bounds the CONTINUATION frames by it too (CVE-2024-27316).
-        .max_header_list_size(MAX_BUFFER as u32)
+        .max_header_list_size(fields as u32)
         .max_send_buf_size(SEND_BUFFER)
         .auto_date_header(false)
         .serve_connection(TokioIo::new(io), service);
@@ -222,7 +243,7 @@ where
         let polled = connection.as_mut().poll(cx);
         if polled.is_pending() && !going {
             let stage = open.poll_stage(cx);
-            if stage == Stage::Refusing || (stage >= Stage::Draining && used.get()) {
+            if seat.is_closed() || stage == Stage::Refusing || (stage >= Stage::Draining && used.get()) {
                 going = true;
                 connection.as_mut().graceful_shutdown();
                 return connection.as_mut().poll(cx);

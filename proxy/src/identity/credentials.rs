@@ -17,8 +17,12 @@ use super::clock::{Clock, written};
 use super::tls::{client_config, explain, provider, server_config};
 use super::verify::{Leaf, Verifier};
 use crate::error::{ProxyError, Reason};
-use crate::net::linger;
+use crate::net::{ReadAhead, linger};
 use crate::telemetry::metrics::Handshake;
+
+/// What a client may send in its handshake: a ClientHello has about 1.7 KB, and a chain of four certificates 8 KB. Without this
+/// bound, rustls would keep a message of 64 KB that never ends.
+const HANDSHAKE_BYTES: usize = 24 * 1024;
 
 /// An SVID: a chain, the leaf first, and the leaf's key.
 #[derive(Clone)]
@@ -141,16 +145,19 @@ impl Credentials {
     pub async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
         &self,
         io: IO,
-    ) -> Result<(server::TlsStream<IO>, SpiffeId, MeshProtocol), HandshakeError> {
+    ) -> Result<(server::TlsStream<ReadAhead<IO>>, SpiffeId, MeshProtocol), HandshakeError> {
         let failed = |cause, words: String| HandshakeError::new(cause, format!("TLS from a client failed: {words}"));
-        let stream = match TlsAcceptor::from(self.server.clone()).accept(io).into_fallible().await {
+        let io = ReadAhead::limited(io, HANDSHAKE_BYTES);
+        let mut stream = match TlsAcceptor::from(self.server.clone()).accept(io).into_fallible().await {
             Ok(stream) => stream,
             Err((error, mut io)) => {
+                io.unlimit();
                 linger(&mut io).await;
                 let failure = explain(&error);
                 return Err(failed(failure.cause, failure.words));
             }
         };
+        stream.get_mut().0.unlimit();
         let connection = stream.get_ref().1;
         let id = peer_id(connection.peer_certificates(), &self.clock).map_err(|(cause, words)| failed(cause, words))?;
         let alpn = connection.alpn_protocol();

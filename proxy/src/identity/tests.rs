@@ -18,6 +18,7 @@ use super::tls::{client_config, provider, server_config};
 use super::verify::Verifier;
 use super::{Clock, Credentials, MeshProtocol, TrustBundle};
 use crate::error::{ProxyError, Reason};
+use crate::net::ReadAhead;
 use crate::telemetry::metrics::Handshake;
 
 const ORDERS: &str = "spiffe://cluster.local/ns/shop/sa/orders";
@@ -26,7 +27,14 @@ const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 0, 7));
 const DAY: Duration = Duration::from_secs(86_400);
 
 type Connected = Result<tokio_rustls::client::TlsStream<DuplexStream>, ProxyError>;
-type Accepted = Result<(tokio_rustls::server::TlsStream<DuplexStream>, SpiffeId, MeshProtocol), ProxyError>;
+type Accepted = Result<
+    (
+        tokio_rustls::server::TlsStream<ReadAhead<DuplexStream>>,
+        SpiffeId,
+        MeshProtocol,
+    ),
+    ProxyError,
+>;
 
 async fn handshake(client: &Credentials, server: &Credentials, expected: &str) -> (Connected, Accepted) {
     let (near, far) = duplex(64 * 1024);

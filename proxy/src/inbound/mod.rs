@@ -20,8 +20,9 @@ use crate::http::server::{HttpVersion, serve};
 use crate::identity::{Hello, MeshProtocol, inspect_hello};
 use crate::model::Protocol;
 use crate::net::detect::{Detected, Peeked, Verdict, peek, protocol, settle};
-use crate::net::{Io, Prefixed, ReadAhead, Stream, listen};
+use crate::net::{Io, Prefixed, Stream, listen};
 use crate::outbound::{is_opaque_port, opaque};
+use crate::room::Seat;
 use crate::telemetry::Direction;
 use crate::telemetry::metrics::{Handshake, OpenConnection as Counted};
 use crate::worker::Worker;
@@ -33,6 +34,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const SERVER_FIRST: Duration = Duration::from_millis(300);
 /// A connection to the app, on the same pod.
 const APP_CONNECT: Duration = Duration::from_secs(5);
+/// Bytes of an unfinished head that are held of a client that is refused unless it is kubelet.
+const PROBE_HEAD: usize = 4096;
 /// How long a TCP probe's connection is held for.
 const PROBE_HELD: Duration = Duration::from_secs(10);
 
@@ -53,16 +56,20 @@ enum First {
 }
 
 /// Carries a connection to the app on a task of its own.
-pub fn spawn(worker: Rc<Worker>, io: Io, app: SocketAddr, client: Option<SocketAddr>) {
+pub fn spawn(worker: Rc<Worker>, io: Io, app: SocketAddr, client: Option<SocketAddr>, seat: Seat) {
     tokio::task::spawn_local(async move {
-        let open = worker.activity.open(false);
+        let open = worker.activity.open(false, seat);
         let counted = worker.process.telemetry.metrics().connection(Direction::Inbound, false);
         let caller = Caller {
             app,
             peer: None,
             address: client,
         };
-        serve_connection(worker, io, caller, &open, counted).await;
+        tokio::select! {
+            biased;
+            () = serve_connection(worker, io, caller, &open, counted) => {}
+            () = open.seat().closed() => tracing::debug!(?client, "an idle connection is closed for another"),
+        }
     });
 }
 
@@ -72,6 +79,7 @@ async fn serve_connection(worker: Rc<Worker>, io: Io, caller: Caller, open: &Ope
         && worker.process.config.mtls == Mtls::Permissive
         && let Some(server) = app_speaks_first(&worker, &io, caller.app).await
     {
+        let _busy = open.seat().busy();
         let mut client = Stream::Plain(Prefixed::new(Bytes::new(), io));
         return opaque::tunnel(&worker, &mut client, &mut Stream::Plain(server)).await;
     }
@@ -156,7 +164,7 @@ async fn terminate(worker: Rc<Worker>, io: Prefixed<Io>, caller: Caller, open: &
     match protocol {
         MeshProtocol::Http1 => serve_http(worker, HttpVersion::Http1, stream, caller, open).await,
         MeshProtocol::Http2 => serve_http(worker, HttpVersion::Http2, stream, caller, open).await,
-        MeshProtocol::Opaque => forward(&worker, stream, caller.app).await,
+        MeshProtocol::Opaque => forward(&worker, stream, caller.app, open).await,
     }
 }
 
@@ -172,7 +180,7 @@ async fn shake_hands(
         tracing::warn!(?client, "a peer called before this sidecar has a certificate");
         return None;
     };
-    let accepted = tokio::time::timeout(HANDSHAKE, credentials.accept(ReadAhead::new(io))).await;
+    let accepted = tokio::time::timeout(HANDSHAKE, credentials.accept(io)).await;
     let (cause, error) = match accepted {
         Ok(Ok((tls, peer, protocol))) => {
             metrics.handshake(Direction::Inbound, Handshake::Ok);
@@ -189,11 +197,21 @@ async fn shake_hands(
 /// What is not from a sidecar: passed on, or refused where mutual TLS is required.
 async fn plaintext(worker: Rc<Worker>, io: Prefixed<Io>, detected: Detected, caller: Caller, open: &OpenConnection) {
     let stream = Stream::Plain(io);
+    if worker.process.config.mtls == Mtls::Strict {
+        // All requests will be refused, but for those of kubelet that are let in.
+        let probed = worker
+            .process
+            .config
+            .probes
+            .iter()
+            .any(|probe| probe.port == caller.app.port());
+        open.seat().hold_at_most(if probed { PROBE_HEAD } else { 0 });
+    }
     match (detected, worker.process.config.mtls) {
         // Each request is looked at: probes are let in.
         (Detected::Http1, _) => serve_http(worker, HttpVersion::Http1, stream, caller, open).await,
         (Detected::Http2, _) => serve_http(worker, HttpVersion::Http2, stream, caller, open).await,
-        (_, Mtls::Permissive) => forward(&worker, stream, caller.app).await,
+        (_, Mtls::Permissive) => forward(&worker, stream, caller.app, open).await,
         (_, Mtls::Strict) => {
             let port = caller.app.port();
             let probes = &worker.process.config.probes;
@@ -221,7 +239,8 @@ async fn serve_http(worker: Rc<Worker>, version: HttpVersion, stream: Stream, ca
     }
 }
 
-async fn forward(worker: &Rc<Worker>, mut client: Stream, app: SocketAddr) {
+async fn forward(worker: &Rc<Worker>, mut client: Stream, app: SocketAddr, open: &OpenConnection) {
+    let _busy = open.seat().busy();
     match tokio::time::timeout(APP_CONNECT, listen::connect(app)).await {
         Ok(Ok(server)) => {
             let mut server = Stream::Plain(Prefixed::new(Bytes::new(), Io::Tcp(server)));

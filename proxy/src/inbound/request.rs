@@ -12,6 +12,7 @@ use crate::config::Mtls;
 use crate::error::{ProxyError, Reason};
 use crate::http::body::{ClientBody, Ended, OnEnd};
 use crate::http::exchange::{Exchange, Other, Outcome, Span};
+use crate::http::framing::PLAINTEXT_REFUSED;
 use crate::http::headers::{check, grpc_status, strip_hop_by_hop, strip_ours, wants_upgrade};
 use crate::http::pool::{Checkout, Lease, Pool};
 use crate::http::respond::error_response;
@@ -77,10 +78,7 @@ fn admit(worker: &Worker, caller: &Caller, head: &Parts) -> Result<(), ProxyErro
     if is_probe(worker, caller, head) {
         return Ok(());
     }
-    Err(ProxyError::new(
-        Reason::PlaintextRefused,
-        "this workload takes mutual TLS only; call it from a pod with a sidecar, or see outrigger.dev/mtls",
-    ))
+    Err(ProxyError::new(Reason::PlaintextRefused, PLAINTEXT_REFUSED))
 }
 
 /// Whether it is one of kubelet's probes, which come in plaintext.

@@ -24,6 +24,8 @@ pub struct ReadAhead<IO> {
     ahead: Option<(Buffer, Range<usize>)>,
     /// The last read took all that was asked for: there is more.
     bulk: bool,
+    /// Bytes that may still be given, until there is no such limit any more.
+    left: Option<usize>,
 }
 
 impl<IO> ReadAhead<IO> {
@@ -33,7 +35,31 @@ impl<IO> ReadAhead<IO> {
             io,
             ahead: None,
             bulk: false,
+            left: None,
         }
+    }
+
+    /// The same, and an error after so many bytes: until [`ReadAhead::unlimit`].
+    pub fn limited(io: IO, bytes: usize) -> Self {
+        Self {
+            left: Some(bytes),
+            ..Self::new(io)
+        }
+    }
+
+    /// All that comes may be read.
+    pub fn unlimit(&mut self) {
+        self.left = None;
+    }
+
+    /// Counts what was given.
+    fn give(&mut self, bytes: usize) -> io::Result<()> {
+        let Some(left) = &mut self.left else { return Ok(()) };
+        match left.checked_sub(bytes) {
+            Some(less) => *left = less,
+            None => return Err(io::Error::new(io::ErrorKind::InvalidData, "the handshake is too long")),
+        }
+        Ok(())
     }
 
     /// The connection itself.
@@ -59,8 +85,9 @@ impl<IO: AsyncRead + Unpin> AsyncRead for ReadAhead<IO> {
                 let before = buf.filled().len();
                 ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
                 // Short reads are the rule: the first bytes of a record, a small request.
-                this.bulk = buf.remaining() == 0 && buf.filled().len() - before >= ASKED;
-                return Poll::Ready(Ok(()));
+                let given = buf.filled().len() - before;
+                this.bulk = buf.remaining() == 0 && given >= ASKED;
+                return Poll::Ready(this.give(given));
             }
         };
         let n = rest.len().min(buf.remaining());
@@ -69,7 +96,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for ReadAhead<IO> {
         if !rest.is_empty() {
             this.ahead = Some((buffer, rest));
         }
-        Poll::Ready(Ok(()))
+        Poll::Ready(this.give(n))
     }
 }
 
@@ -111,5 +138,19 @@ mod tests {
         assert!(far.ahead.is_none());
         drop(near);
         assert_eq!(far.read(&mut piece).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_limit_ends_it_until_it_is_taken_away() {
+        let (mut near, far) = tokio::io::duplex(1 << 20);
+        let mut far = ReadAhead::limited(far, 10_000);
+        near.write_all(&[b'x'; 40_000]).await.unwrap();
+        let mut piece = [0; 4096];
+        assert_eq!(far.read(&mut piece).await.unwrap(), 4096);
+        assert_eq!(far.read(&mut piece).await.unwrap(), 4096);
+        assert!(far.read(&mut piece).await.is_err());
+        far.unlimit();
+        let mut rest = vec![0; 40_000 - 3 * 4096];
+        far.read_exact(&mut rest).await.unwrap();
     }
 }

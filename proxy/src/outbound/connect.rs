@@ -82,7 +82,8 @@ pub async fn connect(
 async fn open(worker: &Rc<Worker>, endpoint: &Endpoint) -> Result<Io, ProxyError> {
     if worker.is_own_pod(endpoint.address) {
         let (near, far) = tokio::io::duplex(PIPE_BUFFER);
-        crate::inbound::spawn(Rc::clone(worker), Io::Pipe(far), endpoint.address, None);
+        let seat = worker.room.enter_own(endpoint.address.ip());
+        crate::inbound::spawn(Rc::clone(worker), Io::Pipe(far), endpoint.address, None, seat);
         return Ok(Io::Pipe(near));
     }
     listen::connect(endpoint.address).await.map(Io::Tcp).map_err(|e| {

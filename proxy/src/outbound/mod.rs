@@ -27,21 +27,26 @@ use crate::http::server::{HttpVersion, serve};
 use crate::model::Protocol;
 use crate::net::detect::{Detected, peek, protocol, settle};
 use crate::net::{Io, Prefixed, Stream};
+use crate::room::Seat;
 use crate::telemetry::Direction;
 use crate::worker::Worker;
 use request::{handle, refuse};
 use target::WorkerTarget;
 
 /// Carries a connection of the app on a task of its own.
-pub fn spawn(worker: Rc<Worker>, stream: TcpStream, key: TargetKey) {
+pub fn spawn(worker: Rc<Worker>, stream: TcpStream, key: TargetKey, seat: Seat) {
     tokio::task::spawn_local(async move {
-        let open = worker.activity.open(true);
+        let open = worker.activity.open(true, seat);
         let _counted = worker
             .process
             .telemetry
             .metrics()
             .connection(Direction::Outbound, false);
-        serve_connection(worker, stream, key, &open).await;
+        tokio::select! {
+            biased;
+            () = serve_connection(worker, stream, key, &open) => {}
+            () = open.seat().closed() => tracing::debug!("an idle connection of the app is closed for another"),
+        }
     });
 }
 
@@ -56,6 +61,7 @@ async fn serve_connection(worker: Rc<Worker>, stream: TcpStream, key: TargetKey,
         None => {
             // Outside the cluster nothing is looked into: it works as it would without a sidecar.
             if let TargetKey::Address(original) = key {
+                let _busy = open.seat().busy();
                 opaque::pass_through(&worker, stream, original).await;
             }
             return;
@@ -94,9 +100,11 @@ async fn serve_connection(worker: Rc<Worker>, stream: TcpStream, key: TargetKey,
 /// Either the server is to speak first, or the app has a connection for later: of HTTP, perhaps. So there is an endpoint
 /// that may speak; and if the app does so before it, nothing is lost in looking at that.
 async fn silent(worker: Rc<Worker>, io: Prefixed<Io>, target: Rc<WorkerTarget>, open: &OpenConnection) {
+    let busy = open.seat().busy();
     let Some(io) = opaque::greeted(&worker, io, &target).await else {
         return;
     };
+    drop(busy);
     let limit = worker.process.config.detect_timeout;
     match peek(io, limit, protocol).await {
         Ok(peeked) => {
@@ -118,7 +126,10 @@ async fn serve_detected(
     match detected {
         Detected::Http1 => serve_http(worker, HttpVersion::Http1, io, target, open).await,
         Detected::Http2 => serve_http(worker, HttpVersion::Http2, io, target, open).await,
-        Detected::Tls | Detected::Opaque => opaque::forward(&worker, io, &target).await,
+        Detected::Tls | Detected::Opaque => {
+            let _busy = open.seat().busy();
+            opaque::forward(&worker, io, &target).await;
+        }
     }
 }
 

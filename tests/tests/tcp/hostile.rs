@@ -196,7 +196,7 @@ async fn other_tls_is_no_mesh_tls() {
 }
 
 /// A ClientHello as bytes.
-fn hello(alpn: &str) -> Vec<u8> {
+pub(crate) fn hello(alpn: &str) -> Vec<u8> {
     let name = ServerName::try_from("orders.peer").unwrap();
     let mut connection = ClientConnection::new(client(None, &[alpn]), name).unwrap();
     let mut bytes = Vec::new();

@@ -4,6 +4,7 @@
 
 mod app_tls;
 mod certificates;
+mod crowd;
 mod exhaustion;
 mod hostile;
 mod idle;

@@ -12,7 +12,7 @@ use prometheus_client::registry::Registry;
 use crate::error::Reason;
 
 use super::super::request::Direction;
-use super::{Handshake, Metrics, ServiceMetrics, process};
+use super::{Handshake, Metrics, Refused, ServiceMetrics, process};
 
 const DIRECTIONS: [Direction; 2] = [Direction::Outbound, Direction::Inbound];
 const OUTCOMES: [&str; 2] = ["success", "failure"];
@@ -194,6 +194,23 @@ impl Families<'_> {
             "outrigger_connections_open",
             "Open connections; tls: mutual TLS between sidecars.",
             open,
+        )?;
+        self.gauges(
+            "outrigger_connections_limit",
+            "Connections that may be open at the same time, from the limit of the container's memory.",
+            vec![(Labels([]), metrics.connections_limit.load(Relaxed) as i64)],
+        )?;
+        self.counters(
+            "outrigger_connections_shed",
+            "Idle connections that were closed to make room for others.",
+            vec![(Labels([]), metrics.connections_shed.load(Relaxed))],
+        )?;
+        let refused = Refused::NAMES.iter().zip(&metrics.connections_refused);
+        let refused = refused.map(|(why, count)| (Labels([("reason", Some((*why).to_owned()))]), count.load(Relaxed)));
+        self.counters(
+            "outrigger_connections_refused",
+            "Connections that were closed before anything of them was read.",
+            refused.collect(),
         )
     }
 

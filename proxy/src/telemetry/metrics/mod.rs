@@ -86,6 +86,20 @@ impl Handshake {
     ];
 }
 
+/// Why a connection is closed before anything of it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Its address has too many connections, and too many of them wait.
+    Crowded,
+    /// It wanted to go to an address that is not the pod's.
+    NotThisPod,
+}
+
+impl Refused {
+    /// The label's values, in the order of the enum.
+    const NAMES: [&str; 2] = ["crowded", "not-this-pod"];
+}
+
 /// All metrics of a process.
 pub struct Metrics {
     services: Table<ServiceName>,
@@ -95,6 +109,9 @@ pub struct Metrics {
     errors: [AtomicU64; Reason::ALL.len()],
     handshakes: [[AtomicU64; Handshake::NAMES.len()]; 2],
     connections: [[AtomicI64; 2]; 2],
+    connections_limit: AtomicU64,
+    connections_shed: AtomicU64,
+    connections_refused: [AtomicU64; Refused::NAMES.len()],
     detect_timeouts: AtomicU64,
     spans_exported: AtomicU64,
     spans_dropped: AtomicU64,
@@ -110,7 +127,7 @@ struct Expiry {
 }
 
 impl Metrics {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             services: Table::new(MAX_SERVICES),
             ports: Table::new(MAX_PORTS),
@@ -118,6 +135,9 @@ impl Metrics {
             errors: Default::default(),
             handshakes: Default::default(),
             connections: Default::default(),
+            connections_limit: AtomicU64::new(0),
+            connections_shed: AtomicU64::new(0),
+            connections_refused: Default::default(),
             detect_timeouts: AtomicU64::new(0),
             spans_exported: AtomicU64::new(0),
             spans_dropped: AtomicU64::new(0),
@@ -152,6 +172,21 @@ impl Metrics {
             direction,
             tls,
         }
+    }
+
+    /// So many connections may be open at the same time.
+    pub fn connections_limit(&self, limit: usize) {
+        self.connections_limit.store(limit as u64, Relaxed);
+    }
+
+    /// An idle connection was closed to make room for another.
+    pub fn connection_shed(&self) {
+        self.connections_shed.fetch_add(1, Relaxed);
+    }
+
+    /// A connection was closed before anything of it was read.
+    pub fn connection_refused(&self, why: Refused) {
+        self.connections_refused[why as usize].fetch_add(1, Relaxed);
     }
 
     /// The first bytes of a connection did not come within the time limit of detection.
