@@ -25,9 +25,10 @@ pub const SKIP_OUTBOUND_PORTS: &str = "outrigger.dev/skip-outbound-ports";
 pub const SKIP_OUTBOUND_CIDRS: &str = "outrigger.dev/skip-outbound-cidrs";
 /// Annotation of a pod: users (numeric, comma-separated) whose connections leave untouched.
 pub const SKIP_UIDS: &str = "outrigger.dev/skip-uids";
-/// Annotation of a pod or a namespace: `strict` refuses plaintext to the pod's ports (its own probes excepted),
-/// `permissive`, the default, lets it in.
+/// Annotation of a pod or a namespace: `strict` refuses plaintext to the pod's ports, `permissive`, the default, lets it in.
 pub const MTLS: &str = "outrigger.dev/mtls";
+/// Annotation of a pod: "false" leaves its probes as they are; a `strict` sidecar lets them in as plaintext.
+pub const REWRITE_PROBES: &str = "outrigger.dev/rewrite-probes";
 /// Annotation of a pod: "false" puts the sidecar in as an ordinary container even where native sidecars work.
 pub const NATIVE_SIDECAR: &str = "outrigger.dev/native-sidecar";
 /// Annotation of a pod: the sidecar's log filter, "info" or "outrigger_proxy=debug".

@@ -8,6 +8,7 @@ pub mod labels;
 pub mod names;
 pub mod policy;
 pub mod ports;
+pub mod probes;
 pub mod spiffe;
 
 /// `outrigger.identity.v1`: CSR in, SVID out.

@@ -6,6 +6,9 @@ pub const OUTBOUND: u16 = 14140;
 pub const INBOUND: u16 = 14143;
 /// `/livez`, `/readyz`, `/metrics`, …: of the sidecar, the controller and the injector alike, each in its own pod.
 pub const ADMIN: u16 = 14190;
+/// What a call to a sidecar's admin port must have that changes something: `outrigger-admin: 1`. Sidecars take `outrigger-*` out
+/// of what they pass on, so no request that somebody makes a sidecar forward has it.
+pub const ADMIN_HEADER: &str = "outrigger-admin";
 /// The controller's gRPC: identity and discovery, over TLS.
 pub const CONTROLLER: u16 = 14150;
 /// The injector's webhook, over TLS.

@@ -14,6 +14,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use outrigger_api::labels;
 use outrigger_injector::certs;
+use outrigger_injector::inject::left_to_kubelet;
 
 /// Look at a cluster's mesh and say what is wrong with it
 #[derive(Debug, clap::Args)]
@@ -105,6 +106,7 @@ fn findings(facts: &Facts) -> Vec<Finding> {
     }));
     findings.extend(trust(facts));
     findings.extend(sidecars(facts));
+    findings.extend(probes(facts));
     findings.extend(versions(facts));
     findings
 }
@@ -225,12 +227,7 @@ fn roots(ends: &[SystemTime], now: SystemTime) -> Finding {
 fn sidecars(facts: &Facts) -> Vec<Finding> {
     let (mut with, mut without, mut unready) = (0, Vec::new(), Vec::new());
     for pod in facts.pods.iter().filter(|pod| lives(pod)) {
-        let metadata = &pod.metadata;
-        let name = format!(
-            "{}/{}",
-            metadata.namespace.as_deref().unwrap_or_default(),
-            metadata.name.as_deref().unwrap_or_default()
-        );
+        let name = name(pod);
         if version(pod).is_some() {
             with += 1;
             let status = pod.status.as_ref();
@@ -268,6 +265,29 @@ fn sidecars(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
+/// What kubelet asks apps itself.
+fn probes(facts: &Facts) -> Option<Finding> {
+    let meshed = facts.pods.iter().filter(|pod| lives(pod) && version(pod).is_some());
+    let left: Vec<_> = meshed
+        .flat_map(|pod| {
+            left_to_kubelet(pod)
+                .into_iter()
+                .map(|what| format!("{}: {what}", name(pod)))
+        })
+        .collect();
+    if left.is_empty() {
+        return None;
+    }
+    Some(warning(
+        format!(
+            "kubelet asks these apps itself, and not their sidecars: {}",
+            some(&left)
+        ),
+        "a strict sidecar lets the same request in from everybody, in plaintext, and refuses HTTPS; \
+         see \"Probes\" in docs/configuration.md",
+    ))
+}
+
 fn versions(facts: &Facts) -> Option<Finding> {
     let own = env!("CARGO_PKG_VERSION");
     let versions: BTreeSet<_> = facts.pods.iter().filter(|pod| lives(pod)).filter_map(version).collect();
@@ -290,6 +310,12 @@ fn versions(facts: &Facts) -> Option<Finding> {
 fn lives(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
     !matches!(phase, "Succeeded" | "Failed") && pod.metadata.deletion_timestamp.is_none()
+}
+
+fn name(pod: &Pod) -> String {
+    let metadata = &pod.metadata;
+    let [namespace, name] = [&metadata.namespace, &metadata.name].map(|n| n.as_deref().unwrap_or_default());
+    format!("{namespace}/{name}")
 }
 
 fn version(pod: &Pod) -> Option<&str> {

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use outrigger_injector::inject::random_key;
 use outrigger_injector::manifest;
 use outrigger_injector::settings::Settings;
 
@@ -41,7 +42,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     }
     settings.native_sidecars &= !args.no_native_sidecars;
     let text = read(&args.filename)?;
-    let injected = manifest::inject(&text, &args.namespace, &settings)
+    let injected = manifest::inject(&text, &args.namespace, &settings, &random_key()?)
         .map_err(|errors| anyhow::anyhow!("{}: {}", args.filename.display(), errors.join("\n")))?;
     for note in &injected.notes {
         eprintln!("{note}");

@@ -22,11 +22,11 @@ pub struct Injected {
 
 /// Puts sidecars into all workloads of a YAML (or JSON) text of one or more documents, whatever the labels of their
 /// namespaces; a workload that says that it wants none stays without. The annotations of a namespace count where the
-/// Namespace is in the same text. `namespace` is where objects go that name none.
+/// Namespace is in the same text. `namespace` is where objects go that name none; `key` as in [`inject::patch`].
 ///
 /// # Errors
 /// Every mistake, each with its document and where it is.
-pub fn inject(text: &str, namespace: &str, settings: &Settings) -> Result<Injected, Vec<String>> {
+pub fn inject(text: &str, namespace: &str, settings: &Settings, key: &str) -> Result<Injected, Vec<String>> {
     let mut errors = Vec::new();
     let mut documents = Vec::new();
     for (index, document) in split(text).into_iter().enumerate() {
@@ -40,6 +40,7 @@ pub fn inject(text: &str, namespace: &str, settings: &Settings) -> Result<Inject
         settings,
         namespaces,
         default_namespace: namespace,
+        key,
     };
     let mut yaml = Vec::new();
     let mut notes = Vec::new();
@@ -79,6 +80,7 @@ struct Context<'a> {
     settings: &'a Settings,
     namespaces: BTreeMap<String, NamespaceMeta>,
     default_namespace: &'a str,
+    key: &'a str,
 }
 
 impl Context<'_> {
@@ -135,7 +137,7 @@ impl Context<'_> {
             };
             pod.metadata.owner_references = Some(vec![owner]);
         }
-        match inject::patch(&pod, &namespace, self.settings).map_err(|refusal| refusal.to_string())? {
+        match inject::patch(&pod, &namespace, self.settings, self.key).map_err(|refusal| refusal.to_string())? {
             Outcome::AlreadyInjected => notes.push(format!("{who}: has the sidecar already")),
             Outcome::OptedOut => notes.push(format!("{who}: left alone, {} is disabled", labels::INJECT)),
             Outcome::NotSelected => notes.push(format!(
@@ -149,7 +151,11 @@ impl Context<'_> {
                     template.insert("metadata".to_owned(), Value::Object(Map::new()));
                 }
                 json_patch::patch(template, &patch).map_err(|why| why.to_string())?;
-                notes.push(format!("{who}: sidecar put in"));
+                let known = pod.metadata.labels.as_ref();
+                notes.push(match known.is_some_and(|l| l.contains_key(labels::PROXY_VERSION)) {
+                    true => format!("{who}: its sidecar got to know what was added"),
+                    false => format!("{who}: sidecar put in"),
+                });
                 notes.extend(warnings.into_iter().map(|warning| format!("{who}: warning: {warning}")));
                 return Ok(true);
             }

@@ -252,7 +252,11 @@ impl Webhook {
                 return Err((StatusCode::INTERNAL_SERVER_ERROR, why));
             }
         };
-        let decision = inject::patch(&pod, &namespace, &self.settings);
+        let key = inject::random_key().map_err(|error| {
+            self.metrics.reviewed(Reviewed::Failed);
+            (StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+        })?;
+        let decision = inject::patch(&pod, &namespace, &self.settings, &key);
         self.note(&pod, &namespace, &decision);
         Ok(json(&review::answer_to(&request.uid, &decision)))
     }

@@ -10,6 +10,9 @@ use outrigger_injector::inject::{self, NamespaceMeta, Outcome};
 use outrigger_injector::manifest;
 use outrigger_injector::settings::{Settings, VERSION};
 
+/// Where a random one would be.
+const KEY: &str = "00112233445566778899aabbccddeeff";
+
 #[test]
 fn golden_files() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
@@ -32,9 +35,9 @@ fn golden_files() {
     let mut wrong = Vec::new();
     for name in inputs {
         let text = fs::read_to_string(folder.join(format!("{name}.input.yaml"))).unwrap();
-        let (file, other, actual) = match manifest::inject(&text, "shop", &settings) {
+        let (file, other, actual) = match manifest::inject(&text, "shop", &settings, KEY) {
             Ok(injected) => {
-                let again = manifest::inject(&injected.yaml, "shop", &settings).unwrap();
+                let again = manifest::inject(&injected.yaml, "shop", &settings, KEY).unwrap();
                 assert_eq!(
                     again.yaml, injected.yaml,
                     "{name}: injecting twice is not the same as once"
@@ -68,7 +71,7 @@ fn golden_files() {
 fn webhook_and_offline_agree() {
     let deployment = "{apiVersion: apps/v1, kind: Deployment, metadata: {name: orders}, spec: {template: {
         metadata: {labels: {app: x}}, spec: {containers: [{name: app, image: app}]}}}}";
-    let offline = manifest::inject(deployment, "shop", &settings()).unwrap().yaml;
+    let offline = manifest::inject(deployment, "shop", &settings(), KEY).unwrap().yaml;
     let offline: serde_json::Value = serde_saphyr::from_str(&offline).unwrap();
 
     let mut pod = serde_json::json!({
@@ -86,7 +89,7 @@ fn webhook_and_offline_agree() {
         labels: [("outrigger.dev/inject".to_owned(), "enabled".to_owned())].into(),
         ..NamespaceMeta::default()
     };
-    let Outcome::Patched { patch, .. } = inject::patch(&typed, &namespace, &settings()).unwrap() else {
+    let Outcome::Patched { patch, .. } = inject::patch(&typed, &namespace, &settings(), KEY).unwrap() else {
         panic!()
     };
     json_patch::patch(&mut pod, &patch).unwrap();

@@ -1,6 +1,8 @@
-//! The admin port: probes, metrics, what the sidecar believes, and switches that work from loopback only.
+//! The admin port. Every pod can reach it at the pod's address, and gets what kubelet and Prometheus get there: the sidecar's
+//! probes, the app's ([`crate::probe`]) and metrics. What the sidecar believes, and the switches, are for the pod itself, over
+//! loopback; a call that changes something has a header that no request has which somebody made a sidecar forward.
 
-use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,12 +14,14 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use outrigger_api::ports::ADMIN_HEADER;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use crate::probe::{Answer, AppProbes};
 use crate::telemetry::Telemetry;
 use crate::telemetry::logging::LogFilter;
 
@@ -27,6 +31,9 @@ const MAX_CONNECTIONS: usize = 64;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// What is read of a body: a filter or a word.
 const MAX_BODY: usize = 4096;
+
+/// Before container and kind ([`outrigger_api::probes::path`]).
+const PROBES: &str = "/probe/";
 
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -39,6 +46,8 @@ pub struct AdminState {
     pub telemetry: Telemetry,
     /// `Err` says what the sidecar is waiting for.
     pub ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
+    /// What it asks the app for kubelet.
+    pub probes: Arc<AppProbes>,
     /// What it believes: configuration, targets, identity. Never a key or a token.
     pub config: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
     /// `None` where the process's log is not this sidecar's own.
@@ -77,7 +86,7 @@ pub async fn serve(listener: TcpListener, state: AdminState) {
 async fn connection(stream: TcpStream, peer: SocketAddr, state: Arc<AdminState>) {
     let service = service_fn(move |request| {
         let state = Arc::clone(&state);
-        async move { Ok::<_, Infallible>(respond(request, peer, &state).await) }
+        async move { respond(request, peer, &state).await }
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -89,33 +98,81 @@ async fn connection(stream: TcpStream, peer: SocketAddr, state: Arc<AdminState>)
     }
 }
 
-async fn respond(request: Request<Incoming>, peer: SocketAddr, state: &AdminState) -> Response<Full<Bytes>> {
+/// An error closes the connection without an answer.
+async fn respond(
+    request: Request<Incoming>,
+    peer: SocketAddr,
+    state: &AdminState,
+) -> io::Result<Response<Full<Bytes>>> {
     let path = request.uri().path().to_owned();
-    let reads: &[Method] = &[Method::GET, Method::HEAD];
-    let switches: &[Method] = &[Method::GET, Method::HEAD, Method::PUT];
-    let allowed = match path.as_str() {
-        "/livez" | "/readyz" | "/metrics" | "/config" => reads,
-        "/loglevel" | "/accesslog" => switches,
-        "/shutdown" => &[Method::POST],
-        _ => return text(StatusCode::NOT_FOUND, "not found\n"),
+    let Some((allowed, reach)) = page(&path) else {
+        return Ok(text(StatusCode::NOT_FOUND, "not found\n"));
     };
     let method = request.method().clone();
+    if reach == Reach::Pod && !peer.ip().to_canonical().is_loopback() {
+        return Ok(text(StatusCode::FORBIDDEN, "only from inside the pod, over loopback\n"));
+    }
     if !allowed.contains(&method) {
-        let names: Vec<&str> = allowed.iter().map(Method::as_str).collect();
-        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
-        if let Ok(names) = HeaderValue::from_str(&names.join(", ")) {
-            response.headers_mut().insert(header::ALLOW, names);
-        }
-        return response;
+        return Ok(not_allowed(allowed));
     }
-    if !matches!(method, Method::GET | Method::HEAD) {
-        // The app's own pages must not do it either: a browser's request names where it comes from.
-        if !peer.ip().to_canonical().is_loopback() || request.headers().contains_key(header::ORIGIN) {
-            return text(StatusCode::FORBIDDEN, "only from inside the pod, over loopback\n");
-        }
-        return change(&path, request, state).await;
+    if path.starts_with(PROBES) {
+        return probe(state.probes.ask(&path, request.headers()).await);
     }
-    show(&path, state)
+    if matches!(method, Method::GET | Method::HEAD) {
+        return Ok(show(&path, state));
+    }
+    // The app's own pages must not do it either: a browser's request names where it comes from.
+    let meant = request.headers().get(ADMIN_HEADER).is_some_and(|value| value == "1");
+    if !meant || request.headers().contains_key(header::ORIGIN) {
+        let words = format!("a call that changes something has the header {ADMIN_HEADER}: 1, and no Origin\n");
+        return Ok(text(StatusCode::FORBIDDEN, words));
+    }
+    Ok(change(&path, request, state).await)
+}
+
+/// From where a page is seen.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    Everywhere,
+    /// Over the pod's loopback.
+    Pod,
+}
+
+/// The methods that a path takes, and from where. `None`: there is no such path.
+fn page(path: &str) -> Option<(&'static [Method], Reach)> {
+    let reads: &[Method] = &[Method::GET, Method::HEAD];
+    Some(match path {
+        "/livez" | "/readyz" | "/metrics" => (reads, Reach::Everywhere),
+        "/config" => (reads, Reach::Pod),
+        "/loglevel" | "/accesslog" => (&[Method::GET, Method::HEAD, Method::PUT], Reach::Pod),
+        "/shutdown" => (&[Method::POST], Reach::Pod),
+        path if path.starts_with(PROBES) => (&[Method::GET], Reach::Everywhere),
+        _ => return None,
+    })
+}
+
+fn not_allowed(allowed: &[Method]) -> Response<Full<Bytes>> {
+    let names: Vec<&str> = allowed.iter().map(Method::as_str).collect();
+    let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
+    if let Ok(names) = HeaderValue::from_str(&names.join(", ")) {
+        response.headers_mut().insert(header::ALLOW, names);
+    }
+    response
+}
+
+fn probe(answer: Answer) -> io::Result<Response<Full<Bytes>>> {
+    let mut response = match answer {
+        Answer::Status(StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED, _) => {
+            Response::new(Full::default())
+        }
+        Answer::Status(status, why) => text(status, format!("{why}\n")),
+        Answer::Broken(why) => return Err(io::Error::other(why)),
+    };
+    // A client that finds a kept connection closed asks once more, and would carry out a lifecycle handler twice.
+    response
+        .headers_mut()
+        .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    Ok(response)
 }
 
 fn show(path: &str, state: &AdminState) -> Response<Full<Bytes>> {

@@ -3,18 +3,34 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use outrigger_api::probes::{AppProbe, Ask, Kind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use super::{AdminState, serve};
 use crate::dns::Resolver;
+use crate::probe::AppProbes;
 use crate::telemetry::{Settings, Telemetry};
 
 struct Admin {
     address: SocketAddr,
     ready: Arc<AtomicBool>,
     state: AdminState,
+    /// Accepts connections.
+    _app: TcpListener,
+}
+
+/// A handler of an app that is not there.
+fn handler(port: u16) -> AppProbe {
+    AppProbe {
+        container: "app".to_owned(),
+        kind: Kind::PreStop,
+        port,
+        timeout: None,
+        key: None,
+        ask: Ask::Tcp,
+    }
 }
 
 async fn start() -> Admin {
@@ -23,7 +39,18 @@ async fn start() -> Admin {
     let ready = Arc::new(AtomicBool::new(false));
     let is_ready = Arc::clone(&ready);
     let resolver = Resolver::start(Some(&[])).unwrap();
+    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let probe = |container: &str, port| AppProbe {
+        container: container.to_owned(),
+        kind: Kind::Readiness,
+        port,
+        timeout: Some(60),
+        key: None,
+        ask: Ask::Tcp,
+    };
+    let probes = vec![probe("up", app.local_addr().unwrap().port()), handler(1)];
     let state = AdminState {
+        probes: Arc::new(AppProbes::new(address.ip(), probes)),
         telemetry: Telemetry::start(&Settings::default(), &resolver).unwrap(),
         ready: Arc::new(move || match is_ready.load(Ordering::Relaxed) {
             true => Ok(()),
@@ -34,7 +61,12 @@ async fn start() -> Admin {
         shutdown: CancellationToken::new(),
     };
     tokio::spawn(serve(listener, state.clone()));
-    Admin { address, ready, state }
+    Admin {
+        address,
+        ready,
+        state,
+        _app: app,
+    }
 }
 
 impl Admin {
@@ -47,7 +79,7 @@ impl Admin {
         stream.write_all(head.as_bytes()).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
-        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        let status = answer.split(' ').nth(1).map_or(0, |status| status.parse().unwrap());
         (status, answer)
     }
 }
@@ -84,12 +116,17 @@ async fn metrics_and_config() {
 async fn switches() {
     let admin = start().await;
     assert!(!admin.state.telemetry.access_log());
-    assert_eq!(admin.ask("PUT /accesslog", "true\n").await.0, 200);
+    assert_eq!(admin.ask("PUT /accesslog", "true\n").await.0, 403);
+    assert!(!admin.state.telemetry.access_log(), "it was not said that it is meant");
+    let meant = |request: &str| format!("{request} HTTP/1.1\r\noutrigger-admin: 1\r\nX: ");
+    assert_eq!(admin.ask(&meant("PUT /accesslog"), "true\n").await.0, 200);
     assert!(admin.state.telemetry.access_log());
-    assert_eq!(admin.ask("PUT /accesslog", "loud").await.0, 400);
-    assert_eq!(admin.ask("PUT /accesslog", &"x".repeat(5000)).await.0, 413);
-    assert_eq!(admin.ask("PUT /loglevel", "debug").await.0, 404);
-    assert_eq!(admin.ask("POST /shutdown", "").await.0, 200);
+    assert_eq!(admin.ask(&meant("PUT /accesslog"), "loud").await.0, 400);
+    assert_eq!(admin.ask(&meant("PUT /accesslog"), &"x".repeat(5000)).await.0, 413);
+    assert_eq!(admin.ask(&meant("PUT /loglevel"), "debug").await.0, 404);
+    assert_eq!(admin.ask("POST /shutdown", "").await.0, 403);
+    assert!(!admin.state.shutdown.is_cancelled());
+    assert_eq!(admin.ask(&meant("POST /shutdown"), "").await.0, 200);
     assert!(admin.state.shutdown.is_cancelled());
 }
 
@@ -102,8 +139,27 @@ async fn what_is_not_there_and_what_is_not_allowed() {
     assert_eq!(admin.ask("DELETE /loglevel", "").await.0, 405);
     assert_eq!(admin.ask("POST /metrics", "").await.0, 405);
     let (status, _) = admin
-        .ask("POST /shutdown HTTP/1.1\r\nOrigin: http://evil\r\nX: ", "")
+        .ask(
+            "POST /shutdown HTTP/1.1\r\noutrigger-admin: 1\r\nOrigin: http://evil\r\nX: ",
+            "",
+        )
         .await;
     assert_eq!(status, 403);
     assert!(!admin.state.shutdown.is_cancelled());
+}
+
+#[tokio::test]
+async fn the_apps_probes() {
+    let admin = start().await;
+    let (status, answer) = admin.ask("GET /probe/up/readiness", "").await;
+    // A kept connection that is closed would be asked once more.
+    assert!(
+        status == 200 && answer.contains("\r\nconnection: close\r\n"),
+        "{answer}"
+    );
+    assert_eq!(admin.ask("GET /probe/up/liveness", "").await.0, 404);
+    assert_eq!(admin.ask("POST /probe/up/readiness", "").await.0, 405);
+    assert_eq!(admin.ask("HEAD /probe/up/readiness", "").await.0, 405);
+    // No answer at all: kubelet takes any for a success of a handler.
+    assert_eq!(admin.ask("GET /probe/app/preStop", "").await, (0, String::new()));
 }

@@ -3,7 +3,7 @@
 //! The caller's runtime is the control runtime: identity, discovery, names, telemetry's export and the admin port. Each
 //! worker is a thread with a runtime of its own ([`crate::worker`]). The two meet in channels and snapshots only.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -24,6 +24,7 @@ use crate::dns::Resolver;
 use crate::drain::{self, Phase, Trigger};
 use crate::identity::Identity;
 use crate::net::listen;
+use crate::probe::AppProbes;
 use crate::telemetry::logging::LogFilter;
 use crate::telemetry::{Settings, Telemetry};
 use crate::worker::{self, Listeners, Process};
@@ -237,8 +238,15 @@ fn admin_state(
     log: Option<LogFilter>,
 ) -> AdminState {
     let (ready_process, config_process, phase) = (Arc::clone(process), Arc::clone(process), trigger.clone());
+    let config = &process.config;
+    // kubelet asks at the pod's first address.
+    let pod = config.workload.pod_ips.first().copied();
     AdminState {
         telemetry: process.telemetry.clone(),
+        probes: Arc::new(AppProbes::new(
+            pod.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            config.app_probes.clone(),
+        )),
         ready: Arc::new(move || {
             let identity = &ready_process.identity;
             if phase.phase() > Phase::Serving {

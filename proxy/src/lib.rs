@@ -18,6 +18,7 @@ pub mod inbound;
 pub mod model;
 pub mod net;
 pub mod outbound;
+pub mod probe;
 pub mod room;
 pub mod telemetry;
 pub mod worker;

@@ -137,7 +137,7 @@ impl Cluster {
         Ok(body)
     }
 
-    /// GET of a path of a sidecar's admin port.
+    /// GET of a path of a sidecar's admin port that is shown to everybody.
     ///
     /// # Errors
     /// As [`Cluster::proxied`].

@@ -2,14 +2,15 @@
 
 use std::ffi::OsStr;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
-use tokio::io::AsyncWriteExt;
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::Instant;
 
 /// The program `kubectl` with a kubeconfig and a namespace.
@@ -161,6 +162,25 @@ impl Kubectl {
             .spawn()?)
     }
 
+    /// Makes a port of a pod reachable on this machine, over the pod's loopback.
+    ///
+    /// # Errors
+    /// When kubectl does not say within a minute that it is.
+    pub async fn forward(&self, pod: &str, port: u16) -> Result<Forward> {
+        let (pod, port) = (format!("pod/{pod}"), format!(":{port}"));
+        let mut kubectl = self.spawn(["port-forward", "--address=127.0.0.1", &pod, &port])?;
+        let mut lines = BufReader::new(kubectl.stdout.take().context("stdout")?).lines();
+        // "Forwarding from 127.0.0.1:40123 -> 14190"
+        let line = tokio::time::timeout(Duration::from_secs(60), lines.next_line()).await??;
+        let line = line.with_context(|| format!("{pod} is not forwarded to"))?;
+        let address = line.split(' ').find_map(|word| word.parse().ok());
+        Ok(Forward {
+            address: address.with_context(|| format!("no address in {line:?}"))?,
+            _lines: lines,
+            _kubectl: kubectl,
+        })
+    }
+
     /// Runs `helm` against the same cluster and namespace.
     ///
     /// # Errors
@@ -206,6 +226,15 @@ impl Kubectl {
         command.args(args).kill_on_drop(true);
         command
     }
+}
+
+/// A port of a pod on this machine, until it is dropped.
+pub struct Forward {
+    /// Where it is.
+    pub address: SocketAddr,
+    /// kubectl ends when nobody could read what it writes.
+    _lines: Lines<BufReader<ChildStdout>>,
+    _kubectl: Child,
 }
 
 fn printed(what: &str, output: Output) -> Result<String> {

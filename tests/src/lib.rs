@@ -6,5 +6,6 @@ pub mod jaeger;
 pub mod kube;
 pub mod mesh;
 pub mod netns;
+pub mod probed;
 pub mod program;
 pub mod soak;

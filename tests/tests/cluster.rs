@@ -5,13 +5,15 @@
 use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use http::Method;
 use outrigger_api::labels;
 use outrigger_tests::cluster::{
-    Client, Cluster, INSTALL_NAMESPACE, SHOP, SHOP_IMAGE, SIDECAR, client_pod, rolled_out, with_shop,
+    CLIENT_IMAGE, Client, Cluster, INSTALL_NAMESPACE, SHOP, SHOP_IMAGE, SIDECAR, client_pod, rolled_out, with_shop,
 };
 use outrigger_tests::jaeger::{self, Span};
 use outrigger_tests::kube::{Kubectl, eventually};
+use outrigger_tests::mesh::{Http, request};
 use serde_json::{Value, json};
 
 const BUY: &str = "http://web:8080/buy";
@@ -246,6 +248,52 @@ fn inventory_with_probes() -> Value {
     })
 }
 
+/// An app that kubelet asks in every way, and a second container with handlers, which starts when the first is well. The second is ready
+/// when somebody listens at `readiness_port`.
+fn asked_in_every_way(name: &str, readiness_port: u16) -> Value {
+    let client = |name: &str, args: &[&str]| json!({"name": name, "image": CLIENT_IMAGE, "imagePullPolicy": "IfNotPresent", "args": args});
+    let with = |mut container: Value, more: Value| {
+        container
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        container
+    };
+    let app = with(
+        client("app", &["--serve", "http=8080,https=8443,grpc=9000,nothing=4444"]),
+        json!({
+            "restartPolicy": "Always",
+            "ports": [{"name": "http", "containerPort": 8080}],
+            "startupProbe": {"httpGet": {"path": "/ready", "port": "http"}, "periodSeconds": 1, "failureThreshold": 60},
+            "readinessProbe": {"httpGet": {"path": "/ready", "port": 8443, "scheme": "HTTPS"}, "periodSeconds": 1},
+            "livenessProbe": {"grpc": {"port": 9000, "service": "shop"}, "periodSeconds": 1}
+        }),
+    );
+    let handler = json!({"httpGet": {"path": "/ready", "port": 8080}});
+    let second = with(
+        client("second", &["--serve", "nothing=6379"]),
+        json!({
+            "livenessProbe": {"tcpSocket": {"port": 4444}, "periodSeconds": 1},
+            "readinessProbe": {"tcpSocket": {"port": readiness_port}, "periodSeconds": 1},
+            "lifecycle": {"postStart": handler, "preStop": handler}
+        }),
+    );
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+        "spec": {"terminationGracePeriodSeconds": 5, "initContainers": [app], "containers": [second]}
+    })
+}
+
+/// What kubelet says of a pod, by this reason.
+async fn events(namespace: &Kubectl, pod: &str, reason: &str) -> Result<Vec<String>> {
+    let selector = format!("--field-selector=involvedObject.name={pod},reason={reason}");
+    let events = namespace.list(["events", &selector]).await?;
+    Ok(events
+        .iter()
+        .filter_map(|e| e["message"].as_str().map(str::to_owned))
+        .collect())
+}
+
 fn inventory_service() -> Value {
     json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": "inventory"},
@@ -283,6 +331,38 @@ fn probes_pass_under_strict_and_plaintext_does_not() -> Result<()> {
             .sum();
         ensure!(restarts == 0, "{restarts} restarts: a probe was refused");
         rolled_out(&strict, "deployment").await?;
+
+        strict.apply(&asked_in_every_way("well", 6379).to_string()).await?;
+        strict.apply(&asked_in_every_way("absent", 6380).to_string()).await?;
+        strict
+            .run(["wait", "--for=condition=Ready", "pod/well", "--timeout=120s"])
+            .await?;
+        // Where nobody listens a TCP probe fails: it is the app that is asked, and not the sidecar's listener.
+        eventually(
+            "kubelet says that nobody listens",
+            Duration::from_secs(60),
+            async || {
+                let said = events(&strict, "absent", "Unhealthy").await?;
+                ensure!(
+                    said.iter().any(|m| m.contains("Readiness") && m.contains("503")),
+                    "only {said:?}"
+                );
+                Ok(())
+            },
+        )
+        .await?;
+        for name in ["well", "absent"] {
+            let pod = strict.get(["pod", name]).await?;
+            let restarts: u64 = statuses(&pod).filter_map(|s| s["restartCount"].as_u64()).sum();
+            ensure!(restarts == 0, "{name}: {restarts} restarts");
+            let ready = pod["status"]["containerStatuses"][0]["ready"] == true;
+            ensure!(ready == (name == "well"), "{name}: ready is {ready}");
+            strict.run(["delete", "pod", name]).await?;
+            for reason in ["FailedPostStartHook", "FailedPreStopHook"] {
+                let failed = events(&strict, name, reason).await?;
+                ensure!(failed.is_empty(), "{name}: {failed:?}");
+            }
+        }
         cluster
             .admin
             .run(["delete", "namespace", "strict", "--wait=false"])
@@ -625,10 +705,15 @@ async fn a_traffic_policy_reaches_the_sidecars(cluster: &Cluster, shop: &Kubectl
         "spec": {"targetRefs": [{"group": "", "kind": "Service", "name": "orders"}], "timeouts": {"request": "8765ms"}}
     });
     let web = cluster.pods(SHOP, "app=web").await?.pop().context("no pod of web")?;
+    let admin = shop.forward(&web, outrigger_api::ports::ADMIN).await?;
     shop.apply(&policy.to_string()).await?;
     let applied = std::time::Instant::now();
     eventually("the sidecar of web has it", Duration::from_secs(10), async || {
-        let config = cluster.admin_port(SHOP, &web, "/config").await?;
+        let config = Http::one()
+            .send(request(Method::GET, admin.address, "/config", ""))
+            .await;
+        let config = config.map_err(|error| anyhow!("{error}"))?.body;
+        let config = String::from_utf8_lossy(&config);
         ensure!(config.contains("8765") || config.contains("8.765"), "not in {config}");
         Ok(())
     })

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode};
 use http_body_util::BodyExt;
 use outrigger_proxy::app::RunningProxy;
-use outrigger_proxy::config::{Config, DiscoveryConfig, Probe, StaticTargets};
+use outrigger_proxy::config::{Config, DiscoveryConfig, LetIn, Plaintext, StaticTargets};
 use outrigger_proxy::model::{
     Backend, Endpoint, Endpoints, Filter, HeaderModifier, PathMatch, PathModifier, Policy, Protocol, Redirect, Route,
     RouteMatch, Service, ServiceName, Target, WeightedBackend,
@@ -258,20 +258,18 @@ async fn strict_knows_the_pods_probes() {
     .await;
     let mut collector = Collector::start().await;
     let port = app.address.port();
-    let probe = |path: Option<&str>| Probe {
-        port,
-        path: path.map(str::to_owned),
-    };
+    let let_in = |what| move |c: &mut Config| c.let_in = vec![LetIn { port, what }];
     let http_probe = Sidecar::new("orders")
         .protects(app.address)
         .with("mtls: strict")
         .with(&collector.line());
     let http_probe = http_probe
-        .start_with(&authority, |c| c.probes = vec![probe(Some("/ready?full=1"))])
+        .start_with(&authority, let_in(Plaintext::Get("/ready?full=1".to_owned())))
         .await;
     let to = http_probe.inbound[0];
     let seen = Http::one().get(to, "/ready?full=1").await;
     assert_eq!((seen.status, &seen.body[..]), (200, &b"Some(false)"[..]));
+    // No more than kubelet's own request.
     assert_eq!(Http::one().get(to, "/ready/x").await.error(), Some("plaintext-refused"));
     let (_, span) = collector.any().await;
     assert_eq!(
@@ -279,10 +277,55 @@ async fn strict_knows_the_pods_probes() {
         "/ready/x",
         "the first span is not the probe's"
     );
-    assert_eq!(Http::one().get(to, "/").await.status, 403);
+    for path in ["/", "/ready", "/ready?", "/ready?full=2", "/ready?full=1&cmd=1"] {
+        assert_eq!(
+            Http::one().get(to, path).await.error(),
+            Some("plaintext-refused"),
+            "{path}"
+        );
+    }
+    for method in [Method::DELETE, Method::POST, Method::HEAD, Method::OPTIONS] {
+        let seen = Http::one().send(request(method.clone(), to, "/ready?full=1", "")).await;
+        assert_eq!(seen.unwrap().error(), Some("plaintext-refused"), "{method}");
+    }
+    let with_body = Http::one()
+        .send(request(Method::GET, to, "/ready?full=1", "order"))
+        .await;
+    assert_eq!(with_body.unwrap().error(), Some("plaintext-refused"));
+    let mut upgrade = request(Method::GET, to, "/ready?full=1", "");
+    upgrade
+        .headers_mut()
+        .insert("connection", HeaderValue::from_static("upgrade"));
+    upgrade
+        .headers_mut()
+        .insert("upgrade", HeaderValue::from_static("websocket"));
+    assert_eq!(
+        Http::one().send(upgrade).await.unwrap().error(),
+        Some("plaintext-refused")
+    );
+
+    // Of the version before: the query is not known.
+    let older = Sidecar::new("orders").protects(app.address).with("mtls: strict");
+    let older = older
+        .start_with(&authority, let_in(Plaintext::GetPath("/ready".to_owned())))
+        .await;
+    assert_eq!(Http::one().get(older.inbound[0], "/ready?full=1").await.status, 200);
+    assert_eq!(
+        Http::one().post(older.inbound[0], "/ready?full=1", "").await.status,
+        403
+    );
+
+    let grpc = Sidecar::new("orders").protects(app.address).with("mtls: strict");
+    let grpc = grpc.start_with(&authority, let_in(Plaintext::GrpcHealth)).await;
+    let health = "/grpc.health.v1.Health/Check";
+    assert_eq!(Http::two().post(grpc.inbound[0], health, "").await.status, 200);
+    assert_eq!(
+        Http::two().post(grpc.inbound[0], "/shop.Orders/Place", "").await.status,
+        403
+    );
 
     let tcp_probe = Sidecar::new("orders").protects(app.address).with("mtls: strict");
-    let tcp_probe = tcp_probe.start_with(&authority, |c| c.probes = vec![probe(None)]).await;
+    let tcp_probe = tcp_probe.start_with(&authority, let_in(Plaintext::Connection)).await;
     let mut stream = TcpStream::connect(tcp_probe.inbound[0]).await.unwrap();
     stream
         .write_all(b"\0\0\0\0 not a byte of this reaches the app")

@@ -157,7 +157,7 @@ fn plaintext_from_outside_the_mesh() {
 
     let strict = [
         ("OUTRIGGER_MTLS", "strict"),
-        ("OUTRIGGER_PROBES", r#"[{"port":8080,"path":"/ready"}]"#),
+        ("OUTRIGGER_PROBES", r#"[{"port":8080,"target":"/ready"}]"#),
     ];
     let orders = shop.mesh.join(&shop.lab, &shop.orders, "orders", &none, &strict);
     for address in shop.orders.addresses(8080) {
@@ -282,8 +282,8 @@ fn a_sidecar_ends_in_peace() {
     let post = |from: &Namespace, address: SocketAddr| {
         from.enter(|| {
             let mut stream = TcpStream::connect(address).unwrap();
-            let head = "POST /shutdown HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-            stream.write_all(head.as_bytes()).unwrap();
+            let head = "POST /shutdown HTTP/1.1\r\nHost: x\r\noutrigger-admin: 1\r\nContent-Length: 0\r\n";
+            write!(stream, "{head}Connection: close\r\n\r\n").unwrap();
             let mut answer = String::new();
             stream.read_to_string(&mut answer).unwrap();
             answer

@@ -95,6 +95,49 @@ fn pods() {
 }
 
 #[test]
+fn probes_that_kubelet_sends_to_the_app_are_named() {
+    let mut facts = facts();
+    let version = env!("CARGO_PKG_VERSION");
+    let pod = |name: &str, annotations: serde_json::Value, probe: serde_json::Value| -> Pod {
+        let labels = json!({"outrigger.dev/proxy-version": version});
+        serde_json::from_value(json!({
+            "metadata": {"namespace": "shop", "name": name, "labels": labels, "annotations": annotations},
+            "spec": {"containers": [{"name": "app", "livenessProbe": probe}],
+                     "initContainers": [{"name": "outrigger-init"}, {"name": "outrigger-proxy"}]},
+        }))
+        .unwrap()
+    };
+    let own = json!({"httpGet": {"path": "/probe/app/liveness", "port": 14190}});
+    facts.pods = vec![pod("fine", json!({}), own)];
+    let named = |facts: &Facts| {
+        texts(facts, Level::Warning)
+            .into_iter()
+            .find(|text| text.contains("kubelet asks"))
+    };
+    assert_eq!(named(&facts), None);
+    let tcp = json!({"tcpSocket": {"port": 80}});
+    facts.pods.push(pod(
+        "opted-out",
+        json!({"outrigger.dev/rewrite-probes": "false"}),
+        tcp.clone(),
+    ));
+    facts.pods.push(pod(
+        "elsewhere",
+        json!({}),
+        json!({"tcpSocket": {"port": 80, "host": "example.com"}}),
+    ));
+    facts.pods.push(pod("older", json!({}), tcp));
+    let text = named(&facts).unwrap();
+    for part in [
+        "shop/opted-out: livenessProbe of container app: outrigger.dev/rewrite-probes",
+        "shop/elsewhere: livenessProbe of container app: it asks the host \"example.com\"",
+        "shop/older: livenessProbe of container app: its sidecar's version does not ask it",
+    ] {
+        assert!(text.contains(part), "{part:?} is not in\n{text}");
+    }
+}
+
+#[test]
 fn roots_are_warned_of_sixty_days_ahead() {
     let now = SystemTime::UNIX_EPOCH + 1000 * DAY;
     let level = |days: &[u32]| {

@@ -30,12 +30,12 @@ pub fn run(body: &[u8]) {
         ..NamespaceMeta::default()
     };
     let settings = Settings::default();
-    let decision = inject::patch(&pod, &namespace, &settings);
+    let decision = inject::patch(&pod, &namespace, &settings, "key");
     if let Ok(Outcome::Patched { patch, .. }) = &decision {
         let mut document = serde_json::to_value(&pod).expect("a pod is JSON");
         json_patch::patch(&mut document, patch).expect("the patch fits the pod");
         let patched: Pod = serde_json::from_value(document).expect("it is still a pod");
-        let again = inject::patch(&patched, &namespace, &settings);
+        let again = inject::patch(&patched, &namespace, &settings, "key");
         assert_eq!(again, Ok(Outcome::AlreadyInjected), "a second time");
     }
     let answer = review::answer_to(&request.uid, &decision);
@@ -44,11 +44,20 @@ pub fn run(body: &[u8]) {
     if let Some(patch) = patch {
         let operations: Vec<Value> = serde_json::from_slice(&patch.0).expect("a list");
         assert!(
-            operations.iter().all(|operation| operation["op"] == "add"),
-            "the pod's own is never rewritten"
+            operations.iter().all(only_adds_or_rewrites),
+            "the rest of the pod is never rewritten"
         );
     }
     check(&answer, &request.uid, body)
+}
+
+/// What kubelet asks, and what the sidecar is told of it, is all that is rewritten.
+fn only_adds_or_rewrites(operation: &Value) -> bool {
+    let path = operation["path"].as_str().unwrap_or_default();
+    let asks = ["/httpGet", "/tcpSocket", "/grpc"]
+        .iter()
+        .any(|action| path.ends_with(action));
+    operation["op"] == "add" || asks || path.contains("/env/")
 }
 
 fn check(answer: &Value, uid: &str, body: &[u8]) {

@@ -16,6 +16,7 @@ use crate::settings::{Resources, Settings, log_filter};
 pub(super) struct Overrides {
     pub(super) native: bool,
     pub(super) mtls: &'static str,
+    pub(super) rewrite_probes: bool,
     pub(super) log_level: String,
     pub(super) access_log: bool,
     pub(super) opaque_ports: String,
@@ -34,7 +35,7 @@ const DEFAULT_GRACE: i64 = 30;
 const END: i64 = 2;
 
 const OUR_PREFIX: &str = "outrigger.dev/";
-const KNOWN: [&str; 15] = [
+const KNOWN: [&str; 16] = [
     labels::INJECT,
     labels::PROXY_VERSION,
     labels::OPAQUE_PORTS,
@@ -43,6 +44,7 @@ const KNOWN: [&str; 15] = [
     labels::SKIP_OUTBOUND_CIDRS,
     labels::SKIP_UIDS,
     labels::MTLS,
+    labels::REWRITE_PROBES,
     labels::NATIVE_SIDECAR,
     labels::LOG_LEVEL,
     labels::ACCESS_LOG,
@@ -68,6 +70,7 @@ impl Overrides {
             // "true" cannot make a cluster have them.
             native: settings.native_sidecars && native.unwrap_or(true),
             mtls: source.mtls(),
+            rewrite_probes: source.pod(labels::REWRITE_PROBES, boolean).unwrap_or(true),
             log_level: source
                 .pod(labels::LOG_LEVEL, text(log_filter))
                 .unwrap_or_else(|| settings.log_level.clone()),
@@ -98,12 +101,24 @@ impl Overrides {
         if !self.native && restart != "Always" {
             self.warnings.push(format!(
                 "the sidecar is an ordinary container and does not end with the app: as its last act the app must POST to \
-                 http://127.0.0.1:{}/shutdown, or the pod never completes",
-                ports::ADMIN
+                 http://127.0.0.1:{}/shutdown with the header {}: 1, or the pod never completes",
+                ports::ADMIN,
+                ports::ADMIN_HEADER
             ));
         }
         self
     }
+}
+
+/// The one annotation that counts also when a pod is looked at again.
+pub(super) fn rewrite_probes(pod: &Pod, problems: &mut Vec<String>) -> bool {
+    let empty = BTreeMap::new();
+    let mut source = Source {
+        pod: pod.metadata.annotations.as_ref().unwrap_or(&empty),
+        namespace: &empty,
+        problems,
+    };
+    source.pod(labels::REWRITE_PROBES, boolean).unwrap_or(true)
 }
 
 /// The annotations, and what is wrong with them.

@@ -7,10 +7,16 @@
 //! the others back until it is ready; `outrigger-init` is then the *last* init container, because the app's own init
 //! containers would otherwise have their traffic redirected to a sidecar that does not run yet: they are not in the mesh.
 //!
-//! The patch is made of additions only. Nothing of the pod's own is rewritten, so fields that this version of the
-//! injector does not know are kept.
+//! The patch adds, and rewrites one thing of the pod's own: the `httpGet`, `tcpSocket` or `grpc` of a probe or a lifecycle
+//! handler becomes an `httpGet` of the sidecar's admin port ([`probes`]). The rest of a probe, its times and thresholds, and
+//! every field that this version of the injector does not know are kept.
+//!
+//! A pod that has its sidecar already is looked at again, because another webhook may have added containers or probes since
+//! (`reinvocationPolicy: IfNeeded`): the sidecar's environment then gets what it does not know yet.
 
+mod again;
 mod annotations;
+mod operations;
 mod probes;
 mod sidecar;
 mod workload;
@@ -18,14 +24,17 @@ mod workload;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use json_patch::jsonptr::PointerBuf;
-use json_patch::{AddOperation, Patch, PatchOperation};
+use json_patch::Patch;
 use k8s_openapi::api::core::v1::{Container, Namespace, Pod, PodSpec};
 use outrigger_api::{labels, ports};
+use rustls::crypto::aws_lc_rs;
 use serde_json::{Value, json};
 
 use crate::settings::{Settings, VERSION};
 use annotations::Overrides;
+use operations::Operations;
+pub use probes::left_to_kubelet;
+use probes::{Circumstances, Plan};
 
 /// The name of the container that programs the capture.
 pub const INIT_CONTAINER: &str = "outrigger-init";
@@ -56,15 +65,15 @@ pub struct NamespaceMeta {
 /// What becomes of a pod.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// It has the sidecar already.
+    /// It has the sidecar already, and the sidecar knows the rest of the pod.
     AlreadyInjected,
     /// It says that it does not want one.
     OptedOut,
     /// Neither its namespace nor the pod itself asks for one, or the namespace is one that never gets any.
     NotSelected,
-    /// It gets one.
+    /// It gets one, or its sidecar gets to know what was added to the pod.
     Patched {
-        /// The additions (RFC 6902).
+        /// The changes (RFC 6902).
         patch: Patch,
         /// What the pod's author should look at, though the pod works.
         warnings: Vec<String>,
@@ -78,11 +87,12 @@ pub struct Refusal {
     pub problems: Vec<String>,
 }
 
-/// Says what a pod gets.
+/// Says what a pod gets. `key` is what kubelet must show before the sidecar carries out a lifecycle handler of the app: a
+/// random text ([`random_key`]), because every pod of the cluster can reach the sidecar's admin port.
 ///
 /// # Errors
 /// When the pod is to have a sidecar and cannot, or when an annotation cannot be understood.
-pub fn patch(pod: &Pod, namespace: &NamespaceMeta, settings: &Settings) -> Result<Outcome, Refusal> {
+pub fn patch(pod: &Pod, namespace: &NamespaceMeta, settings: &Settings, key: &str) -> Result<Outcome, Refusal> {
     if never(pod, namespace, settings) {
         return Ok(Outcome::NotSelected);
     }
@@ -91,31 +101,54 @@ pub fn patch(pod: &Pod, namespace: &NamespaceMeta, settings: &Settings) -> Resul
         None if !is_enabled(namespace.labels.get(labels::INJECT)) => return Ok(Outcome::NotSelected),
         _ => {}
     }
-    if has_sidecar(pod) {
-        return Ok(Outcome::AlreadyInjected);
-    }
     let Some(spec) = &pod.spec else {
         let problems = vec!["spec is missing".to_owned()];
         return Err(Refusal { problems });
     };
-    let mut problems = obstacles(spec);
+    if has_sidecar(pod) {
+        return again::patch(pod, spec, key);
+    }
+    let mut problems = clashes(spec);
+    problems.extend(obstacles(spec));
     let overrides = Overrides::read(pod, namespace, settings, &mut problems);
     let controller_id = settings.controller_id().map_err(|why| problems.push(why)).ok();
     match controller_id {
         Some(controller_id) if problems.is_empty() => {
+            let circumstances = Circumstances {
+                rewrite: overrides.rewrite_probes,
+                native: overrides.native,
+                asked: &[],
+                key,
+            };
+            let plan = probes::plan(spec, &circumstances);
             let parts = sidecar::Parts {
                 pod,
-                spec,
                 settings,
                 overrides: &overrides,
+                probes: &plan,
             };
+            let init = parts.init_container();
+            let proxy = parts.proxy_container(controller_id.as_str());
             Ok(Outcome::Patched {
-                patch: additions(pod, spec, &overrides, &parts, controller_id.as_str()),
-                warnings: overrides.warnings.clone(),
+                patch: changes(pod, spec, overrides.native, init, proxy, plan),
+                warnings: overrides.warnings,
             })
         }
         _ => Err(Refusal { problems }),
     }
+}
+
+/// A key for [`patch`]: 128 random bits.
+///
+/// # Errors
+/// When the system has no random numbers.
+pub fn random_key() -> anyhow::Result<String> {
+    let mut bytes = [0; 16];
+    let random = aws_lc_rs::default_provider().secure_random;
+    random
+        .fill(&mut bytes)
+        .map_err(|_| anyhow::anyhow!("the system has no random numbers"))?;
+    Ok(format!("{:032x}", u128::from_be_bytes(bytes)))
 }
 
 fn never(pod: &Pod, namespace: &NamespaceMeta, settings: &Settings) -> bool {
@@ -178,7 +211,22 @@ fn all_containers(spec: &PodSpec) -> impl Iterator<Item = &Container> {
     spec.init_containers.iter().flatten().chain(&spec.containers)
 }
 
-/// What makes a sidecar impossible in this pod.
+/// What of the pod has a name of the sidecar's.
+fn clashes(spec: &PodSpec) -> Vec<String> {
+    let ours = |name: &str| name == INIT_CONTAINER || name == PROXY_CONTAINER;
+    let containers = all_containers(spec)
+        .filter(|c| ours(&c.name))
+        .map(|c| ("container", &c.name));
+    let ours = |name: &str| name == TOKEN_VOLUME || name == TRUST_VOLUME;
+    let volumes = spec.volumes.iter().flatten().filter(|v| ours(&v.name));
+    let volumes = volumes.map(|v| ("volume", &v.name));
+    containers
+        .chain(volumes)
+        .map(|(what, name)| format!("{what} {name:?}: the name is the sidecar's; call yours something else"))
+        .collect()
+}
+
+/// What else makes a sidecar impossible in this pod.
 fn obstacles(spec: &PodSpec) -> Vec<String> {
     let mut problems = Vec::new();
     if spec.host_network == Some(true) {
@@ -188,13 +236,9 @@ fn obstacles(spec: &PodSpec) -> Vec<String> {
         problems.push("spec.os.name is \"windows\": the sidecar runs on Linux only".to_owned());
     }
     let pod_uid = spec.security_context.as_ref().and_then(|c| c.run_as_user);
-    for container in all_containers(spec) {
+    let of_app = |c: &&Container| c.name != INIT_CONTAINER && c.name != PROXY_CONTAINER;
+    for container in all_containers(spec).filter(of_app) {
         let name = &container.name;
-        if name == INIT_CONTAINER || name == PROXY_CONTAINER {
-            problems.push(format!(
-                "container {name:?}: the name is the sidecar's; call yours something else"
-            ));
-        }
         let uid = container
             .security_context
             .as_ref()
@@ -219,25 +263,15 @@ fn obstacles(spec: &PodSpec) -> Vec<String> {
             ));
         }
     }
-    for volume in spec.volumes.iter().flatten() {
-        if volume.name == TOKEN_VOLUME || volume.name == TRUST_VOLUME {
-            problems.push(format!(
-                "volume {:?}: the name is the sidecar's; call yours something else",
-                volume.name
-            ));
-        }
-    }
     problems
 }
 
-fn additions(
-    pod: &Pod,
-    spec: &PodSpec,
-    overrides: &Overrides,
-    parts: &sidecar::Parts<'_>,
-    controller_id: &str,
-) -> Patch {
-    let mut patch = Additions::default();
+fn changes(pod: &Pod, spec: &PodSpec, native: bool, init: Value, proxy: Value, probes: Plan) -> Patch {
+    let mut patch = Operations::default();
+    // First, as long as the app's containers are where they were.
+    for rewrite in probes.rewrites {
+        patch.rewrite(rewrite);
+    }
     patch.entry(
         ["metadata", "labels"],
         pod.metadata.labels.as_ref(),
@@ -245,21 +279,11 @@ fn additions(
         json!(VERSION),
     );
     let init_containers = spec.init_containers.as_deref().map(<[_]>::len);
-    let proxy = parts.proxy_container(controller_id);
-    if overrides.native {
-        patch.elements(
-            ["spec", "initContainers"],
-            init_containers,
-            0,
-            [parts.init_container(), proxy],
-        );
+    if native {
+        patch.elements(["spec", "initContainers"], init_containers, 0, [init, proxy]);
     } else {
-        patch.elements(
-            ["spec", "initContainers"],
-            init_containers,
-            init_containers.unwrap_or(0),
-            [parts.init_container()],
-        );
+        let last = init_containers.unwrap_or(0);
+        patch.elements(["spec", "initContainers"], init_containers, last, [init]);
         patch.elements(["spec", "containers"], Some(spec.containers.len()), 0, [proxy]);
         let annotations = pod.metadata.annotations.as_ref();
         // The sidecar comes first here; `kubectl logs` and `exec` without -c still mean the app.
@@ -276,36 +300,7 @@ fn additions(
     }
     let volumes = spec.volumes.as_deref().map(<[_]>::len);
     patch.elements(["spec", "volumes"], volumes, volumes.unwrap_or(0), sidecar::volumes());
-    Patch(patch.0)
-}
-
-/// Additions to a document, in the order in which they are carried out.
-#[derive(Default)]
-struct Additions(Vec<PatchOperation>);
-
-impl Additions {
-    /// One entry of the map at `path`, which is made when the pod has none.
-    fn entry(&mut self, path: [&str; 2], map: Option<&BTreeMap<String, String>>, key: &str, value: Value) {
-        match map {
-            Some(_) => self.add(&[path[0], path[1], key], value),
-            None => self.add(&path, json!({ key: value })),
-        }
-    }
-
-    /// Elements of the list at `path` (of `length`, `None` when the pod has no such list), from index `at` on.
-    fn elements<const N: usize>(&mut self, path: [&str; 2], length: Option<usize>, at: usize, elements: [Value; N]) {
-        if length.is_none() {
-            return self.add(&path, Value::Array(elements.into()));
-        }
-        for (index, element) in (at..).zip(elements) {
-            self.add(&[path[0], path[1], &index.to_string()], element);
-        }
-    }
-
-    fn add(&mut self, path: &[&str], value: Value) {
-        let path = PointerBuf::from_tokens(path.iter().copied());
-        self.0.push(PatchOperation::Add(AddOperation { path, value }));
-    }
+    patch.patch()
 }
 
 impl From<&Namespace> for NamespaceMeta {

@@ -2,20 +2,22 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use k8s_openapi::api::core::v1::Pod;
+use outrigger_api::probes::{APP_PROBES, LET_IN};
 use outrigger_api::{labels, ports};
 use serde_json::{Map, Value, json};
 
 use super::annotations::Overrides;
-use super::{INIT_CONTAINER, PROXY_CONTAINER, TOKEN_VOLUME, TRUST_VOLUME, probes, workload};
+use super::probes::Plan;
+use super::{INIT_CONTAINER, PROXY_CONTAINER, TOKEN_VOLUME, TRUST_VOLUME, workload};
 use crate::settings::{Resources, Settings};
 
 /// Everything that a sidecar is made of.
 pub(super) struct Parts<'a> {
     pub(super) pod: &'a Pod,
-    pub(super) spec: &'a PodSpec,
     pub(super) settings: &'a Settings,
     pub(super) overrides: &'a Overrides,
+    pub(super) probes: &'a Plan,
 }
 
 const ENTRYPOINT: &str = "/outrigger-proxy";
@@ -116,8 +118,9 @@ impl Parts<'_> {
         env.value("OUTRIGGER_LOG", &overrides.log_level);
         env.value("OUTRIGGER_ACCESS_LOG", overrides.access_log.to_string());
         env.value("OUTRIGGER_MTLS", overrides.mtls);
-        let probes = probes::entries(self.spec);
-        env.value("OUTRIGGER_PROBES", json!(probes).to_string());
+        for (name, value) in variables(self.probes) {
+            env.value(name, value);
+        }
         env.unless_empty("OUTRIGGER_OPAQUE_PORTS", &overrides.opaque_ports);
         env.value("OUTRIGGER_DRAIN_TIMEOUT", in_seconds(overrides.drain_timeout));
         Value::Array(env.0)
@@ -139,15 +142,32 @@ pub(super) fn volumes() -> [Value; 2] {
     ]
 }
 
+/// What the sidecar is told of the app's probes. Both are there even where they are empty: so it is seen which sidecars know
+/// them.
+pub(super) fn variables(probes: &Plan) -> [(&'static str, String); 2] {
+    [
+        (APP_PROBES, json!(probes.asked).to_string()),
+        (LET_IN, json!(probes.let_in).to_string()),
+    ]
+}
+
+/// Kubernetes expands $(NAME) in values, and makes one of two dollar signs; ours are meant as they stand.
+pub(super) fn escaped(value: &str) -> String {
+    value.replace('$', "$$")
+}
+
+/// The contrary of [`escaped`].
+pub(super) fn unescaped(value: &str) -> String {
+    value.replace("$$", "$")
+}
+
 /// Environment variables in the order in which they are added.
 #[derive(Default)]
 struct Env(Vec<Value>);
 
 impl Env {
     fn value(&mut self, name: &str, value: impl Into<String>) {
-        // Kubernetes expands $(NAME) in values; ours are meant as they stand.
-        self.0
-            .push(json!({"name": name, "value": value.into().replace("$(", "$$(")}));
+        self.0.push(json!({"name": name, "value": escaped(&value.into())}));
     }
 
     fn unless_empty(&mut self, name: &str, value: &str) {

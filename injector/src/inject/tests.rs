@@ -27,7 +27,7 @@ fn pod(metadata: Value) -> Pod {
 }
 
 fn outcome(metadata: Value, namespace: &NamespaceMeta) -> &'static str {
-    match patch(&pod(metadata), namespace, &Settings::default()) {
+    match patch(&pod(metadata), namespace, &Settings::default(), "key") {
         Ok(Outcome::Patched { .. }) => "patched",
         Ok(Outcome::OptedOut) => "opted out",
         Ok(Outcome::NotSelected) => "not selected",
@@ -77,7 +77,13 @@ fn who_gets_one() {
 fn half_a_sidecar_is_a_clash_and_not_a_sidecar() {
     let mut copied = pod(json!({"labels": {"outrigger.dev/proxy-version": "0.1.0"}}));
     copied.spec.as_mut().unwrap().containers[0].name = "outrigger-proxy".to_owned();
-    let refusal = patch(&copied, &namespace("shop", Some("enabled")), &Settings::default()).unwrap_err();
+    let refusal = patch(
+        &copied,
+        &namespace("shop", Some("enabled")),
+        &Settings::default(),
+        "key",
+    )
+    .unwrap_err();
     assert!(refusal.problems[0].contains("the name is the sidecar's"), "{refusal}");
 }
 
@@ -115,7 +121,7 @@ fn sidecar(annotations: Value, more: Value, settings: &Settings) -> Value {
         .unwrap()
         .extend(more.as_object().unwrap().clone());
     let typed: Pod = serde_json::from_value(raw.clone()).unwrap();
-    let outcome = patch(&typed, &namespace("shop", Some("enabled")), settings).unwrap();
+    let outcome = patch(&typed, &namespace("shop", Some("enabled")), settings, "key").unwrap();
     let Outcome::Patched { patch, .. } = outcome else {
         panic!("{outcome:?}")
     };
@@ -166,7 +172,7 @@ fn an_ordinary_sidecar_of_a_job_comes_with_a_warning() {
     let metadata = json!({"annotations": {"outrigger.dev/native-sidecar": "false"}});
     let mut job = pod(metadata);
     job.spec.as_mut().unwrap().restart_policy = Some("Never".to_owned());
-    let outcome = patch(&job, &namespace("shop", Some("enabled")), &Settings::default()).unwrap();
+    let outcome = patch(&job, &namespace("shop", Some("enabled")), &Settings::default(), "key").unwrap();
     let Outcome::Patched { warnings, .. } = outcome else {
         panic!("{outcome:?}")
     };
@@ -226,7 +232,8 @@ fn a_pod_cannot_weaken_what_its_namespace_says_of_mtls() {
             ..namespace("shop", Some("enabled"))
         };
         let metadata = json!({"annotations": of_pod.map(mtls).unwrap_or_default()});
-        let Ok(Outcome::Patched { patch, warnings }) = patch(&pod(metadata), &namespace, &Settings::default()) else {
+        let Ok(Outcome::Patched { patch, warnings }) = patch(&pod(metadata), &namespace, &Settings::default(), "key")
+        else {
             panic!("{of_namespace:?} {of_pod:?}: not patched");
         };
         let patch = json!(patch).to_string();

@@ -19,7 +19,7 @@ fn documents_are_split_at_their_markers_only() {
 fn json_is_yaml_too() {
     let text = r#"{"apiVersion":"v1","kind":"PodList","items":[
         {"apiVersion":"v1","kind":"Pod","metadata":{"name":"a"},"spec":{"containers":[{"name":"a"}]}}]}"#;
-    let injected = inject(text, "shop", &Settings::default()).unwrap();
+    let injected = inject(text, "shop", &Settings::default(), "key").unwrap();
     assert_eq!(injected.notes, ["document 1: Pod a: sidecar put in"]);
     assert!(injected.yaml.contains("name: outrigger-proxy"));
 }
@@ -27,6 +27,6 @@ fn json_is_yaml_too() {
 #[test]
 fn an_ending_without_a_newline_does_not_join_documents() {
     let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a}]}\n---\na: 1";
-    let injected = inject(text, "shop", &Settings::default()).unwrap();
+    let injected = inject(text, "shop", &Settings::default(), "key").unwrap();
     assert!(injected.yaml.ends_with("\n---\na: 1"), "{}", injected.yaml);
 }

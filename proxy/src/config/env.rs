@@ -4,13 +4,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use outrigger_api::probes::{APP_PROBES, AppProbe, GRPC_HEALTH, LET_IN};
 use outrigger_api::spiffe::SpiffeId;
 use outrigger_api::{labels, ports};
 use serde::Deserialize;
 
 use super::{
-    Config, Destination, DiscoveryConfig, HostPort, IdentityConfig, InboundDestination, InboundListener,
-    OutboundListener, Probe, TracingConfig, TracingProtocol, Workload, limits,
+    Config, Destination, DiscoveryConfig, HostPort, IdentityConfig, InboundDestination, InboundListener, LetIn,
+    OutboundListener, Plaintext, TracingConfig, TracingProtocol, Workload, limits,
 };
 use crate::room::Budget;
 
@@ -51,7 +52,8 @@ impl Env<'_> {
         let log = self.or_default("OUTRIGGER_LOG", "info", limits::log_filter);
         let access_log = self.or_default("OUTRIGGER_ACCESS_LOG", "false", boolean);
         let mtls = self.or_default("OUTRIGGER_MTLS", "permissive", limits::mtls);
-        let probes = self.or_default("OUTRIGGER_PROBES", "[]", probes);
+        let app_probes = self.or_default(APP_PROBES, "[]", app_probes);
+        let let_in = self.or_default(LET_IN, "[]", let_in);
         let opaque_ports = self.or_default("OUTRIGGER_OPAQUE_PORTS", "", labels::parse_ports);
         let drain_timeout = self.or_default("OUTRIGGER_DRAIN_TIMEOUT", "30s", limits::drain_timeout);
         let detect_timeout = self.or_default("OUTRIGGER_DETECT_TIMEOUT", "1s", limits::detect_timeout);
@@ -99,7 +101,8 @@ impl Env<'_> {
             access_log: access_log?,
             log: log?,
             mtls: mtls?,
-            probes: probes?,
+            app_probes: app_probes?,
+            let_in: let_in?,
             opaque_ports: opaque_ports?,
             workers: workers?,
             drain_timeout: drain_timeout?,
@@ -197,20 +200,28 @@ fn boolean(text: &str) -> Result<bool, String> {
     text.parse().map_err(|_| format!("{text:?} is neither true nor false"))
 }
 
-fn probes(text: &str) -> Result<Vec<Probe>, String> {
+fn app_probes(text: &str) -> Result<Vec<AppProbe>, String> {
+    serde_json::from_str(text).map_err(|error| format!("is not a list of probes: {error}"))
+}
+
+fn let_in(text: &str) -> Result<Vec<LetIn>, String> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Written {
         port: u16,
         path: Option<String>,
+        target: Option<String>,
     }
-    let probes: Vec<Written> = serde_json::from_str(text)
-        .map_err(|error| format!("is not a list like [{{\"port\":8080,\"path\":\"/ready\"}}]: {error}"))?;
-    Ok(probes
-        .into_iter()
-        .map(|probe| Probe {
-            port: probe.port,
-            path: probe.path,
-        })
-        .collect())
+    let written: Vec<Written> = serde_json::from_str(text)
+        .map_err(|error| format!("is not a list like [{{\"port\":8080,\"target\":\"/ready\"}}]: {error}"))?;
+    let what = |entry: Written| LetIn {
+        port: entry.port,
+        what: match (entry.target, entry.path) {
+            (Some(target), _) => Plaintext::Get(target),
+            (None, Some(path)) if path == GRPC_HEALTH => Plaintext::GrpcHealth,
+            (None, Some(path)) => Plaintext::GetPath(path),
+            (None, None) => Plaintext::Connection,
+        },
+    };
+    Ok(written.into_iter().map(what).collect())
 }

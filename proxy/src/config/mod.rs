@@ -16,6 +16,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use outrigger_api::probes::AppProbe;
 use outrigger_api::spiffe::SpiffeId;
 
 use crate::model::Target;
@@ -37,8 +38,10 @@ pub struct Config {
     /// A filter as `tracing-subscriber` reads it.
     pub log: String,
     pub mtls: Mtls,
-    /// What kubelet asks the app, and is therefore let in as plaintext even where mutual TLS is required.
-    pub probes: Vec<Probe>,
+    /// What this sidecar asks the app in kubelet's place.
+    pub app_probes: Vec<AppProbe>,
+    /// What kubelet asks the app itself, and is therefore let in as plaintext even where mutual TLS is required.
+    pub let_in: Vec<LetIn>,
     /// Ports whose bytes are not looked into, inbound and outbound.
     pub opaque_ports: Vec<RangeInclusive<u16>>,
     /// Threads that carry requests, 1 to 64.
@@ -154,16 +157,28 @@ pub enum TracingProtocol {
 pub enum Mtls {
     #[default]
     Permissive,
-    /// Refused, the pod's own probes excepted.
+    /// Refused, what kubelet asks the app itself excepted ([`LetIn`]).
     Strict,
 }
 
-/// A probe of kubelet.
+/// Something that kubelet asks the app itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Probe {
+pub struct LetIn {
     pub port: u16,
-    /// `None`: a TCP probe.
-    pub path: Option<String>,
+    pub what: Plaintext,
+}
+
+/// What is let in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Plaintext {
+    /// A connection: not a byte of it is passed on.
+    Connection,
+    /// GET of exactly this path and query, without a body.
+    Get(String),
+    /// GET of this path with any query, without a body: an injector of the version before does not say the query.
+    GetPath(String),
+    /// A gRPC health check.
+    GrpcHealth,
 }
 
 /// A host name or an address, and a port.

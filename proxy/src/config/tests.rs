@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Config, Destination, DiscoveryConfig, HostPort, InboundDestination, Mtls, Probe, TracingProtocol};
+use super::{
+    Config, Destination, DiscoveryConfig, HostPort, InboundDestination, LetIn, Mtls, Plaintext, TracingProtocol,
+};
 use crate::model::{Endpoints, Protocol, Target};
 
 const ENV: [(&str, &str); 8] = [
@@ -80,7 +82,15 @@ fn environment_with_everything() {
         ("OUTRIGGER_LOG", "outrigger_proxy=debug,info"),
         ("OUTRIGGER_ACCESS_LOG", "true"),
         ("OUTRIGGER_MTLS", "strict"),
-        ("OUTRIGGER_PROBES", r#"[{"port":8080,"path":"/ready"},{"port":8081}]"#),
+        (
+            "OUTRIGGER_PROBES",
+            r#"[{"port":8080,"path":"/ready"},{"port":8080,"target":"/ready?full=1"},{"port":8081},
+                {"port":9000,"path":"/grpc.health.v1.Health/Check"}]"#,
+        ),
+        (
+            "OUTRIGGER_APP_PROBES",
+            r#"[{"container":"app","kind":"liveness","port":8080,"timeout":1,"ask":"tcp"}]"#,
+        ),
         ("OUTRIGGER_OPAQUE_PORTS", "3306,9000-9010"),
         ("OUTRIGGER_DRAIN_TIMEOUT", "5s"),
         ("OUTRIGGER_DETECT_TIMEOUT", "250ms"),
@@ -93,11 +103,17 @@ fn environment_with_everything() {
     let tracing = config.tracing.unwrap();
     assert_eq!((tracing.protocol, tracing.sample_ratio), (TracingProtocol::Http, 0.25));
     assert_eq!(config.mtls, Mtls::Strict);
-    let path = Some("/ready".to_owned());
+    let entry = |port, what| LetIn { port, what };
     assert_eq!(
-        config.probes,
-        [Probe { port: 8080, path }, Probe { port: 8081, path: None }]
+        config.let_in,
+        [
+            entry(8080, Plaintext::GetPath("/ready".to_owned())),
+            entry(8080, Plaintext::Get("/ready?full=1".to_owned())),
+            entry(8081, Plaintext::Connection),
+            entry(9000, Plaintext::GrpcHealth),
+        ]
     );
+    assert_eq!(config.app_probes.len(), 1);
     assert_eq!(config.opaque_ports, [3306..=3306, 9000..=9010]);
     assert_eq!((config.workers, config.access_log), (2, true));
     assert_eq!(config.detect_timeout, Duration::from_millis(250));
@@ -116,6 +132,7 @@ fn all_mistakes_of_the_environment_together() {
         ("OUTRIGGER_ACCESS_LOG", "yes"),
         ("OUTRIGGER_MTLS", "on"),
         ("OUTRIGGER_PROBES", "[{\"port\":80,\"scheme\":\"x\"}]"),
+        ("OUTRIGGER_APP_PROBES", "[{\"container\":\"app\"}]"),
         ("OUTRIGGER_OPAQUE_PORTS", "mysql"),
         ("OUTRIGGER_DRAIN_TIMEOUT", "30"),
         ("OUTRIGGER_DETECT_TIMEOUT", "10ms"),

@@ -36,6 +36,7 @@ pub use bundle::TrustBundle;
 pub use clock::Clock;
 pub use credentials::{Credentials, HandshakeError, Svid};
 pub use hello::{Hello, inspect_hello};
+pub(crate) use tls::provider;
 
 /// What travels inside a mesh connection. It is the ALPN protocol, so the server needs no detection and can tell a mesh
 /// connection from the app's own TLS.

@@ -21,7 +21,7 @@ const SESSIONS: usize = 512;
 
 /// The one cryptographic provider, aws-lc-rs; its first key exchange is X25519MLKEM768, and its first cipher AES-128: the same
 /// margin as the P-256 of the certificates, and fewer rounds for each byte than rustls' own first, AES-256.
-pub(super) fn provider() -> &'static Arc<CryptoProvider> {
+pub(crate) fn provider() -> &'static Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
     PROVIDER.get_or_init(|| {
         let mut provider = default_provider();

@@ -11,7 +11,7 @@ use http::{Request, Response};
 use outrigger_api::spiffe::SpiffeId;
 use tokio::io::AsyncReadExt;
 
-use crate::config::Mtls;
+use crate::config::{Mtls, Plaintext};
 use crate::drain::OpenConnection;
 use crate::error::Reason;
 use crate::http::ResponseBody;
@@ -199,23 +199,19 @@ async fn plaintext(worker: Rc<Worker>, io: Prefixed<Io>, detected: Detected, cal
     let stream = Stream::Plain(io);
     if worker.process.config.mtls == Mtls::Strict {
         // All requests will be refused, but for those of kubelet that are let in.
-        let probed = worker
-            .process
-            .config
-            .probes
-            .iter()
-            .any(|probe| probe.port == caller.app.port());
+        let let_in = &worker.process.config.let_in;
+        let probed = let_in.iter().any(|e| e.port == caller.app.port());
         open.seat().hold_at_most(if probed { PROBE_HEAD } else { 0 });
     }
     match (detected, worker.process.config.mtls) {
-        // Each request is looked at: probes are let in.
+        // Each request is looked at: some probes are let in.
         (Detected::Http1, _) => serve_http(worker, HttpVersion::Http1, stream, caller, open).await,
         (Detected::Http2, _) => serve_http(worker, HttpVersion::Http2, stream, caller, open).await,
         (_, Mtls::Permissive) => forward(&worker, stream, caller.app, open).await,
         (_, Mtls::Strict) => {
             let port = caller.app.port();
-            let probes = &worker.process.config.probes;
-            if probes.iter().any(|probe| probe.port == port && probe.path.is_none()) {
+            let let_in = &worker.process.config.let_in;
+            if let_in.iter().any(|e| e.port == port && e.what == Plaintext::Connection) {
                 return hold(stream).await;
             }
             worker.process.telemetry.metrics().error(Reason::PlaintextRefused);

@@ -3,12 +3,13 @@
 use std::rc::Rc;
 
 use http::request::Parts;
-use http::{Request, Response, StatusCode};
-use hyper::body::Incoming;
+use http::{Method, Request, Response, StatusCode};
+use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
+use outrigger_api::probes::GRPC_HEALTH;
 
 use super::{APP_CONNECT, Caller};
-use crate::config::Mtls;
+use crate::config::{LetIn, Mtls, Plaintext};
 use crate::error::{ProxyError, Reason};
 use crate::http::body::{ClientBody, Ended, OnEnd};
 use crate::http::exchange::{Exchange, Other, Outcome, Span};
@@ -50,12 +51,14 @@ pub(super) async fn handle(
         received,
         in_flight,
     );
-    if exchange.context.parent.is_none() && is_probe(worker, caller, &head) {
+    let bare = body.is_end_stream() && upgrade.is_none();
+    let probe = is_let_in(&worker.process.config.let_in, caller, &head, bare);
+    if exchange.context.parent.is_none() && probe {
         // A trace every few seconds that nobody asked for would bury the others.
         exchange.context.sampled = false;
     }
     let record = Record::new(exchange, caller);
-    let admitted = admit(worker, caller, &head);
+    let admitted = admit(worker, caller, &head, probe);
     strip_hop_by_hop(&mut head.headers, upgrade.is_some() && version == HttpVersion::Http1);
     strip_ours(&mut head.headers);
     record.exchange.context.inject(record.span.id, &mut head.headers);
@@ -70,23 +73,27 @@ pub(super) async fn handle(
 }
 
 /// Whether the app may see the request.
-fn admit(worker: &Worker, caller: &Caller, head: &Parts) -> Result<(), ProxyError> {
+fn admit(worker: &Worker, caller: &Caller, head: &Parts, probe: bool) -> Result<(), ProxyError> {
     check(head)?;
-    if caller.peer.is_some() || worker.process.config.mtls == Mtls::Permissive {
-        return Ok(());
-    }
-    if is_probe(worker, caller, head) {
+    if probe || caller.peer.is_some() || worker.process.config.mtls == Mtls::Permissive {
         return Ok(());
     }
     Err(ProxyError::new(Reason::PlaintextRefused, PLAINTEXT_REFUSED))
 }
 
-/// Whether it is one of kubelet's probes, which come in plaintext.
-fn is_probe(worker: &Worker, caller: &Caller, head: &Parts) -> bool {
-    let (port, path) = (caller.app.port(), head.uri.path());
-    let whole = head.uri.path_and_query().map_or(path, |p| p.as_str());
-    let mut probes = worker.process.config.probes.iter().filter(|probe| probe.port == port);
-    caller.peer.is_none() && probes.any(|probe| probe.path.as_deref().is_some_and(|p| p == path || p == whole))
+/// Whether it is what kubelet asks the app itself, in plaintext. Nobody can be told apart from kubelet, so it is no more than
+/// kubelet's own request: no other method, query, body or upgrade. `bare`: it has neither body nor upgrade.
+fn is_let_in(let_in: &[LetIn], caller: &Caller, head: &Parts, bare: bool) -> bool {
+    let path = head.uri.path();
+    let target = head.uri.path_and_query().map_or(path, |p| p.as_str());
+    let get = head.method == Method::GET && bare;
+    let is = |what: &Plaintext| match what {
+        Plaintext::Connection => false,
+        Plaintext::Get(declared) => get && target == declared,
+        Plaintext::GetPath(declared) => get && (path == declared || target == declared),
+        Plaintext::GrpcHealth => head.method == Method::POST && target == GRPC_HEALTH,
+    };
+    caller.peer.is_none() && let_in.iter().any(|e| e.port == caller.app.port() && is(&e.what))
 }
 
 /// Sends the request to the app; once more if that does no harm: its connection was a stale one, or refused it.

@@ -1,10 +1,11 @@
 //! A client that the cluster's tests run in pods: it sends requests at a constant rate for a time, and prints one JSON object
 //! that says how they went. It ends by itself, so it is the app of a Job, too; or after SIGTERM, like an app that has something
-//! to do before it goes.
+//! to do before it goes. With `--serve` it is an app that kubelet asks instead.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::net::Ipv4Addr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -16,12 +17,14 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use outrigger_tests::probed::{Probed, Speaks};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
 const USAGE: &str = "usage: outrigger-test-client [--for SECONDS] [--rate PER_SECOND] [--method M] [--body TEXT] \
-                     [--header NAME:VALUE]... [--watch RESPONSE_HEADER] [--trace yes] [--linger SECONDS] URL";
+                     [--header NAME:VALUE]... [--watch RESPONSE_HEADER] [--trace yes] [--linger SECONDS] URL\n\
+                     or:    outrigger-test-client --serve KIND=PORT[,KIND=PORT]... (http, https, grpc, nothing)";
 /// Where kubelet reads a container's last words; they outlive the pod's logs.
 const LAST_WORDS: &str = "/dev/termination-log";
 /// Longer than any time limit of the mesh, so that the mesh is what answers.
@@ -29,7 +32,11 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
-    let settings = Arc::new(Settings::parse(std::env::args().skip(1))?);
+    let mut arguments = std::env::args().skip(1).peekable();
+    if arguments.next_if(|argument| argument == "--serve").is_some() {
+        return serve(&arguments.next().context(USAGE)?).await;
+    }
+    let settings = Arc::new(Settings::parse(arguments)?);
     let client = Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(Duration::from_secs(10))
@@ -70,6 +77,25 @@ async fn main() -> Result<()> {
     }
     // Not by returning: that would wait for names that are still being resolved.
     std::process::exit(0)
+}
+
+/// Serves until SIGTERM.
+async fn serve(list: &str) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut apps = Vec::new();
+    for element in list.split(',') {
+        let (kind, port) = element.split_once('=').context(USAGE)?;
+        let speaks = match kind {
+            "http" => Speaks::Http,
+            "https" => Speaks::Https,
+            "grpc" => Speaks::Grpc,
+            "nothing" => Speaks::Nothing,
+            _ => bail!(USAGE),
+        };
+        apps.push(Probed::start((Ipv4Addr::UNSPECIFIED, port.parse()?).into(), speaks).await);
+    }
+    terminate.recv().await;
+    Ok(())
 }
 
 struct Settings {

@@ -227,11 +227,19 @@ fn endpoint_of(address: SocketAddr, account: Option<&str>) -> Endpoint {
 /// # Errors
 /// What the connection says.
 pub fn get(address: SocketAddr, path: &str, host: &str) -> std::io::Result<String> {
+    send(address, "GET", path, host)
+}
+
+/// The same, with another method, and no body.
+///
+/// # Errors
+/// What the connection says.
+pub fn send(address: SocketAddr, method: &str, path: &str, host: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, ANSWER)?;
     stream.set_read_timeout(Some(ANSWER))?;
     write!(
         stream,
-        "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;

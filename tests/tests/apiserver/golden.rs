@@ -1,6 +1,7 @@
 //! The injector's golden files, through kube-apiserver.
 
 use anyhow::{Context, Result, bail, ensure};
+use outrigger_api::probes::KEY_HEADER;
 use outrigger_injector::settings::VERSION;
 use outrigger_tests::cluster::repository;
 use outrigger_tests::control_plane::{ControlPlane, documents};
@@ -178,6 +179,13 @@ fn comparable(mut pod: Value) -> Value {
     if let Some(at) = text.find("kube-api-access-") {
         let random: String = text[at..].chars().take("kube-api-access-".len() + 5).collect();
         pod = serde_json::from_str(&text.replace(&random, "kube-api-access")).unwrap();
+    }
+    // The key of lifecycle handlers is a random one.
+    let text = pod.to_string();
+    let header = format!("{{\"name\":\"{KEY_HEADER}\",\"value\":\"");
+    if let Some(at) = text.find(&header) {
+        let key: String = text[at + header.len()..].chars().take_while(|c| *c != '"').collect();
+        pod = serde_json::from_str(&text.replace(&key, "key")).unwrap();
     }
     let by_name = |list: &mut Value| {
         if let Some(list) = list.as_array_mut() {
