@@ -7,8 +7,8 @@ pub const ENABLED: &str = "enabled";
 /// The sidecar is left out.
 pub const DISABLED: &str = "disabled";
 
-/// Label that the injector puts on a pod: the version of its sidecar. The controller takes a pod that has it for one in
-/// the mesh.
+/// Label that the injector puts on a pod: the version of its sidecar, for people and for `outrigger check`. Nothing is decided
+/// by it: whoever may change a running pod's labels could otherwise take it out of the mesh.
 pub const PROXY_VERSION: &str = "outrigger.dev/proxy-version";
 
 /// Annotation of a pod, a Service or a namespace: ports whose bytes are not looked into, "3306,9000-9010".
@@ -43,6 +43,14 @@ pub const CPU_LIMIT: &str = "outrigger.dev/proxy-cpu-limit";
 pub const MEMORY_REQUEST: &str = "outrigger.dev/proxy-memory-request";
 /// See [`CPU_REQUEST`].
 pub const MEMORY_LIMIT: &str = "outrigger.dev/proxy-memory-limit";
+
+/// The sidecar's container, among a pod's containers or its init containers. A pod that has it is in the mesh: unlike labels,
+/// the containers of a pod and their environment cannot be changed after its creation.
+pub const PROXY_CONTAINER: &str = "outrigger-proxy";
+/// The init container that programs the capture.
+pub const INIT_CONTAINER: &str = "outrigger-init";
+/// In the environment of [`INIT_CONTAINER`]: what [`SKIP_INBOUND_PORTS`] said.
+pub const SKIP_INBOUND_PORTS_VARIABLE: &str = "OUTRIGGER_SKIP_INBOUND_PORTS";
 
 /// The audience of the projected ServiceAccount token that proves who a sidecar is.
 pub const TOKEN_AUDIENCE: &str = "outrigger";

@@ -128,9 +128,9 @@ impl Cluster {
             "kind": "Pod", "apiVersion": "v1",
             "metadata": {
                 "namespace": namespace, "name": format!("{name}-1"),
-                "labels": {"app": name, "outrigger.dev/proxy-version": "0.1.0"},
+                "labels": {"app": name},
             },
-            "spec": {"serviceAccountName": name, "containers": []},
+            "spec": {"serviceAccountName": name, "containers": [{"name": "outrigger-proxy"}]},
             "status": {"podIP": format!("10.244.0.{n}"), "podIPs": [{"ip": format!("10.244.0.{n}")}]},
         }));
         self.apply_value(json!({

@@ -123,12 +123,13 @@ pub fn pod(pod: &core::Pod) -> Option<(ObjectName, Object)> {
         ips.sort_unstable();
         ips.dedup();
     }
-    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    let ports = containers
+    let containers = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let ports = containers()
         .flat_map(|c| c.ports.iter().flatten())
         .filter(|p| is_tcp(p.protocol.as_deref()))
         .filter_map(|p| Some((Arc::from(p.name.as_deref()?), u16::try_from(p.container_port).ok()?)));
-    let pod_labels = pod.metadata.labels.clone().unwrap_or_default();
+    // What cannot be changed any more says whether there is a sidecar and which ports are its; labels and annotations can be.
+    let capture = containers().find(|c| c.name == labels::INIT_CONTAINER);
     let kept = Pod {
         uid: pod.metadata.uid.as_deref().unwrap_or_default().into(),
         ended,
@@ -136,11 +137,13 @@ pub fn pod(pod: &core::Pod) -> Option<(ObjectName, Object)> {
         ips,
         node: spec.node_name.as_deref().map(Arc::from),
         service_account: spec.service_account_name.as_deref().unwrap_or("default").into(),
-        in_mesh: !ended && pod_labels.contains_key(labels::PROXY_VERSION),
+        in_mesh: !ended && containers().any(|c| c.name == labels::PROXY_CONTAINER),
         ports: ports.collect(),
-        skip_inbound: annotated_ports(&pod.metadata, labels::SKIP_INBOUND_PORTS).unwrap_or_default(),
+        skip_inbound: capture
+            .map(|capture| ports_in_env(&pod.metadata, capture, labels::SKIP_INBOUND_PORTS_VARIABLE))
+            .unwrap_or_default(),
         opaque_ports: annotated_ports(&pod.metadata, labels::OPAQUE_PORTS),
-        labels: pod_labels,
+        labels: pod.metadata.labels.clone().unwrap_or_default(),
     };
     Some((object_name(&pod.metadata), Object::Pod(kept)))
 }
@@ -237,6 +240,23 @@ fn app_protocol(name: &str) -> Option<Protocol> {
 /// TCP is what is meant where nothing is said.
 fn is_tcp(protocol: Option<&str>) -> bool {
     protocol.is_none_or(|p| p == "TCP")
+}
+
+/// Ports from a container's environment. None, where they cannot be read: the container does not start with them either.
+fn ports_in_env(pod: &ObjectMeta, container: &core::Container, variable: &str) -> PortSet {
+    let variables = container.env.iter().flatten();
+    // Of several with one name the last counts.
+    let value = variables
+        .rev()
+        .find(|v| v.name == variable)
+        .and_then(|v| v.value.as_deref());
+    match labels::parse_ports(value.unwrap_or_default()) {
+        Ok(ranges) => PortSet(ranges),
+        Err(e) => {
+            tracing::warn!(pod = %object_name(pod), variable, error = %e, "a container's environment is passed over");
+            PortSet::default()
+        }
+    }
 }
 
 /// Whether the Service's owner wants its `sessionAffinity` passed over.

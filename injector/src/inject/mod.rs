@@ -26,6 +26,7 @@ use std::fmt;
 
 use json_patch::Patch;
 use k8s_openapi::api::core::v1::{Container, Namespace, Pod, PodSpec};
+pub use outrigger_api::labels::{INIT_CONTAINER, PROXY_CONTAINER};
 use outrigger_api::{labels, ports};
 use rustls::crypto::aws_lc_rs;
 use serde_json::{Value, json};
@@ -36,10 +37,6 @@ use operations::Operations;
 pub use probes::left_to_kubelet;
 use probes::{Circumstances, Plan};
 
-/// The name of the container that programs the capture.
-pub const INIT_CONTAINER: &str = "outrigger-init";
-/// The name of the sidecar's container.
-pub const PROXY_CONTAINER: &str = "outrigger-proxy";
 /// The name of the volume with the sidecar's token.
 pub const TOKEN_VOLUME: &str = "outrigger-token";
 /// The name of the volume with the trust bundle.

@@ -33,7 +33,7 @@ impl Parts<'_> {
     pub(super) fn init_container(&self) -> Value {
         let overrides = self.overrides;
         let mut env = Env::default();
-        env.unless_empty("OUTRIGGER_SKIP_INBOUND_PORTS", &overrides.skip_inbound_ports);
+        env.unless_empty(labels::SKIP_INBOUND_PORTS_VARIABLE, &overrides.skip_inbound_ports);
         env.unless_empty("OUTRIGGER_SKIP_OUTBOUND_PORTS", &overrides.skip_outbound_ports);
         env.unless_empty("OUTRIGGER_SKIP_OUTBOUND_CIDRS", &overrides.skip_outbound_cidrs);
         env.unless_empty("OUTRIGGER_SKIP_UIDS", &overrides.skip_uids);

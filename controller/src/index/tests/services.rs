@@ -28,8 +28,8 @@ endpoints:
 - {addresses: ['fd00:244::9'], zone: a, targetRef: {kind: Pod, name: web-1}}
 ---
 kind: Pod
-metadata: {namespace: shop, name: web-1, labels: {app: web, outrigger.dev/proxy-version: 0.1.0}}
-spec: {serviceAccountName: web, containers: [{name: web, ports: [{name: www, containerPort: 8080}]}]}
+metadata: {namespace: shop, name: web-1, labels: {app: web}}
+spec: {serviceAccountName: web, containers: [{name: outrigger-proxy}, {name: web, ports: [{name: www, containerPort: 8080}]}]}
 status: {podIPs: [{ip: 10.244.0.9}, {ip: 'fd00:244::9'}]}
 ";
 
@@ -89,45 +89,89 @@ endpoints: [{addresses: [192.0.2.7]}]
     assert_eq!(endpoints(&service.backends[0])[0].identity, "");
 }
 
-#[test]
-fn identities_are_of_pods_with_a_sidecar_that_answers_there() {
-    let pod = |labels: &str, annotations: &str| {
-        format!(
-            "
+/// The pod orders-1 with some of its metadata, init containers and containers.
+fn orders_pod(metadata: &str, init: &str, containers: &str) -> String {
+    format!(
+        "
 kind: Pod
-metadata: {{namespace: shop, name: orders-1, labels: {{app: orders{labels}}}, annotations: {{{annotations}}}}}
-spec: {{containers: []}}
+metadata: {{namespace: shop, name: orders-1, {metadata}}}
+spec: {{initContainers: [{init}], containers: [{{name: app}}, {containers}]}}
 status: {{podIPs: [{{ip: 10.244.0.1}}]}}
 "
+    )
+}
+
+#[test]
+fn identities_are_of_pods_with_a_sidecar_that_answers_there() {
+    const OWN: &str = "spiffe://cluster.local/ns/shop/sa/default";
+    let skips = |ports: &str| {
+        format!(
+            "{{name: outrigger-init, env: [{{name: OUTRIGGER_SKIP_INBOUND_PORTS, value: '{ports}'}}]}}, {{name: outrigger-proxy}}"
         )
     };
+    let twice = "{name: outrigger-init, env: [{name: OUTRIGGER_SKIP_INBOUND_PORTS, value: '9000'},
+      {name: OUTRIGGER_SKIP_INBOUND_PORTS, value: '8080'}]}, {name: outrigger-proxy}";
     let cluster = Cluster::new();
     cluster.add_service("orders", 1);
-    let mesh = ", outrigger.dev/proxy-version: 0.1.0";
-    for (labels, annotations, identity) in [
-        (mesh, "", "spiffe://cluster.local/ns/shop/sa/default"),
-        ("", "", ""),
-        (mesh, "outrigger.dev/skip-inbound-ports: '9000,8000-8100'", ""),
+    for (what, init, containers, identity) in [
         (
-            mesh,
-            "outrigger.dev/skip-inbound-ports: '9000'",
-            "spiffe://cluster.local/ns/shop/sa/default",
+            "an ordinary sidecar",
+            "{name: outrigger-init}",
+            "{name: outrigger-proxy}",
+            OWN,
         ),
         (
-            mesh,
-            "outrigger.dev/skip-inbound-ports: nonsense",
-            "spiffe://cluster.local/ns/shop/sa/default",
+            "a native sidecar",
+            "{name: outrigger-init}, {name: outrigger-proxy}",
+            "",
+            OWN,
         ),
+        ("none", "", "", ""),
+        ("capture alone", "{name: outrigger-init}", "", ""),
+        ("the port is skipped", &skips("9000,8000-8100"), "", ""),
+        ("another port is skipped", &skips("9000"), "", OWN),
+        ("what cannot be read", &skips("nonsense"), "", OWN),
+        ("the last word counts", twice, "", ""),
     ] {
-        cluster.apply(&pod(labels, annotations));
+        cluster.apply(&orders_pod("labels: {app: orders}", init, containers));
         let service = cluster.service("10.96.0.1:80");
-        assert_eq!(endpoints(&service.backends[0])[0].identity, identity, "{annotations}");
+        assert_eq!(endpoints(&service.backends[0])[0].identity, identity, "{what}");
         let endpoint = cluster.pod("10.244.0.1:8080").endpoint.unwrap();
-        assert_eq!(endpoint.identity, identity, "{annotations}");
+        assert_eq!(endpoint.identity, identity, "{what}");
     }
     // The sidecar's own ports are not captured.
-    cluster.apply(&pod(mesh, ""));
+    cluster.apply(&orders_pod("labels: {app: orders}", "", "{name: outrigger-proxy}"));
     assert_eq!(cluster.pod("10.244.0.1:14190").endpoint.unwrap().identity, "");
+}
+
+#[test]
+fn labels_and_annotations_of_a_running_pod_decide_nothing() {
+    let cluster = Cluster::new();
+    cluster.add_service("orders", 1);
+    // Whoever may patch pods can change these. (`opaque-ports` says what a port speaks, and nothing about trust.)
+    let patches = [
+        "labels: {app: orders}, annotations: {}",
+        "labels: {app: orders, outrigger.dev/proxy-version: 0.1.0, outrigger.dev/inject: enabled}",
+        "labels: {app: orders, outrigger.dev/inject: disabled}, annotations: {outrigger.dev/inject: disabled}",
+        "labels: {app: orders}, annotations: {outrigger.dev/skip-inbound-ports: '1-65535'}",
+        "labels: {app: orders}, annotations: {outrigger.dev/mtls: permissive}",
+    ];
+    for (containers, in_mesh) in [("{name: outrigger-proxy}", true), ("", false)] {
+        cluster.apply(&orders_pod(patches[0], "", containers));
+        let service = cluster.index.watch_target("10.96.0.1:80".parse().unwrap(), "client");
+        let pod = cluster.index.watch_target("10.244.0.1:8080".parse().unwrap(), "client");
+        let workload = cluster.index.watch_workload("shop", "orders-1");
+        let identity = endpoints(&cluster.service("10.96.0.1:80").backends[0])[0]
+            .identity
+            .clone();
+        assert_eq!(identity.is_empty(), !in_mesh);
+        for patch in patches {
+            cluster.apply(&orders_pod(patch, "", containers));
+            assert!(!service.has_changed().unwrap(), "{patch} {in_mesh}");
+            assert!(!pod.has_changed().unwrap(), "{patch} {in_mesh}");
+            assert!(!workload.has_changed().unwrap(), "{patch} {in_mesh}");
+        }
+    }
 }
 
 #[test]
@@ -139,8 +183,8 @@ metadata: {namespace: shop, name: db}
 spec: {clusterIP: None, clusterIPs: [None], selector: {app: db}, ports: [{name: sql, port: 3306, targetPort: sql}]}
 ---
 kind: Pod
-metadata: {namespace: shop, name: db-0, labels: {app: db, outrigger.dev/proxy-version: 0.1.0}}
-spec: {serviceAccountName: db, containers: [{name: db, ports: [{name: sql, containerPort: 13306}]}]}
+metadata: {namespace: shop, name: db-0, labels: {app: db}}
+spec: {serviceAccountName: db, containers: [{name: outrigger-proxy}, {name: db, ports: [{name: sql, containerPort: 13306}]}]}
 status: {podIPs: [{ip: 10.244.0.5}]}
 ",
     );
@@ -300,8 +344,8 @@ fn only_what_changed_is_sent() {
     cluster.apply(
         "
 kind: Pod
-metadata: {namespace: shop, name: orders-1, labels: {app: orders, outrigger.dev/proxy-version: 0.1.0, other: label}}
-spec: {serviceAccountName: orders, containers: []}
+metadata: {namespace: shop, name: orders-1, labels: {app: orders, other: label}}
+spec: {serviceAccountName: orders, containers: [{name: outrigger-proxy}]}
 status: {podIPs: [{ip: 10.244.0.1}]}
 ",
     );

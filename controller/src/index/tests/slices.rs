@@ -43,12 +43,12 @@ endpoints: [{endpoints}]
 
 /// A pod with or without a sidecar.
 fn pod(namespace: &str, name: &str, ip: &str, mesh: bool) -> String {
-    let labels = if mesh { "outrigger.dev/proxy-version: 0.1.0" } else { "" };
+    let containers = if mesh { "{name: outrigger-proxy}" } else { "" };
     format!(
         "
 kind: Pod
-metadata: {{namespace: {namespace}, name: {name}, labels: {{{labels}}}}}
-spec: {{serviceAccountName: {name}, nodeName: node-of-{name}, containers: []}}
+metadata: {{namespace: {namespace}, name: {name}}}
+spec: {{serviceAccountName: {name}, nodeName: node-of-{name}, containers: [{containers}]}}
 status: {{podIPs: [{{ip: '{ip}'}}]}}
 "
     )
