@@ -131,6 +131,8 @@ impl Discover for FixedTargets {
     }
 }
 
+/// Kubernetes' own limit. What is asked for is kept while it is watched.
+const MAX_POD_NAME: usize = 253;
 const WATCH_TARGET: &str = "/outrigger.discovery.v1.Discovery/WatchTarget";
 const WATCH_WORKLOAD: &str = "/outrigger.discovery.v1.Discovery/WatchWorkload";
 
@@ -174,6 +176,9 @@ impl DiscoveryService {
             return Err(Status::permission_denied(format!(
                 "{id} asks for the namespace {namespace:?}"
             )));
+        }
+        if request.pod().len() > MAX_POD_NAME {
+            return Err(Status::invalid_argument("the pod's name is longer than a name can be"));
         }
         let caller = Caller {
             namespace: id.namespace().into(),

@@ -18,16 +18,16 @@ fn source(program: &str) -> String {
     }
     let tests = root().join("tests/tests");
     let file = match program {
-        // Decided in the controller from objects alone, and over its own server.
         "topology" => root().join("controller/src/topology_tests.rs"),
-        "serve" => root().join("controller/tests/serve.rs"),
         _ => tests.join(format!("{program}.rs")),
     };
     if file.is_file() {
         return fs::read_to_string(file).unwrap();
     }
     let folder = match program {
+        // What is decided in the controller, from objects alone and over its own server.
         "index" => root().join("controller/src/index/tests"),
+        "serve" => root().join("controller/tests/serve"),
         _ => tests.join(program),
     };
     let files = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));

@@ -281,6 +281,19 @@ async fn discovery_is_for_workloads_only() {
         client.watch_target(malformed).await.unwrap_err().code(),
         Code::InvalidArgument
     );
+    let long = "x".repeat(254);
+    let too_long = WatchTargetRequest {
+        pod: long.clone(),
+        ..request()
+    };
+    let refused = client.watch_target(too_long).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    let too_long = WatchWorkloadRequest {
+        namespace: "shop".to_owned(),
+        pod: long,
+    };
+    let refused = client.watch_workload(too_long).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
     let external = WatchTargetRequest {
         address: "192.0.2.1:443".to_owned(),
         namespace: String::new(),
