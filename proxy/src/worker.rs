@@ -27,6 +27,7 @@ use crate::outbound::affinity::Caller;
 use crate::outbound::target::WorkerTarget;
 use crate::room::{Arrivals, Room, Seat};
 use crate::telemetry::Telemetry;
+use crate::telemetry::metrics::Refused;
 use crate::{inbound, outbound};
 
 /// How often idle connections and targets are looked for. The only timer of a worker that nothing waits for.
@@ -157,7 +158,7 @@ impl Worker {
 
     /// Whether the address is this very pod's.
     pub fn is_own_pod(&self, address: SocketAddr) -> bool {
-        self.process.config.workload.pod_ips.contains(&address.ip())
+        listen::is_one_of(&self.process.config.workload.pod_ips, address.ip())
     }
 
     /// Whether to connect there would come back to this sidecar.
@@ -178,6 +179,20 @@ impl Worker {
             tracing::debug!(%client, "a connection to a listener itself is closed: it was not captured");
         }
         original
+    }
+
+    /// The same, of a connection to the app: it is never followed to another host, nor to what listens on loopback only. Anybody who
+    /// can send the pod a frame, or has a route to it, chooses the destination.
+    fn captured_for_app(&self, stream: &TcpStream, client: SocketAddr) -> Option<SocketAddr> {
+        let original = self.captured(stream, client)?;
+        if listen::is_one_of(&self.process.config.workload.pod_ips, original.ip()) {
+            return Some(original);
+        }
+        self.process.telemetry.metrics().connection_refused(Refused::NotThisPod);
+        tracing::info!(%client, %original, "a connection is refused: it wants to go to an address that is not this pod's");
+        // Best effort: the connection may be gone.
+        let _ = stream.set_zero_linger();
+        None
     }
 
     fn listen(self: &Rc<Self>, listeners: Listeners) -> std::io::Result<()> {
@@ -210,7 +225,7 @@ async fn accept_inbound(worker: Rc<Worker>, listener: Listener, to: InboundDesti
     accept(&worker, listener, |stream, client, seat| {
         let app = match &to {
             InboundDestination::Fixed(app) => *app,
-            InboundDestination::Original => worker.captured(&stream, client)?,
+            InboundDestination::Original => worker.captured_for_app(&stream, client)?,
         };
         inbound::spawn(Rc::clone(&worker), Io::Tcp(stream), app, Some(client), seat);
         Some(())

@@ -185,7 +185,11 @@ impl Namespace {
         Path::new(NAMESPACES).join(&self.name)
     }
 
-    fn ip(&self, arguments: &str) {
+    /// Changes its links, addresses or routes.
+    ///
+    /// # Panics
+    /// When it cannot be done.
+    pub fn ip(&self, arguments: &str) {
         let mut all = vec!["-n", &self.name];
         all.extend(arguments.split(' '));
         ip(&all);

@@ -130,7 +130,8 @@ fn the_table_as_nft_reads_it() {
 		tcp dport 14143 drop comment "not reachable from outside"
 		tcp dport 14140 drop comment "not reachable from outside"
 		tcp dport 22 return comment "excluded port"
-		meta l4proto tcp redirect to :14143 comment "captured"
+		fib daddr type local meta l4proto tcp redirect to :14143 comment "captured"
+		meta l4proto tcp drop comment "for another host"
 	}
 }
 "#;
@@ -164,7 +165,7 @@ fn the_longest_lists_fit() {
         skip_uids: (1..=100).collect(),
     };
     capture(&pod, &config);
-    assert_eq!(listed(&pod).matches("comment").count(), 400 + 8);
+    assert_eq!(listed(&pod).matches("comment").count(), 400 + 9);
 }
 
 #[test]

@@ -173,6 +173,74 @@ fn plaintext_from_outside_the_mesh() {
     );
 }
 
+/// A pod that has a route to another sends it what is for somebody else: for a third pod, and for what listens on loopback only.
+/// Neither the rules nor, without them, the sidecar follows it.
+#[test]
+#[ignore = "needs root"]
+fn a_sidecar_is_no_way_to_other_hosts_nor_to_its_pods_loopback() {
+    let shop = Shop::new();
+    let none = CaptureConfig::default();
+    let debugger = SocketAddr::from((Ipv4Addr::LOCALHOST, 9229));
+    http_server(&shop.orders, debugger, "debugger");
+    let attacker = shop.lab.pod("attacker");
+    let (victim, third) = (&shop.orders, &shop.legacy);
+    attacker.ip(&format!("route add {} via {}", third.v4, victim.v4));
+    attacker.ip(&format!("-6 route add {} via {}", third.v6, victim.v6));
+    // What is for 127.0.0.1 leaves this pod, too.
+    let sysctl = attacker.run("sysctl", &["-w", "net.ipv4.conf.all.route_localnet=1"]);
+    assert!(sysctl.status.success());
+    attacker.ip("route del table local local 127.0.0.1 dev lo");
+    attacker.ip("route del table local local 127.0.0.0/8 dev lo");
+    attacker.ip(&format!("route add 127.0.0.1 via {} dev eth0", victim.v4));
+    let destinations = [
+        SocketAddr::new(third.v4, 8080),
+        SocketAddr::new(third.v6, 8080),
+        debugger,
+    ];
+    let refused = |address: SocketAddr, why: &str| {
+        let answer = attacker.enter(|| -> std::io::Result<String> {
+            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        });
+        assert!(answer.is_err(), "{why}: {address}: {answer:?}");
+    };
+    for mtls in ["permissive", "strict"] {
+        let orders = shop
+            .mesh
+            .join(&shop.lab, victim, "orders", &none, &[("OUTRIGGER_MTLS", mtls)]);
+        destinations.iter().for_each(|address| refused(*address, mtls));
+        // The pod itself is there as ever.
+        let answer = ask(&attacker, SocketAddr::new(victim.v4, 8080));
+        assert!(
+            answer.starts_with(if mtls == "strict" {
+                "HTTP/1.1 403"
+            } else {
+                "HTTP/1.1 200"
+            }),
+            "{answer}"
+        );
+        // As on a kernel that has no fib: all of it comes to the sidecar.
+        let flush = victim.run("nft", &["flush", "chain", "inet", "outrigger", "inbound"]);
+        assert!(flush.status.success());
+        let all = ["add", "rule", "inet", "outrigger", "inbound", "iifname", "!=", "lo"];
+        let redirect = [
+            "meta", "l4proto", "tcp", "tcp", "dport", "!=", "14190", "redirect", "to", ":14143",
+        ];
+        let rule = victim.run("nft", &[&all[..], &redirect[..]].concat());
+        assert!(rule.status.success(), "{}", String::from_utf8_lossy(&rule.stderr));
+        destinations.iter().for_each(|address| refused(*address, mtls));
+        let counted = orders.metric(r#"outrigger_connections_refused_total{reason="not-this-pod"}"#);
+        assert!(
+            counted >= destinations.len() as f64,
+            "{mtls}: only {counted} came to the sidecar"
+        );
+    }
+}
+
 #[test]
 #[ignore = "needs root"]
 fn what_is_excluded_passes_the_sidecars_by() {

@@ -7,10 +7,10 @@
 //! | chain | captured | left alone |
 //! |---|---|---|
 //! | `outbound` (nat, output) | TCP of this pod's processes, to the outbound listener | the sidecar itself, so that nothing loops; excluded users; loopback, which is where a pod reaches itself; excluded ports and addresses |
-//! | `inbound` (nat, prerouting) | TCP from elsewhere, to the inbound listener | loopback; the admin port; excluded ports |
+//! | `inbound` (nat, prerouting) | TCP from elsewhere to one of the pod's addresses, to the inbound listener | loopback; the admin port; excluded ports |
 //!
 //! A connection from elsewhere straight to one of the sidecar's own listeners is dropped: it has no original destination,
-//! and would make the sidecar call itself.
+//! and would make the sidecar call itself. So is one from elsewhere that is for another host: a pod does not route.
 
 mod config;
 mod netlink;
@@ -22,6 +22,7 @@ use std::io;
 pub use config::CaptureConfig;
 
 use netlink::{Answer, Netfilter};
+use rules::Rule;
 
 /// Why the capture rules are not in force.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +36,7 @@ pub enum CaptureError {
     /// nf_tables, or a part of it.
     #[error(
         "the kernel cannot do what traffic capture needs ({0}); it needs Linux 5.2 or later with nf_tables: check that the \
-         modules nf_tables, nft_chain_nat and nft_redir can be loaded on the node"
+         modules nf_tables, nft_chain_nat, nft_redir and nft_fib_inet can be loaded on the node"
     )]
     NotSupported(String),
     /// The rules are not there after they were taken.
@@ -53,9 +54,22 @@ pub enum CaptureError {
 /// # Errors
 /// When the kernel does not take them, or does not have them afterwards. The old state, if any, is in force then.
 pub fn apply(config: &CaptureConfig) -> Result<(), CaptureError> {
-    let rules = rules::plan(config);
+    match replace(&rules::plan(config, true)) {
+        Err(CaptureError::NotSupported(why)) => {
+            replace(&rules::plan(config, false))?;
+            tracing::warn!(
+                why,
+                "the kernel has no fib expression (module nft_fib_inet): what is for other hosts is captured too, and refused by the sidecar"
+            );
+            Ok(())
+        }
+        done => done,
+    }
+}
+
+fn replace(rules: &[Rule]) -> Result<(), CaptureError> {
     let mut netfilter = Netfilter::open().map_err(unsupported)?;
-    match netfilter.transact(&nftables::replace_table(&rules)).map_err(other)? {
+    match netfilter.transact(&nftables::replace_table(rules)).map_err(other)? {
         Answer::Done => {}
         Answer::Refused(error, detail) => return Err(refused(error, detail)),
     }

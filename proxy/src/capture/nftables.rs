@@ -189,7 +189,26 @@ fn write_match(condition: &Match, to: &mut Message) {
             }
         }
         Match::Address(network) => address(*network, to),
+        Match::ToThisPod => destination_is_local(to),
     }
+}
+
+/// What `fib daddr type local` is.
+fn destination_is_local(to: &mut Message) {
+    const REGISTER_ATTRIBUTE: u16 = 1;
+    const RESULT: u16 = 2;
+    const FLAGS: u16 = 3;
+    const RESULT_ADDRESS_TYPE: u32 = 3;
+    const OF_DESTINATION: u32 = 1 << 1;
+    /// `RTN_LOCAL` (include/uapi/linux/rtnetlink.h).
+    const LOCAL: u32 = 2;
+    expression("fib", to, |fib| {
+        fib.bytes(REGISTER_ATTRIBUTE, &REGISTER.to_be_bytes());
+        fib.bytes(RESULT, &RESULT_ADDRESS_TYPE.to_be_bytes());
+        fib.bytes(FLAGS, &OF_DESTINATION.to_be_bytes());
+    });
+    // The kernel writes it in its own byte order.
+    compare(Compare::Equal, &LOCAL.to_ne_bytes(), to);
 }
 
 fn address(network: IpNet, to: &mut Message) {

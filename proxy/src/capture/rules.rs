@@ -29,6 +29,8 @@ pub(super) enum Match {
     /// TCP to one of these ports.
     Port(RangeInclusive<u16>),
     Address(IpNet),
+    /// To an address that this network namespace has.
+    ToThisPod,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +51,9 @@ pub(super) struct Rule {
     pub(super) comment: &'static str,
 }
 
-/// In their order: the first whose matches hold decides.
-pub(super) fn plan(config: &CaptureConfig) -> Vec<Rule> {
+/// In their order: the first whose matches hold decides. `fib`: whether the kernel can say which addresses are its own; where
+/// it cannot, the sidecar alone refuses what is for other hosts.
+pub(super) fn plan(config: &CaptureConfig, fib: bool) -> Vec<Rule> {
     let mut rules = Vec::new();
     let mut outbound = |matches: Match, verdict, comment| rules.push(rule(Chain::Outbound, matches, verdict, comment));
     // Before everything else: what the sidecar sends must never come back to it.
@@ -80,7 +83,12 @@ pub(super) fn plan(config: &CaptureConfig) -> Vec<Rule> {
     for range in &config.skip_inbound_ports {
         inbound(Match::Port(range.clone()), Verdict::Return, "excluded port");
     }
-    inbound(Match::Tcp, Verdict::Redirect(ports::INBOUND), "captured");
+    let captured = if fib { Match::ToThisPod } else { Match::Tcp };
+    inbound(captured, Verdict::Redirect(ports::INBOUND), "captured");
+    if fib {
+        // A route or a raw frame brings it here. Redirected, it would go on under this pod's address.
+        inbound(Match::Tcp, Verdict::Drop, "for another host");
+    }
     rules
 }
 
@@ -88,6 +96,7 @@ fn rule(chain: Chain, only: Match, verdict: Verdict, comment: &'static str) -> R
     let matches = match only {
         // The kernel looks for a port in TCP's header only if it knows that there is one.
         Match::Port(_) => vec![Match::Tcp, only],
+        Match::ToThisPod => vec![only, Match::Tcp],
         other => vec![other],
     };
     Rule {
@@ -114,7 +123,7 @@ mod tests {
             skip_outbound_cidrs: vec!["10.0.0.0/8".parse().unwrap()],
             skip_uids: vec![0],
         };
-        let rules = plan(&config);
+        let rules = plan(&config, true);
         let of = |chain| rules.iter().filter(move |rule| rule.chain == chain);
         let (first, last) = (
             of(Chain::Outbound).next().unwrap(),
@@ -123,9 +132,15 @@ mod tests {
         assert_eq!(first.matches, [Match::Uid(ports::PROXY_UID)]);
         assert_eq!(last.verdict, Verdict::Redirect(ports::OUTBOUND));
         assert_eq!(of(Chain::Outbound).count(), 7);
-        let last = of(Chain::Inbound).next_back().unwrap();
-        assert_eq!(last.verdict, Verdict::Redirect(ports::INBOUND));
-        assert_eq!(of(Chain::Inbound).count(), 7);
+        let [captured, rest] = of(Chain::Inbound).skip(6).collect::<Vec<_>>()[..] else {
+            panic!("not eight rules");
+        };
+        assert_eq!(captured.verdict, Verdict::Redirect(ports::INBOUND));
+        assert_eq!(captured.matches, [Match::ToThisPod, Match::Tcp]);
+        assert_eq!((rest.verdict, &rest.matches[..]), (Verdict::Drop, &[Match::Tcp][..]));
+        let without = plan(&config, false);
+        assert_eq!(without.len(), rules.len() - 1);
+        assert!(without.iter().all(|rule| !rule.matches.contains(&Match::ToThisPod)));
         // An exclusion does not open the listeners either.
         let at = |verdict, port| {
             let matches = [Match::Tcp, Match::Port(port..=port)];

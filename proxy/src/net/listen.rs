@@ -116,6 +116,12 @@ pub fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
     (original != local).then_some(original)
 }
 
+/// Whether the address is one of a pod's, whichever way it is written: "::ffff:10.0.0.1" is 10.0.0.1.
+pub fn is_one_of(pod_ips: &[IpAddr], address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    pod_ips.iter().any(|ip| ip.to_canonical() == address)
+}
+
 fn bind_one(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
@@ -154,7 +160,7 @@ fn is_of_connection(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::{Listener, bind, connect, original_destination};
+    use super::{Listener, bind, connect, is_one_of, original_destination};
     use socket2::SockRef;
     use tokio::net::TcpStream;
 
@@ -165,6 +171,27 @@ mod tests {
         assert!(sockets.iter().all(|s| s.local_addr().unwrap() == address));
         let wrong = bind("192.0.2.1:1".parse().unwrap(), 1).unwrap_err();
         assert!(wrong.to_string().contains("192.0.2.1:1"));
+    }
+
+    #[test]
+    fn only_the_pods_own_addresses_are_its_own() {
+        let ip = |text: &str| text.parse::<std::net::IpAddr>().unwrap();
+        let pod = [ip("10.0.0.7"), ip("fd00::7")];
+        for own in ["10.0.0.7", "::ffff:10.0.0.7", "fd00::7"] {
+            assert!(is_one_of(&pod, ip(own)), "{own}");
+        }
+        for other in [
+            "10.0.0.8",
+            "127.0.0.1",
+            "::1",
+            "::ffff:127.0.0.1",
+            "0.0.0.0",
+            "::",
+            "169.254.169.254",
+            "fd00::8",
+        ] {
+            assert!(!is_one_of(&pod, ip(other)), "{other}");
+        }
     }
 
     #[tokio::test]
