@@ -116,7 +116,16 @@ pub async fn serve(
     discovery: Option<Arc<dyn Discover>>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    serve_within(share::budget(), listener, tls, identity, discovery, shutdown).await
+    // Boxed: it holds two servers, 24 KiB, which those that start it as a task need not.
+    Box::pin(serve_within(
+        share::budget(),
+        listener,
+        tls,
+        identity,
+        discovery,
+        shutdown,
+    ))
+    .await
 }
 
 /// The same with `budget` bytes for all peers that have an SVID.
