@@ -2,6 +2,7 @@
 //! decided by pure functions here.
 
 mod gather;
+mod metrics;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -62,6 +63,8 @@ struct Facts {
     bundles: BTreeMap<String, Option<String>>,
     /// The pods of the labelled namespaces.
     pods: Vec<Pod>,
+    /// What their sidecars count.
+    sidecars_say: metrics::Said,
     now: SystemTime,
 }
 
@@ -108,6 +111,7 @@ fn findings(facts: &Facts) -> Vec<Finding> {
     findings.extend(sidecars(facts));
     findings.extend(probes(facts));
     findings.extend(versions(facts));
+    findings.extend(servers_first(&facts.sidecars_say));
     findings
 }
 
@@ -230,14 +234,7 @@ fn sidecars(facts: &Facts) -> Vec<Finding> {
         let name = name(pod);
         if version(pod).is_some() {
             with += 1;
-            let status = pod.status.as_ref();
-            let mut containers = status.into_iter().flat_map(|s| {
-                s.init_container_statuses
-                    .iter()
-                    .flatten()
-                    .chain(s.container_statuses.iter().flatten())
-            });
-            if containers.any(|c| c.name == "outrigger-proxy" && !c.ready) {
+            if sidecar_is_unready(pod) {
                 unready.push(name);
             }
         } else if !opted_out(pod) {
@@ -305,6 +302,48 @@ fn versions(facts: &Facts) -> Option<Finding> {
         ),
         "after an upgrade: kubectl rollout restart brings the new sidecar in",
     ))
+}
+
+/// What sidecars found out about ports, and what should have been declared.
+fn servers_first(said: &metrics::Said) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut add = |what: &str, ports: &BTreeSet<String>| {
+        let ports: Vec<_> = ports.iter().collect();
+        if !ports.is_empty() {
+            let text = format!("{what} that speak first, though nobody declared it: {}", some(&ports));
+            let hint = format!(
+                "a connection waits a second whenever this is not known yet: give the Service's port the appProtocol tcp, or \
+                 annotate the Service with {}",
+                labels::OPAQUE_PORTS
+            );
+            findings.push(warning(text, hint));
+        }
+    };
+    add("servers", &said.servers_first);
+    add("apps", &said.apps_first);
+    if let Some((pods, why)) = &said.failed {
+        findings.push(warning(
+            format!("the metrics of {pods} sidecars could not be read: {why}"),
+            "is the pod ready, and are you allowed to get pods/proxy?",
+        ));
+    }
+    findings
+}
+
+/// Running pods whose sidecar is ready: those that can be asked.
+fn with_ready_sidecar(pods: &[Pod]) -> impl Iterator<Item = (String, String)> {
+    let ready = pods
+        .iter()
+        .filter(|pod| lives(pod) && version(pod).is_some() && !sidecar_is_unready(pod));
+    ready.filter_map(|pod| Some((pod.metadata.namespace.clone()?, pod.metadata.name.clone()?)))
+}
+
+fn sidecar_is_unready(pod: &Pod) -> bool {
+    let mut containers = pod.status.iter().flat_map(|status| {
+        let init = status.init_container_statuses.iter().flatten();
+        init.chain(status.container_statuses.iter().flatten())
+    });
+    containers.any(|container| container.name == "outrigger-proxy" && !container.ready)
 }
 
 fn lives(pod: &Pod) -> bool {

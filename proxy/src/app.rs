@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, AdminState};
@@ -126,8 +127,11 @@ pub async fn start(config: Config, log: Option<LogFilter>) -> anyhow::Result<Run
         discovery,
         resolver,
         telemetry,
+        servers_first: Arc::default(),
+        app_first: Arc::default(),
     });
     watch_expiry(&process);
+    show_servers_first(&process);
     let (trigger, signal) = drain::channel();
     let shutdown = CancellationToken::new();
     let admin_task = tokio::spawn(admin::serve(
@@ -307,6 +311,14 @@ fn watch_expiry(process: &Arc<Process>) {
             .iter()
             .min()
             .map(|first| seconds_until(*first))
+    });
+}
+
+fn show_servers_first(process: &Process) {
+    let (services, app) = (Arc::clone(&process.servers_first), Arc::clone(&process.app_first));
+    process.telemetry.metrics().servers_first(move || {
+        let now = Instant::now();
+        (services.ports(now), app.ports(now))
     });
 }
 

@@ -35,7 +35,7 @@ pub struct Service {
 }
 
 /// Names a Service's port: in metrics, spans and errors.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceName {
     pub namespace: Arc<str>,
     pub name: Arc<str>,

@@ -21,8 +21,9 @@ use crate::drain::{Activity, Phase, Signal};
 use crate::error::ProxyError;
 use crate::http::pool::Pool;
 use crate::identity::Identity;
+use crate::model::ServiceName;
 use crate::net::listen::{self, Listener};
-use crate::net::{Io, sockets};
+use crate::net::{Io, ServerFirst, sockets};
 use crate::outbound::affinity::Caller;
 use crate::outbound::target::WorkerTarget;
 use crate::room::{Arrivals, Room, Seat};
@@ -44,6 +45,9 @@ pub struct Process {
     pub discovery: Discovery,
     pub resolver: Resolver,
     pub telemetry: Telemetry,
+    /// Ports of Services, and of the app, whose server speaks first although nobody declared it.
+    pub servers_first: Arc<ServerFirst<ServiceName>>,
+    pub app_first: Arc<ServerFirst<u16>>,
     /// The addresses that are listened on: a connection to one of them is never forwarded.
     pub listening: Vec<SocketAddr>,
 }

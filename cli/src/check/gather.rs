@@ -13,7 +13,7 @@ use kube::{Api, Client, ResourceExt};
 use outrigger_api::labels;
 use serde::de::DeserializeOwned;
 
-use super::Facts;
+use super::{Facts, metrics, with_ready_sidecar};
 
 /// Objects in one answer.
 const PAGE: u32 = 500;
@@ -49,6 +49,7 @@ pub(super) async fn facts(client: &Client, namespace: &str) -> anyhow::Result<Fa
         pods.append(&mut of_namespace);
         bundles.insert(name, bundle.and_then(|map| map.data?.remove(labels::TRUST_BUNDLE_KEY)));
     }
+    let sidecars_say = metrics::ask(client, with_ready_sidecar(&pods).collect()).await;
     Ok(Facts {
         namespace: namespace.to_owned(),
         cluster_version: version.git_version,
@@ -68,6 +69,7 @@ pub(super) async fn facts(client: &Client, namespace: &str) -> anyhow::Result<Fa
         gateway_api: serves("gateway.networking.k8s.io"),
         bundles,
         pods,
+        sidecars_say,
         now: SystemTime::now(),
     })
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 
+use super::metrics::Said;
 use super::{DAY, Facts, Level, findings, roots, some};
 
 fn facts() -> Facts {
@@ -19,6 +20,7 @@ fn facts() -> Facts {
         gateway_api: false,
         bundles: [("shop".to_owned(), None)].into(),
         pods: Vec::new(),
+        sidecars_say: Said::default(),
         now: SystemTime::UNIX_EPOCH + 1000 * DAY,
     }
 }
@@ -163,4 +165,29 @@ fn long_lists_are_cut() {
     let names: Vec<_> = (0..8).map(|n| n.to_string()).collect();
     assert_eq!(some(&names), "0, 1, 2, 3, 4 and 3 more");
     assert_eq!(super::days(Duration::from_secs(7200)), "2 hours");
+}
+
+#[test]
+fn what_sidecars_found_out_is_named() {
+    let mut facts = facts();
+    let metrics = "outrigger_server_first_ports{direction=\"outbound\",service=\"shop/nats\",server_port=\"4222\"} 1\n";
+    facts.sidecars_say.add("shop/web-1", Ok(metrics.to_owned()));
+    facts.sidecars_say.add("shop/web-2", Err("forbidden".to_owned()));
+    let warnings = texts(&facts, Level::Warning).join("\n");
+    for part in ["speak first", "shop/nats:4222", "metrics of 1 sidecars", "forbidden"] {
+        assert!(warnings.contains(part), "{part:?} is not in\n{warnings}");
+    }
+}
+
+#[test]
+fn only_sidecars_that_are_ready_are_asked() {
+    let mesh = json!({"outrigger.dev/proxy-version": "1"});
+    let pods = [
+        pod("asked", mesh.clone(), "Running", true),
+        pod("unready", mesh.clone(), "Running", false),
+        pod("ended", mesh, "Succeeded", true),
+        pod("outside", json!({}), "Running", true),
+    ];
+    let asked: Vec<_> = super::with_ready_sidecar(&pods).collect();
+    assert_eq!(asked, [("shop".to_owned(), "asked".to_owned())]);
 }

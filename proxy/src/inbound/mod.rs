@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use outrigger_api::spiffe::SpiffeId;
 use tokio::io::AsyncReadExt;
+use tokio::time::Instant;
 
 use crate::config::{Mtls, Plaintext};
 use crate::drain::OpenConnection;
@@ -75,8 +76,10 @@ pub fn spawn(worker: Rc<Worker>, io: Io, app: SocketAddr, client: Option<SocketA
 
 async fn serve_connection(worker: Rc<Worker>, io: Io, caller: Caller, open: &OpenConnection, counted: Counted) {
     let told = told_protocol(&worker, caller.app.port());
-    if told == Protocol::Opaque
-        && worker.process.config.mtls == Mtls::Permissive
+    let app_first = told == Protocol::Detect && worker.process.app_first.contains(&caller.app.port(), Instant::now());
+    let permissive = worker.process.config.mtls == Mtls::Permissive;
+    if (told == Protocol::Opaque || app_first)
+        && permissive
         && let Some(server) = app_speaks_first(&worker, &io, caller.app).await
     {
         let _busy = open.seat().busy();
@@ -93,7 +96,10 @@ async fn serve_connection(worker: Rc<Worker>, io: Io, caller: Caller, open: &Ope
     let detected = match peeked.verdict {
         Some(First::Mesh) => return Box::pin(terminate(worker, peeked.io, caller, open, counted)).await,
         Some(First::Plain(detected)) => Some(detected),
-        // Silent, or gone: the app may be the one that speaks first.
+        None if peeked.timed_out && peeked.io.prefix().is_empty() && told == Protocol::Detect && permissive => {
+            return Box::pin(silent(&worker, peeked.io, caller.app, open)).await;
+        }
+        // Half a word, or gone.
         None => None,
     };
     let told_http = matches!(told, Protocol::Http1 | Protocol::Http2);
@@ -235,17 +241,48 @@ async fn serve_http(worker: Rc<Worker>, version: HttpVersion, stream: Stream, ca
     }
 }
 
+/// A plaintext client that says nothing, on a port that nobody declared: perhaps the app speaks first, which is remembered.
+async fn silent(worker: &Rc<Worker>, client: Prefixed<Io>, app: SocketAddr, open: &OpenConnection) {
+    let _busy = open.seat().busy();
+    let mut client = Stream::Plain(client);
+    let Some(server) = dial(worker, &client, app).await else {
+        return;
+    };
+    let connected = Instant::now();
+    let mut greeting = [0; 8];
+    let length = match &client {
+        Stream::Plain(io) => tokio::select! {
+            biased;
+            () = io.get_ref().readable() => 0,
+            length = server.first_word(&mut greeting) => length,
+        },
+        Stream::Accepted(_) | Stream::Connected(_) => 0,
+    };
+    let now = Instant::now();
+    let after = now.saturating_duration_since(connected);
+    let app_first = &worker.process.app_first;
+    app_first.greeted(&app.port(), &greeting[..length], after, now);
+    let mut server = Stream::Plain(Prefixed::new(Bytes::new(), server));
+    opaque::tunnel(worker, &mut client, &mut server).await;
+}
+
 async fn forward(worker: &Rc<Worker>, mut client: Stream, app: SocketAddr, open: &OpenConnection) {
     let _busy = open.seat().busy();
+    if let Some(server) = dial(worker, &client, app).await {
+        let mut server = Stream::Plain(Prefixed::new(Bytes::new(), server));
+        opaque::tunnel(worker, &mut client, &mut server).await;
+    }
+}
+
+/// A connection to the app. `None`: there is none, and the client is reset.
+async fn dial(worker: &Worker, client: &Stream, app: SocketAddr) -> Option<Io> {
     match tokio::time::timeout(APP_CONNECT, listen::connect(app)).await {
-        Ok(Ok(server)) => {
-            let mut server = Stream::Plain(Prefixed::new(Bytes::new(), Io::Tcp(server)));
-            opaque::tunnel(worker, &mut client, &mut server).await;
-        }
+        Ok(Ok(server)) => Some(Io::Tcp(server)),
         failed => {
             worker.process.telemetry.metrics().error(Reason::AppUnavailable);
             tracing::info!(%app, ?failed, "the app does not accept connections");
             client.reset_on_close();
+            None
         }
     }
 }

@@ -41,10 +41,12 @@ mod linger;
 pub mod listen;
 pub mod prefixed;
 pub mod read_ahead;
+pub mod server_first;
 pub mod sockets;
 pub mod stream;
 
 pub use linger::{LINGER_BYTES, LINGER_TIME, linger};
 pub use prefixed::Prefixed;
 pub use read_ahead::ReadAhead;
+pub use server_first::ServerFirst;
 pub use stream::{Io, Stream};

@@ -45,6 +45,16 @@ impl Io {
             let _ = tcp.peek(&mut [0]).await;
         }
     }
+
+    /// Waits until there is something to read, and copies the beginning of it into `word`; it stays to be read. Returns how
+    /// many bytes: 0 at an end.
+    pub async fn first_word(&self, word: &mut [u8]) -> usize {
+        match self {
+            // An error is found by who reads.
+            Io::Tcp(tcp) => tcp.peek(word).await.unwrap_or(0),
+            Io::Pipe(_) => 0,
+        }
+    }
 }
 
 impl Stream {

@@ -15,10 +15,12 @@ pub mod route;
 pub mod target;
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use outrigger_api::ports::DEFAULT_OPAQUE;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use crate::discovery::TargetKey;
 use crate::drain::OpenConnection;
@@ -31,7 +33,11 @@ use crate::room::Seat;
 use crate::telemetry::Direction;
 use crate::worker::Worker;
 use request::{handle, refuse};
-use target::WorkerTarget;
+use target::{Snapshot, WorkerTarget};
+
+/// How long the first bytes of a connection are waited for that cannot be carried anywhere. A client of HTTP has sent them
+/// by then, and is answered why; every other is reset.
+const NOWHERE: Duration = Duration::from_millis(100);
 
 /// Carries a connection of the app on a task of its own.
 pub fn spawn(worker: Rc<Worker>, stream: TcpStream, key: TargetKey, seat: Seat) {
@@ -55,46 +61,69 @@ async fn serve_connection(worker: Rc<Worker>, stream: TcpStream, key: TargetKey,
         Ok(target) => target,
         Err(error) => return without_target(worker, stream, error, open).await,
     };
-    let now = tokio::time::Instant::now();
-    let (service_protocol, port) = match target.current(now) {
-        Some(snapshot) => (snapshot.service.protocol, snapshot.service.name.port),
-        None => {
-            // Outside the cluster nothing is looked into: it works as it would without a sidecar.
-            if let TargetKey::Address(original) = key {
-                let _busy = open.seat().busy();
-                opaque::pass_through(&worker, stream, original).await;
-            }
-            return;
+    let now = Instant::now();
+    let Some(snapshot) = target.current(now) else {
+        // Outside the cluster nothing is looked into: it works as it would without a sidecar.
+        if let TargetKey::Address(original) = key {
+            let _busy = open.seat().busy();
+            opaque::pass_through(&worker, stream, original).await;
         }
+        return;
     };
-    let told = match service_protocol {
-        Protocol::Detect if is_opaque_port(&worker, port) => Protocol::Opaque,
-        other => other,
-    };
-    let limit = worker.process.config.detect_timeout;
-    let told_http = matches!(told, Protocol::Http1 | Protocol::Http2);
+    let first = first(&worker, &snapshot, now);
+    // A connection may live for long, and this state of the Service not.
+    drop(snapshot);
     let stream = Io::Tcp(stream);
+    let (limit, told_http) = match first {
+        First::Dial => {
+            let io = Prefixed::new(Bytes::new(), stream);
+            return serve_detected(worker, Detected::Opaque, io, target, open).await;
+        }
+        First::Either => return silent(worker, Prefixed::new(Bytes::new(), stream), target, open).await,
+        First::Client { limit, told_http } => (limit, told_http),
+    };
     if told_http {
-        // A client of HTTP speaks first, when it has something to say.
         stream.readable().await;
     }
-    let (detected, io) = match told {
-        Protocol::Opaque | Protocol::Tls => (Detected::Opaque, Prefixed::new(Bytes::new(), stream)),
-        _ => match peek(stream, limit, protocol).await {
-            Ok(peeked) => {
-                if peeked.timed_out {
-                    worker.process.telemetry.metrics().detect_timeout();
-                    tracing::debug!(?key, ?limit, "the first bytes do not come in time");
-                    if peeked.io.prefix().is_empty() {
-                        return silent(worker, peeked.io, target, open).await;
-                    }
+    match peek(stream, limit, protocol).await {
+        Ok(peeked) => {
+            if peeked.timed_out {
+                worker.process.telemetry.metrics().detect_timeout();
+                tracing::debug!(?key, ?limit, "the first bytes do not come in time");
+                if peeked.io.prefix().is_empty() {
+                    return silent(worker, peeked.io, target, open).await;
                 }
-                (settle(peeked.verdict, peeked.io.prefix(), told_http), peeked.io)
             }
-            Err(error) => return tracing::debug!(%error, "the app closed a connection before its first bytes"),
+            let detected = settle(peeked.verdict, peeked.io.prefix(), told_http);
+            serve_detected(worker, detected, peeked.io, target, open).await;
+        }
+        Err(error) => tracing::debug!(%error, "the app closed a connection before its first bytes"),
+    }
+}
+
+/// Who speaks first on a connection of the app.
+enum First {
+    /// Nobody is waited for: an endpoint is connected to, and without one the app is reset before a byte of it is read.
+    Dial,
+    /// The server, as before, or the client all the same.
+    Either,
+    /// The client, within `limit`. Where HTTP is declared, it has time: it speaks when it has something to say.
+    Client { limit: Duration, told_http: bool },
+}
+
+fn first(worker: &Worker, snapshot: &Snapshot, now: Instant) -> First {
+    let name = &snapshot.service.name;
+    let limit = worker.process.config.detect_timeout;
+    match snapshot.service.protocol {
+        Protocol::Opaque | Protocol::Tls => First::Dial,
+        Protocol::Http1 | Protocol::Http2 => First::Client { limit, told_http: true },
+        Protocol::Detect if is_opaque_port(worker, name.port) => First::Dial,
+        Protocol::Detect if worker.process.servers_first.contains(name, now) => First::Either,
+        Protocol::Detect => First::Client {
+            limit: if snapshot.leads_nowhere() { limit.min(NOWHERE) } else { limit },
+            told_http: false,
         },
-    };
-    serve_detected(worker, detected, io, target, open).await;
+    }
 }
 
 /// Either the server is to speak first, or the app has a connection for later: of HTTP, perhaps. So there is an endpoint
@@ -110,6 +139,10 @@ async fn silent(worker: Rc<Worker>, io: Prefixed<Io>, target: Rc<WorkerTarget>, 
         Ok(peeked) => {
             let io = peeked.io.flatten();
             let detected = settle(peeked.verdict, io.prefix(), false);
+            let now = Instant::now();
+            if let (Detected::Http1 | Detected::Http2, Some(snapshot)) = (detected, target.current(now)) {
+                worker.process.servers_first.forget(&snapshot.service.name, now);
+            }
             serve_detected(worker, detected, io, target, open).await;
         }
         Err(error) => tracing::debug!(%error, "the app closed a connection before its first bytes"),

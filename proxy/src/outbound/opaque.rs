@@ -71,6 +71,12 @@ pub async fn greeted(worker: &Rc<Worker>, client: Prefixed<Io>, target: &WorkerT
         match read {
             Ok(0) | Err(_) if early_ends <= MAX_EARLY_ENDS => {}
             Ok(_) => {
+                let now = Instant::now();
+                if let Some(snapshot) = target.current(now) {
+                    let name = &snapshot.service.name;
+                    let servers_first = &worker.process.servers_first;
+                    servers_first.greeted(name, &greeting, now.saturating_duration_since(connected), now);
+                }
                 let mut client = Stream::Plain(client);
                 if client.write_all(&greeting).await.is_ok() {
                     drop(greeting);

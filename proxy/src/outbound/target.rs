@@ -130,6 +130,12 @@ impl WorkerTarget {
 }
 
 impl Snapshot {
+    /// Whether no connection can be carried anywhere: the Service has no ready endpoint, and no route to another.
+    pub fn leads_nowhere(&self) -> bool {
+        let nobody = |backend: &Arc<Backend>| matches!(&backend.endpoints, Endpoints::Known(known) if known.is_empty());
+        self.service.routes.is_empty() && self.service.backends.first().is_none_or(nobody)
+    }
+
     /// What this worker knows of a backend that a route names.
     pub fn backend(&self, of: &Arc<Backend>) -> Option<&WorkerBackend> {
         self.backends

@@ -6,6 +6,7 @@ mod app_tls;
 mod certificates;
 mod crowd;
 mod exhaustion;
+mod first_words;
 mod hostile;
 mod idle;
 mod streams;

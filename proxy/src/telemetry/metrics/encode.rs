@@ -230,6 +230,7 @@ impl Families<'_> {
             "Connections that went on as opaque because their first bytes did not come in time.",
             plain(metrics.detect_timeouts.load(Relaxed)),
         )?;
+        self.servers_first(metrics)?;
         self.counters(
             "outrigger_spans_exported",
             "Spans that the collector took.",
@@ -264,6 +265,29 @@ impl Families<'_> {
         )?;
         let version = Labels([("version", Some(env!("CARGO_PKG_VERSION").to_owned()))]);
         self.gauges("outrigger_build_info", "1, with the version.", vec![(version, 1_u64)])
+    }
+
+    fn servers_first(&mut self, metrics: &Metrics) -> fmt::Result {
+        let ports = metrics.servers_first.get().map(|ports| ports());
+        let (services, app) = ports.unwrap_or_default();
+        let of = |direction: Direction, service: Option<String>, port: u16| {
+            let labels = Labels([
+                ("direction", Some(direction.as_str().to_owned())),
+                ("service", service),
+                ("server_port", Some(port.to_string())),
+            ]);
+            (labels, 1_u64)
+        };
+        let services = services.into_iter().map(|name| {
+            let service = format!("{}/{}", name.namespace, name.name);
+            of(Direction::Outbound, Some(service), name.port)
+        });
+        let app = app.into_iter().map(|port| of(Direction::Inbound, None, port));
+        self.gauges(
+            "outrigger_server_first_ports",
+            "1 for a port whose server speaks first although nobody declared it.",
+            services.chain(app).collect(),
+        )
     }
 
     fn process(&mut self) -> fmt::Result {

@@ -15,7 +15,7 @@ mod tests;
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -118,7 +118,11 @@ pub struct Metrics {
     access_log_dropped: AtomicU64,
     expiries: Mutex<Vec<Expiry>>,
     runtimes: Mutex<Vec<Handle>>,
+    servers_first: OnceLock<ServersFirst>,
 }
+
+/// Asked at each scrape: ports of Services, and of the app, whose server speaks first although nobody declared it.
+type ServersFirst = Box<dyn Fn() -> (Vec<ServiceName>, Vec<u16>) + Send + Sync>;
 
 /// Seconds until a certificate expires, asked for at each scrape.
 struct Expiry {
@@ -144,6 +148,7 @@ impl Metrics {
             access_log_dropped: AtomicU64::new(0),
             expiries: Mutex::new(Vec::new()),
             runtimes: Mutex::new(Vec::new()),
+            servers_first: OnceLock::new(),
         }
     }
 
@@ -212,6 +217,11 @@ impl Metrics {
     /// Counts the tasks of a runtime in `outrigger_tasks_alive`.
     pub fn runtime(&self, runtime: Handle) {
         self.runtimes.lock().push(runtime);
+    }
+
+    /// Adds `outrigger_server_first_ports`: `ports` is asked at each scrape. Only the first call counts.
+    pub fn servers_first(&self, ports: impl Fn() -> (Vec<ServiceName>, Vec<u16>) + Send + Sync + 'static) {
+        let _ = self.servers_first.set(Box::new(ports));
     }
 
     /// All of it as OpenMetrics text.
