@@ -65,6 +65,8 @@ struct Facts {
     pods: Vec<Pod>,
     /// What their sidecars count.
     sidecars_say: metrics::Said,
+    /// What the controllers count.
+    controllers_say: metrics::Said,
     now: SystemTime,
 }
 
@@ -111,6 +113,7 @@ fn findings(facts: &Facts) -> Vec<Finding> {
     findings.extend(sidecars(facts));
     findings.extend(probes(facts));
     findings.extend(versions(facts));
+    findings.extend(networks(facts));
     findings.extend(servers_first(&facts.sidecars_say));
     findings
 }
@@ -321,13 +324,34 @@ fn servers_first(said: &metrics::Said) -> Vec<Finding> {
     };
     add("servers", &said.servers_first);
     add("apps", &said.apps_first);
-    if let Some((pods, why)) = &said.failed {
-        findings.push(warning(
-            format!("the metrics of {pods} sidecars could not be read: {why}"),
-            "is the pod ready, and are you allowed to get pods/proxy?",
-        ));
-    }
+    findings.extend(unread("sidecars", said));
     findings
+}
+
+/// What the controller found out about `clusterNetworks`.
+fn networks(facts: &Facts) -> Vec<Finding> {
+    let said = &facts.controllers_say;
+    let refuted = said.outside_networks.map(|addresses| {
+        warning(
+            format!(
+                "{addresses} addresses of Services and pods are outside of clusterNetworks: sidecars ask the controller for every \
+                 address"
+            ),
+            format!(
+                "kubectl logs -n {} deployment/outrigger-controller names one; add its network to the chart's value clusterNetworks",
+                facts.namespace
+            ),
+        )
+    });
+    refuted.into_iter().chain(unread("controllers", said)).collect()
+}
+
+fn unread(whose: &str, said: &metrics::Said) -> Option<Finding> {
+    let (pods, why) = said.failed.as_ref()?;
+    Some(warning(
+        format!("the metrics of {pods} {whose} could not be read: {why}"),
+        "is the pod ready, and are you allowed to get pods/proxy?",
+    ))
 }
 
 /// Running pods whose sidecar is ready: those that can be asked.

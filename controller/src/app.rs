@@ -17,6 +17,7 @@ use crate::cluster::token_review::TokenReviews;
 use crate::cluster::{bundle, status, watch as watches};
 use crate::discovery::Discover;
 use crate::index::Index;
+use crate::index::networks::Networks;
 use crate::issuer::Issuer;
 use crate::metrics::Metrics;
 use crate::server::{self, ServerTls};
@@ -40,6 +41,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where probes and metrics are served.
     pub admin: SocketAddr,
+    /// The networks of the cluster's Services and pods, beside its ServiceCIDRs.
+    pub cluster_networks: Networks,
     /// How long SVIDs live.
     pub svid_ttl: Duration,
     /// Whether a pod's token from the address of another pod is refused; else it is logged and counted.
@@ -69,6 +72,7 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
     ));
 
     let index = Index::new(&config.trust_domain, metrics.clone());
+    index.set_cluster_networks(config.cluster_networks.clone());
     tasks.spawn(watches::run(client.clone(), index.clone(), stop.clone()));
 
     let secret = CaSecret::new(

@@ -90,7 +90,7 @@ pub struct FixedTargets {
 }
 
 impl FixedTargets {
-    /// All other addresses are not in the cluster; about every workload nothing is known.
+    /// All other addresses are not in the cluster; about every workload nothing is known, until something is said.
     pub fn new(targets: impl IntoIterator<Item = (SocketAddr, Target)>) -> Self {
         Self {
             targets: targets
@@ -106,6 +106,11 @@ impl FixedTargets {
         if let Some(sender) = self.targets.get(&address) {
             sender.send_replace(Arc::new(target.into()));
         }
+    }
+
+    /// Says something about every workload.
+    pub fn set_workload(&self, workload: Workload) {
+        self.workload.send_replace(Arc::new(workload.into()));
     }
 }
 

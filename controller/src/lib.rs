@@ -14,6 +14,7 @@
 //! | "" | services, namespaces, nodes | | list, watch |
 //! | "" | pods | | get, list, watch |
 //! | discovery.k8s.io | endpointslices | | list, watch |
+//! | networking.k8s.io | servicecidrs | | list, watch |
 //! | gateway.networking.k8s.io | httproutes, grpcroutes, referencegrants | | list, watch |
 //! | gateway.networking.k8s.io | httproutes/status, grpcroutes/status | | patch |
 //! | outrigger.dev | trafficpolicies | | list, watch |

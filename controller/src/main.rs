@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::Parser;
 use outrigger_api::ports;
 use outrigger_controller::app::{self, Config};
+use outrigger_controller::index::networks::Networks;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -34,6 +35,14 @@ struct Arguments {
     /// Where probes and metrics are served.
     #[arg(long, env = "OUTRIGGER_ADMIN", default_value_t = SocketAddr::new([0; 16].into(), ports::ADMIN))]
     admin: SocketAddr,
+    /// The networks of the cluster's Services and pods (CIDR, separated by commas), beside its ServiceCIDRs. Sidecars pass on
+    /// what is outside without asking. Empty: they ask for every address.
+    #[arg(
+        long,
+        env = "OUTRIGGER_CLUSTER_NETWORKS",
+        default_value = "10.0.0.0/8,100.64.0.0/10,172.16.0.0/12,192.168.0.0/16,fc00::/7"
+    )]
+    cluster_networks: Networks,
     /// How long SVIDs live: 10m to 720h.
     #[arg(long, env = "OUTRIGGER_SVID_TTL", default_value = "24h", value_parser = ttl)]
     svid_ttl: Duration,
@@ -97,6 +106,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         ca_secret: arguments.ca_secret,
         listen: arguments.listen,
         admin: arguments.admin,
+        cluster_networks: arguments.cluster_networks,
         svid_ttl: arguments.svid_ttl,
         check_address: arguments.check_address,
     };

@@ -10,6 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use crate::index::networks::Holder;
 use crate::share::Tenant;
 
 /// How a request for an SVID ended.
@@ -72,6 +73,16 @@ impl CertificateKind {
     }
 }
 
+impl Holder {
+    fn label(self) -> Label {
+        let value = match self {
+            Self::Service => "service",
+            Self::Pod => "pod",
+        };
+        [("kind", value)]
+    }
+}
+
 /// A label's name and value.
 type Label = [(&'static str, &'static str); 1];
 
@@ -92,6 +103,8 @@ pub struct Metrics {
     strangers: Gauge,
     displaced: Gauge,
     charged: Gauge,
+    outside_networks: Family<Label, Gauge>,
+    networks_refuted: Gauge,
 }
 
 impl Default for Metrics {
@@ -145,6 +158,18 @@ impl Default for Metrics {
             "Statuses written to routes and policies",
             status_writes.clone(),
         );
+        let outside_networks = Family::default();
+        registry.register(
+            "controller_addresses_outside_networks",
+            "Addresses of Services and pods that are outside of clusterNetworks",
+            outside_networks.clone(),
+        );
+        let networks_refuted = Gauge::default();
+        registry.register(
+            "controller_networks_refuted",
+            "1 while clusterNetworks is proved wrong by an address, so that sidecars ask for every address",
+            networks_refuted.clone(),
+        );
         let expiry = Family::default();
         // The same name and labels as the sidecar's.
         registry.register(
@@ -186,6 +211,8 @@ impl Default for Metrics {
             address_mismatches,
             ca_errors,
             status_writes,
+            outside_networks,
+            networks_refuted,
         }
     }
 }
@@ -243,6 +270,14 @@ impl Metrics {
             Err(past) => -past.duration().as_secs_f64(),
         };
         self.expiry.get_or_create(&kind.label()).set(seconds);
+    }
+
+    pub(crate) fn networks(&self, (outside, refuted): ([(Holder, usize); 2], bool)) {
+        for (holder, addresses) in outside {
+            let addresses = i64::try_from(addresses).unwrap_or(i64::MAX);
+            self.outside_networks.get_or_create(&holder.label()).set(addresses);
+        }
+        self.networks_refuted.set(refuted.into());
     }
 
     pub(crate) fn handshake_failed(&self) {

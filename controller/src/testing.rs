@@ -61,6 +61,7 @@ impl Cluster {
                     "GRPCRoute" => (name, route(RouteKind::Grpc, &object)),
                     "TrafficPolicy" => (name, Object::TrafficPolicy(Box::new(TrafficPolicy::read(&object)))),
                     "ReferenceGrant" => from_k8s::reference_grant(&object).unwrap(),
+                    "ServiceCIDR" => from_k8s::service_cidr(&object).unwrap(),
                     other => panic!("{other}"),
                 }
             }

@@ -21,11 +21,12 @@ use crate::drain::{Activity, Phase, Signal};
 use crate::error::ProxyError;
 use crate::http::pool::Pool;
 use crate::identity::Identity;
-use crate::model::ServiceName;
+use crate::model::{ServiceName, Target};
 use crate::net::listen::{self, Listener};
 use crate::net::{Io, ServerFirst, sockets};
 use crate::outbound::affinity::Caller;
 use crate::outbound::target::WorkerTarget;
+use crate::outbound::targets::Targets;
 use crate::room::{Arrivals, Room, Seat};
 use crate::telemetry::Telemetry;
 use crate::telemetry::metrics::Refused;
@@ -33,8 +34,6 @@ use crate::{inbound, outbound};
 
 /// How often idle connections and targets are looked for. The only timer of a worker that nothing waits for.
 const SWEEP: Duration = Duration::from_secs(1);
-/// A target without connections is forgotten after this.
-const TARGET_IDLE: Duration = Duration::from_secs(60);
 /// How long a connection waits for discovery's first answer.
 const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -69,7 +68,7 @@ pub struct Worker {
     pub caller: Caller,
     /// Mirrored requests that are under way.
     pub mirrors: Cell<usize>,
-    targets: RefCell<HashMap<TargetKey, Rc<WorkerTarget>>>,
+    targets: Targets,
     /// Connections to the app, by its address.
     apps: RefCell<HashMap<SocketAddr, Rc<Pool>>>,
     /// Those that one connection of a peer has to itself.
@@ -86,6 +85,7 @@ pub fn run(process: Arc<Process>, listeners: Listeners, mut signal: Signal) -> s
         .build_local(tokio::runtime::LocalOptions::default())?;
     let caller = Caller::new(&process.config.workload);
     runtime.block_on(async move {
+        let targets = Targets::new(process.config.workers);
         let budget = process.config.budget.share(process.config.workers);
         let room = Room::new(budget, Arc::clone(process.telemetry.metrics()));
         let worker = Rc::new(Worker {
@@ -95,7 +95,7 @@ pub fn run(process: Arc<Process>, listeners: Listeners, mut signal: Signal) -> s
             rng: RefCell::new(SmallRng::from_os_rng()),
             caller,
             mirrors: Cell::new(0),
-            targets: RefCell::default(),
+            targets,
             apps: RefCell::default(),
             apps_for_one: RefCell::default(),
         });
@@ -121,30 +121,34 @@ pub fn run(process: Arc<Process>, listeners: Listeners, mut signal: Signal) -> s
 }
 
 impl Worker {
-    /// What is behind `key`, asked of discovery if this worker does not know it yet.
+    /// What is behind `key`, asked of discovery if this worker does not know it yet. `None`: it is not in the cluster.
     ///
     /// # Errors
     /// [`crate::error::Reason::DiscoveryUnavailable`].
-    pub async fn target(&self, key: &TargetKey) -> Result<Rc<WorkerTarget>, ProxyError> {
-        let known = |targets: &HashMap<TargetKey, Rc<WorkerTarget>>| targets.get(key).map(Rc::clone);
-        if let Some(target) = known(&self.targets.borrow()) {
-            return Ok(target);
-        }
+    pub async fn target(&self, key: &TargetKey) -> Result<Option<Rc<WorkerTarget>>, ProxyError> {
+        let known = self.targets.get(key);
         let process = &self.process;
-        let updates = process.discovery.watch(key.clone(), DISCOVERY_TIMEOUT).await?;
-        // Another connection may have asked for the same meanwhile.
-        if let Some(target) = known(&self.targets.borrow()) {
-            return Ok(target);
+        if known.is_some() || process.discovery.is_outside(key) {
+            return Ok(known);
         }
+        let updates = process.discovery.watch(key.clone(), DISCOVERY_TIMEOUT).await?;
+        if matches!(**updates.borrow(), Target::External) {
+            return Ok(None);
+        }
+        // Another connection may have asked for the same meanwhile.
+        if let Some(target) = self.targets.get(key) {
+            return Ok(Some(target));
+        }
+        let now = Instant::now();
         let target = Rc::new(WorkerTarget::new(
             updates,
             self.caller,
             process.resolver.clone(),
             process.telemetry.clone(),
-            Instant::now(),
+            now,
         ));
-        self.targets.borrow_mut().insert(key.clone(), Rc::clone(&target));
-        Ok(target)
+        self.targets.insert(key.clone(), Rc::clone(&target), now);
+        Ok(Some(target))
     }
 
     /// The connections to the app at an address.
@@ -258,10 +262,7 @@ async fn sweep(worker: Rc<Worker>) {
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let now = tick.tick().await;
-        worker.targets.borrow_mut().retain(|_, target| {
-            target.sweep(now);
-            Rc::strong_count(target) > 1 || target.idle(now) < TARGET_IDLE
-        });
+        worker.targets.sweep(now);
         worker.apps.borrow_mut().retain(|_, pool| {
             pool.sweep(now);
             Rc::strong_count(pool) > 1 || !pool.is_empty()

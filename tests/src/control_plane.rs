@@ -209,6 +209,7 @@ impl ControlPlane {
             ca_secret: "outrigger-ca".to_owned(),
             listen: address,
             admin,
+            cluster_networks: "10.0.0.0/8".parse().map_err(anyhow::Error::msg)?,
             svid_ttl: Duration::from_secs(24 * 3600),
             check_address: false,
         };

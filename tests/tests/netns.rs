@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use outrigger_proxy::capture::CaptureConfig;
@@ -30,6 +30,11 @@ struct Shop {
 
 impl Shop {
     fn new() -> Self {
+        Self::with_networks(&[])
+    }
+
+    /// Sidecars are told these networks of the cluster.
+    fn with_networks(networks: &[&str]) -> Self {
         let lab = Lab::new();
         let (web, orders, legacy) = (lab.pod("web"), lab.pod("orders"), lab.pod("legacy"));
         let at = |pod: &Pod, port| SocketAddr::new(pod.v4, port);
@@ -47,7 +52,7 @@ impl Shop {
             (to(LEGACY), service("legacy", 8080, at(&legacy, 8080), None)),
             (at(&orders, 8081), pod("orders", at(&orders, 8081), "orders")),
         ];
-        let mesh = Mesh::new(&lab, &["web", "orders"], targets);
+        let mesh = Mesh::with_networks(&lab, &["web", "orders"], targets, networks);
         for (namespace, name) in [(&web, "web"), (&orders, "orders"), (&legacy, "legacy")] {
             for port in [8080, 8081] {
                 for address in namespace.addresses(port) {
@@ -140,6 +145,38 @@ fn what_is_outside_the_mesh_is_reached_in_plaintext() {
         let answer = ask(web.pod, address);
         assert!(answer.contains("legacy\nGET /hello"), "{answer}");
     }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_is_outside_of_the_clusters_networks_is_reached_without_a_controller() {
+    let mut shop = Shop::with_networks(&["10.96.0.0/12", "fd96::/16"]);
+    let none = CaptureConfig::default();
+    let web = shop.mesh.join(&shop.lab, &shop.web, "web", &none, &[]);
+    let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, outrigger_api::ports::ADMIN));
+    let began = Instant::now();
+    while !web
+        .pod
+        .enter(|| get(admin, "/config", "admin"))
+        .unwrap()
+        .contains("10.96.0.0/12")
+    {
+        assert!(began.elapsed() < Duration::from_secs(30), "it hears of no networks");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    shop.mesh.controller_goes_away();
+    // As a dual-stack socket of the app says it.
+    let IpAddr::V4(v4) = shop.legacy.v4 else {
+        panic!("the lab's pods have IPv4 addresses");
+    };
+    let mapped = SocketAddr::new(v4.to_ipv6_mapped().into(), 8081);
+    for address in shop.legacy.addresses(8081).into_iter().chain([mapped]) {
+        let answer = ask(web.pod, address);
+        assert!(answer.contains("legacy\nGET /hello"), "{address}: {answer}");
+    }
+    // What is inside must not be guessed at.
+    let answer = ask(web.pod, to(ORDERS_V4));
+    assert!(answer.contains("outrigger-error: discovery-unavailable"), "{answer}");
 }
 
 #[test]

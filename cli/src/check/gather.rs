@@ -13,7 +13,7 @@ use kube::{Api, Client, ResourceExt};
 use outrigger_api::labels;
 use serde::de::DeserializeOwned;
 
-use super::{Facts, metrics, with_ready_sidecar};
+use super::{Facts, lives, metrics, with_ready_sidecar};
 
 /// Objects in one answer.
 const PAGE: u32 = 500;
@@ -49,6 +49,13 @@ pub(super) async fn facts(client: &Client, namespace: &str) -> anyhow::Result<Fa
         pods.append(&mut of_namespace);
         bundles.insert(name, bundle.and_then(|map| map.data?.remove(labels::TRUST_BUNDLE_KEY)));
     }
+    let controllers = ListParams::default().labels("app.kubernetes.io/name=outrigger-controller");
+    let controllers = list(&Api::<Pod>::namespaced(client.clone(), namespace), controllers)
+        .await
+        .context("listing the controllers")?;
+    let running = controllers.iter().filter(|pod| lives(pod));
+    let running = running.map(|pod| (namespace.to_owned(), pod.name_any()));
+    let controllers_say = metrics::ask(client, running.collect()).await;
     let sidecars_say = metrics::ask(client, with_ready_sidecar(&pods).collect()).await;
     Ok(Facts {
         namespace: namespace.to_owned(),
@@ -70,6 +77,7 @@ pub(super) async fn facts(client: &Client, namespace: &str) -> anyhow::Result<Fa
         bundles,
         pods,
         sidecars_say,
+        controllers_say,
         now: SystemTime::now(),
     })
 }

@@ -21,6 +21,8 @@ pub(super) struct Said {
     pub(super) servers_first: BTreeSet<String>,
     /// The same of pods, as their own sidecars say.
     pub(super) apps_first: BTreeSet<String>,
+    /// Of a controller: how many addresses of Services and pods are outside of `clusterNetworks`, if that list is proved wrong.
+    pub(super) outside_networks: Option<u64>,
     /// Why a pod could not be asked: the last reason, and how many pods there were of it.
     pub(super) failed: Option<(usize, String)>,
 }
@@ -62,7 +64,14 @@ impl Said {
                 return;
             }
         };
-        for line in text.lines().filter(|line| line.starts_with("outrigger_server_first_ports{")) {
+        if value(&text, "outrigger_controller_networks_refuted") > 0 {
+            let outside = value(&text, "outrigger_controller_addresses_outside_networks");
+            self.outside_networks = self.outside_networks.max(Some(outside));
+        }
+        for line in text
+            .lines()
+            .filter(|line| line.starts_with("outrigger_server_first_ports{"))
+        {
             match (label(line, "service"), label(line, "server_port")) {
                 (Some(service), Some(port)) => self.servers_first.insert(format!("{service}:{port}")),
                 (None, Some(port)) => self.apps_first.insert(format!("{pod}:{port}")),
@@ -70,6 +79,15 @@ impl Said {
             };
         }
     }
+}
+
+/// The sum of a metric's series.
+fn value(text: &str, name: &str) -> u64 {
+    let series = text.lines().filter_map(|line| line.strip_prefix(name));
+    let series = series.filter(|rest| rest.starts_with(['{', ' ']));
+    series
+        .filter_map(|rest| rest.rsplit(' ').next()?.parse::<u64>().ok())
+        .sum()
 }
 
 /// The value of a label in a line of metrics. Names of Kubernetes' objects and numbers have nothing to escape.
@@ -98,6 +116,22 @@ mod tests {
             ["shop/web-1:2525".to_owned(), "shop/web-2:2525".to_owned()].into()
         );
         assert_eq!(said.failed, None);
+    }
+
+    #[test]
+    fn a_controllers_networks() {
+        let text = |refuted, outside| {
+            format!(
+                "outrigger_controller_addresses_outside_networks{{kind=\"service\"}} 1\n\
+                 outrigger_controller_addresses_outside_networks{{kind=\"pod\"}} {outside}\n\
+                 outrigger_controller_networks_refuted {refuted}\n"
+            )
+        };
+        let mut said = Said::default();
+        said.add("outrigger/outrigger-controller-1", Ok(text(0, 0)));
+        assert_eq!(said.outside_networks, None);
+        said.add("outrigger/outrigger-controller-2", Ok(text(1, 2)));
+        assert_eq!(said.outside_networks, Some(3));
     }
 
     #[test]

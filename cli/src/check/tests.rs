@@ -21,6 +21,7 @@ fn facts() -> Facts {
         bundles: [("shop".to_owned(), None)].into(),
         pods: Vec::new(),
         sidecars_say: Said::default(),
+        controllers_say: Said::default(),
         now: SystemTime::UNIX_EPOCH + 1000 * DAY,
     }
 }
@@ -173,8 +174,19 @@ fn what_sidecars_found_out_is_named() {
     let metrics = "outrigger_server_first_ports{direction=\"outbound\",service=\"shop/nats\",server_port=\"4222\"} 1\n";
     facts.sidecars_say.add("shop/web-1", Ok(metrics.to_owned()));
     facts.sidecars_say.add("shop/web-2", Err("forbidden".to_owned()));
+    let metrics =
+        "outrigger_controller_addresses_outside_networks{kind=\"pod\"} 3\noutrigger_controller_networks_refuted 1\n";
+    facts
+        .controllers_say
+        .add("outrigger/controller-1", Ok(metrics.to_owned()));
     let warnings = texts(&facts, Level::Warning).join("\n");
-    for part in ["speak first", "shop/nats:4222", "metrics of 1 sidecars", "forbidden"] {
+    for part in [
+        "3 addresses of Services and pods are outside",
+        "speak first",
+        "shop/nats:4222",
+        "metrics of 1 sidecars",
+        "forbidden",
+    ] {
         assert!(warnings.contains(part), "{part:?} is not in\n{warnings}");
     }
 }

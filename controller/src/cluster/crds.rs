@@ -1,4 +1,4 @@
-//! Kinds that may be absent, and may come and go: Gateway API's and Outrigger's own.
+//! Kinds that may be absent, and may come and go: Gateway API's, Outrigger's own, and ServiceCIDRs (Kubernetes 1.31 and later).
 //!
 //! API discovery needs no rights of its own and costs the API server next to nothing, so it is asked every few seconds.
 
@@ -21,11 +21,14 @@ use crate::policy::{self, TrafficPolicy};
 /// How often API discovery is asked.
 const POLL: Duration = Duration::from_secs(3);
 
-pub(super) const KINDS: [Kind; 4] = [
+const NETWORKING: &str = "networking.k8s.io";
+
+pub(super) const KINDS: [Kind; 5] = [
     Kind::HttpRoute,
     Kind::GrpcRoute,
     Kind::ReferenceGrant,
     Kind::TrafficPolicy,
+    Kind::ServiceCidr,
 ];
 
 /// The watches that there are; each ends when it is taken out.
@@ -94,6 +97,7 @@ fn convert(kind: Kind, object: &DynamicObject) -> Option<(ObjectName, Object)> {
         Kind::GrpcRoute => route(RouteKind::Grpc)?,
         Kind::TrafficPolicy => Object::TrafficPolicy(Box::new(TrafficPolicy::read(object))),
         Kind::ReferenceGrant => return from_k8s::reference_grant(object),
+        Kind::ServiceCidr => return from_k8s::service_cidr(object),
         Kind::Service | Kind::EndpointSlice | Kind::Pod | Kind::Node | Kind::Namespace => return None,
     };
     Some((name, object))
@@ -103,7 +107,7 @@ fn convert(kind: Kind, object: &DynamicObject) -> Option<(ObjectName, Object)> {
 async fn resources(client: &Client) -> kube::Result<HashMap<Kind, ApiResource>> {
     let mut found = HashMap::new();
     for group in client.list_api_groups().await?.groups {
-        if group.name != gateway::GROUP && group.name != policy::GROUP {
+        if ![gateway::GROUP, policy::GROUP, NETWORKING].contains(&group.name.as_str()) {
             continue;
         }
         let preferred = group.preferred_version.iter();
@@ -120,6 +124,7 @@ async fn resources(client: &Client) -> kube::Result<HashMap<Kind, ApiResource>> 
                     (gateway::GROUP, "GRPCRoute") => Kind::GrpcRoute,
                     (gateway::GROUP, "ReferenceGrant") => Kind::ReferenceGrant,
                     (policy::GROUP, "TrafficPolicy") => Kind::TrafficPolicy,
+                    (NETWORKING, "ServiceCIDR") => Kind::ServiceCidr,
                     _ => continue,
                 };
                 if resource.name.contains('/') {

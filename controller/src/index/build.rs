@@ -74,8 +74,13 @@ pub(super) fn workload(store: &Store, name: &ObjectName, deps: &mut Deps) -> pro
     deps.insert(Dep::Pod(name.clone()));
     deps.insert(Dep::Services(name.namespace.clone()));
     deps.insert(Dep::Namespace(name.namespace.clone()));
+    deps.insert(Dep::Networks);
+    let cluster_networks = store.told_networks();
     let Some(pod) = store.pods.get(name) else {
-        return proto::Workload::default();
+        return proto::Workload {
+            cluster_networks,
+            ..proto::Workload::default()
+        };
     };
     let build = Build { store, deps };
     let mut protocols = HashMap::new();
@@ -107,6 +112,7 @@ pub(super) fn workload(store: &Store, name: &ObjectName, deps: &mut Deps) -> pro
     proto::Workload {
         opaque_ports: opaque.into_iter().collect(),
         protocols,
+        cluster_networks,
     }
 }
 

@@ -13,6 +13,7 @@ use outrigger_api::discovery::Protocol;
 use outrigger_api::labels;
 use serde::Deserialize;
 
+use super::networks::Networks;
 use super::objects::{
     EndpointSlice, GrantFrom, GrantTo, Namespace, Node, Object, ObjectName, Pod, PortSet, ReferenceGrant, Service,
     ServicePort, SliceEndpoint, SlicePort, TargetPort,
@@ -208,6 +209,14 @@ pub fn reference_grant(grant: &DynamicObject) -> Option<(ObjectName, Object)> {
         to: to.collect(),
     };
     Some((object_name(&grant.metadata), Object::ReferenceGrant(kept)))
+}
+
+/// A ServiceCIDR, of whichever version. What cannot be read in it is as if it were not there: then its Services are outside.
+pub fn service_cidr(object: &DynamicObject) -> Option<(ObjectName, Object)> {
+    let cidrs = object.data.get("spec")?.get("cidrs")?.as_array()?;
+    let cidrs = cidrs.iter().filter_map(|cidr| cidr.as_str()?.parse().ok());
+    let networks = Networks(cidrs.collect());
+    Some((object_name(&object.metadata), Object::ServiceCidr(networks)))
 }
 
 fn service_port(port: &core::ServicePort) -> Option<ServicePort> {

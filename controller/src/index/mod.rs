@@ -7,6 +7,7 @@
 pub(crate) mod build;
 mod endpoints;
 pub mod from_k8s;
+pub mod networks;
 pub mod objects;
 mod routing;
 pub(crate) mod store;
@@ -21,9 +22,10 @@ use outrigger_api::discovery::Workload;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
+use self::networks::Networks;
 use self::objects::{Kind, Object, ObjectName, Pod};
 pub(crate) use self::routing::{is_displaced, resolve};
-use self::store::{Store, Touched};
+use self::store::{Dep, Store, Touched};
 use self::watches::Watches;
 use crate::discovery::{Caller, Discover, Update};
 use crate::metrics::{Metrics, StreamKind};
@@ -95,8 +97,14 @@ impl Index {
         self.change(|store, touched| store.set_grants_exist(exist, touched));
     }
 
+    /// The networks of the cluster's Services and pods, as the operator says, beside its ServiceCIDRs.
+    pub fn set_cluster_networks(&self, networks: Networks) {
+        self.change(|store, touched| store.set_cluster_networks(networks, touched));
+    }
+
     /// Says that all objects have been applied for the first time.
     pub fn set_synced(&self) {
+        self.change(|store, touched| store.complete(touched));
         self.flush();
         self.synced.send_replace(true);
     }
@@ -117,6 +125,7 @@ impl Index {
                     inner.workloads.sweep();
                     self.metrics.targets(StreamKind::Target, inner.targets.len());
                     self.metrics.targets(StreamKind::Workload, inner.workloads.len());
+                    self.metrics.networks(inner.store.outside_networks());
                 }
             }
         }
@@ -134,6 +143,9 @@ impl Index {
                 workloads,
             } = &mut *inner;
             let touched = std::mem::take(touched);
+            if touched.deps.contains(&Dep::Networks) {
+                self.metrics.networks(store.outside_networks());
+            }
             targets.rebuild(&touched.deps, |(address, consumer), deps| {
                 build::target(store, *address, consumer, deps)
             });

@@ -9,6 +9,7 @@ use std::time::SystemTime;
 
 use outrigger_api::discovery::Protocol;
 
+use super::networks::Networks;
 use crate::gateway::Route;
 use crate::policy::TrafficPolicy;
 
@@ -50,6 +51,7 @@ pub enum Kind {
     GrpcRoute,
     ReferenceGrant,
     TrafficPolicy,
+    ServiceCidr,
 }
 
 /// One object, as the index keeps it.
@@ -64,6 +66,7 @@ pub enum Object {
     Route(Box<Route>),
     ReferenceGrant(ReferenceGrant),
     TrafficPolicy(Box<TrafficPolicy>),
+    ServiceCidr(Networks),
 }
 
 /// A Service. Only TCP ports.

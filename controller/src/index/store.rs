@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::networks::{ClusterNetworks, Holder, Networks};
 use super::objects::{EndpointSlice, Kind, Namespace, Node, Object, ObjectName, Pod, ReferenceGrant, Service};
 use crate::gateway::{Route, RouteKind};
 use crate::policy::TrafficPolicy;
@@ -24,6 +25,8 @@ pub(super) enum Dep {
     Policies(Arc<str>),
     /// The grants of the namespace.
     Grants(Arc<str>),
+    /// The networks of the cluster, and what is outside of them.
+    Networks,
 }
 
 pub(crate) type RouteName = (RouteKind, ObjectName);
@@ -49,6 +52,7 @@ pub(crate) struct Store {
     pub(crate) grants: BTreeMap<ObjectName, ReferenceGrant>,
     /// Whether the cluster has ReferenceGrants at all.
     pub(crate) grants_exist: bool,
+    networks: ClusterNetworks,
 }
 
 /// What a change was about.
@@ -73,6 +77,7 @@ impl Store {
             Object::Route(route) => self.set_route((route.kind, name), Some(*route), touched),
             Object::ReferenceGrant(grant) => self.set_grant(name, Some(grant), touched),
             Object::TrafficPolicy(policy) => self.set_policy(name, Some(*policy), touched),
+            Object::ServiceCidr(networks) => self.set_service_cidr(name, Some(networks), touched),
         }
     }
 
@@ -87,6 +92,7 @@ impl Store {
             Kind::GrpcRoute => self.set_route((RouteKind::Grpc, name), None, touched),
             Kind::ReferenceGrant => self.set_grant(name, None, touched),
             Kind::TrafficPolicy => self.set_policy(name, None, touched),
+            Kind::ServiceCidr => self.set_service_cidr(name, None, touched),
         }
     }
 
@@ -106,6 +112,7 @@ impl Store {
             Kind::GrpcRoute => routes(RouteKind::Grpc),
             Kind::ReferenceGrant => self.grants.keys().cloned().collect(),
             Kind::TrafficPolicy => self.policies.keys().cloned().collect(),
+            Kind::ServiceCidr => self.networks.service_cidrs().cloned().collect(),
         }
     }
 
@@ -116,6 +123,41 @@ impl Store {
             let namespaces = self.namespaces.keys().chain(self.services.keys().map(|s| &s.namespace));
             touched.deps.extend(namespaces.cloned().map(Dep::Grants));
         }
+    }
+
+    /// What sidecars are told of the cluster's networks.
+    pub(super) fn told_networks(&self) -> Vec<String> {
+        self.networks.told()
+    }
+
+    /// For metrics.
+    pub(super) fn outside_networks(&self) -> ([(Holder, usize); 2], bool) {
+        self.networks.outside()
+    }
+
+    pub(super) fn set_cluster_networks(&mut self, networks: Networks, touched: &mut Touched) {
+        self.networks.configure(networks);
+        self.judge_networks(touched);
+    }
+
+    /// All objects of the start are known.
+    pub(super) fn complete(&mut self, touched: &mut Touched) {
+        self.networks.complete();
+        self.judge_networks(touched);
+    }
+
+    fn set_service_cidr(&mut self, name: ObjectName, networks: Option<Networks>, touched: &mut Touched) {
+        if self.networks.set_service_cidr(name, networks) {
+            self.judge_networks(touched);
+        }
+    }
+
+    fn judge_networks(&mut self, touched: &mut Touched) {
+        let services = self.services.iter();
+        let services = services.map(|(name, service)| (Holder::Service, name, &*service.cluster_ips));
+        let pods = self.pods.iter().map(|(name, pod)| (Holder::Pod, name, &*pod.ips));
+        self.networks.judge(services.chain(pods));
+        touched.deps.insert(Dep::Networks);
     }
 
     /// The Service that has the address as a ClusterIP.
@@ -203,6 +245,9 @@ impl Store {
         for ip in &new_ips {
             self.service_ips.insert(*ip, name.clone());
         }
+        if self.networks.moved(Holder::Service, &name, &old_ips, &new_ips) {
+            touched.deps.insert(Dep::Networks);
+        }
         touched.deps.extend(old_ips.into_iter().chain(new_ips).map(Dep::Ip));
         touched.deps.insert(Dep::Services(name.namespace.clone()));
         touched.deps.insert(Dep::Service(name.clone()));
@@ -243,6 +288,11 @@ impl Store {
         for ip in old.map(|p| p.ips.clone()).unwrap_or_default() {
             remove_from(&mut self.pod_ips, &ip, &name);
             touched.deps.insert(Dep::Ip(ip));
+        }
+        let (old_ips, new_ips) = (old.map(|p| &*p.ips), pod.as_ref().map(|p| &*p.ips));
+        let (old_ips, new_ips) = (old_ips.unwrap_or_default(), new_ips.unwrap_or_default());
+        if self.networks.moved(Holder::Pod, &name, old_ips, new_ips) {
+            touched.deps.insert(Dep::Networks);
         }
         for ip in pod.iter().flat_map(|p| &p.ips) {
             self.pod_ips.entry(*ip).or_default().insert(name.clone());

@@ -1,6 +1,6 @@
 //! Discovery from the controller, over one mutual-TLS connection that follows the SVID.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Channel;
@@ -24,10 +24,14 @@ use crate::error::{ProxyError, Reason};
 use crate::identity::Identity;
 use crate::identity::channel::{Dialer, status_words};
 use crate::model::Target;
-use crate::shared::{Full, Shared};
+use crate::shared::Shared;
 
-/// Targets that are known at the same time; each is one stream.
+/// Targets that are known at the same time; each is one stream. Beyond it, those go that nobody uses, first what is no Service
+/// or pod of the cluster. What is in use is never refused.
 const MAX_TARGETS: usize = 4096;
+/// Targets that are asked for at the same time; more wait for their turn. An app that tries many addresses makes no more
+/// streams than this that are not known to be anything.
+const MAX_ASKING: usize = 1024;
 /// How long a target is kept that nobody watches.
 pub(super) const KEEP: Duration = Duration::from_secs(60);
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
@@ -37,6 +41,7 @@ const MOVE_WITHIN: Duration = Duration::from_secs(1);
 pub(super) struct Controller {
     link: Arc<Link>,
     targets: Arc<Shared<SocketAddr, Arc<Target>>>,
+    asking: Semaphore,
     /// Who asks.
     asker: Workload,
     workload: watch::Sender<Arc<WorkloadInfo>>,
@@ -66,7 +71,8 @@ impl Controller {
         let following = tokio::spawn(Arc::clone(&link).follow_identity()).abort_handle();
         let watching = watch_workload(Arc::clone(&link), workload.clone(), sender.clone());
         Self {
-            targets: Arc::new(Shared::new(MAX_TARGETS)),
+            targets: Arc::new(Shared::with_worth(MAX_TARGETS, worth)),
+            asking: Semaphore::new(MAX_ASKING),
             asker: workload.clone(),
             workload: sender,
             runtime: Handle::current(),
@@ -82,6 +88,29 @@ impl Controller {
     ) -> Result<watch::Receiver<Arc<Target>>, ProxyError> {
         // One name for an address, however the socket was opened.
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+        if let Some(known) = self.targets.known(&address) {
+            return Ok(known);
+        }
+        let asking = async {
+            // The semaphore is never closed.
+            let _turn = self.asking.acquire().await;
+            let mut receiver = self.ask(address);
+            receiver.changed().await.map(|()| receiver)
+        };
+        match timeout(limit, asking).await {
+            Ok(Ok(receiver)) => Ok(receiver),
+            Ok(Err(_)) | Err(_) => Err(ProxyError::new(
+                Reason::DiscoveryUnavailable,
+                format!(
+                    "the controller {} has not said within {limit:?} what {address} is: {}",
+                    self.link.dialer.address,
+                    self.link.problem()
+                ),
+            )),
+        }
+    }
+
+    fn ask(&self, address: SocketAddr) -> watch::Receiver<Arc<Target>> {
         let start = |sender: watch::Sender<Arc<Target>>| {
             let link = Arc::clone(&self.link);
             let targets = Arc::downgrade(&self.targets);
@@ -110,21 +139,12 @@ impl Controller {
             };
             self.runtime.spawn(task).abort_handle()
         };
-        let external = Arc::new(Target::External);
-        let unavailable = |why: String| ProxyError::new(Reason::DiscoveryUnavailable, why);
-        let mut receiver = self.targets.subscribe(&address, external, start).map_err(|Full| {
-            unavailable(format!(
-                "{MAX_TARGETS} addresses are in use at the same time, and {address} would be one more"
-            ))
-        })?;
-        match timeout(limit, receiver.changed()).await {
-            Ok(Ok(())) => Ok(receiver),
-            Ok(Err(_)) | Err(_) => Err(unavailable(format!(
-                "the controller {} has not said within {limit:?} what {address} is: {}",
-                self.link.dialer.address,
-                self.link.problem()
-            ))),
-        }
+        self.targets
+            .subscribe_always(&address, Arc::new(Target::External), start)
+    }
+
+    pub(super) fn is_outside(&self, ip: IpAddr) -> bool {
+        self.workload.borrow().is_outside(ip)
     }
 
     pub(super) fn workload(&self) -> watch::Receiver<Arc<WorkloadInfo>> {
@@ -148,6 +168,14 @@ impl Controller {
             "workload": snapshot::workload(&self.workload.borrow()),
             "targets": targets.collect::<serde_json::Map<_, _>>(),
         })
+    }
+}
+
+/// What goes last when there is no room.
+fn worth(target: &Arc<Target>) -> u8 {
+    match **target {
+        Target::External => 0,
+        Target::Service(_) => 1,
     }
 }
 

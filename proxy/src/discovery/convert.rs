@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
+use ipnet::IpNet;
 use outrigger_api::discovery as proto;
 use outrigger_api::discovery::{backend, filter, path_modifier, string_match, target};
 use regex::{Regex, RegexBuilder};
@@ -45,7 +46,14 @@ pub fn workload(message: &proto::Workload) -> WorkloadInfo {
             .filter_map(|(&number, &kind)| Some((port(number)?, protocol(kind))))
             .collect(),
         opaque_ports: message.opaque_ports.iter().filter_map(|&number| port(number)).collect(),
+        cluster_networks: networks(&message.cluster_networks),
     }
+}
+
+/// All of them, or none: what is in a network that cannot be read must not be taken for outside.
+fn networks(networks: &[String]) -> Vec<IpNet> {
+    let read: Result<_, _> = networks.iter().map(|network| network.parse()).collect();
+    read.unwrap_or_default()
 }
 
 /// A Service with its routes, backends and policies.

@@ -337,8 +337,10 @@ fn unknown_enumerators_are_detected() {
     let info = convert::workload(&proto::Workload {
         opaque_ports: vec![0, 25, 70_000],
         protocols: [(8080, 4711), (90_000, 1), (9090, proto::Protocol::Http2.into())].into(),
+        cluster_networks: vec!["10.0.0.0/8".to_owned(), "fd00::/8".to_owned()],
     });
     assert_eq!(info.opaque_ports, [25]);
+    assert_eq!(info.cluster_networks.len(), 2);
     assert_eq!(info.protocols.len(), 2);
     assert_eq!(info.protocols[&9090], Protocol::Http2);
 }

@@ -14,10 +14,11 @@ mod snapshot;
 mod tests;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use tokio::sync::watch;
 
 use self::controller::Controller;
@@ -44,6 +45,17 @@ pub struct WorkloadInfo {
     pub protocols: HashMap<u16, Protocol>,
     /// Ports whose bytes are not looked into.
     pub opaque_ports: Vec<u16>,
+    /// What is outside of them is not in the cluster. Empty: nothing is known.
+    pub cluster_networks: Vec<IpNet>,
+}
+
+impl WorkloadInfo {
+    /// Whether the address is known not to be in the cluster.
+    pub fn is_outside(&self, ip: IpAddr) -> bool {
+        // An IPv4 address in IPv6 form is what a dual-stack socket says of an IPv4 connection.
+        let ip = ip.to_canonical();
+        !self.cluster_networks.is_empty() && !self.cluster_networks.iter().any(|network| network.contains(&ip))
+    }
 }
 
 /// Handle to what is known of targets; cheap to clone, and used from every thread.
@@ -93,6 +105,15 @@ impl Discovery {
                 Some(target) => Ok(target.subscribe()),
                 None => Err(unknown(&name)),
             },
+        }
+    }
+
+    /// Whether an address is known not to be in the cluster: then nobody needs to be asked. Only the controller's word counts,
+    /// its last one also while it is away; before its first word nothing is known.
+    pub fn is_outside(&self, key: &TargetKey) -> bool {
+        match (&*self.0, key) {
+            (Source::Controller(controller), TargetKey::Address(address)) => controller.is_outside(address.ip()),
+            (Source::Controller(_) | Source::Standalone(_), _) => false,
         }
     }
 

@@ -18,6 +18,7 @@ pub(super) fn workload(info: &WorkloadInfo) -> Value {
     json!({
         "protocols": protocols.collect::<serde_json::Map<_, _>>(),
         "opaquePorts": info.opaque_ports,
+        "clusterNetworks": info.cluster_networks,
     })
 }
 

@@ -45,6 +45,8 @@ struct State {
     targets: HashMap<String, Message>,
     streams: Vec<(String, mpsc::Sender<Result<Message, Status>>)>,
     asked: Vec<proto::WatchTargetRequest>,
+    networks: Vec<String>,
+    workload: Option<mpsc::Sender<Result<proto::Workload, Status>>>,
 }
 
 impl Scripted {
@@ -53,6 +55,20 @@ impl Scripted {
         state.targets.insert(address.to_owned(), message.clone());
         for (_, stream) in state.streams.iter().filter(|(key, _)| key == address) {
             stream.try_send(Ok(message.clone())).ok();
+        }
+    }
+
+    /// What sidecars are told of the cluster's networks from now on.
+    fn set_networks(&self, networks: &[&str]) {
+        let mut state = self.0.lock();
+        state.networks = networks.iter().map(|&network| network.to_owned()).collect();
+        let workload = proto::Workload {
+            opaque_ports: vec![3306],
+            cluster_networks: state.networks.clone(),
+            ..proto::Workload::default()
+        };
+        if let Some(stream) = &state.workload {
+            stream.try_send(Ok(workload)).ok();
         }
     }
 
@@ -87,13 +103,14 @@ impl Service for Scripted {
     ) -> Result<Response<Self::WatchWorkloadStream>, Status> {
         let request = request.into_inner();
         assert_eq!((&*request.namespace, &*request.pod), ("shop", "orders-1"));
-        let (sender, receiver) = mpsc::channel(1);
+        let (sender, receiver) = mpsc::channel(16);
         let workload = proto::Workload {
             opaque_ports: vec![3306],
             protocols: [(8080, proto::Protocol::Http2.into())].into(),
+            cluster_networks: self.0.lock().networks.clone(),
         };
         sender.try_send(Ok(workload)).unwrap();
-        tokio::spawn(async move { sender.closed().await });
+        self.0.lock().workload = Some(sender);
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 }
@@ -113,6 +130,7 @@ fn serve(listener: TcpListener, service: Scripted, credentials: &Credentials) ->
                     async move { Ok::<_, Infallible>(service.call(request).await.unwrap()) }
                 });
                 hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                    .max_concurrent_streams(4096 + 256)
                     .serve_connection(TokioIo::new(tls), service)
                     .await
                     .ok();
@@ -355,4 +373,131 @@ async fn standalone() {
         .unwrap_err();
     assert!(error.detail.contains("\"web\""), "{error}");
     assert_eq!(discovery.snapshot()["targets"]["orders"], "external");
+}
+
+/// Waits until the controller's word on the cluster's networks has arrived.
+async fn networks(discovery: &Discovery, count: usize) {
+    let mut workload = discovery.workload();
+    let told = workload.wait_for(|info| !info.opaque_ports.is_empty() && info.cluster_networks.len() == count);
+    timeout(LONG, told).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn nobody_is_asked_about_addresses_outside_of_the_clusters_networks() {
+    let mut bench = Bench::new().await;
+    let outside = |address| bench.discovery.is_outside(&key(address));
+    // Before the controller's word nothing is known.
+    assert!(!outside("203.0.113.7:443"));
+    networks(&bench.discovery, 0).await;
+    assert!(
+        !outside("203.0.113.7:443"),
+        "as with a controller that knows no networks"
+    );
+    bench.service.set_networks(&["10.0.0.0/8", "fd00:10::/32"]);
+    networks(&bench.discovery, 2).await;
+    for (address, is_outside) in [
+        ("203.0.113.7:443", true),
+        ("[2001:db8::7]:443", true),
+        // Link-local.
+        ("169.254.169.254:80", true),
+        ("[fe80::1]:80", true),
+        // The list is what counts, and not what is usual.
+        ("192.168.0.1:80", true),
+        ("[fd00:11::1]:80", true),
+        ("10.96.0.1:80", false),
+        ("[fd00:10::1]:80", false),
+        // As a dual-stack socket has them.
+        ("[::ffff:10.96.0.1]:80", false),
+        ("[::ffff:203.0.113.7]:443", true),
+    ] {
+        assert_eq!(outside(address), is_outside, "{address}");
+    }
+    assert!(!bench.discovery.is_outside(&TargetKey::Named("orders".into())));
+    // The list turned out to be wrong.
+    bench.service.set_networks(&[]);
+    networks(&bench.discovery, 0).await;
+    assert!(!outside("203.0.113.7:443"));
+    // What cannot be read is not taken for outside.
+    bench.service.set_networks(&["10.0.0.0/8"]);
+    networks(&bench.discovery, 1).await;
+    bench.service.set_networks(&["10.0.0.0/8", "a network of the future"]);
+    networks(&bench.discovery, 0).await;
+    // The last word counts while the controller is away.
+    bench.service.set_networks(&["10.0.0.0/8"]);
+    networks(&bench.discovery, 1).await;
+    bench.lose_controller().await;
+    assert!(bench.discovery.is_outside(&key("203.0.113.7:443")));
+    assert_eq!(bench.service.asked(), 0);
+}
+
+/// An app that tries every address of a network.
+#[tokio::test]
+async fn a_scan_of_ten_thousand_addresses_refuses_nobody() {
+    let bench = Bench::new().await;
+    let [service, other] = ["10.96.0.1:80", "10.96.0.2:80"];
+    for service in [service, other] {
+        bench.service.set(service, message(&["10.0.0.1:80"]));
+    }
+    let in_use = bench.discovery.watch(key(service), LONG).await.unwrap();
+    let not_in_use = bench.discovery.watch(key(other), LONG).await.map(drop);
+    not_in_use.unwrap();
+    let scanned: Vec<String> = (0..10_000)
+        .map(|n| format!("10.244.{}.{}:80", n / 256, n % 256))
+        .collect();
+    for address in &scanned {
+        bench
+            .service
+            .0
+            .lock()
+            .targets
+            .insert(address.clone(), Message { kind: None });
+    }
+    let patience = Duration::from_secs(120); // the test is not about how fast this is
+    // As a connection does, that goes on without what it has learnt.
+    let all = scanned.iter().map(async |address| {
+        let found = bench.discovery.watch(key(address), patience).await.unwrap();
+        assert!(matches!(**found.borrow(), Target::External));
+    });
+    futures_util::future::join_all(all).await;
+    // What was known is still known, without asking for it again; and something new has room.
+    for service in [service, other] {
+        let known = bench.discovery.watch(key(service), LONG).await.unwrap();
+        assert_eq!(endpoints(&known.borrow()), ["10.0.0.1:80"]);
+    }
+    assert_eq!(bench.service.asked(), 2 + scanned.len());
+    bench.service.set("10.96.0.3:80", message(&["10.0.0.3:80"]));
+    let new = bench.discovery.watch(key("10.96.0.3:80"), LONG).await.unwrap();
+    assert_eq!(endpoints(&new.borrow()), ["10.0.0.3:80"]);
+    let known = bench.discovery.snapshot()["targets"].as_object().unwrap().len();
+    assert!(known <= 4096, "{known} targets are kept");
+    drop(in_use);
+}
+
+/// And one whose controller is away: nothing comes of it, and what is known is not forgotten for it.
+#[tokio::test]
+async fn a_scan_without_a_controller_forgets_nothing() {
+    let mut bench = Bench::new().await;
+    bench.service.set("10.96.0.1:80", message(&["10.0.0.1:80"]));
+    bench
+        .discovery
+        .watch(key("10.96.0.1:80"), LONG)
+        .await
+        .map(drop)
+        .unwrap();
+    bench.lose_controller().await;
+    // More than there is room for, and never more at a time than are asked for.
+    for network in 0..20 {
+        let scanned = (0..=255).map(|n| key(&format!("10.244.{network}.{n}:80")));
+        let all = scanned.map(|address| bench.discovery.watch(address, SHORT / 3));
+        for found in futures_util::future::join_all(all).await {
+            assert_eq!(found.unwrap_err().reason, Reason::DiscoveryUnavailable);
+        }
+    }
+    let kept = bench.discovery.snapshot()["targets"].as_object().unwrap().len();
+    assert!(
+        (3_000..=4096).contains(&kept),
+        "{kept}: the test is about a table that is full"
+    );
+    let known = bench.discovery.watch(key("10.96.0.1:80"), SHORT).await.unwrap();
+    assert_eq!(endpoints(&known.borrow()), ["10.0.0.1:80"]);
 }

@@ -13,6 +13,7 @@ pub mod request;
 pub mod retry;
 pub mod route;
 pub mod target;
+pub mod targets;
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -58,17 +59,13 @@ pub fn spawn(worker: Rc<Worker>, stream: TcpStream, key: TargetKey, seat: Seat) 
 
 async fn serve_connection(worker: Rc<Worker>, stream: TcpStream, key: TargetKey, open: &OpenConnection) {
     let target = match worker.target(&key).await {
-        Ok(target) => target,
+        Ok(Some(target)) => target,
+        Ok(None) => return pass_through(worker, stream, key, open).await,
         Err(error) => return without_target(worker, stream, error, open).await,
     };
     let now = Instant::now();
     let Some(snapshot) = target.current(now) else {
-        // Outside the cluster nothing is looked into: it works as it would without a sidecar.
-        if let TargetKey::Address(original) = key {
-            let _busy = open.seat().busy();
-            opaque::pass_through(&worker, stream, original).await;
-        }
-        return;
+        return pass_through(worker, stream, key, open).await;
     };
     let first = first(&worker, &snapshot, now);
     // A connection may live for long, and this state of the Service not.
@@ -101,6 +98,14 @@ async fn serve_connection(worker: Rc<Worker>, stream: TcpStream, key: TargetKey,
     }
 }
 
+/// Outside the cluster nothing is looked into: it works as it would without a sidecar.
+async fn pass_through(worker: Rc<Worker>, stream: TcpStream, key: TargetKey, open: &OpenConnection) {
+    if let TargetKey::Address(original) = key {
+        let _busy = open.seat().busy();
+        opaque::pass_through(&worker, stream, original).await;
+    }
+}
+
 /// Who speaks first on a connection of the app.
 enum First {
     /// Nobody is waited for: an endpoint is connected to, and without one the app is reset before a byte of it is read.
@@ -120,7 +125,11 @@ fn first(worker: &Worker, snapshot: &Snapshot, now: Instant) -> First {
         Protocol::Detect if is_opaque_port(worker, name.port) => First::Dial,
         Protocol::Detect if worker.process.servers_first.contains(name, now) => First::Either,
         Protocol::Detect => First::Client {
-            limit: if snapshot.leads_nowhere() { limit.min(NOWHERE) } else { limit },
+            limit: if snapshot.leads_nowhere() {
+                limit.min(NOWHERE)
+            } else {
+                limit
+            },
             told_http: false,
         },
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use outrigger_api::discovery::backend::Kind as BackendKind;
 use outrigger_api::discovery::target::Kind as TargetKind;
-use outrigger_api::discovery::{Backend, Endpoint, Endpoints, Pod as PodTarget, Service, ServiceRef, Target};
+use outrigger_api::discovery::{Backend, Endpoint, Endpoints, Pod as PodTarget, Service, ServiceRef, Target, Workload};
 use outrigger_api::ports::{ADMIN, CONTROLLER, PROXY_UID};
 use outrigger_api::spiffe::SpiffeId;
 use outrigger_controller::ca::Ca;
@@ -35,7 +35,7 @@ const TTL: Duration = Duration::from_secs(3600);
 pub struct Mesh {
     files: TempDir,
     /// Its sockets are on the bridge. Dropping it ends the controller.
-    _controller: tokio::runtime::Runtime,
+    controller: Option<tokio::runtime::Runtime>,
 }
 
 /// A captured pod with its sidecar. The sidecar ends with it.
@@ -50,6 +50,19 @@ impl Mesh {
     /// # Panics
     /// When the controller does not start.
     pub fn new(lab: &Lab, accounts: &[&str], targets: Vec<(SocketAddr, Target)>) -> Self {
+        Self::with_networks(lab, accounts, targets, &[])
+    }
+
+    /// The same, and sidecars are told these networks of the cluster.
+    ///
+    /// # Panics
+    /// When the controller does not start.
+    pub fn with_networks(lab: &Lab, accounts: &[&str], targets: Vec<(SocketAddr, Target)>, networks: &[&str]) -> Self {
+        let targets = FixedTargets::new(targets);
+        targets.set_workload(Workload {
+            cluster_networks: networks.iter().map(|&network| network.to_owned()).collect(),
+            ..Workload::default()
+        });
         let ca = Ca::generate(TRUST_DOMAIN).unwrap_or_else(|error| panic!("no CA: {error}"));
         let files = TempDir::new().unwrap_or_else(|error| panic!("no folder for files: {error}"));
         let write = |name: &str, text: &str| {
@@ -77,7 +90,7 @@ impl Mesh {
                 metrics: Arc::clone(&metrics),
             };
             let issuer = Issuer::new(ca, tokens, TRUST_DOMAIN, TTL, metrics);
-            let discovery: Arc<dyn Discover> = Arc::new(FixedTargets::new(targets));
+            let discovery: Arc<dyn Discover> = Arc::new(targets);
             let listener = tokio::net::TcpListener::bind(("0.0.0.0", CONTROLLER)).await;
             let listener = listener.unwrap_or_else(|error| panic!("the controller's port: {error}"));
             _ = bound.send(());
@@ -86,8 +99,13 @@ impl Mesh {
         assert!(listening.recv_timeout(READY).is_ok(), "the controller does not listen");
         Self {
             files,
-            _controller: controller,
+            controller: Some(controller),
         }
+    }
+
+    /// Ends the controller, and its connections with it.
+    pub fn controller_goes_away(&mut self) {
+        self.controller = None;
     }
 
     /// Captures a pod and starts its sidecar, with more variables as the injector would set them, and waits until it is

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Response;
-use outrigger_api::discovery::Protocol;
+use outrigger_api::discovery::{Protocol, Workload};
 use outrigger_controller::discovery::FixedTargets;
 use outrigger_proxy::app::RunningProxy;
 use outrigger_tests::mesh::{App, Authority, Http, SOON, Sidecar, metric, text};
@@ -81,4 +81,77 @@ async fn without_the_controller_an_unknown_address_is_an_error_that_names_it() {
         Http::one().get(web.outbound[0], "/").await.error() == Some("no-endpoints")
     })
     .await;
+}
+
+/// What is told of the cluster's networks.
+fn networks(networks: &[&str]) -> Workload {
+    Workload {
+        cluster_networks: networks.iter().map(|&network| network.to_owned()).collect(),
+        ..Workload::default()
+    }
+}
+
+/// Waits until the sidecar has heard of them.
+async fn heard(by: &RunningProxy, networks: &[&str]) {
+    until("it has heard of the networks", async || {
+        let config = Http::one().get(by.admin, "/config").await.body;
+        let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+        config["targets"]["workload"]["clusterNetworks"] == serde_json::json!(networks)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_outside_of_the_clusters_networks_needs_no_controller() {
+    let app = App::start(async |_| Response::new(text("outside"))).await;
+    for (told, outside) in [
+        (&["10.0.0.0/8"][..], true),
+        (&["10.0.0.0/8", "fc00::/7"], true),
+        // The app's address is inside, or nothing is known.
+        (&["127.0.0.0/8"], false),
+        (&[], false),
+    ] {
+        let targets = Arc::new(FixedTargets::default());
+        targets.set_workload(networks(told));
+        let mut authority = Authority::with_discovery(&["web"], DAY, Some(Arc::clone(&targets) as _)).await;
+        let web = Sidecar::new("web").calls_address(app.address).start(&authority).await;
+        heard(&web, told).await;
+        authority.go_away().await;
+        let seen = Http::one().get(web.outbound[0], "/").await;
+        match outside {
+            true => assert_eq!((seen.status, &*seen.body), (200, &b"outside"[..]), "{told:?}"),
+            false => assert_eq!(seen.error(), Some("discovery-unavailable"), "{told:?}"),
+        }
+    }
+}
+
+/// The list was wrong: what seemed to be outside is a Service of the mesh.
+#[tokio::test]
+async fn a_list_of_networks_that_turns_out_wrong_means_mutual_tls_from_then_on() {
+    let app = App::start(async |_| Response::new(text("done"))).await;
+    let targets = Arc::new(FixedTargets::new([(app.address, orders(Protocol::Http1, &[]))]));
+    targets.set_workload(networks(&["10.0.0.0/8"]));
+    let authority = Authority::with_discovery(&["web", "orders"], DAY, Some(Arc::clone(&targets) as _)).await;
+    let orders_proxy = Sidecar::new("orders").protects(app.address).start(&authority).await;
+    targets.replace(
+        app.address,
+        orders(Protocol::Http1, &[("orders", orders_proxy.inbound[0])]),
+    );
+    let web = Sidecar::new("web").calls_address(app.address).start(&authority).await;
+    let by_mesh = || {
+        metric(
+            &orders_proxy,
+            "outrigger_requests_total",
+            &["inbound", "success", "tls=\"true\""],
+        )
+    };
+    heard(&web, &["10.0.0.0/8"]).await;
+    assert_eq!(Http::one().get(web.outbound[0], "/").await.status, 200);
+    assert_eq!(by_mesh(), 0);
+    targets.set_workload(networks(&[]));
+    heard(&web, &[]).await;
+    for n in 1..=2 {
+        assert_eq!(Http::one().get(web.outbound[0], "/").await.status, 200);
+        assert_eq!(by_mesh(), n);
+    }
 }

@@ -1,3 +1,4 @@
+mod networks;
 mod policies;
 mod routes;
 mod services;
