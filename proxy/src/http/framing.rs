@@ -30,6 +30,8 @@ pub enum Fault {
     TooSlow,
     /// Too much memory is taken by heads whose end is not here.
     NoRoom,
+    /// Too much memory is taken by heads that wait for their answers, on its connection or on all.
+    Crowded,
     /// The client speaks plaintext where only mutual TLS is taken, so no more of its head is kept.
     Plaintext,
 }
@@ -109,6 +111,11 @@ impl Fault {
             Fault::NoRoom => ProxyError::new(
                 Reason::Overloaded,
                 "this sidecar holds too many unfinished header sections; give it more memory if they are not an attack",
+            ),
+            Fault::Crowded => ProxyError::new(
+                Reason::Overloaded,
+                "the requests of this connection that wait for their answers have too many bytes of headers together: at \
+                 most 8 MiB, and less while others have much; send fewer at once",
             ),
             Fault::Plaintext => ProxyError::new(Reason::PlaintextRefused, PLAINTEXT_REFUSED),
         }

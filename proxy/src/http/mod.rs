@@ -15,6 +15,7 @@ pub mod respond;
 pub mod send;
 pub mod server;
 pub mod upgrade;
+pub mod waiting;
 
 pub use body::{BoxError, RequestBody, ResponseBody};
 pub use exchange::Exchange;

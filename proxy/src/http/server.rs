@@ -16,8 +16,10 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 
 use super::body::{ClientBody, ResponseBody};
+use super::framing::Fault;
 use super::guard::{Guard, HEAD_TIME, Watch};
 use super::headers::{MAX_HEADER_BYTES, asks_for_tunnel, settle_host};
+use super::waiting::Waiting;
 use crate::drain::{Activity, OpenConnection, Stage};
 use crate::net::Stream;
 use crate::net::detect::{Peeked, http2_opening, peek};
@@ -176,12 +178,18 @@ where
 
 /// Answers one request. To HEAD without content, which peers take for a protocol error (RFC 9113 section 8.1.1); hyper sees to
 /// that in HTTP/1 only.
-async fn answer_http2<H>(handle: &H, request: Request<Incoming>) -> Response<ResponseBody>
+async fn answer_http2<H>(handle: &H, waiting: &Rc<Waiting>, mut request: Request<Incoming>) -> Response<ResponseBody>
 where
     H: AsyncFn(Request<ClientBody>) -> Response<ResponseBody>,
 {
     let head = request.method() == Method::HEAD;
+    // Held for as long as the head may be: until there is an answer.
+    let share = waiting.share_for(request.uri(), request.headers());
+    if share.is_none() {
+        request.extensions_mut().insert(Fault::Crowded);
+    }
     let response = handle(request.map(|body| ClientBody::new(body, None))).await;
+    drop(share);
     if head {
         response.map(ResponseBody::without_content)
     } else {
@@ -214,13 +222,14 @@ where
     };
     // A connection that is accepted during the drain carries one request before its GOAWAY.
     let used = Rc::new(Cell::new(false));
+    let waiting = Waiting::new();
     let service = service_fn({
         let used = Rc::clone(&used);
         move |request| {
             used.set(true);
-            let (handle, busy) = (Rc::clone(&handle), seat.busy());
+            let (handle, waiting, busy) = (Rc::clone(&handle), Rc::clone(&waiting), seat.busy());
             async move {
-                let response = answer_http2(&*handle, request).await;
+                let response = answer_http2(&*handle, &waiting, request).await;
                 Ok::<_, Infallible>(response.map(|body| body.with_busy(busy)))
             }
         }

@@ -1,7 +1,9 @@
 //! A request body that can be sent again.
 //!
-//! It is never read ahead: bytes are kept while they stream, so the first attempt costs no more than a reference to each
-//! chunk. Past the limit the chunks are let go, the body goes on streaming, and cannot be sent again.
+//! It is never read ahead: bytes are kept while they stream. A large chunk costs the first attempt no more than a reference.
+//! Small ones are copied together: a reference is larger than they are, and keeps the buffer alive that they were read into.
+//! So what is kept takes memory in proportion to its bytes. Past the limit the chunks are let go, the body goes on streaming,
+//! and cannot be sent again.
 
 use std::cell::RefCell;
 use std::pin::Pin;
@@ -63,6 +65,9 @@ impl BodySource {
 #[error("the client broke off: {0}")]
 pub struct ClientBroke(#[source] BoxError);
 
+/// Bytes of a chunk that is not small: a good part of the buffer that it was read into.
+const LARGE: usize = 4096;
+
 /// What every attempt of one request shares.
 pub struct Kept<B = ClientBody> {
     state: RefCell<State<B>>,
@@ -73,6 +78,8 @@ pub struct Kept<B = ClientBody> {
 struct State<B> {
     source: B,
     chunks: Vec<Bytes>,
+    /// Small chunks that came after those.
+    tail: Vec<u8>,
     trailers: Option<HeaderMap>,
     kept: usize,
     limit: usize,
@@ -101,6 +108,7 @@ where
             state: RefCell::new(State {
                 source,
                 chunks: Vec::new(),
+                tail: Vec::new(),
                 trailers: None,
                 kept: 0,
                 limit,
@@ -119,6 +127,7 @@ where
             return None;
         }
         state.attempt += 1;
+        state.seal();
         Some(Replay {
             kept: Rc::clone(self),
             next: 0,
@@ -135,7 +144,8 @@ where
     /// All of the body, if it has ended and was kept; for mirrors.
     pub fn whole(&self) -> Option<Bytes> {
         let state = self.state.borrow();
-        (state.ended && !state.lost).then(|| state.chunks.concat().into())
+        let all = || [state.chunks.concat(), state.tail.clone()].concat().into();
+        (state.ended && !state.lost).then(all)
     }
 }
 
@@ -225,8 +235,19 @@ impl<B> State<B> {
         if self.kept > self.limit {
             self.lost = true;
             self.chunks = Vec::new();
+            self.tail = Vec::new();
+        } else if data.len() < LARGE {
+            self.tail.extend_from_slice(data);
         } else {
+            self.seal();
             self.chunks.push(data.clone());
+        }
+    }
+
+    /// Makes a chunk of the small ones at the end, for an attempt to read. The one that reads now has had them.
+    fn seal(&mut self) {
+        if !self.tail.is_empty() {
+            self.chunks.push(std::mem::take(&mut self.tail).into());
         }
     }
 }
@@ -234,7 +255,7 @@ impl<B> State<B> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::{Kept, Replay};
+    use super::{Kept, LARGE, Replay};
     use crate::http::BoxError;
     use bytes::Bytes;
     use http::HeaderMap;
@@ -274,6 +295,42 @@ mod tests {
             (Bytes::from_static(b"abcdef"), true)
         );
         assert_eq!(kept.whole().unwrap(), "abcdef");
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_takes_memory_in_proportion_to_its_bytes() {
+        const LIMIT: usize = 64 * 1024;
+        // In pieces of the buffer that they were read into, as the library gives them.
+        let buffer = Bytes::from(vec![b'x'; LIMIT]);
+        for size in [1, 7, 100, LARGE - 1, LARGE, LIMIT] {
+            let frames: Vec<_> = (0..LIMIT / size)
+                .map(|n| Ok(Frame::data(buffer.slice(n * size..(n + 1) * size))))
+                .collect();
+            let kept: Rc<Kept<Source>> = Kept::new(StreamBody::new(tokio_stream::iter(frames)), LIMIT, None);
+            let bytes = LIMIT / size * size;
+            for _ in 0..2 {
+                assert_eq!(kept.attempt().unwrap().collect().await.unwrap().to_bytes().len(), bytes);
+            }
+            assert_eq!(kept.whole().unwrap().len(), bytes);
+            let state = kept.state.borrow();
+            let places = state.chunks.capacity() * size_of::<Bytes>();
+            let memory = bytes + state.tail.capacity() + places;
+            assert!(memory <= LIMIT * 2, "{memory} bytes for {bytes} in chunks of {size}");
+        }
+    }
+
+    #[tokio::test]
+    async fn small_chunks_keep_their_place_among_large_ones() {
+        let large: &'static str = "L".repeat(LARGE).leak();
+        let sent = ["a", "b", large, "c", large, large, "d", "e"];
+        let kept = kept(&sent, 4 * LARGE);
+        let mut first = kept.attempt().unwrap();
+        for _ in 0..4 {
+            first.frame().await.unwrap().unwrap();
+        }
+        let second = kept.attempt().unwrap();
+        assert_eq!(all(second).await, (sent.concat().into(), true));
+        assert_eq!(all(kept.attempt().unwrap()).await, (sent.concat().into(), true));
     }
 
     #[tokio::test]

@@ -7,9 +7,11 @@ mod connections;
 mod deadlines;
 mod floods;
 mod heads;
+mod memory;
 mod raw;
 mod resets;
 mod streams;
+mod unsent;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,0 +1,109 @@
+//! What clients without an identity can make a sidecar keep: a program of its own, so that nothing else is measured.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use http::Request;
+use outrigger_tests::mesh::{Authority, Sidecar};
+use outrigger_tests::program::Program;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::raw::{self, END_HEADERS, END_STREAM, HEADERS, Raw, frame};
+use super::{H2App, at_length, client, soon};
+
+/// An outbound and an inbound sidecar before an app, as programs; and where a client calls each.
+async fn sidecars(authority: &Authority, protocol: &str, app: SocketAddr) -> [(Program, SocketAddr); 2] {
+    let web = Sidecar::new("web").calls("orders", protocol, &[(app, None)], "{}");
+    let web = Program::start("web", web, authority, None).await;
+    let orders = Sidecar::new("orders").protects(app);
+    let orders = Program::start("orders", orders, authority, None).await;
+    let (outbound, inbound) = (web.outbound[0], orders.inbound[0]);
+    [(web, outbound), (orders, inbound)]
+}
+
+/// 1,000 streams on each of two connections, whose heads are few bytes of HPACK and 200 KiB of memory each: 400 MiB.
+#[tokio::test]
+async fn heads_that_wait_have_a_limit() {
+    const STREAMS: u32 = 1000;
+    const MOST_KIB: u64 = 64 * 1024;
+    let app = H2App::start(|request, mut respond| async move {
+        if request.uri().path() == "/" {
+            std::future::pending::<()>().await;
+        }
+        let _ = respond.send_response(http::Response::new(()), true);
+    })
+    .await;
+    let authority = Authority::start(&["web", "orders"], Duration::from_secs(3600)).await;
+    // "accept: ", out of the static table.
+    let mut block = raw::request(false);
+    block.resize(1700, 0x93);
+    for (program, to) in sidecars(&authority, "http2", app.address).await {
+        let before = program.memory();
+        let mut attackers = Vec::new();
+        for _ in 0..2 {
+            let mut raw = Raw::connect(to, &[]).await;
+            for n in 0..STREAMS {
+                raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, &block))
+                    .await;
+            }
+            let refused = async { while raw.until(HEADERS).await.unwrap().stream != 2 * STREAMS - 1 {} };
+            at_length(refused).await;
+            attackers.push(raw);
+        }
+        let grown = program.memory().saturating_sub(before);
+        assert!(grown < MOST_KIB, "{grown} KiB");
+        // Others do not notice.
+        let request = Request::get("http://orders/others").body(()).unwrap();
+        let (response, _) = client(to).await.send_request(request, true).unwrap();
+        assert_eq!(soon(response).await.unwrap().status(), 200);
+    }
+}
+
+/// Bodies that may have to be sent again, of 64 KiB, and each byte comes by itself: if each is kept by itself, 10 MiB.
+#[tokio::test]
+async fn bodies_in_small_pieces_take_what_they_are() {
+    const CONNECTIONS: usize = 4;
+    const BYTES: usize = 64 * 1024;
+    const MOST_KIB: u64 = 4 * 1024;
+    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = app.local_addr().unwrap();
+    let came = Arc::new(AtomicUsize::new(0));
+    tokio::spawn({
+        let came = Arc::clone(&came);
+        async move {
+            while let Ok((mut stream, _)) = app.accept().await {
+                let came = Arc::clone(&came);
+                tokio::spawn(async move {
+                    let mut bytes = [0; 4096];
+                    while let Ok(n @ 1..) = stream.read(&mut bytes).await {
+                        came.fetch_add(bytes[..n].iter().filter(|b| **b == b'#').count(), SeqCst);
+                    }
+                });
+            }
+        }
+    });
+    let authority = Authority::start(&["web", "orders"], Duration::from_secs(3600)).await;
+    let head = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let request = head.to_owned() + &"1\r\n#\r\n".repeat(BYTES);
+    for (program, to) in sidecars(&authority, "http1", address).await {
+        let before = program.memory();
+        came.store(0, SeqCst);
+        let mut clients = Vec::new();
+        for n in 1..=CONNECTIONS {
+            let mut client = TcpStream::connect(to).await.unwrap();
+            at_length(client.write_all(request.as_bytes())).await.unwrap();
+            at_length(async {
+                while came.load(SeqCst) < n * BYTES {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            })
+            .await;
+            clients.push(client);
+        }
+        let grown = program.memory().saturating_sub(before);
+        assert!(grown < MOST_KIB, "{grown} KiB");
+    }
+}
