@@ -14,7 +14,7 @@ pub enum Reason {
     IdentityUnavailable,
     /// The TCP connection could not be made.
     ConnectFailed,
-    /// The TCP connection or the TLS handshake took too long.
+    /// The TCP connection, the TLS handshake, or the peer's HTTP/2 SETTINGS took too long.
     ConnectTimeout,
     /// The TLS handshake failed.
     TlsFailed,
@@ -154,7 +154,7 @@ impl Reason {
 }
 
 /// A request that this sidecar could not carry out.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("{detail}")]
 pub struct ProxyError {
     /// The code.

@@ -181,7 +181,7 @@ pub struct Policy {
     pub request_timeout: Option<Duration>,
     /// One attempt.
     pub backend_request_timeout: Option<Duration>,
-    /// TCP connect and TLS handshake.
+    /// TCP connect, TLS handshake and, in HTTP/2, the peer's SETTINGS.
     pub connect_timeout: Duration,
 }
 

@@ -21,7 +21,8 @@ use outrigger_proxy::http::exchange::{Exchange, Other, Outcome};
 use outrigger_proxy::http::framing::Scanner;
 use outrigger_proxy::http::headers::{settle_host, strip_hop_by_hop};
 use outrigger_proxy::model::{Endpoints, Service};
-use outrigger_proxy::outbound::balance::{Answer, Balancer};
+use outrigger_proxy::outbound::balance::Balancer;
+use outrigger_proxy::outbound::health::Answer;
 use outrigger_proxy::outbound::route;
 use outrigger_proxy::telemetry::{Direction, Settings, Telemetry};
 use rand::SeedableRng;
@@ -147,8 +148,8 @@ fn pick() -> Call {
     call(move || {
         let (balancer, rng) = &*shared;
         let picked = balancer.pick(&[], now, &mut *rng.borrow_mut());
-        let in_hand = picked.expect("an endpoint").take();
-        in_hand.member().learn(Answer::Good, Duration::from_millis(1), now);
+        let mut in_hand = picked.expect("an endpoint").take(now);
+        in_hand.end(Answer::Good, now + Duration::from_millis(1));
     })
 }
 

@@ -2,9 +2,12 @@
 //! not used, because a static binary cannot load its parts, and because it does not tell TTLs.
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -23,7 +26,7 @@ use crate::backoff::Backoff;
 use crate::shared::{Full, Shared};
 
 /// Names that are watched at the same time.
-const MAX_NAMES: usize = 1024;
+pub(crate) const MAX_NAMES: usize = 1024;
 /// What a record's TTL may be: a zero would mean a query for each request, a year that nothing ever changes.
 const TTL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
 /// The same for "there is no such name" (RFC 2308).
@@ -32,7 +35,20 @@ const NEGATIVE_TTL: (Duration, Duration) = (Duration::from_secs(1), Duration::fr
 const NEGATIVE_DEFAULT: Duration = Duration::from_secs(5);
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
-type Names = Shared<(Arc<str>, u16), Arc<[SocketAddr]>>;
+type Names = Shared<(Arc<str>, u16), Known>;
+
+/// What is known of a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// There is no answer yet.
+    NotYet,
+    /// At least one. They stay while nobody can be asked.
+    Addresses(Arc<[SocketAddr]>),
+    /// The name does not exist, or has no address.
+    Nothing,
+    /// Nobody could be asked, for this reason, and no address is known from before.
+    Failed(Arc<str>),
+}
 
 /// Handle to the resolver; cheap to clone, and used from every thread.
 #[derive(Clone)]
@@ -41,6 +57,8 @@ pub struct Resolver(Arc<Inner>);
 struct Inner {
     hickory: TokioResolver,
     names: Arc<Names>,
+    /// For the log: whether the last name that was asked for had no room.
+    full: AtomicBool,
     runtime: Handle,
 }
 
@@ -77,25 +95,30 @@ impl Resolver {
         Ok(Self(Arc::new(Inner {
             hickory,
             names: Arc::new(Shared::new(MAX_NAMES)),
+            full: AtomicBool::new(false),
             runtime: Handle::current(),
         })))
     }
 
-    /// The addresses of a name, kept up to date while a receiver lives. Empty until the first answer, and where the name
-    /// does not exist; `changed()` of a new receiver returns as soon as there is an answer, also where it is known already.
-    pub fn watch(&self, host: &str, port: u16) -> watch::Receiver<Arc<[SocketAddr]>> {
+    /// What is known of a name, kept up to date while a receiver lives. `changed()` of a new receiver returns as soon as
+    /// there is an answer, also where it is known already.
+    ///
+    /// # Errors
+    /// When as many names are watched as there may be. Later there may be room again: names that nobody watches make it.
+    pub fn watch(&self, host: &str, port: u16) -> Result<watch::Receiver<Known>, String> {
         let key = (Arc::<str>::from(host), port);
         let start = |_| {
             let watcher = follow(self.0.hickory.clone(), Arc::downgrade(&self.0.names), key.clone());
             self.0.runtime.spawn(watcher).abort_handle()
         };
-        match self.0.names.subscribe(&key, Arc::from([]), start) {
-            Ok(receiver) => receiver,
-            Err(Full) => {
-                tracing::warn!(host, "{MAX_NAMES} names are in use; this one is not resolved");
-                watch::channel(Arc::from([])).1
+        let watched = self.0.names.subscribe(&key, Known::NotYet, start);
+        if watched.is_err() != self.0.full.swap(watched.is_err(), Ordering::Relaxed) {
+            match watched.is_err() {
+                true => tracing::warn!(host, "{MAX_NAMES} names are in use; a further one cannot be resolved"),
+                false => tracing::info!("there is room for a further name"),
             }
         }
+        watched.map_err(|Full| format!("{MAX_NAMES} names are in use, and {host} would be one more"))
     }
 
     /// The addresses of a name, asked once.
@@ -117,6 +140,7 @@ impl Resolver {
 /// Keeps one name up to date, until a TTL ends and nobody watches it.
 async fn follow(hickory: TokioResolver, names: Weak<Names>, key: (Arc<str>, u16)) {
     let mut backoff = Backoff::new(RETRY.0, RETRY.1, SmallRng::from_os_rng());
+    let mut has_addresses = false;
     loop {
         let asked = Instant::now();
         let answer = ask(&hickory, &key.0).await;
@@ -130,20 +154,22 @@ async fn follow(hickory: TokioResolver, names: Weak<Names>, key: (Arc<str>, u16)
                 addresses.sort();
                 addresses.dedup();
                 let sockets = addresses.into_iter().map(|ip| SocketAddr::new(ip, key.1));
-                table.publish(&key, sockets.collect());
+                table.publish(&key, Known::Addresses(sockets.collect()));
+                has_addresses = true;
                 ttl.clamp(TTL.0, TTL.1)
             }
             Answer::Nothing(ttl) => {
                 backoff.succeeded();
-                table.publish(&key, Arc::from([]));
+                table.publish(&key, Known::Nothing);
+                has_addresses = false;
                 ttl.clamp(NEGATIVE_TTL.0, NEGATIVE_TTL.1)
             }
-            // The last addresses stay: they are more likely right than none.
             Answer::Failed(error) => {
-                tracing::warn!(
-                    host = &*key.0,
-                    "a name cannot be resolved, its last addresses stay: {error}"
-                );
+                tracing::warn!(host = &*key.0, "a name cannot be resolved: {error}");
+                // The last addresses are more likely right than none.
+                if !has_addresses {
+                    table.publish(&key, Known::Failed(error.into()));
+                }
                 backoff.failed()
             }
         };

@@ -12,12 +12,12 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
+use super::cause::h2_cause;
 use super::expect::Awaited;
 use super::guard::Watch;
 use super::headers::{grpc_status, strip_ours};
 use super::pool::Lease;
 use super::respond::grpc_trailers;
-use super::send::h2_cause;
 use crate::error::{ProxyError, Reason};
 use crate::outbound::replay::Replay;
 use crate::room::Busy;

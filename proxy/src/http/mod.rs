@@ -1,6 +1,7 @@
 //! HTTP as both directions need it: serving, pooled client connections, bodies, headers, and the record of an exchange.
 
 pub mod body;
+pub mod cause;
 pub mod dials;
 pub mod exchange;
 pub mod expect;

@@ -2,40 +2,53 @@
 //!
 //! Streams are counted here and not left to the library's queue: what waits there is lost when the peer says GOAWAY, and
 //! nobody can tell whether it was sent.
+//!
+//! A connection is made by a task of its own, which no request owns: the requests that wait for it share the connection, or
+//! its failure, and it is finished when the one that asked for it first has gone. Otherwise requests to a dead peer would
+//! dial one after the other, each for the whole time limit, and clients that wait for less than a handshake takes would
+//! never get a connection. To be made includes the peer's SETTINGS (RFC 9113 section 3.4): only they say that it speaks
+//! HTTP/2, and how many streams it takes.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
-use tokio::sync::{Mutex, Notify};
-use tokio::time::Instant;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout};
 
 use super::body::RequestBody;
+use super::cause::{classify_before_settings, unanswered, with_causes};
 use super::headers::MAX_HEADER_BYTES;
 use super::server::{CONNECTION_WINDOW, LocalExecutor, STREAM_WINDOW};
 use crate::error::{ProxyError, Reason};
-use crate::net::Stream;
+use crate::net::{Stream, writes_to_inner};
 
 /// Connections to one peer; beyond, requests wait for a stream to end.
 const MAX_CONNECTIONS: usize = 8;
 /// Streams before the peer's SETTINGS have said how many it takes: none, so that none is refused.
 const BEFORE_SETTINGS: usize = 0;
-/// How long the SETTINGS of a peer are waited for, where a request depends on them.
-const SETTINGS_TIME: Duration = Duration::from_secs(1);
 
-type Connection = http2::Connection<TokioIo<Stream>, RequestBody, LocalExecutor>;
+type Connection = http2::Connection<TokioIo<Heard>, RequestBody, LocalExecutor>;
+/// `None`: it is under way.
+type Dialled = watch::Receiver<Option<Result<(), ProxyError>>>;
 
 /// See the module.
 #[derive(Default)]
-pub struct Multiplex {
-    connections: RefCell<Vec<Rc<Http2>>>,
-    /// Held while a connection is made, so that one is made.
-    connecting: Mutex<()>,
+pub struct Multiplex(Rc<Connections>);
+
+#[derive(Default)]
+struct Connections {
+    made: RefCell<Vec<Rc<Http2>>>,
+    /// The one that is being made, and its generation.
+    dialled: RefCell<Option<(u64, Dialled)>>,
     /// A stream has ended, or a connection.
     freed: Rc<Notify>,
 }
@@ -58,78 +71,133 @@ struct State {
     /// `None`: it has ended.
     connection: RefCell<Option<Connection>>,
     ended: RefCell<Option<Ended>>,
+    /// Something was read, or the connection has ended.
+    heard: Rc<Notify>,
 }
 
-/// How a connection has ended.
-struct Ended {
-    /// `None`: in peace.
-    error: Option<hyper::Error>,
-    before_settings: bool,
+/// How a connection has ended. `None`: in peace.
+struct Ended(Option<hyper::Error>);
+
+/// A connection that says when something was read. The library does not say when SETTINGS have come.
+struct Heard {
+    io: Stream,
+    heard: Rc<Notify>,
 }
 
 /// Room for one stream on a connection, until it is dropped.
 pub struct Slot(Rc<Http2>);
 
 impl Multiplex {
-    /// A slot, on a connection that is made when there is none that has room. `true`: the connection has been used.
+    /// A slot, on a connection to `to` that is made within `limit` when there is none that has room. `true`: the connection
+    /// was there before.
     ///
     /// # Errors
-    /// What `connect` says.
-    pub async fn slot(
+    /// What `connect` says; [`Reason::ConnectTimeout`] and others when the peer sends no SETTINGS.
+    pub async fn slot<F>(
         &self,
         generation: u64,
-        connect: impl AsyncFnOnce() -> Result<Stream, ProxyError>,
-    ) -> Result<(Slot, bool), ProxyError> {
+        to: SocketAddr,
+        limit: Duration,
+        connect: impl Fn() -> F,
+    ) -> Result<(Slot, bool), ProxyError>
+    where
+        F: Future<Output = Result<Stream, ProxyError>> + 'static,
+    {
+        let mut was_there = true;
         loop {
-            if let Some(slot) = self.free(generation) {
-                return Ok((slot, true));
+            if let Some(slot) = self.0.free(generation) {
+                return Ok((slot, was_there));
             }
-            // While another connects, a stream may end.
-            let one_connects = tokio::select! {
-                biased;
-                one_connects = self.connecting.lock() => one_connects,
-                () = self.freed.notified() => continue,
+            let mut dialled = match self.0.under_way(generation) {
+                Some(dialled) => dialled,
+                None if self.0.takes_another() => {
+                    was_there = false;
+                    Connections::dial(&self.0, generation, to, limit, connect())
+                }
+                None => {
+                    self.0.freed.notified().await;
+                    continue;
+                }
             };
-            if let Some(slot) = self.free(generation) {
-                return Ok((slot, true));
+            tokio::select! {
+                biased;
+                result = dialled.wait_for(Option::is_some) => match result.as_deref() {
+                    Ok(Some(Err(error))) => return Err(error.clone()),
+                    Ok(_) => {}
+                    // Its task is gone only when all of this thread's are.
+                    Err(_) => return Err(ProxyError::new(Reason::ConnectFailed, "this sidecar ends")),
+                },
+                // While a connection is made, a stream may end.
+                () = self.0.freed.notified() => {}
             }
-            if self.takes_another() {
-                let stream = connect().await?;
-                // Boxed: who waits for a free stream, as most do, keeps no room for a handshake.
-                return Ok((Box::pin(self.connect(generation, stream)).await?, false));
-            }
-            drop(one_connects);
-            self.freed.notified().await;
         }
     }
 
     /// Closes what was idle for too long, and forgets what is closed.
     pub fn sweep(&self, expired: impl Fn(Instant) -> bool) {
-        self.connections
-            .borrow_mut()
-            .retain(|c| c.takes_requests() && (c.open.get() > 0 || !expired(c.used.get())));
+        let mut connections = self.0.made.borrow_mut();
+        connections.retain(|c| c.takes_requests() && (c.open.get() > 0 || !expired(c.used.get())));
     }
 
     /// Whether there is no connection.
     pub fn is_empty(&self) -> bool {
-        self.connections.borrow().is_empty()
+        self.0.made.borrow().is_empty()
     }
+}
 
+impl Connections {
     /// A slot on the first connection that has room, so that those that are not needed become idle.
     fn free(&self, generation: u64) -> Option<Slot> {
-        let mut connections = self.connections.borrow_mut();
+        let mut connections = self.made.borrow_mut();
         // What is dropped here lives on without its place until its streams have ended.
         connections.retain(|c| c.generation >= generation && c.takes_requests());
         connections.iter().find(|c| c.has_room()).map(Slot::new)
     }
 
-    /// Whether another connection would help. Where the peer has not said yet how many streams it takes, that is waited for.
     fn takes_another(&self) -> bool {
-        let connections = self.connections.borrow();
-        connections.len() < MAX_CONNECTIONS && !connections.iter().any(|c| c.state.before_settings())
+        self.made.borrow().len() < MAX_CONNECTIONS
     }
 
-    async fn connect(&self, generation: u64, stream: Stream) -> Result<Slot, ProxyError> {
+    /// The connection that is being made, unless its credentials are older.
+    fn under_way(&self, generation: u64) -> Option<Dialled> {
+        let dialled = self.dialled.borrow();
+        let (of, dialled) = dialled.as_ref()?;
+        (*of >= generation).then(|| dialled.clone())
+    }
+
+    fn dial(
+        this: &Rc<Self>,
+        generation: u64,
+        to: SocketAddr,
+        limit: Duration,
+        connecting: impl Future<Output = Result<Stream, ProxyError>> + 'static,
+    ) -> Dialled {
+        let (sender, receiver) = watch::channel(None);
+        *this.dialled.borrow_mut() = Some((generation, receiver.clone()));
+        let this = Rc::clone(this);
+        tokio::task::spawn_local(async move {
+            let result = this.connect(generation, to, limit, connecting).await;
+            // One with newer credentials may have begun meanwhile.
+            this.dialled.borrow_mut().take_if(|(of, _)| *of == generation);
+            sender.send_replace(Some(result));
+        });
+        receiver
+    }
+
+    async fn connect(
+        &self,
+        generation: u64,
+        to: SocketAddr,
+        limit: Duration,
+        connecting: impl Future<Output = Result<Stream, ProxyError>>,
+    ) -> Result<(), ProxyError> {
+        let began = Instant::now();
+        let io = connecting.await?;
+        let heard = Rc::<Notify>::default();
+        let stream = Heard {
+            io,
+            heard: Rc::clone(&heard),
+        };
         let (sender, connection) = http2::Builder::new(LocalExecutor)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -144,9 +212,20 @@ impl Multiplex {
         let state = Rc::new(State {
             connection: RefCell::new(Some(connection)),
             ended: RefCell::default(),
+            heard,
         });
-        tokio::task::spawn_local(Rc::clone(&state).run(Rc::clone(&self.freed)));
-        let connection = Rc::new(Http2 {
+        let task = tokio::task::spawn_local(Rc::clone(&state).run(Rc::clone(&self.freed)));
+        if timeout(limit.saturating_sub(began.elapsed()), state.settled())
+            .await
+            .is_err()
+        {
+            task.abort();
+            return Err(no_settings(to, limit));
+        }
+        if let Some(ended) = state.ended.borrow().as_ref() {
+            return Err(ended_before_settings(to, ended));
+        }
+        self.made.borrow_mut().push(Rc::new(Http2 {
             sender,
             state,
             generation,
@@ -154,10 +233,8 @@ impl Multiplex {
             used: Cell::new(Instant::now()),
             leaving: Cell::new(false),
             freed: Rc::clone(&self.freed),
-        });
-        let slot = Slot::new(&connection);
-        self.connections.borrow_mut().push(connection);
-        Ok(slot)
+        }));
+        Ok(())
     }
 }
 
@@ -167,12 +244,7 @@ impl Http2 {
     }
 
     fn has_room(&self) -> bool {
-        match self.state.max_streams() {
-            // The first waits in the library until there are SETTINGS.
-            Some(BEFORE_SETTINGS) => self.open.get() == 0,
-            Some(max) => self.open.get() < max,
-            None => false,
-        }
+        self.state.max_streams().is_some_and(|max| self.open.get() < max)
     }
 }
 
@@ -183,32 +255,62 @@ impl State {
         connection.as_ref().map(Connection::current_max_send_streams)
     }
 
-    fn before_settings(&self) -> bool {
-        self.max_streams() == Some(BEFORE_SETTINGS)
+    /// Waits for the peer's SETTINGS, or for the end.
+    async fn settled(&self) {
+        while self.max_streams() == Some(BEFORE_SETTINGS) {
+            self.heard.notified().await;
+        }
     }
 
     async fn run(self: Rc<Self>, freed: Rc<Notify>) {
-        let mut before_settings = true;
-        let ended = poll_fn(|cx| {
-            let polled = match self.connection.borrow_mut().as_mut() {
-                Some(connection) => Pin::new(connection).poll(cx),
-                None => Poll::Ready(Ok(())),
-            };
-            // SETTINGS let the first request go, which wakes this task.
-            if before_settings && !self.before_settings() {
-                before_settings = false;
-                freed.notify_waiters();
-            }
-            polled
+        let ended = poll_fn(|cx| match self.connection.borrow_mut().as_mut() {
+            Some(connection) => Pin::new(connection).poll(cx),
+            None => Poll::Ready(Ok(())),
         });
         let error = ended.await.err();
         if let Some(error) = &error {
             tracing::debug!(%error, "an HTTP/2 connection ended");
         }
-        *self.ended.borrow_mut() = Some(Ended { error, before_settings });
+        *self.ended.borrow_mut() = Some(Ended(error));
         // Only now do those hear of it whose requests wait in the connection.
         drop(self.connection.take());
+        self.heard.notify_one();
         freed.notify_waiters();
+    }
+}
+
+impl AsyncRead for Heard {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let read = Pin::new(&mut this.io).poll_read(cx, buf);
+        if read.is_ready() {
+            // The task that is woken looks after the library has: both are on this thread.
+            this.heard.notify_one();
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Heard {
+    writes_to_inner!();
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+}
+
+fn no_settings(to: SocketAddr, limit: Duration) -> ProxyError {
+    let detail = format!(
+        "{to} took the connection, and did not begin to speak HTTP/2 (no SETTINGS) within {limit:?}; check that it \
+         does, and that it is not hung"
+    );
+    ProxyError::new(Reason::ConnectTimeout, detail)
+}
+
+fn ended_before_settings(to: SocketAddr, ended: &Ended) -> ProxyError {
+    match &ended.0 {
+        Some(error) => unanswered(classify_before_settings(error), &with_causes(error), true, to),
+        None => unanswered(Reason::UpstreamRefused, "the connection has ended", true, to),
     }
 }
 
@@ -228,37 +330,22 @@ impl Slot {
         self.0.leaving.set(true);
     }
 
-    /// Whether the connection has ended before its first stream could begin.
-    pub fn never_began(&self) -> bool {
-        self.0.state.ended.borrow().as_ref().is_some_and(|e| e.before_settings)
-    }
-
     /// Whether the connection has ended, and nothing broke it.
     pub fn ended_in_peace(&self) -> bool {
-        self.0.state.ended.borrow().as_ref().is_some_and(|e| e.error.is_none())
+        self.0.state.ended.borrow().as_ref().is_some_and(|e| e.0.is_none())
     }
 
     /// Looks at what broke the connection, if something has.
     pub fn broken<T>(&self, look: impl FnOnce(&hyper::Error) -> T) -> Option<T> {
-        self.0.state.ended.borrow().as_ref()?.error.as_ref().map(look)
+        self.0.state.ended.borrow().as_ref()?.0.as_ref().map(look)
     }
 
-    /// Whether the peer takes extended CONNECT (RFC 8441 section 3). Waits for its SETTINGS.
-    pub async fn takes_extended_connect(&self) -> bool {
-        let until = Instant::now() + SETTINGS_TIME;
-        loop {
-            let state = match &*self.0.state.connection.borrow() {
-                None => Some(false),
-                Some(connection) if connection.is_extended_connect_protocol_enabled() => Some(true),
-                Some(connection) => (connection.current_max_send_streams() != BEFORE_SETTINGS).then_some(false),
-            };
-            match state {
-                Some(known) => return known,
-                None if Instant::now() >= until => return false,
-                // Nothing tells of SETTINGS; this is asked on the first request of a connection only.
-                None => tokio::time::sleep(Duration::from_millis(1)).await,
-            }
-        }
+    /// Whether the peer takes extended CONNECT (RFC 8441 section 3).
+    pub fn takes_extended_connect(&self) -> bool {
+        let connection = self.0.state.connection.borrow();
+        connection
+            .as_ref()
+            .is_some_and(Connection::is_extended_connect_protocol_enabled)
     }
 }
 
@@ -269,3 +356,7 @@ impl Drop for Slot {
         self.0.freed.notify_one();
     }
 }
+
+#[cfg(test)]
+#[path = "multiplex_tests.rs"]
+mod tests;

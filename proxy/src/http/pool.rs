@@ -5,6 +5,7 @@
 //! generation finishes what it carries and is not used again.
 
 use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -157,17 +158,22 @@ impl Pool {
         })
     }
 
-    /// A connection that takes one HTTP/2 request more.
+    /// A connection to `to` that takes one HTTP/2 request more. One that is made has `limit` until the peer's SETTINGS.
     ///
     /// # Errors
-    /// What `connect` says.
-    pub async fn http2(
+    /// What `connect` says; [`Reason::ConnectTimeout`] and others when the peer sends no SETTINGS.
+    pub async fn http2<F>(
         &self,
         generation: u64,
-        connect: impl AsyncFnOnce() -> Result<Stream, ProxyError>,
-    ) -> Result<Checkout, ProxyError> {
+        to: SocketAddr,
+        limit: Duration,
+        connect: impl Fn() -> F,
+    ) -> Result<Checkout, ProxyError>
+    where
+        F: Future<Output = Result<Stream, ProxyError>> + 'static,
+    {
         self.generation.set(generation);
-        let (slot, reused) = self.http2.slot(generation, connect).await?;
+        let (slot, reused) = self.http2.slot(generation, to, limit, connect).await?;
         Ok(Checkout {
             sender: Sender::Http2(slot),
             reused,

@@ -1,5 +1,6 @@
 //! One request to the app.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 use http::request::Parts;
@@ -138,24 +139,31 @@ fn is_harmless(failure: &Failure, head: &Parts) -> bool {
 
 async fn checkout(caller: &Caller, pool: &Rc<Pool>, version: HttpVersion) -> Result<Checkout, ProxyError> {
     let app = caller.app;
-    let connect = async || {
-        let unavailable = |why: &dyn std::fmt::Display| {
-            ProxyError::new(
-                Reason::AppUnavailable,
-                format!(
-                    "the app does not accept connections at {app}: {why}; check that it listens on the pod's address"
-                ),
-            )
-        };
-        match tokio::time::timeout(APP_CONNECT, listen::connect(app)).await {
-            Ok(Ok(tcp)) => Ok(Stream::Plain(Prefixed::new(bytes::Bytes::new(), Io::Tcp(tcp)))),
-            Ok(Err(error)) => Err(unavailable(&error)),
-            Err(elapsed) => Err(unavailable(&elapsed)),
-        }
-    };
+    let connect = move || connect_to_app(app);
     match version {
-        HttpVersion::Http1 => pool.http1(0, connect).await,
-        HttpVersion::Http2 => pool.http2(0, connect).await,
+        HttpVersion::Http1 => pool.http1(0, async || connect().await).await,
+        HttpVersion::Http2 => {
+            let checkout = pool.http2(0, app, APP_CONNECT, connect).await;
+            checkout.map_err(|error| match error.reason {
+                // It takes connections and does nothing with them.
+                Reason::ConnectTimeout => ProxyError::new(Reason::AppUnavailable, error.detail),
+                _ => error,
+            })
+        }
+    }
+}
+
+async fn connect_to_app(app: SocketAddr) -> Result<Stream, ProxyError> {
+    let unavailable = |why: &dyn std::fmt::Display| {
+        ProxyError::new(
+            Reason::AppUnavailable,
+            format!("the app does not accept connections at {app}: {why}; check that it listens on the pod's address"),
+        )
+    };
+    match tokio::time::timeout(APP_CONNECT, listen::connect(app)).await {
+        Ok(Ok(tcp)) => Ok(Stream::Plain(Prefixed::new(bytes::Bytes::new(), Io::Tcp(tcp)))),
+        Ok(Err(error)) => Err(unavailable(&error)),
+        Err(elapsed) => Err(unavailable(&elapsed)),
     }
 }
 
@@ -189,7 +197,7 @@ struct Record {
     exchange: Exchange,
     span: Span,
     peer: Option<outrigger_api::spiffe::SpiffeId>,
-    address: Option<std::net::SocketAddr>,
+    address: Option<SocketAddr>,
     outcome: Outcome,
     ended: bool,
 }

@@ -66,7 +66,8 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::outbound::balance::{Answer, Balancer, EJECTION};
+    use crate::outbound::balance::Balancer;
+    use crate::outbound::health::{Answer, EJECTION};
 
     fn caller(n: u16) -> Caller {
         let [high, low] = n.to_be_bytes();
@@ -155,10 +156,10 @@ mod tests {
         assert_eq!(first.endpoint, ranked[0]);
         // A retry goes to the second, and so does everything while the first is ejected.
         assert_eq!(picked(std::slice::from_ref(&first), now).endpoint, ranked[1]);
-        first.learn(Answer::Unreachable, std::time::Duration::ZERO, now);
+        first.take(now).end(Answer::Unreachable, now);
         let second = picked(&[], now);
         assert_eq!(second.endpoint, ranked[1]);
-        second.learn(Answer::Unreachable, std::time::Duration::ZERO, now);
+        second.take(now).end(Answer::Unreachable, now);
         assert_eq!(picked(&[], now).endpoint, ranked[2]);
         now += EJECTION;
         assert_eq!(picked(&[], now).endpoint, ranked[0]);

@@ -10,8 +10,9 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
-use super::balance::{self, InHand, Member};
-use super::connect::{connect, credentials};
+use super::balance::{InHand, Member};
+use super::connect::{connect, connect_shared, credentials};
+use super::health;
 use super::replay::BodySource;
 use super::retry::{Attempted, Verdict, backoff, judge, repeatable};
 use super::target::{WorkerBackend, WorkerTarget};
@@ -71,10 +72,9 @@ pub async fn attempt_until_final(
     let mut tried: Vec<Rc<Member>> = Vec::new();
     loop {
         let rng = &attempts.worker.rng;
-        let picked = attempts.backend.pick(&tried, policy.connect_timeout, rng).await;
-        let member = picked.ok_or_else(|| no_endpoints(&attempts))?;
+        let member = attempts.backend.pick(&tried, policy.connect_timeout, rng).await?;
         let began = Instant::now();
-        record.begin(&member);
+        record.begin(&member, began);
         let deadline = earliest(until, policy.backend_request_timeout.map(|limit| began + limit));
         let result = match deadline {
             None => attempt(&attempts, &member, head, body, asked, record).await,
@@ -82,20 +82,10 @@ pub async fn attempt_until_final(
                 .await
                 .unwrap_or_else(|_| Err(out_of_time(reason, &member, began.elapsed()))),
         };
-        let attempted = match &result {
-            Ok((response, _)) => Attempted::Answered {
-                status: response.status(),
-                headers: response.headers(),
-                // A peer sidecar's word: nobody else's comes to here.
-                reason: reason_of(response.headers()),
-            },
-            Err(failure) => Attempted::Failed {
-                reason: failure.error.reason,
-                reused: failure.reused,
-                unsent: failure.unsent,
-            },
-        };
-        learn(&member, &attempted, began);
+        let attempted = attempted(&result);
+        if let Some((_, in_hand)) = &mut record.current {
+            in_hand.end(says(&attempted), Instant::now());
+        }
         let verdict = judge(&attempted, repeatable, &policy.retry, SystemTime::now());
         match attempts.wait_before_retry(verdict, body, record, until) {
             Some(wait) => {
@@ -141,8 +131,8 @@ async fn attempt(
             member.pool.http1(generation, connect).await
         }
         HttpVersion::Http2 => {
-            let connect = async || connect(worker, endpoint, credentials.as_deref(), MeshProtocol::Http2, limit).await;
-            member.pool.http2(generation, connect).await
+            let connect = || connect_shared(worker, endpoint, credentials.as_ref(), limit);
+            member.pool.http2(generation, endpoint.address, limit, connect).await
         }
     }
     .map_err(Failure::before_sending)?;
@@ -260,10 +250,10 @@ impl Record {
         response.map(|body| body.with_end(Box::new(self)))
     }
 
-    fn begin(&mut self, member: &Rc<Member>) {
+    fn begin(&mut self, member: &Rc<Member>, now: Instant) {
         let span = self.exchange.span(self.sent);
         self.sent += 1;
-        self.current = Some((span, member.take()));
+        self.current = Some((span, member.take(now)));
     }
 
     fn span(&self) -> Option<&Span> {
@@ -344,33 +334,50 @@ fn other(endpoint: &crate::model::Endpoint) -> Other<'_> {
     }
 }
 
-fn learn(member: &Member, attempted: &Attempted<'_>, began: Instant) {
-    let now = Instant::now();
-    let answer = match *attempted {
+/// How an attempt went.
+pub(super) fn attempted(result: &Result<(Response<Incoming>, Lease), Failure>) -> Attempted<'_> {
+    match result {
+        Ok((response, _)) => Attempted::Answered {
+            status: response.status(),
+            headers: response.headers(),
+            // A peer sidecar's word: nobody else's comes to here.
+            reason: reason_of(response.headers()),
+        },
+        Err(failure) => Attempted::Failed {
+            reason: failure.error.reason,
+            reused: failure.reused,
+            unsent: failure.unsent,
+        },
+    }
+}
+
+/// What an attempt says about its endpoint.
+pub(super) fn says(attempted: &Attempted<'_>) -> health::Answer {
+    match *attempted {
         Attempted::Answered {
             reason: Some(Reason::AppUnavailable),
             ..
-        } => balance::Answer::Unreachable,
+        } => health::Answer::Unreachable,
         Attempted::Answered { status, headers, .. } => {
             let unavailable = grpc_status(headers) == Some(14);
             if unavailable || matches!(status.as_u16(), 502..=504) {
-                balance::Answer::Bad
+                health::Answer::Bad
             } else {
-                balance::Answer::Good
+                health::Answer::Good
             }
         }
-        Attempted::Failed { reason, .. } => match reason {
-            // Ours or the client's, not the endpoint's.
-            Reason::ClientClosed | Reason::BadRequest | Reason::IdentityUnavailable | Reason::RequestTimeout => return,
-            // A connection that was idle, or that says goodbye.
-            Reason::UpstreamRefused => return,
+        Attempted::Failed { reason, reused, .. } => match reason {
+            // Ours or the client's, and not the endpoint's failure.
+            Reason::ClientClosed | Reason::BadRequest | Reason::IdentityUnavailable => health::Answer::Missing,
+            Reason::RequestTimeout | Reason::AttemptTimeout => health::Answer::Missing,
+            // A connection that says goodbye. A new one has no reason to.
+            Reason::UpstreamRefused if reused => health::Answer::Missing,
             Reason::ConnectFailed | Reason::ConnectTimeout | Reason::TlsFailed | Reason::IdentityMismatch => {
-                balance::Answer::Unreachable
+                health::Answer::Unreachable
             }
-            _ => balance::Answer::Bad,
+            _ => health::Answer::Broken,
         },
-    };
-    member.learn(answer, now.saturating_duration_since(began), now);
+    }
 }
 
 /// When a gRPC caller stops waiting.
@@ -405,16 +412,6 @@ fn out_of_time(reason: Reason, member: &Member, after: Duration) -> Failure {
         reused: false,
         unsent: false,
     }
-}
-
-fn no_endpoints(attempts: &Attempts<'_>) -> ProxyError {
-    ProxyError::new(
-        Reason::NoEndpoints,
-        format!(
-            "{} has no ready endpoint; check its selector and the readiness of its pods",
-            attempts.backend.name()
-        ),
-    )
 }
 
 /// Reads a small rest of a response that nobody wants, so that its connection can be used again.

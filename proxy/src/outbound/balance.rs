@@ -1,48 +1,68 @@
 //! Which endpoint gets the next request: the better of two drawn at random (P2C) by peak EWMA, leaving out those that
 //! failed of late.
 //!
-//! **Load** is the time that an endpoint takes to answer, a moving average that jumps up to every peak and decays over
-//! [`DECAY`], times the requests that it has in hand plus one. A failure counts as slow, so an endpoint that fails fast
-//! does not draw traffic to itself. An endpoint that was never asked has no such time: it is compared by what is in hand
-//! alone, so a new one has its share at once, however fast the others are.
+//! **Load** is the time that an endpoint takes to answer, times the requests that it has in hand plus one. The time is a
+//! moving average that jumps up to every peak and decays over [`DECAY`](super::health::DECAY), and at least what is owed (see
+//! below). A failure counts as slow, so an endpoint that fails fast does not draw traffic to itself. An endpoint that has not
+//! answered yet has no such time: it counts as fast as the one that it is compared with, so a new one has its share at once,
+//! however fast the others are.
 //!
-//! **Ejection.** An endpoint that cannot be connected to, or that fails [`FAILURES`] times in a row (502, 503, 504, or a
-//! connection that breaks before the response), is left out for [`EJECTION`] × the number of its ejections, at most
-//! [`MAX_EJECTION`]. Then it takes part again: the next failure ejects it at once, a success clears the count. Answers
-//! like 429 or 500 are the app's word and not the endpoint's failure. With every endpoint ejected all of them are used:
-//! the last error is better than none. What it does not protect from: an endpoint that answers wrong, with 200.
+//! **What is owed.** A request that ends without the head of a response (a time-out of any kind, a client that goes away, a
+//! broken connection) says only how long the response would have taken *at least*. That raises the average, and never
+//! lowers it. Beside it the endpoint owes the sum of all that was waited for in vain since its last head, and the time for
+//! which those that still wait have heard nothing. What is owed does not decay, whatever the clients' limits are: an endpoint
+//! that hangs gets worse with every request that it swallows. The next head clears it.
+//!
+//! **Probes.** So that there can be a head, an endpoint that owes is asked again after [`PROBE`](super::health::PROBE), and one
+//! that is only slow after [`PROBE_SLOW`](super::health::PROBE_SLOW), if another one was preferred
+//! [`PASSED`](super::health::PASSED) times meanwhile: that is at most one of 65 requests, fast or slow. (In a Service with few
+//! requests, one that owes is asked after [`PROBE_AT_LAST`](super::health::PROBE_AT_LAST).) A measurement that is some seconds old
+//! is replaced by the next one, so that an endpoint which has recovered has its share after one or two of them.
+//!
+//! **Ejection.** An endpoint that cannot be connected to, or that fails [`FAILURES`](super::health::FAILURES) times in a row
+//! (502, 503, 504, or a connection that breaks before the response), is left out for
+//! [`EJECTION`](super::health::EJECTION) × the number of its ejections, at most
+//! [`MAX_EJECTION`](super::health::MAX_EJECTION). Then it takes part again: the next failure ejects it at once, a success
+//! clears the count. Answers like 429 or 500 are the app's word and not the endpoint's failure. With every endpoint ejected
+//! all of them are used: the last error is better than none.
+//!
+//! A request that got no answer is such a failure only if it waited for more than [`HUNG`](super::health::HUNG) and three
+//! times the median of the others' averages (if any has answered yet), this endpoint has answered nothing meanwhile, and there
+//! is another one that has, or that owes nothing. So nobody is ejected for an impatient client, for a long poll or a watch, or
+//! where all of the Service hangs, and never the last one. Requests that waited at the same time are one failure.
+//!
+//! **Connections of bytes** have no response: they are spread by their number alone, and only those are failures that could
+//! not be made.
+//!
+//! What it does not protect from: an endpoint that answers wrong, with 200.
 //!
 //! Time and randomness are arguments, so that tests run in simulated time.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::time::Duration;
 
 use rand::Rng;
 use tokio::time::Instant;
 
+use super::health::{Answer, Health, Others};
 use crate::http::pool::Pool;
 use crate::model::Endpoint;
 
-/// The time in which a measurement loses two thirds of its weight.
-pub const DECAY: Duration = Duration::from_secs(10);
-/// Added to the time of a failure.
-const PENALTY: Duration = Duration::from_millis(500);
-/// Failures in a row.
-pub const FAILURES: u32 = 5;
-/// Of the first ejection.
-pub const EJECTION: Duration = Duration::from_secs(10);
-/// Of any.
-pub const MAX_EJECTION: Duration = Duration::from_secs(300);
+/// Seconds that an endpoint takes which has not answered yet, beside another such.
+const UNKNOWN: f64 = 0.001;
 
 /// The endpoints of one backend on one worker.
 #[derive(Default)]
 pub struct Balancer {
     members: Vec<Rc<Member>>,
     in_order: bool,
+    /// The same, for each of them.
+    all: Rc<All>,
 }
+
+type All = RefCell<Vec<Weak<Member>>>;
 
 /// One endpoint with what is known of it, and the connections to it.
 pub struct Member {
@@ -50,30 +70,16 @@ pub struct Member {
     pub pool: Rc<Pool>,
     in_hand: Cell<u32>,
     health: RefCell<Health>,
+    all: Rc<All>,
 }
 
-/// How a request to an endpoint went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// Anything that the app itself says.
-    Good,
-    /// 502, 503, 504, or a connection that broke.
-    Bad,
-    /// There was no connection, or the app behind the peer sidecar is not there.
-    Unreachable,
+/// A request in an endpoint's hands, until the last byte of its response. Dropped before [`InHand::end`], it got no answer.
+pub struct InHand {
+    member: Rc<Member>,
+    began: Instant,
+    /// Whether it waits for the head of a response.
+    waits: bool,
 }
-
-struct Health {
-    /// Seconds. `None`: never asked.
-    average: Option<f64>,
-    measured: Instant,
-    failures: u32,
-    ejections: u32,
-    ejected_until: Option<Instant>,
-}
-
-/// A request in an endpoint's hands.
-pub struct InHand(Rc<Member>);
 
 impl Balancer {
     /// Takes over the endpoints; those that stay keep what is known of them, and their connections.
@@ -87,19 +93,22 @@ impl Balancer {
             .iter()
             .map(|endpoint| {
                 old.remove(endpoint)
-                    .unwrap_or_else(|| Rc::new(Member::new(Arc::clone(endpoint), now)))
+                    .unwrap_or_else(|| Rc::new(Member::new(Arc::clone(endpoint), Rc::clone(&self.all), now)))
             })
             .collect();
+        *self.all.borrow_mut() = self.members.iter().map(Rc::downgrade).collect();
     }
 
     /// The endpoint for the next attempt; one of `tried` only if there is no other that works.
     pub fn pick(&self, tried: &[Rc<Member>], now: Instant, rng: &mut impl Rng) -> Option<Rc<Member>> {
         let fresh = |m: &Rc<Member>| !tried.iter().any(|t| Rc::ptr_eq(t, m));
-        let healthy = |m: &Rc<Member>| !m.health.borrow().is_ejected(now);
-        self.pick_among(|m| fresh(m) && healthy(m), now, rng)
-            .or_else(|| self.pick_among(healthy, now, rng))
-            .or_else(|| self.pick_among(fresh, now, rng))
-            .or_else(|| self.pick_among(|_| true, now, rng))
+        let healthy = |m: &Rc<Member>| !m.is_ejected(now);
+        // A retry is no probe.
+        let better = |a, b| better(a, b, tried.is_empty(), now);
+        self.pick_among(|m| fresh(m) && healthy(m), better, rng)
+            .or_else(|| self.pick_among(healthy, better, rng))
+            .or_else(|| self.pick_among(fresh, better, rng))
+            .or_else(|| self.pick_among(|_| true, better, rng))
             .map(Rc::clone)
     }
 
@@ -113,12 +122,12 @@ impl Balancer {
         &self.members
     }
 
-    fn pick_among(
-        &self,
+    fn pick_among<'a>(
+        &'a self,
         allowed: impl Fn(&Rc<Member>) -> bool,
-        now: Instant,
+        better: impl Fn(&'a Rc<Member>, &'a Rc<Member>) -> &'a Rc<Member>,
         rng: &mut impl Rng,
-    ) -> Option<&Rc<Member>> {
+    ) -> Option<&'a Rc<Member>> {
         match self.members.as_slice() {
             [] => None,
             [only] => Some(only).filter(|m| allowed(m)),
@@ -129,7 +138,7 @@ impl Balancer {
                 second += usize::from(second >= first);
                 let mut drawn = [first, second].into_iter().map(|i| &members[i]).filter(|m| allowed(m));
                 match (drawn.next(), drawn.next()) {
-                    (Some(a), Some(b)) => Some(if b.is_lighter_than(a, now) { b } else { a }),
+                    (Some(a), Some(b)) => Some(better(a, b)),
                     (Some(a), None) => Some(a),
                     // Two that are left out: the next that is not.
                     _ => {
@@ -142,48 +151,38 @@ impl Balancer {
     }
 }
 
+/// The one that is due, if one of them is; or the one with less load.
+fn better<'a>(a: &'a Rc<Member>, b: &'a Rc<Member>, probing: bool, now: Instant) -> &'a Rc<Member> {
+    let due = |m: &Member| probing && m.health.borrow().is_due(now);
+    let b_is_better = match (due(a), due(b)) {
+        (false, true) => true,
+        (true, false) => false,
+        _ => b.is_lighter_than(a, now),
+    };
+    let (better, other) = if b_is_better { (b, a) } else { (a, b) };
+    other.health.borrow_mut().pass_over();
+    better
+}
+
 impl Member {
-    /// An endpoint that nothing is known of.
-    pub fn new(endpoint: Arc<Endpoint>, now: Instant) -> Self {
+    fn new(endpoint: Arc<Endpoint>, all: Rc<All>, now: Instant) -> Self {
         Self {
             pool: Rc::new(Pool::new(endpoint.identity.is_some())),
             endpoint,
             in_hand: Cell::new(0),
-            health: RefCell::new(Health {
-                average: None,
-                measured: now,
-                failures: 0,
-                ejections: 0,
-                ejected_until: None,
-            }),
+            health: RefCell::new(Health::new(now)),
+            all,
         }
     }
 
-    /// Counts a request until the guard is dropped, with the last byte of its response.
-    pub fn take(self: &Rc<Self>) -> InHand {
+    /// A request begins, which ends when the guard is dropped.
+    pub fn take(self: &Rc<Self>, now: Instant) -> InHand {
         self.in_hand.set(self.in_hand.get() + 1);
-        InHand(Rc::clone(self))
-    }
-
-    /// Learns from an attempt that took `time` to the head of its response, or to its failure.
-    pub fn learn(&self, answer: Answer, time: Duration, now: Instant) {
-        let mut health = self.health.borrow_mut();
-        let time = if answer == Answer::Good { time } else { time + PENALTY };
-        health.measure(time.as_secs_f64(), now);
-        match answer {
-            Answer::Good => {
-                health.failures = 0;
-                if health.ejected_until.is_some_and(|until| until <= now) {
-                    (health.ejected_until, health.ejections) = (None, 0);
-                }
-            }
-            Answer::Bad => {
-                health.failures += 1;
-                if health.failures >= FAILURES || health.is_on_probation(now) {
-                    health.eject(now);
-                }
-            }
-            Answer::Unreachable => health.eject(now),
+        self.health.borrow_mut().ask(now);
+        InHand {
+            member: Rc::clone(self),
+            began: now,
+            waits: true,
         }
     }
 
@@ -192,234 +191,57 @@ impl Member {
         self.health.borrow().is_ejected(now)
     }
 
+    fn learn(&self, answer: Answer, began: Instant, now: Instant) {
+        let others = || self.others(began, now);
+        self.health.borrow_mut().learn(answer, began, now, others);
+    }
+
+    /// Does not look at its own health, which may be borrowed.
+    fn others(&self, began: Instant, now: Instant) -> Others {
+        let all = self.all.borrow();
+        let others = all.iter().filter_map(Weak::upgrade);
+        let others = others.filter(|other| !std::ptr::eq(Rc::as_ptr(other), self));
+        others.fold(Others::default(), |others, other| {
+            others.with(&other.health.borrow(), began, now)
+        })
+    }
+
     fn is_lighter_than(&self, other: &Self, now: Instant) -> bool {
-        let (mine, others) = (self.in_hand.get(), other.in_hand.get());
-        match (self.health.borrow().average(now), other.health.borrow().average(now)) {
-            (Some(my), Some(other)) => my * f64::from(mine + 1) < other * f64::from(others + 1),
-            _ => mine < others,
-        }
-    }
-}
-
-impl Health {
-    fn is_ejected(&self, now: Instant) -> bool {
-        self.ejected_until.is_some_and(|until| now < until)
-    }
-
-    /// It was ejected, and has not shown since that it works.
-    fn is_on_probation(&self, now: Instant) -> bool {
-        self.ejected_until.is_some_and(|until| until <= now)
-    }
-
-    fn eject(&mut self, now: Instant) {
-        if self.is_ejected(now) {
-            return;
-        }
-        self.failures = 0;
-        self.ejections = self.ejections.saturating_add(1);
-        self.ejected_until = Some(now + (EJECTION * self.ejections.min(1000)).min(MAX_EJECTION));
-    }
-
-    /// Decays towards nothing, so that an endpoint that was slow once is asked again.
-    fn average(&self, now: Instant) -> Option<f64> {
-        Some(self.average? * self.decay(now))
-    }
-
-    fn measure(&mut self, seconds: f64, now: Instant) {
-        let weight = self.decay(now);
-        let average = self.average.unwrap_or(seconds);
-        self.average = Some(if seconds > average {
-            seconds
-        } else {
-            average * weight + seconds * (1.0 - weight)
-        });
-        self.measured = now;
-    }
-
-    fn decay(&self, now: Instant) -> f64 {
-        let elapsed = now.saturating_duration_since(self.measured);
-        (-elapsed.as_secs_f64() / DECAY.as_secs_f64()).exp()
+        let (mine, others) = (self.health.borrow(), other.health.borrow());
+        let (my_average, other_average) = (mine.average(now), others.average(now));
+        // Of two that have not answered yet, any time will do: it is compared with what they owe.
+        let known = my_average.or(other_average).unwrap_or(UNKNOWN);
+        let load = |member: &Self, health: &Health, average: Option<f64>| {
+            let seconds = average.unwrap_or(known).max(health.at_least(now));
+            seconds * f64::from(member.in_hand.get() + 1)
+        };
+        load(self, &mine, my_average) < load(other, &others, other_average)
     }
 }
 
 impl InHand {
     /// Whose hands.
     pub fn member(&self) -> &Rc<Member> {
-        &self.0
+        &self.member
+    }
+
+    /// There is an answer, or it is known that there will be none. Counts once.
+    pub fn end(&mut self, answer: Answer, now: Instant) {
+        if std::mem::take(&mut self.waits) {
+            self.member.learn(answer, self.began, now);
+        }
     }
 }
 
 impl Drop for InHand {
     fn drop(&mut self) {
-        self.0.in_hand.set(self.0.in_hand.get() - 1);
+        self.member.in_hand.set(self.member.in_hand.get() - 1);
+        if self.waits {
+            self.end(Answer::Missing, Instant::now());
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::{Answer, Balancer, EJECTION, FAILURES, MAX_EJECTION, Member};
-    use crate::model::Endpoint;
-    use rand::SeedableRng;
-    use rand::rngs::SmallRng;
-    use std::rc::Rc;
-    use std::sync::Arc;
-    use std::time::Duration;
-    use tokio::time::Instant;
-
-    fn endpoints(ports: std::ops::Range<u16>) -> Vec<Arc<Endpoint>> {
-        ports
-            .map(|port| {
-                Arc::new(Endpoint {
-                    address: ([10, 0, 0, 1], port).into(),
-                    identity: None,
-                    zone: None,
-                    pod: None,
-                })
-            })
-            .collect()
-    }
-
-    fn balancer(n: u16, now: Instant) -> Balancer {
-        let mut balancer = Balancer::default();
-        balancer.update(&endpoints(1..n + 1), now);
-        balancer
-    }
-
-    fn member(balancer: &Balancer, port: u16) -> Rc<Member> {
-        Rc::clone(
-            balancer
-                .members()
-                .iter()
-                .find(|m| m.endpoint.address.port() == port)
-                .unwrap(),
-        )
-    }
-
-    #[test]
-    fn the_faster_endpoint_gets_more() {
-        let mut now = Instant::now();
-        let mut rng = SmallRng::seed_from_u64(1);
-        let balancer = balancer(2, now);
-        let mut counts = [0; 3];
-        for _ in 0..2000 {
-            now += Duration::from_millis(5);
-            let picked = balancer.pick(&[], now, &mut rng).unwrap();
-            let port = picked.endpoint.address.port();
-            counts[usize::from(port)] += 1;
-            let time = if port == 1 { 5 } else { 50 };
-            picked.learn(Answer::Good, Duration::from_millis(time), now);
-        }
-        assert!(counts[1] > 4 * counts[2], "{counts:?}");
-        assert!(counts[2] > 0, "the slow one is never asked again");
-    }
-
-    #[test]
-    fn a_new_endpoint_is_asked_however_fast_the_others_are() {
-        let now = Instant::now();
-        let mut rng = SmallRng::seed_from_u64(8);
-        let mut balancer = balancer(1, now);
-        member(&balancer, 1).learn(Answer::Good, Duration::from_micros(100), now);
-        balancer.update(&endpoints(1..3), now);
-        let news = (0..100).filter(|_| balancer.pick(&[], now, &mut rng).unwrap().endpoint.address.port() == 2);
-        assert!((30..70).contains(&news.count()));
-        // But no more than the others have in hand, until it has answered once.
-        let mut held = Vec::new();
-        for _ in 0..100 {
-            held.push(balancer.pick(&[], now, &mut rng).unwrap().take());
-        }
-        assert!(member(&balancer, 2).in_hand.get().abs_diff(50) <= 1);
-    }
-
-    #[test]
-    fn load_in_hand_spreads() {
-        let now = Instant::now();
-        let mut rng = SmallRng::seed_from_u64(2);
-        let balancer = balancer(4, now);
-        let mut held = Vec::new();
-        for _ in 0..400 {
-            held.push(balancer.pick(&[], now, &mut rng).unwrap().take());
-        }
-        for m in balancer.members() {
-            assert!((80..120).contains(&m.in_hand.get()), "{}", m.in_hand.get());
-        }
-        held.clear();
-        assert!(balancer.members().iter().all(|m| m.in_hand.get() == 0));
-    }
-
-    #[test]
-    fn a_failing_endpoint_is_left_out_and_comes_back() {
-        let mut now = Instant::now();
-        let mut rng = SmallRng::seed_from_u64(3);
-        let balancer = balancer(3, now);
-        let bad = member(&balancer, 1);
-        for _ in 0..FAILURES {
-            assert!(!bad.is_ejected(now));
-            bad.learn(Answer::Bad, Duration::ZERO, now);
-        }
-        assert!((0..500).all(|_| !Rc::ptr_eq(&balancer.pick(&[], now, &mut rng).unwrap(), &bad)));
-        // One more failure after its time is enough, and it is left out for longer.
-        now += EJECTION;
-        assert!(!bad.is_ejected(now));
-        bad.learn(Answer::Bad, Duration::ZERO, now);
-        assert!(bad.is_ejected(now + EJECTION) && !bad.is_ejected(now + 2 * EJECTION));
-        // A success clears it.
-        now += 2 * EJECTION;
-        bad.learn(Answer::Good, Duration::ZERO, now);
-        bad.learn(Answer::Bad, Duration::ZERO, now);
-        assert!(!bad.is_ejected(now));
-    }
-
-    #[test]
-    fn all_ejected_means_all_are_used() {
-        let now = Instant::now();
-        let mut rng = SmallRng::seed_from_u64(4);
-        let balancer = balancer(3, now);
-        for m in balancer.members() {
-            m.learn(Answer::Unreachable, Duration::ZERO, now);
-            assert!(m.is_ejected(now));
-        }
-        assert!(balancer.pick(&[], now, &mut rng).is_some());
-        let only = self::balancer(1, now);
-        only.members()[0].learn(Answer::Unreachable, Duration::ZERO, now);
-        assert!(only.pick(&[], now, &mut rng).is_some());
-    }
-
-    #[test]
-    fn ejection_is_bounded() {
-        let mut now = Instant::now();
-        let balancer = balancer(1, now);
-        let m = member(&balancer, 1);
-        for _ in 0..100 {
-            m.learn(Answer::Unreachable, Duration::ZERO, now);
-            now += MAX_EJECTION;
-            assert!(!m.is_ejected(now));
-        }
-    }
-
-    #[test]
-    fn a_retry_goes_elsewhere_if_it_can() {
-        let now = Instant::now();
-        let mut rng = SmallRng::seed_from_u64(5);
-        let balancer = balancer(2, now);
-        let tried = [member(&balancer, 1)];
-        assert!((0..100).all(|_| balancer.pick(&tried, now, &mut rng).unwrap().endpoint.address.port() == 2));
-        // The other is ejected: better the one that failed once than the one that is known to fail.
-        member(&balancer, 2).learn(Answer::Unreachable, Duration::ZERO, now);
-        assert!((0..100).all(|_| balancer.pick(&tried, now, &mut rng).unwrap().endpoint.address.port() == 1));
-    }
-
-    #[test]
-    fn an_update_keeps_what_is_known() {
-        let now = Instant::now();
-        let mut balancer = balancer(3, now);
-        let stays = member(&balancer, 2);
-        stays.learn(Answer::Unreachable, Duration::ZERO, now);
-        balancer.update(&endpoints(2..6), now);
-        assert_eq!(balancer.members().len(), 4);
-        assert!(Rc::ptr_eq(&member(&balancer, 2), &stays));
-        assert!(member(&balancer, 2).is_ejected(now));
-        balancer.update(&[], now);
-        assert!(balancer.pick(&[], now, &mut SmallRng::seed_from_u64(6)).is_none());
-    }
-}
+#[path = "balance_tests.rs"]
+mod tests;

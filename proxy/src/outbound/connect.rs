@@ -77,6 +77,17 @@ pub async fn connect(
     })
 }
 
+/// The same for HTTP/2, where the connection is made for all requests that wait for it, and not for one of them.
+pub fn connect_shared(
+    worker: &Rc<Worker>,
+    endpoint: &Arc<Endpoint>,
+    credentials: Option<&Arc<Credentials>>,
+    limit: Duration,
+) -> impl Future<Output = Result<Stream, ProxyError>> + 'static {
+    let (worker, endpoint, credentials) = (Rc::clone(worker), Arc::clone(endpoint), credentials.cloned());
+    async move { connect(&worker, &endpoint, credentials.as_deref(), MeshProtocol::Http2, limit).await }
+}
+
 /// The endpoint that is this pod itself is reached in memory: a sidecar's own connections are not captured, so a dialled
 /// one would come to the app in ciphertext.
 async fn open(worker: &Rc<Worker>, endpoint: &Endpoint) -> Result<Io, ProxyError> {

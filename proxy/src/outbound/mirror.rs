@@ -7,17 +7,22 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Request;
 use http::request::Parts;
+use http::{Request, Response};
 use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use rand::Rng;
+use tokio::time::Instant;
 
-use super::connect::{connect, credentials};
+use super::attempts::{attempted, says};
+use super::balance::Member;
+use super::connect::{connect, connect_shared, credentials};
 use super::replay::BodySource;
 use super::target::{Snapshot, WorkerBackend};
 use crate::error::ProxyError;
 use crate::http::RequestBody;
-use crate::http::headers::wants_upgrade;
+use crate::http::headers::{strip_ours, wants_upgrade};
+use crate::http::pool::Lease;
 use crate::http::send::{Failure, send};
 use crate::http::server::HttpVersion;
 use crate::identity::MeshProtocol;
@@ -72,33 +77,42 @@ async fn send_copy(
     head: Parts,
     body: Bytes,
 ) -> Result<(), ProxyError> {
-    let Some(member) = backend.pick(&[], CONNECT, &worker.rng).await else {
-        return Ok(());
-    };
-    let endpoint = &member.endpoint;
-    let _in_hand = member.take();
-    let (generation, credentials) = credentials(worker, endpoint)?;
-    let connect = async |protocol| connect(worker, endpoint, credentials.as_deref(), protocol, CONNECT).await;
-    let checkout = match version {
-        HttpVersion::Http1 => {
-            member
-                .pool
-                .http1(generation, async || connect(MeshProtocol::Http1).await)
-                .await?
-        }
-        HttpVersion::Http2 => {
-            member
-                .pool
-                .http2(generation, async || connect(MeshProtocol::Http2).await)
-                .await?
-        }
-    };
-    let request = Request::from_parts(head, RequestBody::full(body));
-    let (response, lease) = send(checkout, request, endpoint.address)
-        .await
-        .map_err(|Failure { error, .. }| error)?;
+    let member = backend.pick(&[], CONNECT, &worker.rng).await?;
+    let mut in_hand = member.take(Instant::now());
+    let sent = send_to(worker, &member, version, head, body).await;
+    in_hand.end(says(&attempted(&sent)), Instant::now());
+    let (response, lease) = sent.map_err(|Failure { error, .. }| error)?;
     let mut rest = response.into_body();
     while let Some(Ok(_)) = rest.frame().await {}
     lease.release();
     Ok(())
+}
+
+async fn send_to(
+    worker: &Rc<Worker>,
+    member: &Rc<Member>,
+    version: HttpVersion,
+    head: Parts,
+    body: Bytes,
+) -> Result<(Response<Incoming>, Lease), Failure> {
+    let endpoint = &member.endpoint;
+    let (generation, credentials) = credentials(worker, endpoint).map_err(Failure::before_sending)?;
+    let checkout = match version {
+        HttpVersion::Http1 => {
+            let connect =
+                async || connect(worker, endpoint, credentials.as_deref(), MeshProtocol::Http1, CONNECT).await;
+            member.pool.http1(generation, connect).await
+        }
+        HttpVersion::Http2 => {
+            let connect = || connect_shared(worker, endpoint, credentials.as_ref(), CONNECT);
+            member.pool.http2(generation, endpoint.address, CONNECT, connect).await
+        }
+    }
+    .map_err(Failure::before_sending)?;
+    let request = Request::from_parts(head, RequestBody::full(body));
+    let (mut response, lease) = send(checkout, request, endpoint.address).await?;
+    if endpoint.identity.is_none() {
+        strip_ours(response.headers_mut());
+    }
+    Ok((response, lease))
 }

@@ -6,6 +6,7 @@ pub mod balance;
 pub mod budget;
 pub mod connect;
 pub mod filters;
+pub mod health;
 pub mod mirror;
 pub mod opaque;
 pub mod replay;

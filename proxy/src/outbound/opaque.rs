@@ -9,8 +9,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::balance::{Answer, InHand};
+use super::balance::InHand;
 use super::connect::{connect, credentials};
+use super::health::Answer;
 use super::target::WorkerTarget;
 use crate::error::{ProxyError, Reason};
 use crate::identity::MeshProtocol;
@@ -133,18 +134,9 @@ async fn connect_to_any(worker: &Rc<Worker>, target: &WorkerTarget) -> Result<(S
     let policy = &service.policy;
     let mut tried = Vec::new();
     loop {
-        let Some(member) = backend.pick(&tried, policy.connect_timeout, &worker.rng).await else {
-            return Err(ProxyError::new(
-                Reason::NoEndpoints,
-                format!(
-                    "{} has no ready endpoint; check the readiness of its pods",
-                    service.name
-                ),
-            ));
-        };
+        let member = backend.pick(&tried, policy.connect_timeout, &worker.rng).await?;
         let (_, credentials) = credentials(worker, &member.endpoint)?;
-        let in_hand = member.take();
-        let began = Instant::now();
+        let mut in_hand = member.take(Instant::now());
         let limit = policy.connect_timeout;
         match connect(
             worker,
@@ -155,10 +147,12 @@ async fn connect_to_any(worker: &Rc<Worker>, target: &WorkerTarget) -> Result<(S
         )
         .await
         {
-            Ok(stream) => return Ok((stream, in_hand)),
+            Ok(stream) => {
+                in_hand.end(Answer::Connected, Instant::now());
+                return Ok((stream, in_hand));
+            }
             Err(error) => {
-                let now = Instant::now();
-                member.learn(Answer::Unreachable, now - began, now);
+                in_hand.end(Answer::Unreachable, Instant::now());
                 tried.push(member);
                 if tried.len() > policy.retry.attempts as usize {
                     return Err(error);

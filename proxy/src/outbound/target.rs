@@ -13,9 +13,13 @@ use tokio::time::Instant;
 use super::affinity::Caller;
 use super::balance::{Balancer, Member};
 use super::budget::Budget;
-use crate::dns::Resolver;
+use crate::dns::{Known, Resolver};
+use crate::error::{ProxyError, Reason};
 use crate::model::{Backend, Endpoint, Endpoints, Service, ServiceName, Target};
 use crate::telemetry::{ServiceMetrics, Telemetry};
+
+/// A DNS name that was not used for so long makes room for others.
+const NAME_IDLE: Duration = Duration::from_secs(60);
 
 /// See the module. Connections hold it; the worker forgets it when none does and it was idle.
 pub struct WorkerTarget {
@@ -45,8 +49,15 @@ pub struct WorkerBackend {
     names: Option<Rc<Names>>,
 }
 
-/// The addresses of a DNS name.
-struct Names(RefCell<watch::Receiver<Arc<[SocketAddr]>>>);
+/// A DNS name, which is followed while it is used.
+struct Names {
+    host: Arc<str>,
+    port: u16,
+    resolver: Resolver,
+    /// `None`: it is not followed.
+    known: RefCell<Option<watch::Receiver<Known>>>,
+    used: Cell<Instant>,
+}
 
 impl WorkerTarget {
     /// Begins with what `updates` holds.
@@ -93,6 +104,7 @@ impl WorkerTarget {
                     .members()
                     .iter()
                     .for_each(|m| m.pool.sweep(now));
+                backend.names.iter().for_each(|names| names.sweep(now));
             }
         }
     }
@@ -152,13 +164,32 @@ impl WorkerBackend {
     }
 
     /// An endpoint for the next attempt. A name that has not been resolved yet is waited for, at most for `limit`.
-    pub async fn pick(&self, tried: &[Rc<Member>], limit: Duration, rng: &RefCell<impl Rng>) -> Option<Rc<Member>> {
-        if let Some(names) = &self.names {
-            self.resolved(names, limit).await;
-        }
-        self.balancer
+    ///
+    /// # Errors
+    /// [`Reason::NoEndpoints`].
+    pub async fn pick(
+        &self,
+        tried: &[Rc<Member>],
+        limit: Duration,
+        rng: &RefCell<impl Rng>,
+    ) -> Result<Rc<Member>, ProxyError> {
+        let known = match &self.names {
+            Some(names) => self.resolved(names, limit).await,
+            None => Ok(()),
+        };
+        let picked = self
+            .balancer
             .borrow()
-            .pick(tried, Instant::now(), &mut *rng.borrow_mut())
+            .pick(tried, Instant::now(), &mut *rng.borrow_mut());
+        picked.ok_or_else(|| {
+            let why = known
+                .err()
+                .unwrap_or_else(|| "check its selector and the readiness of its pods".to_owned());
+            ProxyError::new(
+                Reason::NoEndpoints,
+                format!("{} has no ready endpoint; {why}", self.name()),
+            )
+        })
     }
 
     fn new(
@@ -185,7 +216,13 @@ impl WorkerBackend {
                 });
                 Some(same.and_then(|old| old.names.clone()).unwrap_or_else(|| {
                     balancer.borrow_mut().update(&[], now);
-                    Rc::new(Names(RefCell::new(resolver.watch(host, *port))))
+                    Rc::new(Names {
+                        host: Arc::clone(host),
+                        port: *port,
+                        resolver: resolver.clone(),
+                        known: RefCell::new(None),
+                        used: Cell::new(now),
+                    })
                 }))
             }
         };
@@ -196,29 +233,75 @@ impl WorkerBackend {
         }
     }
 
-    async fn resolved(&self, names: &Names, limit: Duration) {
-        if self.balancer.borrow().members().is_empty() {
-            // A clone, because a `RefCell` must not stay borrowed across an await.
-            let mut answer = names.0.borrow().clone();
-            if !answer.has_changed().unwrap_or(true) {
-                let _ = tokio::time::timeout(limit, answer.changed()).await;
-            }
-        }
-        let mut names = names.0.borrow_mut();
-        if names.has_changed().unwrap_or(false) {
-            let endpoints: Vec<Arc<Endpoint>> = names
-                .borrow_and_update()
-                .iter()
-                .map(|address| {
-                    Arc::new(Endpoint {
-                        address: *address,
-                        identity: None,
-                        zone: None,
-                        pod: None,
-                    })
-                })
-                .collect();
+    /// Takes over the addresses of a name as they are now.
+    ///
+    /// # Errors
+    /// Why there may be none.
+    async fn resolved(&self, names: &Names, limit: Duration) -> Result<(), String> {
+        names.wait(limit).await?;
+        let mut known = names.known.borrow_mut();
+        let Some(known) = known.as_mut() else { return Ok(()) };
+        let update = |addresses: &[SocketAddr]| {
+            let endpoints: Vec<_> = addresses.iter().map(|address| not_in_the_mesh(*address)).collect();
             self.balancer.borrow_mut().update(&endpoints, Instant::now());
+        };
+        let changed = known.has_changed().unwrap_or(false);
+        let host = &names.host;
+        match &*known.borrow_and_update() {
+            Known::Addresses(addresses) if changed => update(addresses),
+            Known::Addresses(_) => {}
+            Known::Nothing => {
+                if changed {
+                    update(&[]);
+                }
+                return Err(format!("the name {host} does not exist in DNS, or has no address"));
+            }
+            Known::Failed(error) => return Err(format!("the name {host} cannot be resolved: {error}")),
+            Known::NotYet => return Err(format!("the name {host} was not resolved within {limit:?}")),
+        }
+        Ok(())
+    }
+}
+
+impl Names {
+    /// Follows the name, and waits until something is known of it, at most for `limit`.
+    ///
+    /// # Errors
+    /// When it cannot be followed.
+    async fn wait(&self, limit: Duration) -> Result<(), String> {
+        self.used.set(Instant::now());
+        // A clone, because a `RefCell` must not stay borrowed across an await.
+        let mut known = {
+            let mut known = self.known.borrow_mut();
+            let known = match &mut *known {
+                Some(known) => known,
+                none => none.insert(self.resolver.watch(&self.host, self.port)?),
+            };
+            match *known.borrow() {
+                Known::NotYet => known.clone(),
+                _ => return Ok(()),
+            }
+        };
+        let _ = tokio::time::timeout(limit, known.wait_for(|known| *known != Known::NotYet)).await;
+        Ok(())
+    }
+
+    fn sweep(&self, now: Instant) {
+        if now.saturating_duration_since(self.used.get()) >= NAME_IDLE {
+            self.known.take();
         }
     }
 }
+
+fn not_in_the_mesh(address: SocketAddr) -> Arc<Endpoint> {
+    Arc::new(Endpoint {
+        address,
+        identity: None,
+        zone: None,
+        pod: None,
+    })
+}
+
+#[cfg(test)]
+#[path = "target_tests.rs"]
+mod tests;

@@ -5,6 +5,7 @@
 mod affinity;
 mod controller;
 mod endpoints;
+mod hung;
 mod names;
 mod stop;
 

@@ -1,0 +1,184 @@
+//! On paused time, with connections in memory.
+
+#![allow(clippy::unwrap_used)]
+
+use std::cell::Cell;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, DuplexStream};
+use tokio::task::{JoinHandle, spawn_local};
+use tokio::time::{Instant, sleep};
+
+use super::{Multiplex, Slot};
+use crate::error::{ProxyError, Reason};
+use crate::net::{Io, Prefixed, Stream};
+
+const LIMIT: Duration = Duration::from_secs(1);
+const MS: Duration = Duration::from_millis(1);
+
+fn run(test: impl Future<Output = ()> + 'static) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build_local(tokio::runtime::LocalOptions::default());
+    runtime.unwrap().block_on(test);
+}
+
+fn to() -> SocketAddr {
+    ([10, 0, 0, 1], 80).into()
+}
+
+/// A peer: what it does with connections, and how many it was asked for.
+#[derive(Clone)]
+struct Peer {
+    multiplex: Rc<Multiplex>,
+    dials: Rc<Cell<usize>>,
+    does: Does,
+}
+
+#[derive(Clone, Copy)]
+enum Does {
+    /// Each connection fails after this time.
+    Fail(Duration),
+    /// Takes it, and says nothing.
+    Hang,
+    /// Takes it, and closes it at the first byte.
+    Close,
+    /// Speaks HTTP/2 after this time.
+    Serve(Duration),
+}
+
+impl Peer {
+    fn new(does: Does) -> Self {
+        Self {
+            multiplex: Rc::default(),
+            dials: Rc::default(),
+            does,
+        }
+    }
+
+    /// A request: gives its slot, whether the connection was there before, and when.
+    async fn slot(&self, generation: u64) -> (Result<(Slot, bool), ProxyError>, Duration) {
+        let began = Instant::now();
+        let connect = || {
+            self.dials.set(self.dials.get() + 1);
+            connect(self.does)
+        };
+        let slot = self.multiplex.slot(generation, to(), LIMIT, connect).await;
+        (slot, began.elapsed())
+    }
+
+    fn spawn(&self, generation: u64) -> JoinHandle<(Result<(Slot, bool), ProxyError>, Duration)> {
+        let peer = self.clone();
+        spawn_local(async move { peer.slot(generation).await })
+    }
+}
+
+async fn connect(does: Does) -> Result<Stream, ProxyError> {
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    match does {
+        Does::Fail(after) => {
+            sleep(after).await;
+            return Err(ProxyError::new(Reason::ConnectFailed, "nobody is there"));
+        }
+        Does::Hang => drop(spawn_local(async move {
+            let _far = far;
+            std::future::pending::<()>().await;
+        })),
+        Does::Close => drop(spawn_local(async move {
+            let mut far = far;
+            far.read_u8().await.unwrap();
+        })),
+        Does::Serve(after) => drop(spawn_local(serve(far, after))),
+    }
+    Ok(Stream::Plain(Prefixed::new(bytes::Bytes::new(), Io::Pipe(near))))
+}
+
+async fn serve(far: DuplexStream, after: Duration) {
+    sleep(after).await;
+    let mut connection = h2::server::handshake(far).await.unwrap();
+    while let Some(Ok(_)) = connection.accept().await {}
+}
+
+#[test]
+fn those_who_wait_share_a_failure() {
+    for (does, reason, at) in [
+        (Does::Fail(LIMIT), Reason::ConnectFailed, LIMIT),
+        (Does::Hang, Reason::ConnectTimeout, LIMIT),
+        (Does::Close, Reason::UpstreamRefused, Duration::ZERO),
+    ] {
+        run(async move {
+            let peer = Peer::new(does);
+            let waiting: Vec<_> = (0..50).map(|_| peer.spawn(1)).collect();
+            for waiter in waiting {
+                let (slot, after) = waiter.await.unwrap();
+                assert_eq!(slot.err().unwrap().reason, reason);
+                assert!((at..at + 2 * MS).contains(&after), "{reason:?} after {after:?}");
+            }
+            assert_eq!(peer.dials.get(), 1);
+            // Who comes later tries again.
+            assert!(peer.slot(1).await.0.is_err());
+            assert_eq!(peer.dials.get(), 2);
+        });
+    }
+}
+
+#[test]
+fn a_connection_outlives_the_request_that_asked_for_it() {
+    run(async {
+        let peer = Peer::new(Does::Serve(20 * MS));
+        // None of these waits for as long as it takes.
+        for _ in 0..5 {
+            let waiter = peer.spawn(1);
+            sleep(5 * MS).await;
+            waiter.abort();
+        }
+        let (slot, _) = peer.slot(1).await;
+        assert!(slot.is_ok());
+        assert_eq!(peer.dials.get(), 1);
+        // And a failure reaches those who still wait.
+        let peer = Peer::new(Does::Hang);
+        let first = peer.spawn(1);
+        sleep(LIMIT / 2).await;
+        let second = peer.spawn(1);
+        sleep(MS).await;
+        first.abort();
+        let (slot, after) = second.await.unwrap();
+        assert_eq!(slot.err().unwrap().reason, Reason::ConnectTimeout);
+        assert!(after <= LIMIT / 2 + 2 * MS, "{after:?}");
+        assert_eq!(peer.dials.get(), 1);
+    });
+}
+
+#[test]
+fn settings_are_waited_for_and_say_how_many() {
+    run(async {
+        let peer = Peer::new(Does::Serve(LIMIT / 2));
+        let waiting: Vec<_> = (0..50).map(|_| peer.spawn(1)).collect();
+        let mut slots = Vec::new();
+        for waiter in waiting {
+            let (slot, after) = waiter.await.unwrap();
+            assert!(after >= LIMIT / 2, "{after:?}");
+            slots.push(slot.unwrap());
+        }
+        assert_eq!(peer.dials.get(), 1, "one connection is enough");
+        assert_eq!(slots.iter().filter(|(_, was_there)| !was_there).count(), 1);
+    });
+}
+
+#[test]
+fn newer_credentials_do_not_wait_for_a_connection_with_old_ones() {
+    run(async {
+        let peer = Peer::new(Does::Fail(LIMIT));
+        let old = peer.spawn(1);
+        sleep(LIMIT / 2).await;
+        let new = peer.spawn(2);
+        assert!(old.await.unwrap().1 <= LIMIT + 2 * MS);
+        let (_, after) = new.await.unwrap();
+        assert!((LIMIT..LIMIT + 2 * MS).contains(&after), "{after:?}");
+        assert_eq!(peer.dials.get(), 2);
+    });
+}
