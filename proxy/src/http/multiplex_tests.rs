@@ -31,6 +31,9 @@ fn to() -> SocketAddr {
     ([10, 0, 0, 1], 80).into()
 }
 
+/// A slot, and whether its connection was there before.
+type Got = Result<(Slot, bool), ProxyError>;
+
 /// A peer: what it does with connections, and how many it was asked for.
 #[derive(Clone)]
 struct Peer {
@@ -61,7 +64,7 @@ impl Peer {
     }
 
     /// A request: gives its slot, whether the connection was there before, and when.
-    async fn slot(&self, generation: u64) -> (Result<(Slot, bool), ProxyError>, Duration) {
+    async fn slot(&self, generation: u64) -> (Got, Duration) {
         let began = Instant::now();
         let connect = || {
             self.dials.set(self.dials.get() + 1);
@@ -71,7 +74,7 @@ impl Peer {
         (slot, began.elapsed())
     }
 
-    fn spawn(&self, generation: u64) -> JoinHandle<(Result<(Slot, bool), ProxyError>, Duration)> {
+    fn spawn(&self, generation: u64) -> JoinHandle<(Got, Duration)> {
         let peer = self.clone();
         spawn_local(async move { peer.slot(generation).await })
     }
