@@ -185,16 +185,6 @@ fn endpoints_by_node_and_zone() -> Result<()> {
             })
         };
         plane.admin.apply(&node("a").to_string()).await?;
-        let pod = json!({
-            "apiVersion": "v1", "kind": "Pod",
-            // The webhook is not asked: nobody answers it in this test.
-            "metadata": {"name": "web-1", "labels": {"outrigger.dev/inject": "disabled"}},
-            "spec": {
-                "serviceAccountName": "web", "nodeName": "outrigger-of-web",
-                "containers": [{"name": "web", "image": "web"}]
-            }
-        });
-        shop.apply(&pod.to_string()).await?;
         let slice = json!({
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
             "metadata": {"name": "orders-1", "labels": {"kubernetes.io/service-name": "orders"}},
@@ -209,6 +199,15 @@ fn endpoints_by_node_and_zone() -> Result<()> {
         let mut target = sidecar
             .discovery
             .watch(TargetKey::Address(address), Duration::from_secs(10))
+            .await?;
+        // Nobody knows yet where its pod runs.
+        seen(&mut target, |service| addresses(service).len() == 2).await?;
+        let binding = json!({
+            "apiVersion": "v1", "kind": "Binding", "metadata": {"name": "web-1"},
+            "target": {"apiVersion": "v1", "kind": "Node", "name": "outrigger-of-web"}
+        });
+        let path = format!("/api/v1/namespaces/{}/pods/web-1/binding", shop.current_namespace());
+        shop.run_with_input(["create", "--raw", &path, "-f", "-"], &binding.to_string())
             .await?;
         seen(&mut target, |service| addresses(service) == ["10.244.9.1:8080"]).await?;
         plane.admin.apply(&node("b").to_string()).await?;
