@@ -202,53 +202,5 @@ fn account(status: TokenReviewStatus) -> Result<ServiceAccountRef, String> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use k8s_openapi::api::authentication::v1::{TokenReviewStatus, UserInfo};
-
-    use super::{account, bound_pod};
-
-    fn status(authenticated: bool, audience: &str, user: &str) -> TokenReviewStatus {
-        TokenReviewStatus {
-            authenticated: Some(authenticated),
-            audiences: Some(vec![audience.to_owned()]),
-            user: Some(UserInfo {
-                username: Some(user.to_owned()),
-                ..UserInfo::default()
-            }),
-            error: None,
-        }
-    }
-
-    #[test]
-    fn only_a_service_account_for_our_audience() {
-        let user = "system:serviceaccount:shop:orders";
-        let account_ref = account(status(true, "outrigger", user)).unwrap();
-        assert_eq!((&*account_ref.namespace, &*account_ref.name), ("shop", "orders"));
-        assert!(account(status(false, "outrigger", user)).is_err());
-        assert!(account(status(true, "https://kubernetes.default.svc", user)).is_err());
-        assert!(account(status(true, "outrigger", "system:node:n1")).is_err());
-        let mut none = status(true, "outrigger", user);
-        none.audiences = None;
-        assert!(account(none).is_err());
-    }
-
-    #[test]
-    fn only_a_token_that_is_bound_to_a_pod() {
-        let user = "system:serviceaccount:shop:orders";
-        let mut status = status(true, "outrigger", user);
-        assert!(bound_pod(status.clone()).unwrap_err().contains("not bound to a pod"));
-        let extra = |key: &str, value: &str| (format!("authentication.kubernetes.io/{key}"), vec![value.to_owned()]);
-        let both = [extra("pod-name", "orders-1"), extra("pod-uid", "u1")];
-        status.user.as_mut().unwrap().extra = Some(both.clone().into());
-        let bound = bound_pod(status.clone()).unwrap();
-        assert_eq!(
-            (bound.name.to_string(), &*bound.uid, &*bound.service_account),
-            ("shop/orders-1".to_owned(), "u1", "orders")
-        );
-        for one in both {
-            status.user.as_mut().unwrap().extra = Some([one].into());
-            assert!(bound_pod(status.clone()).is_err());
-        }
-    }
-}
+#[path = "token_review_tests.rs"]
+mod tests;
