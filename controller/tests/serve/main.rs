@@ -13,6 +13,7 @@ use outrigger_api::identity::identity_client::IdentityClient;
 use outrigger_api::spiffe::SpiffeId;
 use outrigger_controller::ca::{Ca, IssuedSvid, spiffe_id};
 use outrigger_controller::discovery::{Discover, FixedTargets};
+use outrigger_controller::index::objects::Kind;
 use outrigger_controller::index::{Index, from_k8s};
 use outrigger_controller::issuer::{Issuer, StaticTokens};
 use outrigger_controller::metrics::Metrics;
@@ -425,6 +426,37 @@ async fn tls_1_2_and_unknown_roots_are_refused() {
                 .is_err()
         );
     }
+    server.stop().await;
+}
+
+/// An SVID lives on where its pod is gone, and so may a copy of its key.
+#[tokio::test]
+async fn an_identity_whose_last_pod_is_gone_learns_nothing() {
+    let index = Index::new("cluster.local", Arc::new(Metrics::default()));
+    let pod = |name: &str| {
+        let pod = json!({
+            "metadata": {"namespace": "shop", "name": name, "uid": name},
+            "spec": {"serviceAccountName": "orders", "containers": []},
+        });
+        from_k8s::pod(&serde_json::from_value(pod).unwrap()).unwrap()
+    };
+    for name in ["orders-1", "orders-2"] {
+        let (name, object) = pod(name);
+        index.apply(name, object);
+    }
+    index.set_synced();
+    let server = start_with(index.clone(), Arc::default()).await;
+    let mut client = DiscoveryClient::new(server.connect(Some(server.svid("shop", "orders"))).await);
+    let request = WatchTargetRequest {
+        address: TARGET.to_owned(),
+        ..WatchTargetRequest::default()
+    };
+    index.delete(Kind::Pod, pod("orders-1").0);
+    assert!(client.watch_target(request.clone()).await.is_ok(), "one is left");
+    index.delete(Kind::Pod, pod("orders-2").0);
+    let refused = client.watch_target(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    drop(client);
     server.stop().await;
 }
 
