@@ -56,6 +56,8 @@ struct Facts {
     controller: Option<Deployment>,
     injector: Option<Deployment>,
     webhooks: Option<MutatingWebhookConfiguration>,
+    /// Secrets of the chart that are not there.
+    missing_secrets: Vec<&'static str>,
     /// Whether the cluster serves the kinds of `outrigger.dev`, and those of Gateway API.
     own_kinds: bool,
     gateway_api: bool,
@@ -98,6 +100,12 @@ fn findings(facts: &Facts) -> Vec<Finding> {
     findings.push(deployment(facts, "outrigger-controller", facts.controller.as_ref()));
     findings.push(deployment(facts, "outrigger-injector", facts.injector.as_ref()));
     findings.push(webhooks(facts));
+    findings.extend(facts.missing_secrets.iter().map(|name| {
+        wrong(
+            format!("Secret {}/{name} is missing", facts.namespace),
+            "helm upgrade brings it back, empty; do it while the old pods still run, which know what belongs into it",
+        )
+    }));
     findings.push(match facts.own_kinds {
         true => good("the CRDs of outrigger.dev are there"),
         false => wrong(

@@ -27,10 +27,10 @@
 //!
 //! | API group | resources | names | verbs |
 //! |---|---|---|---|
-//! | "" | secrets | outrigger-ca | get, list, watch |
-//! | "" | secrets | | create |
+//! | "" | secrets | outrigger-ca | get, list, watch, update |
+//! | events.k8s.io | events | | create, patch |
 //!
-//! (`create` cannot be limited to names. A list or watch limited to one name is allowed by a rule with that name. API
+//! (A list or watch limited to one name is allowed by a rule with that name. API
 //! discovery is allowed to everybody who is authenticated.)
 
 pub mod admin;

@@ -100,6 +100,7 @@ pub struct Metrics {
     status_writes: Counter,
     gate: OnceLock<Arc<Gate>>,
     budget: OnceLock<Arc<Budget<Tenant>>>,
+    secret_missing: Gauge,
     strangers: Gauge,
     displaced: Gauge,
     charged: Gauge,
@@ -177,6 +178,12 @@ impl Default for Metrics {
             "Seconds until the certificate expires: of the server (leaf), the issuing CA and the last root",
             expiry.clone(),
         );
+        let secret_missing = Gauge::default();
+        registry.register(
+            "secret_missing",
+            "1 while the CA's Secret is not there",
+            secret_missing.clone(),
+        );
         let strangers = Gauge::default();
         registry.register(
             "controller_strangers",
@@ -198,6 +205,7 @@ impl Default for Metrics {
         Self {
             gate: OnceLock::new(),
             budget: OnceLock::new(),
+            secret_missing,
             strangers,
             displaced,
             charged,
@@ -286,6 +294,10 @@ impl Metrics {
 
     pub(crate) fn address_mismatch(&self) {
         self.address_mismatches.inc();
+    }
+
+    pub(crate) fn secret_is_there(&self, there: bool) {
+        self.secret_missing.set(i64::from(!there));
     }
 
     pub(crate) fn ca_error(&self) {

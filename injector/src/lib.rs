@@ -4,8 +4,8 @@
 //! Architecture Invariant: `inject`, `manifest`, `settings` and `review` do no I/O.
 //!
 //! What the webhook needs of Kubernetes (the chart's RBAC says exactly this): `get` of namespaces; `get`, `list`, `watch`
-//! and `patch` of its own MutatingWebhookConfiguration; in its own namespace `create` of Secrets, and `get`, `list`,
-//! `watch` and `update` of its own one.
+//! and `patch` of its own MutatingWebhookConfiguration, of which a ValidatingAdmissionPolicy leaves `caBundle`; in its own
+//! namespace `get`, `list`, `watch` and `update` of its own Secret.
 
 mod admin;
 pub mod app;

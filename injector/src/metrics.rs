@@ -1,7 +1,7 @@
 //! What the injector counts, as Prometheus text.
 
 use std::fmt::Write as _;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use outrigger_gate::Gate;
@@ -31,6 +31,7 @@ pub(crate) struct Metrics {
     leaf_end: AtomicI64,
     ca_end: AtomicI64,
     gate: OnceLock<Arc<Gate>>,
+    secret_missing: AtomicBool,
 }
 
 /// In the order of [`Reviewed`].
@@ -55,6 +56,11 @@ impl Metrics {
         self.ca_end.store(ca.unix_timestamp(), Ordering::Relaxed);
     }
 
+    /// Whether the Secret of the webhook's certificate is there.
+    pub(crate) fn secret_is_there(&self, there: bool) {
+        self.secret_missing.store(!there, Ordering::Relaxed);
+    }
+
     /// Counts the webhook's connections.
     pub(crate) fn watch_gate(&self, gate: &Arc<Gate>) {
         // There is one webhook, which is served once.
@@ -70,6 +76,13 @@ impl Metrics {
             let count = count.load(Ordering::Relaxed);
             let _ = writeln!(text, "outrigger_admission_reviews_total{{outcome=\"{name}\"}} {count}");
         }
+        let missing = u8::from(self.secret_missing.load(Ordering::Relaxed));
+        let _ = writeln!(
+            text,
+            "# HELP outrigger_secret_missing 1 while the Secret of the webhook's certificate is not there.\n\
+             # TYPE outrigger_secret_missing gauge\n\
+             outrigger_secret_missing {missing}",
+        );
         if let Some(gate) = self.gate.get() {
             let (open, displaced) = (gate.connections(), gate.displaced());
             let _ = writeln!(

@@ -138,10 +138,15 @@ impl Rotation {
             .get_opt(&self.places.secret)
             .await
             .with_context(|| format!("reading Secret {name}"))?;
-        let current = found.as_ref().and_then(|secret| {
-            let empty = Default::default();
-            Material::from_secret(secret.data.as_ref().unwrap_or(&empty))
-                .inspect_err(|why| tracing::warn!("Secret {name} is not usable and is made anew: {why:#}"))
+        self.metrics.secret_is_there(found.is_some());
+        let mut secret = found.with_context(|| {
+            format!("there is no Secret {name}: it is part of the chart, `helm upgrade` brings it back")
+        })?;
+        // The chart makes it empty.
+        let data = secret.data.as_ref().filter(|data| !data.is_empty());
+        let current = data.and_then(|data| {
+            Material::from_secret(data)
+                .inspect_err(|why| tracing::warn!("Secret {name} is not usable and is filled anew: {why:#}"))
                 .ok()
         });
         let trusted = current.as_ref().is_some_and(|material| self.trusts(&bundle(material)));
@@ -150,23 +155,19 @@ impl Rotation {
             Plan::Keep => return Ok(current),
             Plan::Write(next) => next,
         };
-        let mut secret = found.clone().unwrap_or_default();
-        secret.metadata.name = Some(self.places.secret.clone());
-        secret.type_.get_or_insert_with(|| "kubernetes.io/tls".to_owned());
         secret.data = Some(next.to_secret());
-        let parameters = PostParams::default();
-        let written = match found {
-            // With the resourceVersion that was read.
-            Some(_) => self.secrets.replace(&self.places.secret, &parameters, &secret).await,
-            None => self.secrets.create(&parameters, &secret).await,
-        };
+        // With the resourceVersion that was read.
+        let written = self
+            .secrets
+            .replace(&self.places.secret, &PostParams::default(), &secret)
+            .await;
         match written {
             Ok(_) => {
                 let end = next.expiry()?;
                 tracing::info!(leaf_ends = %end.leaf, ca_ends = %end.ca, "the webhook's certificate was made anew");
                 Ok(Some(*next))
             }
-            Err(kube::Error::Api(status)) if status.is_conflict() || status.is_already_exists() => Ok(None),
+            Err(kube::Error::Api(status)) if status.is_conflict() => Ok(None),
             Err(error) => Err(error).with_context(|| format!("writing Secret {name}")),
         }
     }

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use anyhow::Context;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret};
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 use outrigger_api::labels;
@@ -17,6 +17,8 @@ use super::{Facts, lives, metrics, with_ready_sidecar};
 
 /// Objects in one answer.
 const PAGE: u32 = 500;
+/// What the chart makes empty, and the controller and the injector fill.
+const SECRETS: [&str; 2] = ["outrigger-ca", "outrigger-injector-tls"];
 
 pub(super) async fn facts(client: &Client, namespace: &str) -> anyhow::Result<Facts> {
     let version = client
@@ -72,6 +74,7 @@ pub(super) async fn facts(client: &Client, namespace: &str) -> anyhow::Result<Fa
             .get_opt("outrigger-injector")
             .await
             .context("reading the webhook configuration")?,
+        missing_secrets: missing_secrets(client, namespace).await?,
         own_kinds: serves("outrigger.dev"),
         gateway_api: serves("gateway.networking.k8s.io"),
         bundles,
@@ -80,6 +83,21 @@ pub(super) async fn facts(client: &Client, namespace: &str) -> anyhow::Result<Fa
         controllers_say,
         now: SystemTime::now(),
     })
+}
+
+/// Of the Secrets that the chart makes. Whoever may not look at Secrets is not told.
+async fn missing_secrets(client: &Client, namespace: &str) -> anyhow::Result<Vec<&'static str>> {
+    let secrets = Api::<Secret>::namespaced(client.clone(), namespace);
+    let mut missing = Vec::new();
+    for name in SECRETS {
+        match secrets.get_metadata_opt(name).await {
+            Ok(None) => missing.push(name),
+            Ok(Some(_)) => {}
+            Err(kube::Error::Api(status)) if status.code == 403 => {}
+            Err(error) => return Err(error).with_context(|| format!("reading the Secret {namespace}/{name}")),
+        }
+    }
+    Ok(missing)
 }
 
 async fn list<K: Clone + DeserializeOwned + Debug>(api: &Api<K>, mut parameters: ListParams) -> kube::Result<Vec<K>> {

@@ -16,6 +16,7 @@ fn facts() -> Facts {
         controller: serde_json::from_value(deployment.clone()).unwrap(),
         injector: serde_json::from_value(deployment).unwrap(),
         webhooks: None,
+        missing_secrets: Vec::new(),
         own_kinds: true,
         gateway_api: false,
         bundles: [("shop".to_owned(), None)].into(),
@@ -48,10 +49,12 @@ fn what_is_missing_is_named() {
     let mut facts = facts();
     facts.injector = None;
     facts.own_kinds = false;
+    facts.missing_secrets.push("outrigger-ca");
     let wrong = texts(&facts, Level::Wrong).join("\n");
     for part in [
         "Deployment outrigger/outrigger-injector",
         "MutatingWebhookConfiguration",
+        "Secret outrigger/outrigger-ca is missing",
         "CRDs",
         "missing in shop",
     ] {

@@ -1,13 +1,16 @@
-//! The CA's Secret: made when it is absent, read again whenever it changes, and put back when it is deleted.
+//! The CA's Secret, which the chart makes empty: filled, read again whenever it changes, and filled again with the same CA where
+//! it was deleted and the chart brought it back.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use futures_util::TryStreamExt;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::Secret;
-use kube::api::{ObjectMeta, PostParams};
+use k8s_openapi::api::core::v1::{ObjectReference, Secret};
+use kube::api::PostParams;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use tokio::sync::watch;
@@ -22,6 +25,7 @@ const REREAD: Duration = Duration::from_secs(300);
 #[derive(Clone)]
 pub struct CaSecret {
     api: Api<Secret>,
+    namespace: String,
     name: String,
     trust_domain: String,
 }
@@ -31,40 +35,48 @@ impl CaSecret {
     pub fn new(client: Client, namespace: &str, name: &str, trust_domain: &str) -> Self {
         Self {
             api: Api::namespaced(client, namespace),
+            namespace: namespace.to_owned(),
             name: name.to_owned(),
             trust_domain: trust_domain.to_owned(),
         }
     }
 
-    /// The CA in the Secret. Where there is none, one is made; of several replicas that make one at the same time, the
-    /// first wins, and all use it.
+    /// The CA in the Secret. Where it is empty, one is made; of several replicas that make one at the same time, the first
+    /// wins, and all use it.
     ///
     /// # Errors
-    /// When the API server cannot be asked, or the Secret holds no usable CA.
+    /// When the API server cannot be asked, there is no Secret, or it holds no usable CA.
     pub async fn read_or_make(&self) -> anyhow::Result<Ca> {
-        if let Some(secret) = self.api.get_opt(&self.name).await.context("reading the CA's Secret")? {
+        let found = self.api.get_opt(&self.name).await.context("reading the CA's Secret")?;
+        let secret = found.with_context(|| {
+            let name = &self.name;
+            format!("there is no Secret {name}: it is part of the chart, `helm upgrade` brings it back")
+        })?;
+        if !is_empty(&secret) {
             return self.parse(&secret);
         }
         let ca = Ca::generate(&self.trust_domain)?;
-        match self.api.create(&PostParams::default(), &self.secret(&ca)).await {
-            Ok(_) => {
-                tracing::info!(secret = self.name, "made a new CA");
-                Ok(ca)
-            }
-            Err(kube::Error::Api(status)) if status.code == 409 => {
-                let secret = self
-                    .api
-                    .get(&self.name)
-                    .await
-                    .context("reading the CA's Secret, which another replica made")?;
-                self.parse(&secret)
-            }
-            Err(e) => Err(e).context("making the CA's Secret"),
+        if self.fill(secret, &ca).await? {
+            tracing::info!(secret = self.name, "made a new CA");
+            return Ok(ca);
+        }
+        let secret = self.api.get(&self.name).await;
+        self.parse(&secret.context("reading the CA's Secret, which another replica filled")?)
+    }
+
+    /// Puts the CA into the Secret as it was read; false where somebody has written it since.
+    async fn fill(&self, mut secret: Secret, ca: &Ca) -> anyhow::Result<bool> {
+        secret.data = Some(data(ca));
+        match self.api.replace(&self.name, &PostParams::default(), &secret).await {
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+            Err(e) => Err(e).context("filling the CA's Secret"),
         }
     }
 
     /// Keeps `ca` as the Secret is, for ever. A Secret that is broken changes nothing: the last good CA is kept. One that is
-    /// deleted is put back with that CA: with the last process its key would be lost, and every workload would need a new root.
+    /// empty, because it was deleted and the chart brought it back, is filled with that CA: with the last process its key would
+    /// be lost, and every workload would need a new root.
     pub async fn follow(self, ca: watch::Sender<Arc<Ca>>, metrics: Arc<Metrics>) {
         let config = watcher::Config::default().fields(&format!("metadata.name={}", self.name));
         let mut events = std::pin::pin!(watcher(self.api.clone(), config).default_backoff());
@@ -73,10 +85,7 @@ impl CaSecret {
                 event = events.try_next() => match event {
                     Ok(Some(watcher::Event::Apply(secret) | watcher::Event::InitApply(secret))) => secret,
                     Ok(Some(watcher::Event::Delete(_))) => {
-                        metrics.ca_error();
-                        tracing::error!(secret = self.name, "the CA's Secret was deleted, and is put back; to change the CA, edit it");
-                        let current = Arc::clone(&ca.borrow());
-                        self.put_back(&current).await;
+                        self.missing(&metrics).await;
                         continue;
                     }
                     Ok(Some(watcher::Event::Init | watcher::Event::InitDone)) => continue,
@@ -89,8 +98,7 @@ impl CaSecret {
                 () = tokio::time::sleep(REREAD) => match self.api.get_opt(&self.name).await {
                     Ok(Some(secret)) => secret,
                     Ok(None) => {
-                        let current = Arc::clone(&ca.borrow());
-                        self.put_back(&current).await;
+                        self.missing(&metrics).await;
                         continue;
                     }
                     Err(e) => {
@@ -99,6 +107,21 @@ impl CaSecret {
                     }
                 },
             };
+            metrics.secret_is_there(true);
+            if is_empty(&secret) {
+                let current = Arc::clone(&ca.borrow());
+                match self.fill(secret, &current).await {
+                    Ok(true) => tracing::info!(secret = self.name, "the CA's Secret was empty, and has its CA again"),
+                    // Another replica was first; what it put there is seen next.
+                    Ok(false) => {}
+                    Err(e) => tracing::error!(
+                        secret = self.name,
+                        error = %format!("{e:#}"),
+                        "the CA is in use until this process ends, and is lost then"
+                    ),
+                }
+                continue;
+            }
             match self.parse(&secret) {
                 Ok(new) if new.pem() == ca.borrow().pem() => {}
                 Ok(new) => {
@@ -121,16 +144,31 @@ impl CaSecret {
         }
     }
 
-    async fn put_back(&self, ca: &Ca) {
-        match self.api.create(&PostParams::default(), &self.secret(ca)).await {
-            Ok(_) => tracing::info!(secret = self.name, "the CA's Secret is there again"),
-            // Another replica was first; what it put there is seen next.
-            Err(kube::Error::Api(status)) if status.code == 409 => {}
-            Err(e) => tracing::error!(
-                secret = self.name,
-                error = %e,
-                "the CA's Secret cannot be put back: its CA is in use until this process ends, and is lost then"
-            ),
+    /// Says that the Secret is gone: in the log, a metric, and an event.
+    async fn missing(&self, metrics: &Metrics) {
+        metrics.ca_error();
+        metrics.secret_is_there(false);
+        let note = "The CA is in use until the last controller ends, and is lost then. `helm upgrade` brings the Secret back, and it \
+                    is filled with the same CA. To change the CA, edit the Secret.";
+        tracing::error!(secret = self.name, "the CA's Secret was deleted. {note}");
+        let client = self.api.clone().into_client();
+        let event = Event {
+            type_: EventType::Warning,
+            reason: "SecretDeleted".to_owned(),
+            note: Some(note.to_owned()),
+            action: "Watch".to_owned(),
+            secondary: None,
+        };
+        let about = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Secret".to_owned()),
+            name: Some(self.name.clone()),
+            namespace: Some(self.namespace.clone()),
+            ..ObjectReference::default()
+        };
+        let recorder = Recorder::new(client, Reporter::from("outrigger-controller"));
+        if let Err(e) = recorder.publish(&event, &about).await {
+            tracing::warn!(error = %e, "the event about it could not be written");
         }
     }
 
@@ -157,27 +195,24 @@ impl CaSecret {
         };
         Ca::from_pem(pem, &self.trust_domain, SystemTime::now()).with_context(|| format!("the Secret {}", self.name))
     }
+}
 
-    fn secret(&self, ca: &Ca) -> Secret {
-        let pem = ca.pem();
-        let mut data = std::collections::BTreeMap::new();
-        for (name, value) in [
-            ("tls.crt", Some(&pem.certificates)),
-            ("tls.key", Some(&pem.key)),
-            ("ca.crt", pem.roots.as_ref()),
-        ] {
-            data.extend(value.map(|value| (name.to_owned(), ByteString(value.clone().into_bytes()))));
-        }
-        Secret {
-            metadata: ObjectMeta {
-                name: Some(self.name.clone()),
-                ..ObjectMeta::default()
-            },
-            type_: Some("kubernetes.io/tls".to_owned()),
-            data: Some(data),
-            ..Secret::default()
-        }
-    }
+/// As the chart makes it.
+fn is_empty(secret: &Secret) -> bool {
+    secret.data.as_ref().is_none_or(BTreeMap::is_empty)
+}
+
+fn data(ca: &Ca) -> BTreeMap<String, ByteString> {
+    let pem = ca.pem();
+    let fields = [
+        ("tls.crt", Some(&pem.certificates)),
+        ("tls.key", Some(&pem.key)),
+        ("ca.crt", pem.roots.as_ref()),
+    ];
+    let present = fields.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    present
+        .map(|(name, value)| (name.to_owned(), ByteString(value.clone().into_bytes())))
+        .collect()
 }
 
 /// How many roots were trusted and are not any more.

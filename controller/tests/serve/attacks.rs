@@ -209,6 +209,34 @@ async fn garbage_tokens_do_not_stop_the_issuing() {
     Arc::try_unwrap(server).ok().unwrap().stop().await;
 }
 
+/// A stranger has two requests at a time, however many it sends: the others are refused unread.
+#[tokio::test]
+async fn a_stranger_has_two_streams() {
+    const RST_STREAM: u8 = 3;
+    const REFUSED_STREAM: [u8; 4] = 7_u32.to_be_bytes();
+    let server = start().await;
+    let mut stream = server.raw(None, 1).await.unwrap();
+    let head = head("/outrigger.identity.v1.Identity/Issue");
+    // Their messages do not come, so none of them is answered.
+    let heads = (0..10).flat_map(|n| frame(HEADERS, END_HEADERS, 2 * n + 1, &head));
+    let sent: Vec<u8> = preface(&[]).into_iter().chain(heads).collect();
+    stream.write_all(&sent).await.unwrap();
+    let mut refused = Vec::new();
+    while refused.len() < 8 {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await.unwrap();
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        stream.read_exact(&mut payload).await.unwrap();
+        if head[3] == RST_STREAM {
+            assert_eq!(payload, REFUSED_STREAM);
+            refused.push(u32::from_be_bytes([head[5], head[6], head[7], head[8]]));
+        }
+    }
+    assert_eq!(refused, [5, 7, 9, 11, 13, 15, 17, 19]);
+    drop(stream);
+    server.stop().await;
+}
+
 /// Connections that say nothing once stopped the issuing: each held a permit for its handshake.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn silent_connections_do_not_stop_the_issuing() {

@@ -71,11 +71,27 @@ fn a_token_becomes_an_svid() -> Result<()> {
         controller.stop().await?;
         let again = plane.controller().await?;
         ensure!(ca().await? == before, "a restart of the controller changed its CA");
-        // Deleted by mistake, it is put back: the last process to end would take the only key with it.
+        // Deleted by mistake, and brought back empty by `helm upgrade`, it gets the same CA: the last process to end would take
+        // the only key with it.
         let outrigger = plane.admin.namespace("outrigger");
-        let data = async || anyhow::Ok(outrigger.get(["secret", "outrigger-ca"]).await?["data"].clone());
+        let data = async || {
+            let secret = outrigger.get(["secret", "outrigger-ca"]).await?;
+            secret.get("data").cloned().context("it is empty")
+        };
         let kept = data().await?;
         outrigger.run(["delete", "secret", "outrigger-ca"]).await?;
+        let event = async || {
+            let events = outrigger.get(["events.events.k8s.io"]).await?;
+            let events = events["items"].as_array().into_iter().flatten();
+            let mut reasons = events.filter_map(|event| event["reason"].as_str());
+            reasons
+                .find(|reason| *reason == "SecretDeleted")
+                .map(str::to_owned)
+                .context("no event")
+        };
+        eventually("an event says so", Duration::from_secs(10), event).await?;
+        let empty = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "outrigger-ca"}});
+        outrigger.apply(&empty.to_string()).await?;
         let back = eventually("the CA's Secret is there again", Duration::from_secs(10), data).await?;
         ensure!(back == kept, "it has another CA");
         again.stop().await

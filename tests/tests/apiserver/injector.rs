@@ -103,7 +103,17 @@ fn certificate_rotation() -> Result<()> {
     run(async |plane| {
         let forget = async || {
             let install = plane.admin.namespace("outrigger");
-            let secret = ["delete", "secret", "outrigger-injector-tls", "--ignore-not-found"];
+            // As the chart made it.
+            let empty = json!({"data": null}).to_string();
+            let secret = [
+                "patch",
+                "secret",
+                "outrigger-injector-tls",
+                "--type",
+                "merge",
+                "-p",
+                &empty,
+            ];
             install.run(secret).await
         };
         forget().await?;

@@ -1,6 +1,10 @@
 //! What the chart's roles allow.
 
-use anyhow::{Result, ensure};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use outrigger_tests::kube::eventually;
+use serde_json::{Value, json};
 
 use crate::run;
 
@@ -14,6 +18,7 @@ fn rights_are_no_more_than_needed() -> Result<()> {
                 &["get", "secrets", "-n", "default"][..],
                 &["list", "secrets", "--all-namespaces"],
                 &["list", "secrets", "-n", "kube-system"],
+                &["create", "secrets", "-n", "outrigger"],
                 &["create", "pods", "-n", "default"],
                 &["create", "pods/exec", "-n", "default"],
                 &["delete", "pods", "-n", "default"],
@@ -66,6 +71,41 @@ fn rights_are_no_more_than_needed() -> Result<()> {
             "the injector may {}",
             review.join(" ")
         );
+        Ok(())
+    })
+}
+
+/// RBAC knows no fields: what the injector may patch, a ValidatingAdmissionPolicy says.
+#[test]
+#[ignore = "needs a kube-apiserver"]
+fn the_injector_changes_its_ca_bundle_and_nothing_else() -> Result<()> {
+    run(async |plane| {
+        // It gets ready, so it has written its caBundle.
+        plane.injector(|_| {}).await?.stop().await;
+        let patch = async |patch: Value| {
+            let patch = patch.to_string();
+            let what = ["patch", "mutatingwebhookconfiguration", "outrigger-injector"];
+            let how = ["--type=json", "--dry-run=server", "-p", &patch];
+            let who = ["--as=system:serviceaccount:outrigger:outrigger-injector"];
+            plane.admin.run([&what[..], &how, &who].concat()).await
+        };
+        for wrong in [
+            json!({"op": "replace", "path": "/webhooks/0/rules/0/resources", "value": ["*"]}),
+            json!({"op": "replace", "path": "/webhooks/1/failurePolicy", "value": "Ignore"}),
+            json!({"op": "replace", "path": "/webhooks/0/namespaceSelector", "value": {}}),
+            json!({"op": "replace", "path": "/webhooks/0/clientConfig/service/namespace", "value": "evil"}),
+            json!({"op": "remove", "path": "/webhooks/1"}),
+            json!({"op": "add", "path": "/metadata/labels/evil", "value": "yes"}),
+        ] {
+            // A policy that is new is in force a moment later.
+            eventually(&format!("{wrong} is refused"), Duration::from_secs(20), async || {
+                let refused = patch(json!([wrong])).await.err().context("it was taken")?;
+                ensure!(format!("{refused:#}").contains("The injector changes n"), "{refused:#}");
+                Ok(())
+            })
+            .await?;
+        }
+        patch(json!([{"op": "replace", "path": "/webhooks/0/clientConfig/caBundle", "value": "Cg=="}])).await?;
         Ok(())
     })
 }
