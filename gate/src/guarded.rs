@@ -111,10 +111,17 @@ impl Work {
     /// A request is whole: the connection is not closed for another until it is answered.
     #[must_use]
     pub fn complete(&self) -> Working {
+        self.complete_within(self.0.times.work)
+    }
+
+    /// The same, where the answer may take another time than [`Times::work`]. To be written it has that one at most.
+    #[must_use]
+    pub fn complete_within(&self, time: Duration) -> Working {
         let mut phase = self.0.phase.lock();
         phase.working += 1;
         phase.proven = true;
         self.enter(&mut phase, Now::Working);
+        phase.until = Instant::now() + time;
         Working(self.clone())
     }
 
@@ -128,6 +135,7 @@ impl Work {
         if phase.working == 0 {
             // The time for work goes on: it includes the writing.
             phase.now = Now::Answered;
+            phase.until = phase.until.min(Instant::now() + self.0.times.work);
         }
     }
 
@@ -286,6 +294,20 @@ mod tests {
         };
         let kind = tokio::select! { () = trickle => unreachable!(), kind = ends_with(&mut server) => kind };
         assert_eq!((kind, start.elapsed()), (io::ErrorKind::TimedOut, TIMES.input));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_may_take_long_and_is_written_in_the_usual_time() {
+        let (mut client, mut server, work) = connection(&gate()).await;
+        client.write_u8(b'x').await.unwrap();
+        server.read_u8().await.unwrap();
+        let working = work.complete_within(3600 * SECOND);
+        tokio::time::sleep(100 * SECOND).await;
+        server.write_u8(b'y').await.unwrap();
+        drop(working);
+        let start = Instant::now();
+        let unread = server.write_all(&[b'y'; 4096]).await.unwrap_err();
+        assert_eq!((unread.kind(), start.elapsed()), (io::ErrorKind::TimedOut, TIMES.work));
     }
 
     #[tokio::test(start_paused = true)]

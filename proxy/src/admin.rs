@@ -13,22 +13,35 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use outrigger_api::ports::ADMIN_HEADER;
+use outrigger_gate::{Gate, Limits, Times, Work, accept};
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
-use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::probe::{Answer, AppProbes};
 use crate::telemetry::Telemetry;
 use crate::telemetry::logging::LogFilter;
 
-/// Connections at a time; more wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 64;
-/// How long a client may take to send its request's head.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// kubelet, Prometheus and a person; and whoever else can reach it, who must not keep them out: at the bound the oldest
+/// connection goes that has not brought its request, of the address that has most.
+const CONNECTIONS: Limits = Limits {
+    incomplete: 32,
+    total: 128,
+    grace: Duration::from_secs(1),
+};
+/// A connection carries one request, so `idle` is the time for its end.
+const TIMES: Times = Times {
+    input: Duration::from_secs(3),
+    work: Duration::from_secs(10),
+    idle: Duration::from_secs(1),
+};
+/// Long answers at a time: who asks for one and does not read it holds a connection for a while, and must leave room for
+/// probes, whose answers are short.
+const LONG_ANSWERS: usize = 16;
 /// What is read of a body: a filter or a word.
 const MAX_BODY: usize = 4096;
 
@@ -59,38 +72,48 @@ pub struct AdminState {
 /// Serves the admin port until the future is dropped, and its connections with it.
 pub async fn serve(listener: TcpListener, state: AdminState) {
     let state = Arc::new(state);
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let gate = Gate::new(CONNECTIONS);
+    let long_answers = Arc::new(Semaphore::new(LONG_ANSWERS));
     let mut connections = JoinSet::new();
-    loop {
-        // The semaphore is never closed.
-        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
-            return;
-        };
+    let begin = |stream, peer, work| {
         while connections.try_join_next().is_some() {}
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                let state = Arc::clone(&state);
-                connections.spawn(async move {
-                    connection(stream, peer, state).await;
-                    drop(permit);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the admin port accepts no connection; are there too many open files?");
-                sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
+        let client = Client {
+            peer,
+            work,
+            long_answers: Arc::clone(&long_answers),
+            long_answer: Mutex::default(),
+        };
+        connections.spawn(connection(stream, client, Arc::clone(&state)));
+    };
+    accept(&listener, &gate, TIMES, begin).await;
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, state: Arc<AdminState>) {
-    let service = service_fn(move |request| {
-        let state = Arc::clone(&state);
-        async move { respond(request, peer, &state).await }
+/// Who has a connection.
+struct Client {
+    peer: SocketAddr,
+    work: Work,
+    long_answers: Arc<Semaphore>,
+    /// Kept until the connection ends: then the answer is written, or nobody wants it.
+    long_answer: Mutex<Option<OwnedSemaphorePermit>>,
+}
+
+async fn connection(stream: TcpStream, client: Client, state: Arc<AdminState>) {
+    let client = Arc::new(client);
+    let peer = client.peer;
+    let stream = client.work.guard(stream);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (state, client) = (Arc::clone(&state), Arc::clone(&client));
+        async move {
+            let path = request.uri().path();
+            let _working = match path.starts_with(PROBES) {
+                true => client.work.complete_within(state.probes.time(path) + TIMES.work),
+                false => client.work.complete(),
+            };
+            respond(request, &client, &state).await
+        }
     });
     let served = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
+        .keep_alive(false)
         .max_buf_size(16 * 1024)
         .serve_connection(TokioIo::new(stream), service);
     if let Err(error) = served.await {
@@ -99,26 +122,27 @@ async fn connection(stream: TcpStream, peer: SocketAddr, state: Arc<AdminState>)
 }
 
 /// An error closes the connection without an answer.
-async fn respond(
-    request: Request<Incoming>,
-    peer: SocketAddr,
-    state: &AdminState,
-) -> io::Result<Response<Full<Bytes>>> {
+async fn respond(request: Request<Incoming>, client: &Client, state: &AdminState) -> io::Result<Response<Full<Bytes>>> {
     let path = request.uri().path().to_owned();
+    let from = client.peer.ip().to_canonical();
     let Some((allowed, reach)) = page(&path) else {
         return Ok(text(StatusCode::NOT_FOUND, "not found\n"));
     };
     let method = request.method().clone();
-    if reach == Reach::Pod && !peer.ip().to_canonical().is_loopback() {
+    if reach == Reach::Pod && !from.is_loopback() {
         return Ok(text(StatusCode::FORBIDDEN, "only from inside the pod, over loopback\n"));
     }
     if !allowed.contains(&method) {
         return Ok(not_allowed(allowed));
     }
     if path.starts_with(PROBES) {
-        return probe(state.probes.ask(&path, request.headers()).await);
+        return probe(state.probes.ask(&path, from, request.headers()).await);
     }
     if matches!(method, Method::GET | Method::HEAD) {
+        if matches!(path.as_str(), "/metrics" | "/config") && !client.takes_long_answer() {
+            let words = format!("{LONG_ANSWERS} others are reading what is here; ask again\n");
+            return Ok(text(StatusCode::SERVICE_UNAVAILABLE, words));
+        }
         return Ok(show(&path, state));
     }
     // The app's own pages must not do it either: a browser's request names where it comes from.
@@ -128,6 +152,15 @@ async fn respond(
         return Ok(text(StatusCode::FORBIDDEN, words));
     }
     Ok(change(&path, request, state).await)
+}
+
+impl Client {
+    fn takes_long_answer(&self) -> bool {
+        let permit = Arc::clone(&self.long_answers).try_acquire_owned().ok();
+        let taken = permit.is_some();
+        *self.long_answer.lock() = permit;
+        taken
+    }
 }
 
 /// From where a page is seen.
@@ -161,18 +194,13 @@ fn not_allowed(allowed: &[Method]) -> Response<Full<Bytes>> {
 }
 
 fn probe(answer: Answer) -> io::Result<Response<Full<Bytes>>> {
-    let mut response = match answer {
+    Ok(match answer {
         Answer::Status(StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED, _) => {
             Response::new(Full::default())
         }
         Answer::Status(status, why) => text(status, format!("{why}\n")),
         Answer::Broken(why) => return Err(io::Error::other(why)),
-    };
-    // A client that finds a kept connection closed asks once more, and would carry out a lifecycle handler twice.
-    response
-        .headers_mut()
-        .insert(header::CONNECTION, HeaderValue::from_static("close"));
-    Ok(response)
+    })
 }
 
 fn show(path: &str, state: &AdminState) -> Response<Full<Bytes>> {

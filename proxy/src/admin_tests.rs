@@ -1,11 +1,13 @@
 #![allow(clippy::unwrap_used)]
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use outrigger_api::probes::{AppProbe, Ask, Kind};
+use outrigger_api::probes::{AppProbe, Ask, HttpGet, Kind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use super::{AdminState, serve};
@@ -34,7 +36,17 @@ fn handler(port: u16) -> AppProbe {
 }
 
 async fn start() -> Admin {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    start_with(0).await
+}
+
+/// So many bytes more in `/config`.
+async fn start_with(padding: usize) -> Admin {
+    crate::app::raise_file_limit();
+    let socket = TcpSocket::new_v4().unwrap();
+    // So that an answer which nobody reads need not be a large one.
+    socket.set_send_buffer_size(4096).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1024).unwrap();
     let address = listener.local_addr().unwrap();
     let ready = Arc::new(AtomicBool::new(false));
     let is_ready = Arc::clone(&ready);
@@ -48,7 +60,17 @@ async fn start() -> Admin {
         key: None,
         ask: Ask::Tcp,
     };
-    let probes = vec![probe("up", app.local_addr().unwrap().port()), handler(1)];
+    let port = app.local_addr().unwrap().port();
+    let hung = AppProbe {
+        timeout: Some(600),
+        ask: Ask::Http(HttpGet {
+            target: "/".to_owned(),
+            tls: false,
+            headers: Vec::new(),
+        }),
+        ..probe("hung", port)
+    };
+    let probes = vec![probe("up", port), hung, handler(1)];
     let state = AdminState {
         probes: Arc::new(AppProbes::new(address.ip(), probes)),
         telemetry: Telemetry::start(&Settings::default(), &resolver).unwrap(),
@@ -56,7 +78,7 @@ async fn start() -> Admin {
             true => Ok(()),
             false => Err("no SVID yet".into()),
         }),
-        config: Arc::new(|| serde_json::json!({"workload": "orders"})),
+        config: Arc::new(move || serde_json::json!({"workload": "orders", "padding": "x".repeat(padding)})),
         log: None,
         shutdown: CancellationToken::new(),
     };
@@ -162,4 +184,69 @@ async fn the_apps_probes() {
     assert_eq!(admin.ask("HEAD /probe/up/readiness", "").await.0, 405);
     // No answer at all: kubelet takes any for a success of a handler.
     assert_eq!(admin.ask("GET /probe/app/preStop", "").await, (0, String::new()));
+}
+
+/// A connection of somebody else.
+async fn stranger(admin: &Admin, says: &str) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let mut stream = socket.connect(admin.address).await.unwrap();
+    // It may have been closed for another.
+    let _ = stream.write_all(says.as_bytes()).await;
+    stream
+}
+
+/// kubelet's three questions. Without an answer it would kill the sidecar.
+async fn kubelet_is_answered(admin: &Admin) {
+    for (path, expected) in [("/livez", 200), ("/readyz", 503), ("/probe/up/readiness", 200)] {
+        let request = format!("GET {path}");
+        let asked = tokio::time::timeout(Duration::from_secs(20), admin.ask(&request, ""));
+        let (status, answer) = asked.await.unwrap_or_else(|_| panic!("{path} is not answered"));
+        assert_eq!(status, expected, "{path}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn silent_connections_keep_nobody_out() {
+    let admin = start().await;
+    let mut silent = VecDeque::new();
+    for says in ["", "GET /livez HTTP/1.1\r\nX: "] {
+        for _ in 0..400 {
+            silent.push_back(stranger(&admin, says).await);
+        }
+        kubelet_is_answered(&admin).await;
+    }
+    // And ten thousand, one after the other.
+    for number in 0..10_000 {
+        silent.push_back(stranger(&admin, "").await);
+        silent.pop_front();
+        if number % 500 == 0 {
+            kubelet_is_answered(&admin).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn answers_that_nobody_reads_keep_nobody_out() {
+    let admin = start_with(256 << 10).await;
+    let mut deaf = Vec::new();
+    for _ in 0..400 {
+        deaf.push(stranger(&admin, "GET /config HTTP/1.1\r\nHost: x\r\n\r\n").await);
+    }
+    kubelet_is_answered(&admin).await;
+    let (status, answer) = admin.ask("GET /config", "").await;
+    assert!(status == 503 && answer.contains("ask again"), "{answer}");
+    drop(deaf);
+}
+
+#[tokio::test]
+async fn who_waits_for_a_hung_app_keeps_nobody_out() {
+    let admin = start().await;
+    let mut waiting = Vec::new();
+    for _ in 0..400 {
+        waiting.push(stranger(&admin, "GET /probe/hung/readiness HTTP/1.1\r\nHost: x\r\n\r\n").await);
+    }
+    kubelet_is_answered(&admin).await;
+    drop(waiting);
 }

@@ -330,7 +330,7 @@ fn worker_died(died: Option<std::io::Result<()>>) -> anyhow::Error {
 }
 
 /// Connections are what a sidecar has most of: the soft limit of open files is raised to the hard one.
-fn raise_file_limit() {
+pub(crate) fn raise_file_limit() {
     let raised =
         getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {

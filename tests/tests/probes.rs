@@ -47,7 +47,10 @@ fn ready(tls: bool) -> Ask {
 /// The status, and why.
 async fn asked(probe: AppProbe) -> (StatusCode, String) {
     let at = outrigger_api::probes::path(&probe.container, probe.kind);
-    match AppProbes::new(LOOPBACK, vec![probe]).ask(&at, &HeaderMap::new()).await {
+    match AppProbes::new(LOOPBACK, vec![probe])
+        .ask(&at, LOOPBACK, &HeaderMap::new())
+        .await
+    {
         Answer::Status(status, why) => (status, why),
         Answer::Broken(why) => panic!("{why}"),
     }
@@ -367,7 +370,7 @@ async fn the_app_is_told_who_asks() {
         })
         .await;
         let probes = AppProbes::new(LOOPBACK, vec![probe(app.address.port(), ready(false))]);
-        probes.ask("/probe/app/readiness", &agent(shown)).await;
+        probes.ask("/probe/app/readiness", LOOPBACK, &agent(shown)).await;
         assert_eq!(seen.recv().await.unwrap()["user-agent"], told);
     }
 }

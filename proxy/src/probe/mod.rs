@@ -10,6 +10,7 @@ mod http;
 mod location;
 mod tls;
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +25,10 @@ use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+/// So many may wait for the same probe from one address: kubelet is one, and a pod that asks for more gets in nobody's way.
+const WAITING: usize = 4;
+/// Before a lifecycle handler that takes longer is given up: kubelet has no limit of its own.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
 /// What kubelet calls itself, before its version.
 const AGENTS: [&str; 2] = ["kube-probe/", "kube-lifecycle/"];
 const MAX_AGENT: usize = 32;
@@ -54,8 +59,16 @@ struct Known {
     probe: AppProbe,
     app: SocketAddr,
     running: Mutex<Option<WeakShared<BoxFuture<'static, Verdict>>>>,
+    /// Who waits for it.
+    waiting: Mutex<HashMap<IpAddr, usize>>,
     /// What was said last, so that only changes are logged.
     failing: AtomicBool,
+}
+
+/// One who waits, until it is dropped.
+struct Waiting<'a> {
+    known: &'a Known,
+    address: IpAddr,
 }
 
 impl AppProbes {
@@ -65,15 +78,27 @@ impl AppProbes {
             app: SocketAddr::new(pod, probe.port),
             probe,
             running: Mutex::default(),
+            waiting: Mutex::default(),
             failing: AtomicBool::new(false),
         };
         Self(probes.into_iter().map(|probe| Arc::new(known(probe))).collect())
     }
 
-    /// Carries out what is declared at this path of the admin port. `headers` are those of who asks.
-    pub async fn ask(&self, at: &str, headers: &HeaderMap) -> Answer {
-        let found = self.0.iter().find(|k| path(&k.probe.container, k.probe.kind) == at);
-        let Some(known) = found else {
+    /// How long the answer at this path of the admin port may take.
+    pub fn time(&self, at: &str) -> Duration {
+        // Where nothing is declared, nothing is asked.
+        let Some(known) = self.find(at) else {
+            return Duration::ZERO;
+        };
+        known
+            .probe
+            .timeout
+            .map_or(LONGEST, |seconds| Duration::from_secs(seconds.into()))
+    }
+
+    /// Carries out what is declared at this path of the admin port, for who asks from this address with these headers.
+    pub async fn ask(&self, at: &str, from: IpAddr, headers: &HeaderMap) -> Answer {
+        let Some(known) = self.find(at) else {
             return Answer::Status(StatusCode::NOT_FOUND, "the pod declares no such probe".to_owned());
         };
         if let Some(key) = &known.probe.key
@@ -93,6 +118,10 @@ impl AppProbes {
                 Err(failure) => Answer::Broken(failure.why),
             };
         }
+        let Some(_waiting) = known.wait(from) else {
+            let why = format!("{WAITING} who wait for it from one address are enough");
+            return Answer::Status(StatusCode::TOO_MANY_REQUESTS, why);
+        };
         let verdict = known.verdict(agent).await;
         known.log_change(&verdict);
         match verdict {
@@ -100,9 +129,25 @@ impl AppProbes {
             Err(failure) => Answer::Status(failure.status, failure.why),
         }
     }
+
+    fn find(&self, at: &str) -> Option<&Known> {
+        let found = self.0.iter().find(|k| path(&k.probe.container, k.probe.kind) == at);
+        found.map(Arc::as_ref)
+    }
 }
 
 impl Known {
+    /// `None` where enough wait from this address.
+    fn wait(&self, address: IpAddr) -> Option<Waiting<'_>> {
+        let mut waiting = self.waiting.lock();
+        let count = waiting.entry(address).or_default();
+        if *count >= WAITING {
+            return None;
+        }
+        *count += 1;
+        Some(Waiting { known: self, address })
+    }
+
     /// Of the attempt that is under way, or of a new one.
     async fn verdict(&self, agent: String) -> Verdict {
         let running = {
@@ -133,6 +178,18 @@ impl Known {
                 "a probe of the app succeeds again"
             };
             tracing::info!(container, %kind, why, "{what}");
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.known.waiting.lock();
+        if let Some(count) = waiting.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                waiting.remove(&self.address);
+            }
         }
     }
 }

@@ -89,7 +89,7 @@ async fn ask(probe: AppProbe) -> Answer {
     let at = outrigger_api::probes::path(&probe.container, probe.kind);
     let mut headers = HeaderMap::new();
     headers.insert("user-agent", HeaderValue::from_static("kube-probe/1.34"));
-    AppProbes::new(POD, vec![probe]).ask(&at, &headers).await
+    AppProbes::new(POD, vec![probe]).ask(&at, POD, &headers).await
 }
 
 async fn status(probe: AppProbe) -> u16 {
@@ -266,24 +266,29 @@ async fn many_who_ask_are_one_request_to_the_app() {
     let probes = Arc::new(AppProbes::new(POD, vec![http(port, "/", &[])]));
     let (begun, mut began) = mpsc::unbounded_channel();
     let asking: Vec<_> = (0..100)
-        .map(|_| {
+        .map(|number: u8| {
             let (probes, begun) = (Arc::clone(&probes), begun.clone());
             tokio::spawn(async move {
                 begun.send(()).unwrap();
-                probes.ask("/probe/app/liveness", &HeaderMap::new()).await
+                let from = IpAddr::from([10, 0, 0, number / 4]);
+                probes.ask("/probe/app/liveness", from, &HeaderMap::new()).await
             })
         })
         .collect();
     for _ in 0..100 {
         began.recv().await.unwrap();
     }
+    // Of one address a few are enough.
+    let first = IpAddr::from([10, 0, 0, 0]);
+    let fifth = probes.ask("/probe/app/liveness", first, &HeaderMap::new()).await;
+    assert!(matches!(fifth, Answer::Status(StatusCode::TOO_MANY_REQUESTS, _)));
     answer.send(true).unwrap();
     for asked in asking {
         assert!(matches!(asked.await.unwrap(), Answer::Status(StatusCode::OK, _)));
     }
     assert_eq!(asked.load(Ordering::SeqCst), 1);
     // A new question is a new request.
-    probes.ask("/probe/app/liveness", &HeaderMap::new()).await;
+    probes.ask("/probe/app/liveness", POD, &HeaderMap::new()).await;
     assert_eq!(asked.load(Ordering::SeqCst), 2);
 }
 
@@ -300,7 +305,7 @@ async fn only_what_is_declared_is_asked_and_handlers_by_kubelet_only() {
         headers.insert(outrigger_api::probes::KEY_HEADER, HeaderValue::from_static(key));
         headers
     };
-    let said = async |at: &str, headers: &HeaderMap| match probes.ask(at, headers).await {
+    let said = async |at: &str, headers: &HeaderMap| match probes.ask(at, POD, headers).await {
         Answer::Status(status, _) => status.as_u16(),
         Answer::Broken(why) => panic!("{why}"),
     };
