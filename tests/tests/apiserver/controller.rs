@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use outrigger_proxy::discovery::TargetKey;
+use outrigger_proxy::discovery::{TargetKey, WorkloadInfo};
 use outrigger_proxy::model::{Endpoints, Service, Target};
 use outrigger_tests::control_plane::ControlPlane;
 use outrigger_tests::kube::{Kubectl, eventually};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::{namespace, run};
+use crate::{namespace, pod, run};
 
 /// The shop of these tests: a Service with one endpoint, and the ServiceAccount of whoever calls it.
 async fn shop(plane: &ControlPlane) -> Result<(Kubectl, SocketAddr)> {
@@ -300,6 +300,57 @@ fn gateway_api_may_come_later() -> Result<()> {
             Ok(())
         })
         .await?;
+        controller.stop().await
+    })
+}
+
+/// Waits until the sidecar has heard these networks of the cluster.
+async fn networks(workload: &mut watch::Receiver<Arc<WorkloadInfo>>, wanted: impl Fn(&[String]) -> bool) -> Result<()> {
+    let heard = |info: &Arc<WorkloadInfo>| {
+        info.cluster_networks
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+    };
+    let arrived = workload.wait_for(|info| wanted(&heard(info)));
+    let arrived = tokio::time::timeout(Duration::from_secs(20), arrived)
+        .await
+        .map(|found| found.is_ok());
+    ensure!(arrived == Ok(true), "not seen: {:?}", heard(&workload.borrow()));
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs a kube-apiserver"]
+fn sidecars_hear_of_the_clusters_networks_until_a_pod_proves_them_wrong() -> Result<()> {
+    run(async |plane| {
+        let controller = plane.controller().await?;
+        let (shop, _) = shop(&plane).await?;
+        let sidecar = plane.sidecar(&controller, &shop, "web", "outrigger").await?;
+        let mut workload = sidecar.discovery.workload();
+        // The kit's own value; and the one ServiceCIDR that every cluster has, and another.
+        networks(&mut workload, |heard| {
+            heard.contains(&"10.0.0.0/8".to_owned()) && heard.len() > 1
+        })
+        .await?;
+        let more = json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "outrigger-more"},
+            "spec": {"cidrs": ["198.51.100.0/24"]}
+        });
+        plane.admin.apply(&more.to_string()).await?;
+        networks(&mut workload, |heard| heard.contains(&"198.51.100.0/24".to_owned())).await?;
+        plane
+            .admin
+            .run(["delete", "servicecidr", "outrigger-more", "--wait=false"])
+            .await?;
+
+        shop.apply(&pod("astray", json!({})).to_string()).await?;
+        let status = json!({"status": {"podIP": "203.0.113.9", "podIPs": [{"ip": "203.0.113.9"}]}}).to_string();
+        shop.run(["patch", "pod", "astray", "--subresource=status", "-p", &status])
+            .await?;
+        networks(&mut workload, <[String]>::is_empty).await?;
+        shop.run(["delete", "pod", "astray", "--grace-period=0", "--force"])
+            .await?;
         controller.stop().await
     })
 }
