@@ -3,9 +3,11 @@
 //!
 //! Architecture Invariant: no I/O here, and nothing that only one of the rooms needs.
 
+pub mod address;
 pub mod duration;
 pub mod labels;
 pub mod names;
+pub mod pattern;
 pub mod policy;
 pub mod ports;
 pub mod probes;

@@ -45,6 +45,8 @@ pub struct Config {
     pub cluster_networks: Networks,
     /// How long SVIDs live.
     pub svid_ttl: Duration,
+    /// Whether a Service of the type ExternalName may be a route's backend.
+    pub allow_external_names: bool,
     /// Whether a pod's token from the address of another pod is refused; else it is logged and counted.
     pub check_address: bool,
 }
@@ -73,6 +75,7 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
 
     let index = Index::new(&config.trust_domain, metrics.clone());
     index.set_cluster_networks(config.cluster_networks.clone());
+    index.set_external_names_allowed(config.allow_external_names);
     tasks.spawn(watches::run(client.clone(), index.clone(), stop.clone()));
 
     let secret = CaSecret::new(

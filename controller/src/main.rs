@@ -49,6 +49,9 @@ struct Arguments {
     /// Refuse a pod's token from the address of another pod, instead of logging it.
     #[arg(long, env = "OUTRIGGER_CHECK_ADDRESS", action = clap::ArgAction::Set, default_value_t = false)]
     check_address: bool,
+    /// Whether a Service of the type ExternalName may be the backend of a route.
+    #[arg(long, env = "OUTRIGGER_ALLOW_EXTERNAL_NAME", default_value_t = false, action = clap::ArgAction::Set)]
+    allow_external_name: bool,
     /// What is logged, like "info" or "outrigger_controller=debug".
     #[arg(long, env = "OUTRIGGER_LOG", default_value = "info")]
     log: EnvFilter,
@@ -108,6 +111,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         admin: arguments.admin,
         cluster_networks: arguments.cluster_networks,
         svid_ttl: arguments.svid_ttl,
+        allow_external_names: arguments.allow_external_name,
         check_address: arguments.check_address,
     };
     app::run(config, client, shutdown).await

@@ -121,7 +121,7 @@ pub async fn start(config: Config, log: Option<LogFilter>) -> anyhow::Result<Run
     let identity = Identity::start(config.identity.clone(), resolver.clone());
     let discovery = Discovery::start(&config.discovery, &config.workload, identity.clone(), resolver.clone());
     let process = Arc::new(Process {
-        listening: outbound.iter().chain(&inbound).copied().collect(),
+        listening: outbound.iter().chain(&inbound).chain([&admin]).copied().collect(),
         config,
         identity,
         discovery,

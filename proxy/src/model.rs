@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
+use outrigger_api::pattern::Pattern;
 use outrigger_api::spiffe::SpiffeId;
 
 /// What is behind an address.
@@ -91,13 +92,13 @@ pub enum PathMatch {
     Exact(String),
     /// By path elements, without a trailing slash; "" matches every path.
     Prefix(String),
-    Regex(regex::Regex),
+    Regex(Pattern),
 }
 
 #[derive(Debug)]
 pub enum ValueMatch {
     Exact(String),
-    Regex(regex::Regex),
+    Regex(Pattern),
 }
 
 #[derive(Debug)]

@@ -8,6 +8,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
+use outrigger_api::address::why_no_backend;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::net::TcpStream;
@@ -106,7 +107,7 @@ pub fn run(process: Arc<Process>, listeners: Listeners, mut signal: Signal) -> s
         let config = &worker.process.config;
         let deadline = config.drain_timeout;
         // Only where connections are captured is the network namespace the app's and the sidecar's alone.
-        let captured = config.outbound.iter().any(|l| l.to == Destination::Original);
+        let captured = config.captures();
         let app_lives = || captured && sockets::others_have_one();
         tokio::select! {
             drained = tokio::time::timeout(deadline, worker.activity.drain(app_lives)) => {
@@ -169,11 +170,22 @@ impl Worker {
         listen::is_one_of(&self.process.config.workload.pod_ips, address.ip())
     }
 
+    /// Why a backend may not have this address: what is the pod's own (its loopback, its node's metadata service, this sidecar's
+    /// ports) is not for whoever writes routes and Services in other namespaces. A standalone sidecar is told by its own file.
+    pub fn why_no_backend(&self, address: SocketAddr) -> Option<&'static str> {
+        if !self.process.config.captures() {
+            None
+        } else if self.is_own_listener(address) {
+            Some("one of this sidecar's own ports")
+        } else {
+            why_no_backend(address.ip())
+        }
+    }
+
     /// Whether to connect there would come back to this sidecar.
     pub fn is_own_listener(&self, address: SocketAddr) -> bool {
-        let own_address = |listening: &SocketAddr| {
-            listening.ip() == address.ip() || address.ip().is_loopback() || self.is_own_pod(address)
-        };
+        let ip = address.ip().to_canonical();
+        let own_address = |listening: &SocketAddr| listening.ip() == ip || ip.is_loopback() || self.is_own_pod(address);
         self.process
             .listening
             .iter()

@@ -210,6 +210,7 @@ impl ControlPlane {
             listen: address,
             admin,
             cluster_networks: "10.0.0.0/8".parse().map_err(anyhow::Error::msg)?,
+            allow_external_names: true,
             svid_ttl: Duration::from_secs(24 * 3600),
             check_address: false,
         };

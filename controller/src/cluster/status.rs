@@ -286,6 +286,7 @@ mod tests {
         cluster.add_service_in("elsewhere", "far", 2);
         cluster.index.set_grants_exist(true);
         cluster.apply("kind: Service\nmetadata: {namespace: shop, name: headless}\nspec: {clusterIP: None, ports: [{port: 80}]}\n");
+        cluster.apply("kind: Service\nmetadata: {namespace: shop, name: outside}\nspec: {type: ExternalName, externalName: example.com}\n");
         let parent = |name: &str| json!({"group": "", "kind": "Service", "name": name});
         let backend = |backend: Value| json!([{"backendRefs": [backend]}]);
         for (parent, rules, accepted, resolved) in [
@@ -308,6 +309,25 @@ mod tests {
                 json!([{"matches": [{"path": {"type": "RegularExpression", "value": "(["}}]}]),
                 "UnsupportedValue",
                 "ResolvedRefs",
+            ),
+            (
+                on_web(),
+                // 65 patterns, and one that is too large.
+                json!((0..65).map(|i| json!({"matches": [{"path": {"type": "RegularExpression", "value": format!("/{i}.*")}}]})).collect::<Vec<_>>()),
+                "UnsupportedValue",
+                "ResolvedRefs",
+            ),
+            (
+                on_web(),
+                json!([{"matches": [{"path": {"type": "RegularExpression", "value": "(?:a{1000}){1000}"}}]}]),
+                "UnsupportedValue",
+                "ResolvedRefs",
+            ),
+            (
+                on_web(),
+                backend(json!({"name": "outside", "port": 80})),
+                "Accepted",
+                "InvalidKind",
             ),
             (
                 on_web(),

@@ -13,11 +13,13 @@ pub(crate) mod status;
 use std::sync::Arc;
 
 use kube::core::DynamicObject;
+use outrigger_api::pattern::Cost;
 use outrigger_api::{discovery as proto, duration};
 use serde::Deserialize;
 use serde_json::Value;
 
-pub(crate) use self::matches::Rank;
+use self::matches::Patterns;
+pub(crate) use self::matches::{Rank, without_patterns};
 use self::spec::{BackendRefSpec, FilterSpec, HeaderModifierSpec, ParentRef, PathModifierSpec, RouteSpec, RuleSpec};
 use crate::index::objects::ObjectName;
 
@@ -54,6 +56,8 @@ pub struct Route {
     /// Only Services.
     pub(crate) parents: Vec<Parent>,
     pub(crate) rules: Vec<Rule>,
+    /// What its patterns cost whoever calls its Services.
+    pub(crate) patterns: Cost,
     /// What of it is not in force, and why.
     pub(crate) unsupported: Vec<String>,
     /// `status.parents` as it is now, of all controllers.
@@ -134,6 +138,7 @@ impl Route {
             kind,
             namespace: name.namespace.clone(),
             problems: Vec::new(),
+            patterns: Patterns::default(),
         };
         let rules = spec.rules.into_iter().enumerate();
         Some(Self {
@@ -148,6 +153,7 @@ impl Route {
             resource_version: object.metadata.resource_version.clone().unwrap_or_default(),
             parents,
             unsupported: reader.problems,
+            patterns: reader.patterns.cost,
             status_parents: object
                 .data
                 .pointer("/status/parents")
@@ -187,6 +193,7 @@ struct Reader {
     kind: RouteKind,
     namespace: Arc<str>,
     problems: Vec<String>,
+    patterns: Patterns,
 }
 
 impl Reader {
@@ -197,8 +204,8 @@ impl Reader {
         let backends: Vec<_> = rule.backend_refs.into_iter().map(|b| self.weighted(&at, b)).collect();
         let broken = self.problems.len() > problems_before;
         let matches = match self.kind {
-            RouteKind::Http => matches::http(&at, rule.matches, &mut self.problems),
-            RouteKind::Grpc => matches::grpc(&at, rule.matches, &mut self.problems),
+            RouteKind::Http => matches::http(&at, rule.matches, &mut self.patterns, &mut self.problems),
+            RouteKind::Grpc => matches::grpc(&at, rule.matches, &mut self.patterns, &mut self.problems),
         };
         let mut millis = |field: &str, text: Option<String>| {
             duration::parse(&text?)

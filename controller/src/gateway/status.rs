@@ -1,10 +1,11 @@
 //! What a route's status should say, for each parent that is a Service.
 
+use outrigger_api::pattern::{MAX_PATTERNS, MAX_TOTAL};
 use serde_json::{Value, json};
 
 use super::{Parent, Route, RouteFilter};
 use crate::index::store::Store;
-use crate::index::{is_displaced, resolve};
+use crate::index::{is_displaced, over_budget, resolve};
 
 /// Who writes these conditions.
 pub(crate) const CONTROLLER_NAME: &str = "outrigger.dev/controller";
@@ -95,6 +96,15 @@ fn accepted(store: &Store, route: &Route, parent: &Parent) -> Verdict {
     }
     if !route.unsupported.is_empty() {
         return verdict("UnsupportedValue", route.unsupported.join("; "));
+    }
+    if route.patterns.patterns > 0 && over_budget(store, &parent.service, route).contains(&route.name) {
+        let message = format!(
+            "with those of older routes, the Service {} has more than {MAX_PATTERNS} patterns, or they take more than {} KiB: \
+             those of this route match nothing",
+            parent.service,
+            MAX_TOTAL / 1024
+        );
+        return verdict("UnsupportedValue", message);
     }
     verdict("Accepted", "In force".to_owned())
 }

@@ -133,7 +133,10 @@ impl Build<'_> {
         self.depend_on_service(name);
         backends.index(self, name, port.port);
         let routes = routing::routes_for(self.store, name, port, consumer);
-        let ordered = routing::in_order(&routes);
+        let over = routes
+            .first()
+            .map(|first| routing::over_budget(self.store, name, first));
+        let ordered = routing::in_order(&routes, &over.unwrap_or_default());
         let routes = ordered
             .into_iter()
             .map(|(route, rule, matches)| self.rule(route, rule, matches, backends))

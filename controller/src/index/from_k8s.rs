@@ -9,6 +9,7 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::core::{DynamicObject, PartialObjectMeta};
+use outrigger_api::address::why_no_backend;
 use outrigger_api::discovery::Protocol;
 use outrigger_api::labels;
 use serde::Deserialize;
@@ -94,9 +95,14 @@ fn slice_endpoint(endpoint: &discovery::Endpoint, namespace: &str) -> Option<Sli
     let for_nodes = hints.and_then(|h| h.for_nodes.as_ref()).into_iter().flatten();
     let for_zones = hints.and_then(|h| h.for_zones.as_ref()).into_iter().flatten();
     usable.then_some(())?;
+    // All addresses of one endpoint are the same endpoint; the API says to use the first.
+    let address: IpAddr = endpoint.addresses.first()?.parse().ok()?;
+    if let Some(why) = why_no_backend(address) {
+        tracing::warn!(namespace, %address, "an endpoint is left out: it is {why}");
+        return None;
+    }
     Some(SliceEndpoint {
-        // All addresses of one endpoint are the same endpoint; the API says to use the first.
-        address: endpoint.addresses.first()?.parse().ok()?,
+        address,
         ready: ready && !terminating,
         node: endpoint.node_name.as_deref().map(Arc::from),
         zone: endpoint.zone.as_deref().map(Arc::from),

@@ -24,7 +24,7 @@ use tokio::sync::{Notify, watch};
 
 use self::networks::Networks;
 use self::objects::{Kind, Object, ObjectName, Pod};
-pub(crate) use self::routing::{is_displaced, resolve};
+pub(crate) use self::routing::{is_displaced, over_budget, resolve};
 use self::store::{Dep, Store, Touched};
 use self::watches::Watches;
 use crate::discovery::{Caller, Discover, Update};
@@ -100,6 +100,14 @@ impl Index {
     /// The networks of the cluster's Services and pods, as the operator says, beside its ServiceCIDRs.
     pub fn set_cluster_networks(&self, networks: Networks) {
         self.change(|store, touched| store.set_cluster_networks(networks, touched));
+    }
+
+    /// Says whether a Service of the type ExternalName may be a route's backend.
+    pub fn set_external_names_allowed(&self, allowed: bool) {
+        self.change(|store, touched| {
+            store.external_names_allowed = allowed;
+            touched.statuses = true;
+        });
     }
 
     /// Says that all objects have been applied for the first time.

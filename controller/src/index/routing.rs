@@ -1,12 +1,16 @@
 //! Which routes hold for a Service's port and a client's namespace, in which order, and to what they refer.
 
+use std::collections::HashSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use outrigger_api::address::why_no_backend;
 use outrigger_api::discovery as proto;
+use outrigger_api::pattern::Budget;
 
 use super::objects::{ObjectName, ServicePort};
 use super::store::{RouteName, Store};
-use crate::gateway::{BackendRef, Parent, Rank, Route, RouteKind, Rule};
+use crate::gateway::{BackendRef, Parent, Rank, Route, RouteKind, Rule, without_patterns};
 
 /// Why a reference leads nowhere: a reason of the condition `ResolvedRefs`, and words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,9 +71,30 @@ pub(crate) fn is_displaced(store: &Store, (kind, name): &RouteName, parent: &Par
     ports.peek().is_some() && ports.all(displaced)
 }
 
+/// Routes on the Service whose patterns are beyond its budget, of those that hold for the same clients as this one. The oldest
+/// have it first, so that a new route takes nothing from those that are in force.
+pub(crate) fn over_budget<'a>(store: &'a Store, service: &ObjectName, like: &Route) -> HashSet<&'a ObjectName> {
+    let consumer = like.is_consumer_route_of(service);
+    let beside = store.routes_of(service).map(|(_, route)| route).filter(|route| {
+        route.kind == like.kind
+            && route.patterns.patterns > 0
+            && route.is_consumer_route_of(service) == consumer
+            && (!consumer || route.name.namespace == like.name.namespace)
+    });
+    let mut beside: Vec<&Route> = beside.collect();
+    beside.sort_by_key(|route| (route.created, &route.name));
+    let mut budget = Budget::default();
+    let over = beside.into_iter().filter(|route| !budget.take(route.patterns));
+    over.map(|route| &route.name).collect()
+}
+
 /// All rules of the routes by their matches, the most specific first; then the oldest route, then by name, then in the
-/// order of the route itself. Matches of one rule that follow each other stay together.
-pub(super) fn in_order<'a>(routes: &[&'a Route]) -> Vec<(&'a Route, &'a Rule, Vec<proto::Match>)> {
+/// order of the route itself. Matches of one rule that follow each other stay together. Patterns of the routes in `over` match
+/// nothing.
+pub(super) fn in_order<'a>(
+    routes: &[&'a Route],
+    over: &HashSet<&ObjectName>,
+) -> Vec<(&'a Route, &'a Rule, Vec<proto::Match>)> {
     let mut flat: Vec<(&Route, &Rule, &(Rank, proto::Match))> = Vec::new();
     for route in routes {
         for rule in &route.rules {
@@ -83,9 +108,13 @@ pub(super) fn in_order<'a>(routes: &[&'a Route]) -> Vec<(&'a Route, &'a Rule, Ve
     });
     let mut ordered: Vec<(&Route, &Rule, Vec<proto::Match>)> = Vec::new();
     for (route, rule, (_, matched)) in flat {
+        let matched = match over.contains(&route.name) {
+            true => without_patterns(matched),
+            false => matched.clone(),
+        };
         match ordered.last_mut() {
-            Some((_, last, matches)) if std::ptr::eq(*last, rule) => matches.push(matched.clone()),
-            _ => ordered.push((route, rule, vec![matched.clone()])),
+            Some((_, last, matches)) if std::ptr::eq(*last, rule) => matches.push(matched),
+            _ => ordered.push((route, rule, vec![matched])),
         }
     }
     ordered
@@ -114,6 +143,22 @@ pub(crate) fn resolve(store: &Store, route: &Route, backend: &BackendRef) -> Res
     let Some(service) = store.services.get(&backend.name) else {
         return problem("BackendNotFound", format!("there is no Service {}", backend.name));
     };
+    if let Some(host) = &service.external_name {
+        if !store.external_names_allowed {
+            let message = format!(
+                "the Service {} is of the type ExternalName: as a backend it would send every caller of the route to a name that its \
+                 owner chooses; `routes.allowExternalName` of the chart allows it",
+                backend.name
+            );
+            return problem("InvalidKind", message);
+        }
+        if let Some(why) = host.parse::<IpAddr>().ok().and_then(why_no_backend) {
+            return problem(
+                "BackendNotFound",
+                format!("the Service {} leads to {why}", backend.name),
+            );
+        }
+    }
     let Some(port) = backend.port else {
         return problem(
             "BackendNotFound",

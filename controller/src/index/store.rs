@@ -53,6 +53,8 @@ pub(crate) struct Store {
     /// Whether the cluster has ReferenceGrants at all.
     pub(crate) grants_exist: bool,
     networks: ClusterNetworks,
+    /// Whether a Service of the type ExternalName may be a route's backend.
+    pub(crate) external_names_allowed: bool,
 }
 
 /// What a change was about.

@@ -198,6 +198,14 @@ impl Config {
         env::parse(&get)
     }
 
+    /// Whether the pod's connections are captured: then the addresses of endpoints come from the controller, and from objects that
+    /// others write.
+    pub fn captures(&self) -> bool {
+        self.outbound
+            .iter()
+            .any(|listener| listener.to == Destination::Original)
+    }
+
     /// The configuration of a standalone sidecar. Relative paths in it are relative to the folder of `name`.
     ///
     /// # Errors

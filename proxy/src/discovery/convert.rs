@@ -9,7 +9,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 use ipnet::IpNet;
 use outrigger_api::discovery as proto;
 use outrigger_api::discovery::{backend, filter, path_modifier, string_match, target};
-use regex::{Regex, RegexBuilder};
+use outrigger_api::pattern::{self, Pattern};
 
 use super::WorkloadInfo;
 use crate::model::{
@@ -19,8 +19,6 @@ use crate::model::{
 
 /// Equal to no path and no host name of a request: both are without NUL.
 const NEVER: &str = "\0";
-/// Bytes that a compiled pattern may take, and as much again for its lazy DFA.
-const REGEX_LIMIT: usize = 256 * 1024;
 /// Stands for "no limit" where a limit must be given.
 const NO_CONNECT_LIMIT: Duration = Duration::from_secs(3600);
 const MAX_ATTEMPTS: u32 = 10;
@@ -68,10 +66,15 @@ pub fn service(message: &proto::Service) -> Service {
             client_affinity: false,
         }));
     }
+    let mut patterns = pattern::Budget::default();
     // Indices are those of the message: the one put in above is none of them.
     let indexed = &backends[..message.backends.len()];
     Service {
-        routes: message.routes.iter().map(|r| route(r, indexed, &outer)).collect(),
+        routes: message
+            .routes
+            .iter()
+            .map(|r| route(r, indexed, &outer, &mut patterns))
+            .collect(),
         protocol: protocol(message.protocol),
         policy: Arc::new(outer),
         name,
@@ -235,21 +238,16 @@ fn endpoint(message: &proto::Endpoint) -> Option<Arc<Endpoint>> {
     }
 }
 
-fn route(message: &proto::Route, backends: &[Arc<Backend>], outer: &Policy) -> Route {
-    let mut matches: Vec<_> = message
-        .matches
-        .iter()
-        .filter_map(|m| {
-            let converted = route_match(m);
-            if converted.is_none() {
-                tracing::warn!(
-                    route = message.name,
-                    "a match cannot be understood and matches nothing: {m:?}"
-                );
-            }
-            converted
-        })
-        .collect();
+fn route(message: &proto::Route, backends: &[Arc<Backend>], outer: &Policy, patterns: &mut pattern::Budget) -> Route {
+    let matches = message.matches.iter().filter_map(|m| route_match(m, patterns));
+    let mut matches: Vec<_> = matches.collect();
+    let left_out = message.matches.len() - matches.len();
+    if left_out > 0 {
+        tracing::warn!(
+            route = message.name,
+            "{left_out} matches cannot be understood, or their patterns are too large or too many: they match nothing"
+        );
+    }
     if matches.is_empty() && !message.matches.is_empty() {
         // No match at all would match everything.
         matches.push(RouteMatch {
@@ -310,13 +308,13 @@ fn hostnames(names: &[String]) -> Vec<HostnameMatch> {
 }
 
 /// `None`: there is something in it that is not understood, and it matches nothing.
-fn route_match(message: &proto::Match) -> Option<RouteMatch> {
+fn route_match(message: &proto::Match, patterns: &mut pattern::Budget) -> Option<RouteMatch> {
     let path = match &message.path {
         None => None,
         Some(path) => Some(match path.kind.as_ref()? {
             string_match::Kind::Exact(path) => PathMatch::Exact(path.clone()),
             string_match::Kind::PathPrefix(path) => PathMatch::Prefix(path.trim_end_matches('/').to_owned()),
-            string_match::Kind::Regex(pattern) => PathMatch::Regex(regex(pattern)?),
+            string_match::Kind::Regex(pattern) => PathMatch::Regex(compiled(pattern, patterns)?),
         }),
     };
     let method = match message.method.as_str() {
@@ -325,35 +323,32 @@ fn route_match(message: &proto::Match) -> Option<RouteMatch> {
     };
     let headers = message.headers.iter().map(|header| {
         let name = HeaderName::from_bytes(header.name.as_bytes()).ok()?;
-        Some((name, value_match(header)?))
+        Some((name, value_match(header, patterns)?))
     });
-    let query = message.query.iter().map(|q| Some((q.name.clone(), value_match(q)?)));
+    let headers = headers.collect::<Option<_>>()?;
+    let query = message.query.iter();
+    let query = query.map(|q| Some((q.name.clone(), value_match(q, patterns)?)));
     Some(RouteMatch {
         path,
         method,
-        headers: headers.collect::<Option<_>>()?,
+        headers,
         query: query.collect::<Option<_>>()?,
     })
 }
 
-fn value_match(message: &proto::NamedMatch) -> Option<ValueMatch> {
+fn value_match(message: &proto::NamedMatch, patterns: &mut pattern::Budget) -> Option<ValueMatch> {
     match message.value.as_ref()?.kind.as_ref()? {
         string_match::Kind::Exact(value) => Some(ValueMatch::Exact(value.clone())),
-        string_match::Kind::Regex(pattern) => Some(ValueMatch::Regex(regex(pattern)?)),
+        string_match::Kind::Regex(pattern) => Some(ValueMatch::Regex(compiled(pattern, patterns)?)),
         string_match::Kind::PathPrefix(_) => None,
     }
 }
 
-/// A pattern for a whole value.
-fn regex(pattern: &str) -> Option<Regex> {
-    let compile = |pattern: &str| {
-        let mut builder = RegexBuilder::new(pattern);
-        builder.size_limit(REGEX_LIMIT).dfa_size_limit(REGEX_LIMIT).build()
-    };
-    // By itself first: "a)|(b" would be valid once it is wrapped.
-    let compiled = compile(pattern).and_then(|_| compile(&format!("^(?:{pattern})$")));
+/// `None`: it cannot be used, or there is no budget for it, and it matches nothing.
+fn compiled(pattern: &str, patterns: &mut pattern::Budget) -> Option<Pattern> {
+    let compiled = patterns.compile(pattern);
     compiled
-        .map_err(|error| tracing::warn!(pattern, "a pattern cannot be used and matches nothing: {error}"))
+        .map_err(|why| tracing::debug!(pattern, %why, "a pattern matches nothing"))
         .ok()
 }
 

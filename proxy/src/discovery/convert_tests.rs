@@ -156,6 +156,25 @@ fn what_is_not_understood_matches_nothing_and_not_everything() {
     }
 }
 
+/// Ten thousand patterns of a controller that does not count: beyond the budget they match nothing.
+#[test]
+fn the_patterns_of_a_target_have_a_budget() {
+    let pattern = |i: usize| path(Some(string_match::Kind::Regex(format!("/{i}/[a-z]{{1,60}}(foo|bar)+"))));
+    let route = |first: usize| proto::Route {
+        matches: (first..first + 100).map(pattern).collect(),
+        ..Default::default()
+    };
+    let service = service((0..100).map(|i| route(100 * i)).collect());
+    let compiled = service.routes.iter().flat_map(|route| &route.matches);
+    let compiled = compiled.filter(|m| matches!(m.path, Some(PathMatch::Regex(_)))).count();
+    assert!(
+        compiled > 0 && compiled <= outrigger_api::pattern::MAX_PATTERNS,
+        "{compiled}"
+    );
+    assert_eq!(service.routes.len(), 100);
+    assert!(never(service.routes[99].matches[0].path.as_ref().unwrap()));
+}
+
 #[test]
 fn matches() {
     let route = proto::Route {

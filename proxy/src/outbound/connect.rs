@@ -91,6 +91,15 @@ pub fn connect_shared(
 /// The endpoint that is this pod itself is reached in memory: a sidecar's own connections are not captured, so a dialled
 /// one would come to the app in ciphertext.
 async fn open(worker: &Rc<Worker>, endpoint: &Endpoint) -> Result<Io, ProxyError> {
+    if let Some(why) = worker.why_no_backend(endpoint.address) {
+        return Err(ProxyError::new(
+            Reason::ConnectFailed,
+            format!(
+                "{} is {why}, which no backend may have: check the EndpointSlices of the Service, and what its externalName resolves to",
+                endpoint.address
+            ),
+        ));
+    }
     if worker.is_own_pod(endpoint.address) {
         let (near, far) = tokio::io::duplex(PIPE_BUFFER);
         let seat = worker.room.enter_own(endpoint.address.ip());

@@ -93,7 +93,9 @@ fn the_first_that_matches_wins() {
         route("prefix", vec![path(PathMatch::Prefix("/a".into()))]),
         route(
             "regex",
-            vec![path(PathMatch::Regex(regex::Regex::new("^(?:/v[0-9]+)$").unwrap()))],
+            vec![path(PathMatch::Regex(
+                outrigger_api::pattern::Budget::default().compile("/v[0-9]+").unwrap(),
+            ))],
         ),
     ]);
     let is = |uri: &str| taken(&service, &get(uri));

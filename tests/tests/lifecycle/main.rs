@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod affinity;
+mod backends;
 mod controller;
 mod endpoints;
 mod hung;

@@ -14,16 +14,16 @@ use tokio::net::{TcpListener, UdpSocket};
 
 use super::{orders_address, service, until};
 
-const NAME: &str = "legacy.test";
+pub(crate) const NAME: &str = "legacy.test";
 
 /// A name server (RFC 1035) that knows the IPv4 addresses of names. Every TTL, and every negative one, is a second.
-struct Names {
-    address: SocketAddr,
+pub(crate) struct Names {
+    pub(crate) address: SocketAddr,
     zone: Arc<Mutex<HashMap<String, Vec<Ipv4Addr>>>>,
 }
 
 impl Names {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();
         let zone = Arc::new(Mutex::new(HashMap::<String, Vec<Ipv4Addr>>::new()));
@@ -38,7 +38,7 @@ impl Names {
         Self { address, zone }
     }
 
-    fn set(&self, addresses: &[Ipv4Addr]) {
+    pub(crate) fn set(&self, addresses: &[Ipv4Addr]) {
         self.zone.lock().unwrap().insert(NAME.to_owned(), addresses.to_vec());
     }
 

@@ -448,6 +448,56 @@ fn a_match_that_cannot_be_read_matches_nothing() {
     );
 }
 
+/// Patterns of the answer, by route.
+fn patterns(service: &proto::Service) -> Vec<(String, usize)> {
+    let is_pattern = |m: &&proto::Match| matches!(m.path.as_ref().and_then(|p| p.kind.as_ref()), Some(Text::Regex(_)));
+    let mut by_route = std::collections::BTreeMap::<String, usize>::new();
+    for route in &service.routes {
+        let name = route.name.rsplit_once('/').unwrap().0.to_owned();
+        *by_route.entry(name).or_default() += route.matches.iter().filter(is_pattern).count();
+    }
+    by_route.into_iter().collect()
+}
+
+/// A route with so many patterns, in rules of 60 matches.
+fn many_patterns(name: &str, created: u8, count: usize) -> String {
+    let matches: Vec<String> = (0..count)
+        .map(|i| format!("{{path: {{type: RegularExpression, value: '/{name}{i}/[a-z]{{1,60}}(foo|bar)+'}}}}"))
+        .collect();
+    let rules: Vec<String> = matches
+        .chunks(60)
+        .map(|some| format!("{{matches: [{}]}}", some.join(", ")))
+        .collect();
+    route(name, &format!("[{}]", rules.join(", "))).replace("2026-01-01", &format!("2026-01-0{created}"))
+}
+
+#[test]
+fn the_patterns_of_a_service_have_a_budget_and_the_oldest_route_has_it_first() {
+    let cluster = cluster();
+    cluster.apply(&many_patterns("hostile", 1, 3_840));
+    let service = cluster.service("10.96.0.1:80");
+    let found = patterns(&service);
+    assert!(found[0].1 > 0 && found[0].1 <= 64, "{found:?}");
+    // All matches are there, so that no rule turns into one that takes everything.
+    assert_eq!(
+        service.routes.iter().map(|route| route.matches.len()).sum::<usize>(),
+        3_840
+    );
+
+    let cluster = self::cluster();
+    cluster.apply(&many_patterns("old", 1, 10));
+    cluster.apply(&many_patterns("older-again", 2, 10));
+    cluster.apply(&many_patterns("new", 3, 50));
+    assert_eq!(
+        patterns(&cluster.service("10.96.0.1:80")),
+        [
+            ("shop/new".to_owned(), 0),
+            ("shop/old".to_owned(), 10),
+            ("shop/older-again".to_owned(), 10)
+        ]
+    );
+}
+
 #[test]
 fn of_equal_names_the_first_counts() {
     let cluster = cluster();

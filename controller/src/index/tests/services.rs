@@ -390,6 +390,7 @@ fn answers_that_nobody_watches_are_dropped() {
 #[test]
 fn external_names_are_backends_by_name() {
     let cluster = Cluster::new();
+    cluster.index.set_external_names_allowed(true);
     cluster.add_service("orders", 1);
     cluster.apply(
         "
@@ -410,6 +411,71 @@ spec:
         panic!("{:?}", service.backends);
     };
     assert_eq!((dns.host.as_str(), dns.port), ("orders.example.com", 443));
+}
+
+#[test]
+fn external_names_are_no_backends_unless_they_are_allowed_nor_what_is_loopback_ever() {
+    for (allowed, name) in [
+        (false, "orders.example.com"),
+        (true, "127.0.0.1"),
+        (true, "169.254.169.254"),
+        (true, "::1"),
+    ] {
+        let cluster = Cluster::new();
+        cluster.index.set_external_names_allowed(allowed);
+        cluster.add_service("orders", 1);
+        cluster.apply(&format!(
+            "
+kind: Service
+metadata: {{namespace: shop, name: lo}}
+spec: {{type: ExternalName, externalName: '{name}'}}
+---
+kind: HTTPRoute
+metadata: {{namespace: shop, name: to-lo}}
+spec:
+  parentRefs: [{{group: '', kind: Service, name: orders}}]
+  rules: [{{backendRefs: [{{name: lo, port: 14190}}]}}]
+"
+        ));
+        let service = cluster.service("10.96.0.1:80");
+        assert_eq!(service.backends.len(), 1, "{name}");
+        assert_eq!(
+            service.routes[0].backends[0].backend,
+            u32::MAX,
+            "{name}: not answered 500"
+        );
+    }
+}
+
+/// What a slice by hand may say that another API server than ours let in.
+#[test]
+fn endpoints_that_mean_each_callers_own_host_are_left_out() {
+    for address in [
+        "127.0.0.1",
+        "169.254.169.254",
+        "0.0.0.0",
+        "224.0.0.1",
+        "::1",
+        "fe80::1",
+        "::ffff:127.0.0.1",
+    ] {
+        let cluster = Cluster::new();
+        cluster.add_service("orders", 1);
+        cluster.apply(&format!(
+            "
+kind: EndpointSlice
+metadata: {{namespace: shop, name: by-hand, labels: {{kubernetes.io/service-name: orders}}}}
+addressType: IPv4
+ports: [{{name: http, port: 14190}}]
+endpoints: [{{addresses: ['{address}']}}]
+"
+        ));
+        assert_eq!(
+            addresses(&cluster.service("10.96.0.1:80").backends[0]),
+            ["10.244.0.1:8080"],
+            "{address}"
+        );
+    }
 }
 
 #[test]

@@ -1,0 +1,206 @@
+//! Patterns of routes: what they may cost, and how they are compiled. Whoever may write a route in a namespace decides what
+//! every caller's sidecar compiles, so there is a budget, and the controller and the sidecars count by the same rule.
+
+use regex_automata::meta;
+use regex_automata::util::syntax;
+use regex_syntax::hir::{Hir, Look};
+
+pub use regex_syntax::escape;
+
+/// Bytes that one compiled pattern may take, and as many again for the cache of its lazy DFA.
+pub const MAX_COMPILED: usize = 256 * 1024;
+/// Patterns of one target: of all rules of all routes that hold for a Service.
+pub const MAX_PATTERNS: usize = 64;
+/// Bytes that the compiled patterns of one target may take together.
+pub const MAX_TOTAL: usize = 2 * 1024 * 1024;
+
+/// A pattern for a whole value.
+#[derive(Clone, Debug)]
+pub struct Pattern(meta::Regex);
+
+/// What the patterns of one target may still take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Budget {
+    patterns: usize,
+    bytes: usize,
+}
+
+/// What patterns cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// How many they are.
+    pub patterns: usize,
+    /// What they take when they are compiled.
+    pub bytes: usize,
+}
+
+/// Why a pattern is not used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PatternError {
+    /// It is no regular expression.
+    #[error("it is not a regular expression that can be used: {0}")]
+    Syntax(String),
+    /// Compiled, it would take more than [`MAX_COMPILED`], or more than is left of [`MAX_TOTAL`].
+    #[error(
+        "compiled, it takes more than {} KiB, or together with the others of its target more than {} KiB",
+        MAX_COMPILED / 1024,
+        MAX_TOTAL / 1024
+    )]
+    TooLarge,
+    /// There are [`MAX_PATTERNS`] of the target already.
+    #[error("a target may have {MAX_PATTERNS} patterns, all routes of a Service together")]
+    TooMany,
+}
+
+impl Pattern {
+    /// Whether all of the text is as the pattern says.
+    pub fn is_match(&self, text: &str) -> bool {
+        self.0.is_match(text)
+    }
+
+    /// What it takes.
+    pub fn cost(&self) -> Cost {
+        Cost {
+            patterns: 1,
+            bytes: self.0.memory_usage(),
+        }
+    }
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self {
+            patterns: MAX_PATTERNS,
+            bytes: MAX_TOTAL,
+        }
+    }
+}
+
+impl Budget {
+    /// Compiles a pattern. What it costs is taken out of the budget, also where it was too large: the work was done.
+    ///
+    /// # Errors
+    /// When it is no pattern, or there is no budget for it.
+    pub fn compile(&mut self, pattern: &str) -> Result<Pattern, PatternError> {
+        self.patterns = self.patterns.checked_sub(1).ok_or(PatternError::TooMany)?;
+        let limit = MAX_COMPILED.min(self.bytes);
+        let compiled = compile(pattern, limit);
+        let bytes = match &compiled {
+            Ok(pattern) => pattern.cost().bytes,
+            Err(PatternError::TooLarge) => limit,
+            Err(_) => 0,
+        };
+        let left = self.bytes.checked_sub(bytes);
+        self.bytes = left.unwrap_or(0);
+        left.ok_or(PatternError::TooLarge)?;
+        compiled
+    }
+
+    /// Takes out what was compiled elsewhere. False: there is no budget for it, and nothing changes.
+    pub fn take(&mut self, cost: Cost) -> bool {
+        match (
+            self.patterns.checked_sub(cost.patterns),
+            self.bytes.checked_sub(cost.bytes),
+        ) {
+            (Some(patterns), Some(bytes)) => {
+                *self = Self { patterns, bytes };
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+impl std::ops::AddAssign for Cost {
+    fn add_assign(&mut self, other: Self) {
+        self.patterns += other.patterns;
+        self.bytes += other.bytes;
+    }
+}
+
+fn compile(pattern: &str, limit: usize) -> Result<Pattern, PatternError> {
+    // By itself, and its ends around it then: "a)|(b" would be valid once it was wrapped as text.
+    let whole = syntax::parse(pattern).map_err(|error| PatternError::Syntax(error.to_string()))?;
+    let whole = Hir::concat(vec![Hir::look(Look::Start), whole, Hir::look(Look::End)]);
+    let config = meta::Config::new()
+        .nfa_size_limit(Some(limit))
+        .hybrid_cache_capacity(MAX_COMPILED)
+        // Only whether it matches is asked: neither is needed, and both take memory.
+        .onepass(false)
+        .dfa(false);
+    match meta::Builder::new().configure(config).build_from_hir(&whole) {
+        Ok(compiled) => Ok(Pattern(compiled)),
+        Err(error) if error.size_limit().is_some() => Err(PatternError::TooLarge),
+        Err(error) => Err(PatternError::Syntax(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::{Budget, Cost, MAX_PATTERNS, MAX_TOTAL, PatternError};
+
+    fn matches(pattern: &str, text: &str) -> bool {
+        Budget::default().compile(pattern).unwrap().is_match(text)
+    }
+
+    #[test]
+    fn a_pattern_is_for_the_whole_value() {
+        assert!(matches("/v[0-9]+|/x", "/v12") && matches("/v[0-9]+|/x", "/x"));
+        assert!(!matches("/v[0-9]+|/x", "/x/") && !matches("/v[0-9]+|/x", "a/x") && !matches("/x", "/x\n"));
+        assert!(matches("", "") && !matches("", "a"));
+        assert!(matches("(?i)/a", "/A") && matches("(?m)a$", "a") && !matches("(?m)a$", "a\nb"));
+        assert!(matches("ü.", "üß"));
+    }
+
+    #[test]
+    fn what_is_no_pattern_by_itself_is_none() {
+        for pattern in ["a)|(b", "(", "[", "a{2", "(?P<x>a)(?P<x>b)", r"\1", "(?=a)"] {
+            let error = Budget::default().compile(pattern).unwrap_err();
+            assert!(
+                matches!(error, PatternError::Syntax(_)) || pattern == "a{2",
+                "{pattern}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn one_that_is_too_large_is_refused() {
+        for pattern in [r"\w{200}", "(?:a{1000}){1000}", r"(?:\pL{100}){100}"] {
+            let error = Budget::default().compile(pattern).unwrap_err();
+            assert_eq!(error, PatternError::TooLarge, "{pattern}");
+        }
+    }
+
+    /// Ten thousand patterns, of whichever size, compile no more than the budget.
+    #[test]
+    fn a_target_has_a_budget() {
+        let small = |i: usize| format!("/a{i}/.*");
+        let large = |i: usize| format!("/a{i}/[a-z]{{1000}}.*");
+        for (pattern, most) in [
+            (&small as &dyn Fn(usize) -> String, MAX_PATTERNS),
+            (&large, MAX_PATTERNS - 1),
+        ] {
+            let mut budget = Budget::default();
+            let mut cost = Cost::default();
+            for i in 0..10_000 {
+                if let Ok(compiled) = budget.compile(&pattern(i)) {
+                    cost += compiled.cost();
+                }
+            }
+            assert!(cost.patterns > 0 && cost.patterns <= most, "{cost:?}");
+            assert!(cost.bytes <= MAX_TOTAL, "{cost:?}");
+            assert_eq!(budget.compile("/x").unwrap_err(), PatternError::TooMany);
+        }
+    }
+
+    #[test]
+    fn what_was_compiled_elsewhere_counts() {
+        let mut budget = Budget::default();
+        let cost = |patterns, bytes| Cost { patterns, bytes };
+        assert!(budget.take(cost(63, MAX_TOTAL - 1)));
+        assert!(!budget.take(cost(2, 0)) && !budget.take(cost(1, 2)));
+        assert!(budget.take(cost(1, 1)));
+        assert!(!budget.take(cost(1, 0)) && budget.take(Cost::default()));
+    }
+}
