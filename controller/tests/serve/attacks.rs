@@ -44,10 +44,11 @@ impl Server {
         tls(Arc::new(config), stream).await
     }
 
+    /// Of a metric; 0 while nothing was counted.
     fn number(&self, metric: &str) -> f64 {
         let text = self.metrics.encode();
         let line = text.lines().find_map(|l| l.strip_prefix(metric)?.strip_prefix(' '));
-        line.unwrap_or_else(|| panic!("no {metric} in {text}")).parse().unwrap()
+        line.map_or(0.0, |number| number.parse().unwrap())
     }
 
     async fn until(&self, what: &str, mut done: impl FnMut(&Self) -> bool) {
@@ -274,6 +275,57 @@ fn watch(address: String) -> Vec<u8> {
 }
 
 const WATCH_TARGET: &str = "/outrigger.discovery.v1.Discovery/WatchTarget";
+
+/// Bytes that this process, client and server, has in memory.
+fn resident() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4096
+}
+
+/// What the budget charges, against what is used: `cargo test -p outrigger-controller --test serve costs -- --ignored --nocapture`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures"]
+async fn costs_of_connections_and_streams() {
+    const CONNECTIONS: u32 = 100;
+    const STREAMS: u32 = 30;
+    let server = start().await;
+    // What is allocated once is no connection's.
+    drop(server.raw(Some(server.svid("shop", "warm")), 1).await.unwrap());
+    let charged = "outrigger_controller_charged_bytes";
+    let (before, mut attack, mut streams) = (resident(), JoinSet::new(), Vec::new());
+    for n in 0..CONNECTIONS {
+        let last = 1 + u8::try_from(n).unwrap();
+        streams.push(server.raw(Some(server.svid("shop", "orders")), last).await.unwrap());
+    }
+    server
+        .until("connections", |s| {
+            s.number(charged) >= f64::from(CONNECTIONS * 64 * 1024)
+        })
+        .await;
+    let connected = resident();
+    for (n, stream) in (0..).zip(streams) {
+        attack.spawn(async move {
+            let invented = |m: u32| watch(format!("{}:80", Ipv4Addr::from(0x0b00_0000 + n * 1000 + m)));
+            flood(stream, &[], WATCH_TARGET, STREAMS, invented).await;
+        });
+    }
+    let open = "outrigger_controller_streams_open{kind=\"target\"}";
+    server
+        .until("streams", |s| s.number(open) >= 0.9 * f64::from(CONNECTIONS * STREAMS))
+        .await;
+    let (streams, end) = (server.number(open), resident());
+    println!(
+        "a connection, both ends: {} bytes",
+        (connected - before) / u64::from(CONNECTIONS)
+    );
+    println!(
+        "a stream: {} bytes of {streams} streams",
+        (end - connected) as f64 / streams
+    );
+    attack.shutdown().await;
+    server.stop().await;
+}
 
 /// One SVID: 24 connections, each with thousands of streams about addresses that do not exist.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
