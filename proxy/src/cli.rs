@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 use crate::app;
 use crate::capture::{self, CaptureConfig};
 use crate::config::Config;
-use crate::room::{Budget, memory_limit};
+use crate::room::Budget;
 use crate::telemetry::logging::LogFilter;
 
 /// The exit code for a configuration that is wrong.
@@ -86,7 +86,7 @@ fn run(file: Option<PathBuf>) -> ExitCode {
         Ok(config) => config,
         Err(errors) => return wrong_configuration(&errors),
     };
-    config.budget = Budget::of(memory_limit());
+    config.budget = Budget::of(outrigger_gate::memory_limit());
     let log = match LogFilter::install(&config.log) {
         Ok(log) => log,
         Err(error) => return wrong_configuration(&[error]),

@@ -10,7 +10,6 @@
 mod accept;
 mod book;
 mod heads;
-mod memory;
 
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
@@ -27,7 +26,6 @@ use book::{Book, Decision};
 
 pub use accept::Arrivals;
 pub use heads::{Heads, Held};
-pub use memory::memory_limit;
 
 /// Memory that a connection is counted with. An idle one takes 11 to 26 KiB (docs/compatibility.md), and one in its
 /// handshake as much, since that is bounded too.
