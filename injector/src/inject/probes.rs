@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::{INIT_CONTAINER, PROXY_CONTAINER};
 
-/// Bytes of all probes together in the environment: Linux takes 128 KiB for one variable.
+/// Bytes of all probes together in the environment, and of all exceptions: Linux takes 128 KiB for one variable.
 const MAX_BYTES: usize = 64 * 1024;
 /// kubelet's own default of `timeoutSeconds`.
 const DEFAULT_TIMEOUT: i32 = 1;
@@ -76,13 +76,13 @@ pub(super) struct Circumstances<'a> {
 /// Says what becomes of each probe and handler.
 pub(super) fn plan(spec: &PodSpec, circumstances: &Circumstances<'_>) -> Plan {
     let mut plan = Plan::default();
-    let mut bytes = 0;
+    let (mut bytes, mut bytes_let_in) = (0, 0);
     for site in sites(spec) {
         if let Some(known) = site.asked_by(circumstances.asked)
-            && !plan.has(known)
+            && !plan.has(&known)
         {
-            plan.asked.push(known.clone());
-            bytes += size(known);
+            bytes += size(&known);
+            plan.asked.push(known);
             continue;
         }
         let why = match site.probe(circumstances.key) {
@@ -104,7 +104,13 @@ pub(super) fn plan(spec: &PodSpec, circumstances: &Circumstances<'_>) -> Plan {
         if let Some(why) = why {
             plan.left
                 .push(format!("{} of container {}: {why}", site.field, site.container.name));
-            plan.let_in.extend(site.let_in());
+            // What does not fit is refused: a sidecar whose environment is too large would not start.
+            if let Some(exception) = site.let_in()
+                && bytes_let_in + size(&exception) <= MAX_BYTES
+            {
+                bytes_let_in += size(&exception);
+                plan.let_in.insert(exception);
+            }
         }
     }
     plan
@@ -137,8 +143,8 @@ impl Plan {
     }
 }
 
-fn size(probe: &AppProbe) -> usize {
-    json!(probe).to_string().len()
+fn size(entry: &impl Serialize) -> usize {
+    json!(entry).to_string().len()
 }
 
 /// One probe or lifecycle handler of a container.
@@ -246,7 +252,7 @@ impl Site<'_> {
             container: name.clone(),
             kind: self.kind,
             port,
-            timeout: self.timeout.and_then(|seconds| u32::try_from(seconds).ok()),
+            timeout: self.seconds(),
             key: self.kind.is_handler().then(|| key.to_owned()),
             ask: match self.action {
                 Action::Http(http) => Ask::Http(http_get(http).ok_or(None)?),
@@ -254,6 +260,10 @@ impl Site<'_> {
                 Action::Grpc(grpc) => Ask::Grpc(grpc.service.clone().unwrap_or_default()),
             },
         })
+    }
+
+    fn seconds(&self) -> Option<u32> {
+        self.timeout.and_then(|seconds| u32::try_from(seconds).ok())
     }
 
     /// Another host than the pod.
@@ -305,12 +315,18 @@ impl Site<'_> {
         }
     }
 
-    fn asked_by<'a>(&self, asked: &'a [AppProbe]) -> Option<&'a AppProbe> {
+    /// What the sidecar asks for it already, with the time that kubelet waits now: that stands in the pod's own fields, where
+    /// another webhook, or a person after `outrigger inject`, may have changed it.
+    fn asked_by(&self, asked: &[AppProbe]) -> Option<AppProbe> {
         let at = self.points_at_sidecar()?;
         let mut own = asked
             .iter()
             .filter(|p| p.kind == self.kind && p.container == self.container.name);
-        own.find(|probe| path(&probe.container, probe.kind) == at)
+        let known = own.find(|probe| path(&probe.container, probe.kind) == at)?;
+        Some(AppProbe {
+            timeout: self.seconds(),
+            ..known.clone()
+        })
     }
 
     fn rewrite(&self, probe: &AppProbe) -> Rewrite {

@@ -123,6 +123,23 @@ fn a_probe_that_another_webhook_replaces_is_asked_as_it_is_then() {
     );
 }
 
+/// The sidecar must not give up before kubelet does.
+#[test]
+fn a_time_that_is_changed_later_is_the_sidecars_too() {
+    let mut pod = injected(json!([{
+        "name": "app",
+        "livenessProbe": {"tcpSocket": {"port": 8080}},
+        "readinessProbe": {"httpGet": {"port": 8080}, "timeoutSeconds": 3},
+        "lifecycle": {"preStop": {"httpGet": {"port": 8080}}},
+    }]));
+    let times = |pod: &Value| asked(pod).iter().map(|p| p.timeout).collect::<Vec<_>>();
+    assert_eq!(times(&pod), [Some(3), Some(1), None]);
+    pod["spec"]["containers"][0]["livenessProbe"]["timeoutSeconds"] = json!(30);
+    assert!(review(&mut pod, "second").unwrap());
+    assert_eq!(times(&pod), [Some(3), Some(30), None]);
+    assert!(!review(&mut pod, "third").unwrap());
+}
+
 #[test]
 fn what_another_webhook_adds_may_not_be_the_sidecars() {
     for (added, why) in [
@@ -196,4 +213,27 @@ fn what_does_not_fit_into_the_environment_keeps_its_exception() {
         pod["spec"]["containers"][3]["readinessProbe"]["httpGet"]["path"],
         "/readyz"
     );
+}
+
+/// Linux starts no program with a variable of more than 128 KiB.
+#[test]
+fn exceptions_leave_room_for_the_sidecar_to_start() {
+    let long = |letter: &str| json!({"httpGet": {"port": 8080, "path": format!("/{}", letter.repeat(60_000))}});
+    let mut pod = json!({
+        "metadata": {"name": "app", "annotations": {"outrigger.dev/rewrite-probes": "false"}},
+        "spec": {"containers": [
+            {"name": "a", "livenessProbe": long("a"), "readinessProbe": long("b"), "startupProbe": long("c")},
+            {"name": "b", "livenessProbe": {"tcpSocket": {"port": 8081}}},
+        ]},
+    });
+    assert!(review(&mut pod, "first").unwrap());
+    let ports: Vec<_> = let_in(&pod)
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|e| e["port"].clone())
+        .collect();
+    assert_eq!(ports, [json!(8080), json!(8081)]);
+    assert!(variable(&pod, "OUTRIGGER_PROBES").len() < 70_000);
+    assert!(!review(&mut pod, "second").unwrap());
 }
