@@ -48,10 +48,12 @@ const CONNECTIONS: Limits = Limits {
     grace: Duration::from_secs(1),
 };
 /// The webhook configuration gives 10 seconds in all: a third for handshake, head and body, the rest for the answer.
+/// kube-apiserver closes a connection after 90 idle seconds (Go's `http.DefaultTransport`), and does so first: a review that it
+/// sends on one that is just being closed here is lost, and the pod with it. A CronJob of every minute would meet 60 s often.
 const TIMES: Times = Times {
     input: Duration::from_secs(3),
     work: Duration::from_secs(9),
-    idle: Duration::from_secs(60),
+    idle: Duration::from_secs(120),
 };
 /// Reviews, by the address that they came from.
 const REVIEWS: Room = Room {

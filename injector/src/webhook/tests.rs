@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::sync::CancellationToken;
 
-use super::{MAX_BODY, Namespaces, Webhook};
+use super::{CONNECTIONS, MAX_BODY, Namespaces, TIMES, Webhook};
 use crate::certs::{Material, Plan, Profile, Serving, plan};
 use crate::inject::NamespaceMeta;
 use crate::metrics::Metrics;
@@ -200,6 +200,23 @@ async fn reviews_are_answered() {
         "{message}"
     );
     server.end().await;
+}
+
+/// Nobody but kube-apiserver closes its connection, or a review would be lost on the way (90 s: Go's IdleConnTimeout).
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_lasts_longer_than_kube_apiserver_keeps_it() {
+    let gate = outrigger_gate::Gate::new(CONNECTIONS);
+    let work = outrigger_gate::Work::begin(gate.enter([10, 0, 0, 1].into()).await, TIMES);
+    let (mut client, server) = tokio::io::duplex(64);
+    let mut server = work.guard(server);
+    drop(work.complete());
+    server.write_all(b"answer").await.unwrap();
+    server.flush().await.unwrap();
+    let mut byte = [0];
+    let kept = tokio::time::timeout(Duration::from_secs(95), server.read(&mut byte)).await;
+    assert!(kept.is_err(), "{kept:?}");
+    client.write_all(b"P").await.unwrap();
+    assert_eq!(server.read(&mut byte).await.unwrap(), 1);
 }
 
 #[tokio::test]
