@@ -21,7 +21,7 @@ enum Owner<'a> {
     Pod(&'a ObjectName, &'a Pod),
     /// No pod of this cluster has the address.
     Nobody,
-    /// The pod is not known yet, or gone already, or the address goes from one pod to another just now.
+    /// The pod is not known yet, or has ended, or the address goes from one pod to another just now.
     Unknown,
 }
 
@@ -130,6 +130,10 @@ fn owner<'a>(store: &'a Store, deps: &mut Deps, endpoint: &SliceEndpoint) -> Own
     let Some((name, pod)) = store.pods.get_key_value(name) else {
         return Owner::Unknown;
     };
+    // Nothing of it answers any more, its sidecar neither: whoever gets the address next would be called in plaintext.
+    if pod.ended {
+        return Owner::Unknown;
+    }
     if pod.ips.contains(&address) {
         return Owner::Pod(name, pod);
     }

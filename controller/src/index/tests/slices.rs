@@ -171,6 +171,12 @@ fn whose_an_endpoint_is() {
             "",
         ),
         (
+            "it has ended, and the slice does not say so yet",
+            named,
+            &[in_mesh("a", "10.244.0.1"), ended.to_owned()],
+            "",
+        ),
+        (
             "another one outside has the address",
             named,
             &[outside("a", "10.244.9.9"), outside("b", "10.244.0.1")],
