@@ -26,7 +26,7 @@ struct Arguments {
     /// The trust domain of all SVIDs.
     #[arg(long, env = "OUTRIGGER_TRUST_DOMAIN", default_value = "cluster.local")]
     trust_domain: String,
-    /// The Secret with the CA (kubernetes.io/tls; ca.crt for the roots). It is made where it is absent.
+    /// The Secret with the CA (tls.crt, tls.key; ca.crt for the roots). It has to be there; where it is empty, it is filled.
     #[arg(long, env = "OUTRIGGER_CA_SECRET", default_value = "outrigger-ca")]
     ca_secret: String,
     /// Where sidecars connect to.

@@ -183,10 +183,7 @@ impl CaSecret {
             })?))
         };
         let (Some(certificates), Some(key)) = (field("tls.crt")?, field("tls.key")?) else {
-            bail!(
-                "the Secret {} needs tls.crt and tls.key (type kubernetes.io/tls)",
-                self.name
-            );
+            bail!("the Secret {} needs tls.crt and tls.key", self.name);
         };
         let pem = CaPem {
             certificates,

@@ -2,6 +2,7 @@
 //! tests/run brings it up (`tests/cluster/up --control-plane`) and runs these one after the other.
 #![allow(clippy::unwrap_used)]
 
+mod chart;
 mod controller;
 mod golden;
 mod injector;

@@ -1,0 +1,73 @@
+//! What the chart renders where there is something already: an earlier release, or Secrets of the user's.
+
+use anyhow::{Context, Result, ensure};
+use outrigger_tests::cluster::{INSTALL_NAMESPACE, repository};
+use outrigger_tests::kube::Kubectl;
+use serde_json::{Value, json};
+
+/// The objects of `helm template` with these arguments.
+async fn rendered(arguments: &[&str]) -> Result<Vec<Value>> {
+    let chart = repository().join("charts/outrigger");
+    let chart = chart.to_str().context("the path is not UTF-8")?;
+    let helm = Kubectl::from_env()?.namespace(INSTALL_NAMESPACE);
+    let text = helm
+        .helm([&["template", "outrigger", chart], arguments].concat())
+        .await?;
+    let documents = text.split("\n---");
+    documents
+        .map(|document| serde_saphyr::from_str(document).with_context(|| document.to_owned()))
+        .collect()
+}
+
+/// The environment of the controller that is said in plain words.
+fn controllers_environment(objects: &[Value]) -> Option<Value> {
+    let mut objects = objects.iter();
+    let controller = objects.find(|o| o["kind"] == "Deployment" && o["metadata"]["name"] == "outrigger-controller")?;
+    let variables = controller
+        .pointer("/spec/template/spec/containers/0/env")?
+        .as_array()?
+        .iter();
+    let plain = variables.filter_map(|v| Some((v["name"].as_str()?.to_owned(), v.get("value")?.clone())));
+    Some(Value::Object(plain.collect()))
+}
+
+/// `helm upgrade --reuse-values` takes the values of the release before, which lack what came later, in the place of the chart's.
+#[tokio::test]
+#[ignore = "needs helm"]
+async fn values_of_the_release_before_render_and_mean_the_defaults() -> Result<()> {
+    let mut defaults = controllers_environment(&rendered(&[]).await?).context("no controller")?;
+    let before = ["--set", "identity=null,routes=null,clusterNetworks=null"];
+    let reused = controllers_environment(&rendered(&before).await?).context("no controller")?;
+    // The controller itself has the same default. An empty list would mean something else.
+    let networks = defaults["OUTRIGGER_CLUSTER_NETWORKS"].take();
+    ensure!(
+        networks
+            .as_str()
+            .is_some_and(|networks| networks.contains("10.0.0.0/8"))
+    );
+    defaults.as_object_mut().map(|d| d.remove("OUTRIGGER_CLUSTER_NETWORKS"));
+    ensure!(reused == defaults, "{reused:#} is not {defaults:#}");
+
+    let none = ["--set-json", "clusterNetworks=[]"];
+    let none = controllers_environment(&rendered(&none).await?).context("no controller")?;
+    ensure!(none["OUTRIGGER_CLUSTER_NETWORKS"] == "", "{none:#}");
+    Ok(())
+}
+
+/// Those that earlier controllers and injectors made, and those of `kubectl create secret tls`, are of the type
+/// kubernetes.io/tls. A type cannot be changed: with another one in the manifest, whoever applies it (`kubectl apply`, Argo CD,
+/// which cannot look for what is there) would fail.
+#[tokio::test]
+#[ignore = "needs helm"]
+async fn secrets_are_of_whatever_type_they_are_and_hold_what_they_hold() -> Result<()> {
+    let objects = rendered(&[]).await?;
+    let secrets: Vec<_> = objects.iter().filter(|object| object["kind"] == "Secret").collect();
+    ensure!(secrets.len() == 2, "{secrets:?}");
+    for secret in secrets {
+        for field in ["type", "data", "stringData", "immutable"] {
+            ensure!(secret.get(field).is_none(), "{secret:#} says {field}");
+        }
+        ensure!(secret["metadata"]["annotations"] == json!({"helm.sh/resource-policy": "keep"}));
+    }
+    Ok(())
+}
