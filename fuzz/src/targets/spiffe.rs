@@ -6,14 +6,15 @@ use outrigger_api::spiffe::SpiffeId;
 use regex::Regex;
 
 static FORM: LazyLock<Regex> = LazyLock::new(|| {
-    let form = r"^spiffe://([a-z0-9._-]{1,255})/ns/([a-z0-9.-]{1,253})/sa/([a-z0-9.-]{1,253})$";
+    let form = r"^spiffe://([a-z0-9._-]{1,255})/ns/([a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)/sa/([a-z0-9.-]{1,253})$";
     Regex::new(form).expect("a pattern")
 });
 
 /// Any text.
 pub fn run(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
-    let captures = FORM.captures(&text);
+    // No segment of a path is relative.
+    let captures = FORM.captures(&text).filter(|c| !matches!(&c[3], "." | ".."));
     match text.parse::<SpiffeId>() {
         Ok(id) => {
             let parts = captures.map(|c| [1, 2, 3].map(|i| c[i].to_owned()));
