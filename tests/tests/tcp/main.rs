@@ -45,7 +45,13 @@ async fn pair(authority: &Authority, app: SocketAddr, protocol: &str, mtls: Mtls
     };
     let orders = orders.start_with(authority, |config| config.mtls = mtls).await;
     let web = Sidecar::new("web")
-        .calls("orders", protocol, &[(orders.inbound[0], Some(id("orders")))], "{}")
+        // On a busy machine a handshake takes its time, and no test here is about a second attempt.
+        .calls(
+            "orders",
+            protocol,
+            &[(orders.inbound[0], Some(id("orders")))],
+            "{timeouts: {connect: 10s}}",
+        )
         .start(authority)
         .await;
     Pair {
