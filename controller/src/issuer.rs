@@ -167,7 +167,7 @@ impl<A: Authenticator> Identity for Issuer<A> {
             }
             Err((result, status)) => {
                 self.metrics.issued(result);
-                self.refusals.note(&status, caller);
+                self.refusals.note("refused to issue an SVID", &status, caller);
                 if status.code() == Code::Unauthenticated {
                     tokio::time::sleep(REFUSAL_DELAY).await;
                 }

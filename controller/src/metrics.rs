@@ -104,6 +104,7 @@ pub struct Metrics {
     strangers: Gauge,
     displaced: Gauge,
     charged: Gauge,
+    over_budget: Gauge,
     outside_networks: Family<Label, Gauge>,
     networks_refuted: Gauge,
 }
@@ -202,6 +203,13 @@ impl Default for Metrics {
             "Memory that is charged to peers with an SVID",
             charged.clone(),
         );
+        let over_budget = Gauge::default();
+        registry.register(
+            "controller_over_budget",
+            "Connections, streams, messages and requests that were refused because their pod or namespace holds as much as it may, \
+             since the start",
+            over_budget.clone(),
+        );
         Self {
             gate: OnceLock::new(),
             budget: OnceLock::new(),
@@ -209,6 +217,7 @@ impl Default for Metrics {
             strangers,
             displaced,
             charged,
+            over_budget,
             registry,
             issued,
             streams,
@@ -235,6 +244,7 @@ impl Metrics {
         }
         if let Some(budget) = self.budget.get() {
             self.charged.set(number(budget.used()));
+            self.over_budget.set(number(budget.refused()));
         }
         let mut text = String::new();
         // Writing to a String does not fail.

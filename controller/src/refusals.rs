@@ -10,7 +10,7 @@ use tonic::Status;
 /// Between two lines.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Logs refused requests for an SVID.
+/// Logs refusals of one kind.
 #[derive(Debug, Default)]
 pub(crate) struct Refusals(Mutex<State>);
 
@@ -22,15 +22,15 @@ struct State {
 }
 
 impl Refusals {
-    /// Logs it, or counts it for the next line.
-    pub(crate) fn note(&self, status: &Status, caller: IpAddr) {
+    /// Logs it as `what`, or counts it for the next line.
+    pub(crate) fn note(&self, what: &'static str, status: &Status, caller: IpAddr) {
         if let Some(more) = self.0.lock().note(Instant::now()) {
             tracing::warn!(
                 code = ?status.code(),
                 reason = status.message(),
                 %caller,
                 more,
-                "refused to issue an SVID"
+                "{what}"
             );
         }
     }

@@ -35,6 +35,7 @@ use tonic::{Request, Status};
 use crate::ca::{self, Ca};
 use crate::discovery::{Discover, DiscoveryService};
 use crate::metrics::{CertificateKind, Metrics};
+use crate::refusals::Refusals;
 use crate::share::{self, Held, Share, Tenant};
 
 /// Connections of peers that have shown no SVID, handshakes among them.
@@ -157,6 +158,7 @@ pub async fn serve_within(
         trust_domain,
         budget: Budget::new(budget),
         metrics: metrics.clone(),
+        refusals: Refusals::default(),
         strangers,
         members,
     });
@@ -222,6 +224,7 @@ struct Entrance {
     trust_domain: String,
     budget: Arc<Budget<Tenant>>,
     metrics: Arc<Metrics>,
+    refusals: Refusals,
     strangers: mpsc::Sender<Connection<Guarded<TlsStream<TcpStream>>>>,
     members: mpsc::Sender<Connection<TlsStream<TcpStream>>>,
 }
@@ -274,7 +277,12 @@ impl Entrance {
             }
             Some(id) => {
                 let share = Share::new(&self.budget, &id, address.ip());
-                let held = share.charge(share::CONNECTION).map_err(io::Error::other)?;
+                let held = share.charge(share::CONNECTION).map_err(|status| {
+                    // The peer itself learns no more than that the connection ends.
+                    self.refusals
+                        .note("refused a connection", &status, address.ip().to_canonical());
+                    io::Error::other(status)
+                })?;
                 let peer = Peer {
                     address,
                     identity: Some(id),

@@ -19,6 +19,7 @@ pub struct Budget<K> {
 struct Used<K> {
     all: u64,
     by: HashMap<K, u64>,
+    refused: u64,
 }
 
 /// One of those who answer for a charge.
@@ -40,6 +41,7 @@ impl<K: Clone + Eq + Hash> Budget<K> {
         let used = Mutex::new(Used {
             all: 0,
             by: HashMap::new(),
+            refused: 0,
         });
         Arc::new(Self { total, used })
     }
@@ -57,6 +59,7 @@ impl<K: Clone + Eq + Hash> Budget<K> {
         });
         // Without a holder, what is free is all that counts.
         if !fits || bytes > free {
+            used.refused += 1;
             return Err(OverBudget);
         }
         used.all += bytes;
@@ -74,6 +77,11 @@ impl<K: Clone + Eq + Hash> Budget<K> {
     /// Bytes that are charged.
     pub fn used(&self) -> u64 {
         self.used.lock().all
+    }
+
+    /// Charges that were refused, since the start.
+    pub fn refused(&self) -> u64 {
+        self.used.lock().refused
     }
 
     /// Bytes that there are.
@@ -128,7 +136,7 @@ mod tests {
         drop(first);
         assert!(budget.charge(&holders(&[("b", 1)]), 1).is_ok());
         drop(second);
-        assert_eq!(budget.used(), 0);
+        assert_eq!((budget.used(), budget.refused()), (0, 2));
         assert!(budget.used.lock().by.is_empty());
     }
 

@@ -346,6 +346,7 @@ async fn streams_of_one_pod_leave_the_memory_to_others() {
         .until("the attack is at its bound", |s| s.number(charged) > 0.98 * fifth)
         .await;
     assert!(server.number(charged) <= fifth, "{}", server.number(charged));
+    assert!(server.number("outrigger_controller_over_budget") > 0.0);
     let open = server.number("outrigger_controller_streams_open{kind=\"target\"}");
     println!(
         "24 connections of {streams} streams: {open} are open, {} bytes charged",
