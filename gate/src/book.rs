@@ -27,6 +27,8 @@ pub enum State {
     Reading,
     /// Its request is whole and is being worked on. It is never closed for another.
     Busy,
+    /// Its request is whole, and waits for something that may take long. It is closed for another where nothing else can be.
+    Waiting,
     /// It has brought whole requests, and has nothing to do now.
     Idle,
 }
@@ -77,19 +79,18 @@ impl Book {
     /// What becomes of one more connection from `address`.
     ///
     /// At a bound the oldest connection goes of the address that has most: incomplete ones at the bound of those; at the
-    /// bound of all, incomplete and idle ones, and only where there are none, those that are reading.
+    /// bound of all, whatever does not work, of an address first what is incomplete or idle. What others do decides first,
+    /// or somebody whose connections all wait would have the new ones of everybody else closed.
     pub fn decide(&self, address: IpAddr, now: Instant) -> Decision {
-        use State::{Idle, Incomplete, Reading};
-        let candidates: &[&[State]] = if self.incomplete >= self.limits.incomplete {
+        use State::{Idle, Incomplete, Reading, Waiting};
+        let closable: &[&[State]] = if self.incomplete >= self.limits.incomplete {
             &[&[Incomplete]]
         } else if self.connections.len() >= self.limits.total {
-            &[&[Incomplete, Idle], &[Reading]]
+            &[&[Incomplete, Idle], &[Reading, Waiting]]
         } else {
             return Decision::Admit;
         };
-        candidates
-            .iter()
-            .find_map(|states| self.oldest_of_most(states, address, now))
+        self.oldest_of_most(closable, address, now)
             .unwrap_or(Decision::Wait(None))
     }
 
@@ -141,34 +142,37 @@ impl Book {
         self.incomplete
     }
 
-    /// None where no connection is in one of the states.
-    fn oldest_of_most(&self, states: &[State], newcomer: IpAddr, now: Instant) -> Option<Decision> {
-        let mut by_address: HashMap<IpAddr, (usize, Instant, Id)> = HashMap::new();
-        for (&id, c) in self.connections.iter().filter(|(_, c)| states.contains(&c.state)) {
-            let (count, since, oldest) = by_address.entry(c.address).or_insert((0, c.since, id));
+    /// None where no connection is in one of the states. Of an address those in the first list of them go first.
+    fn oldest_of_most(&self, closable: &[&[State]], newcomer: IpAddr, now: Instant) -> Option<Decision> {
+        let mut by_address: HashMap<IpAddr, (usize, Next)> = HashMap::new();
+        for (&id, c) in &self.connections {
+            let Some(rank) = closable.iter().position(|states| states.contains(&c.state)) else {
+                continue;
+            };
+            let candidate = (rank, c.since, id);
+            let (count, next) = by_address.entry(c.address).or_insert((0, candidate));
             *count += 1;
-            if c.since < *since {
-                (*since, *oldest) = (c.since, id);
-            }
+            *next = candidate.min(*next);
         }
         // The newcomer's own address counts with the newcomer. Among equals the oldest connection goes.
-        let own = by_address.get(&newcomer).map_or(0, |(count, ..)| *count);
+        let own = by_address.get(&newcomer).map_or(0, |(count, _)| *count);
         let weight = |address: &IpAddr, count: usize| count + usize::from(*address == newcomer);
-        let (count, since, oldest) = by_address
+        let (count, (_, since, id)) = by_address
             .iter()
-            .max_by(|(a, (n, t, i)), (b, (m, u, j))| {
-                weight(a, *n).cmp(&weight(b, *m)).then_with(|| (u, j).cmp(&(t, i)))
-            })
+            .max_by(|(a, (n, next)), (b, (m, other))| weight(a, *n).cmp(&weight(b, *m)).then_with(|| other.cmp(next)))
             .map(|(_, found)| *found)?;
         let all_have_one = count == 1 && own == 0;
         let end_of_grace = since + self.limits.grace;
         Some(if all_have_one && now < end_of_grace {
             Decision::Wait(Some(end_of_grace))
         } else {
-            Decision::Close(oldest)
+            Decision::Close(id)
         })
     }
 }
+
+/// The next one of an address that may be closed: how gladly, since when it is as it is, and its name.
+type Next = (usize, Instant, Id);
 
 #[cfg(test)]
 mod tests {
@@ -261,6 +265,23 @@ mod tests {
         assert_eq!(book.decide(ip(3), now + SECOND), Decision::Close(ids[1]));
         book.set(more[2], State::Idle, now);
         assert_eq!(book.decide(ip(3), now + SECOND), Decision::Close(more[2]));
+    }
+
+    #[test]
+    fn what_waits_is_closed_for_others_and_of_an_address_it_goes_last() {
+        let (mut book, ids, now) = book(&[2, 2, 2]);
+        ids.iter().for_each(|&id| book.set(id, State::Waiting, now));
+        let own = book.enter(ip(2), now);
+        let others: Vec<Id> = (0..2).map(|_| book.enter(ip(3), now)).collect();
+        // Not the new ones of those who have less, although they are incomplete.
+        assert_eq!(book.decide(ip(3), now), Decision::Close(own));
+        book.leave(own);
+        book.enter(ip(4), now);
+        assert_eq!(book.decide(ip(4), now), Decision::Close(ids[0]));
+        // Among equals what is incomplete goes, and the newcomer's own.
+        assert_eq!(book.decide(ip(3), now), Decision::Close(others[0]));
+        others.iter().for_each(|&id| book.set(id, State::Busy, now));
+        assert_eq!(book.decide(ip(3), now), Decision::Close(ids[0]));
     }
 
     #[test]

@@ -56,8 +56,6 @@ struct Phase {
     until: Instant,
     /// Requests that are worked on: HTTP/2 has several.
     working: usize,
-    /// Whether a request was whole before.
-    proven: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +74,6 @@ impl Work {
             now: Now::Input,
             until: Instant::now() + times.input,
             working: 0,
-            proven: false,
         };
         Self(Arc::new(Shared {
             place,
@@ -117,11 +114,20 @@ impl Work {
     /// The same, where the answer may take another time than [`Times::work`]. To be written it has that one at most.
     #[must_use]
     pub fn complete_within(&self, time: Duration) -> Working {
+        self.work_within(time, State::Busy)
+    }
+
+    /// The same for a request that anybody may make and that may take long: where all others are busy too, the connection is
+    /// closed for another. Only for connections that carry one request at a time.
+    #[must_use]
+    pub fn wait_within(&self, time: Duration) -> Working {
+        self.work_within(time, State::Waiting)
+    }
+
+    fn work_within(&self, time: Duration, state: State) -> Working {
         let mut phase = self.0.phase.lock();
         phase.working += 1;
-        phase.proven = true;
-        self.enter(&mut phase, Now::Working);
-        phase.until = Instant::now() + time;
+        self.enter(&mut phase, Now::Working, time, state);
         Working(self.clone())
     }
 
@@ -143,7 +149,8 @@ impl Work {
     fn read(&self) {
         let mut phase = self.0.phase.lock();
         if matches!(phase.now, Now::Idle | Now::Answered) {
-            self.enter(&mut phase, Now::Input);
+            // It has brought a whole request before.
+            self.enter(&mut phase, Now::Input, self.0.times.input, State::Reading);
         }
     }
 
@@ -151,18 +158,11 @@ impl Work {
     fn written(&self) {
         let mut phase = self.0.phase.lock();
         if phase.now == Now::Answered {
-            self.enter(&mut phase, Now::Idle);
+            self.enter(&mut phase, Now::Idle, self.0.times.idle, State::Idle);
         }
     }
 
-    fn enter(&self, phase: &mut Phase, now: Now) {
-        let times = &self.0.times;
-        let (time, state) = match now {
-            Now::Input if phase.proven => (times.input, State::Reading),
-            Now::Input => (times.input, State::Incomplete),
-            Now::Working | Now::Answered => (times.work, State::Busy),
-            Now::Idle => (times.idle, State::Idle),
-        };
+    fn enter(&self, phase: &mut Phase, now: Now, time: Duration, state: State) {
         phase.now = now;
         phase.until = Instant::now() + time;
         self.0.place.set(state);

@@ -3,7 +3,7 @@
 //! loopback; a call that changes something has a header that no request has which somebody made a sidecar forward.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,14 +15,13 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use outrigger_api::ports::ADMIN_HEADER;
-use outrigger_gate::{Gate, Limits, Times, Work, accept};
+use outrigger_gate::{Budget, Charge, Gate, Holder, Limits, Times, Work, accept};
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::probe::{Answer, AppProbes};
+use crate::probe::{Answer, AppProbes, Time};
 use crate::telemetry::Telemetry;
 use crate::telemetry::logging::LogFilter;
 
@@ -40,8 +39,9 @@ const TIMES: Times = Times {
     idle: Duration::from_secs(1),
 };
 /// Long answers at a time: who asks for one and does not read it holds a connection for a while, and must leave room for
-/// probes, whose answers are short.
-const LONG_ANSWERS: usize = 16;
+/// probes, whose answers are short. One address has at most as many as are left ([`Budget`]), so eight of these: a pod that
+/// reads none of them does not keep Prometheus out.
+const LONG_ANSWERS: u64 = 16;
 /// What is read of a body: a filter or a word.
 const MAX_BODY: usize = 4096;
 
@@ -73,12 +73,12 @@ pub struct AdminState {
 pub async fn serve(listener: TcpListener, state: AdminState) {
     let state = Arc::new(state);
     let gate = Gate::new(CONNECTIONS);
-    let long_answers = Arc::new(Semaphore::new(LONG_ANSWERS));
+    let long_answers = Budget::new(LONG_ANSWERS);
     let mut connections = JoinSet::new();
-    let begin = |stream, peer, work| {
+    let begin = |stream, peer: SocketAddr, work| {
         while connections.try_join_next().is_some() {}
         let client = Client {
-            peer,
+            address: peer.ip().to_canonical(),
             work,
             long_answers: Arc::clone(&long_answers),
             long_answer: Mutex::default(),
@@ -90,24 +90,26 @@ pub async fn serve(listener: TcpListener, state: AdminState) {
 
 /// Who has a connection.
 struct Client {
-    peer: SocketAddr,
+    address: IpAddr,
     work: Work,
-    long_answers: Arc<Semaphore>,
+    long_answers: Arc<Budget<IpAddr>>,
     /// Kept until the connection ends: then the answer is written, or nobody wants it.
-    long_answer: Mutex<Option<OwnedSemaphorePermit>>,
+    long_answer: Mutex<Option<Charge<IpAddr>>>,
 }
 
 async fn connection(stream: TcpStream, client: Client, state: Arc<AdminState>) {
     let client = Arc::new(client);
-    let peer = client.peer;
+    let address = client.address;
     let stream = client.work.guard(stream);
     let service = service_fn(move |request: Request<Incoming>| {
         let (state, client) = (Arc::clone(&state), Arc::clone(&client));
         async move {
             let path = request.uri().path();
-            let _working = match path.starts_with(PROBES) {
-                true => client.work.complete_within(state.probes.time(path) + TIMES.work),
-                false => client.work.complete(),
+            let _working = match state.probes.time(path) {
+                // kubelet's alone.
+                Some(Time::Handler(time)) => client.work.complete_within(time + TIMES.work),
+                Some(Time::Probe(time)) => client.work.wait_within(time + TIMES.work),
+                None => client.work.complete(),
             };
             respond(request, &client, &state).await
         }
@@ -117,14 +119,14 @@ async fn connection(stream: TcpStream, client: Client, state: Arc<AdminState>) {
         .max_buf_size(16 * 1024)
         .serve_connection(TokioIo::new(stream), service);
     if let Err(error) = served.await {
-        tracing::debug!(%error, %peer, "a connection to the admin port ended");
+        tracing::debug!(%error, %address, "a connection to the admin port ended");
     }
 }
 
 /// An error closes the connection without an answer.
 async fn respond(request: Request<Incoming>, client: &Client, state: &AdminState) -> io::Result<Response<Full<Bytes>>> {
     let path = request.uri().path().to_owned();
-    let from = client.peer.ip().to_canonical();
+    let from = client.address;
     let Some((allowed, reach)) = page(&path) else {
         return Ok(text(StatusCode::NOT_FOUND, "not found\n"));
     };
@@ -140,7 +142,7 @@ async fn respond(request: Request<Incoming>, client: &Client, state: &AdminState
     }
     if matches!(method, Method::GET | Method::HEAD) {
         if matches!(path.as_str(), "/metrics" | "/config") && !client.takes_long_answer() {
-            let words = format!("{LONG_ANSWERS} others are reading what is here; ask again\n");
+            let words = "too many read what is here, from this address or in all; ask again\n";
             return Ok(text(StatusCode::SERVICE_UNAVAILABLE, words));
         }
         return Ok(show(&path, state));
@@ -156,9 +158,13 @@ async fn respond(request: Request<Incoming>, client: &Client, state: &AdminState
 
 impl Client {
     fn takes_long_answer(&self) -> bool {
-        let permit = Arc::clone(&self.long_answers).try_acquire_owned().ok();
-        let taken = permit.is_some();
-        *self.long_answer.lock() = permit;
+        let holder = Holder {
+            key: self.address,
+            divisor: 1,
+        };
+        let charge = self.long_answers.charge(&[holder].into(), 1).ok();
+        let taken = charge.is_some();
+        *self.long_answer.lock() = charge;
         taken
     }
 }

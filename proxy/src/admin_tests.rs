@@ -188,9 +188,14 @@ async fn the_apps_probes() {
 
 /// A connection of somebody else.
 async fn stranger(admin: &Admin, says: &str) -> TcpStream {
+    stranger_at(admin, 2, says).await
+}
+
+/// The same of one of several.
+async fn stranger_at(admin: &Admin, last: u8, says: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
-    socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    socket.bind(SocketAddr::from(([127, 0, 0, last], 0))).unwrap();
     let mut stream = socket.connect(admin.address).await.unwrap();
     // It may have been closed for another.
     let _ = stream.write_all(says.as_bytes()).await;
@@ -235,8 +240,12 @@ async fn answers_that_nobody_reads_keep_nobody_out() {
         deaf.push(stranger(&admin, "GET /config HTTP/1.1\r\nHost: x\r\n\r\n").await);
     }
     kubelet_is_answered(&admin).await;
-    let (status, answer) = admin.ask("GET /config", "").await;
-    assert!(status == 503 && answer.contains("ask again"), "{answer}");
+    // One address does not have all of them.
+    assert_eq!(admin.ask("GET /metrics", "").await.0, 200);
+    let mut refused = stranger(&admin, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    let mut answer = String::new();
+    refused.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.contains(" 503 ") && answer.contains("ask again"), "{answer}");
     drop(deaf);
 }
 
@@ -246,6 +255,20 @@ async fn who_waits_for_a_hung_app_keeps_nobody_out() {
     let mut waiting = Vec::new();
     for _ in 0..400 {
         waiting.push(stranger(&admin, "GET /probe/hung/readiness HTTP/1.1\r\nHost: x\r\n\r\n").await);
+    }
+    kubelet_is_answered(&admin).await;
+    drop(waiting);
+}
+
+/// A few wait at a time for one address. Many addresses, or many probes, would be all connections of the port.
+#[tokio::test]
+async fn many_pods_that_wait_for_a_hung_app_keep_nobody_out() {
+    let admin = start().await;
+    let mut waiting = Vec::new();
+    for last in 2..62 {
+        for _ in 0..4 {
+            waiting.push(stranger_at(&admin, last, "GET /probe/hung/readiness HTTP/1.1\r\nHost: x\r\n\r\n").await);
+        }
     }
     kubelet_is_answered(&admin).await;
     drop(waiting);

@@ -34,6 +34,7 @@ fn source(program: &str) -> String {
         "webhook" => root().join("injector/src/webhook/tests"),
         "inject" => root().join("injector/src/inject"),
         "gate" => root().join("gate/src"),
+        "sidecar" => root().join("proxy/src"),
         _ => tests.join(program),
     };
     let files = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));

@@ -46,6 +46,15 @@ pub enum Answer {
     Broken(String),
 }
 
+/// How long an answer may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Time {
+    /// Everybody may ask.
+    Probe(Duration),
+    /// Who does not show its key gets an answer at once.
+    Handler(Duration),
+}
+
 /// What the app said: a status, or that it said none.
 type Verdict = Result<StatusCode, Failure>;
 
@@ -84,16 +93,16 @@ impl AppProbes {
         Self(probes.into_iter().map(|probe| Arc::new(known(probe))).collect())
     }
 
-    /// How long the answer at this path of the admin port may take.
-    pub fn time(&self, at: &str) -> Duration {
-        // Where nothing is declared, nothing is asked.
-        let Some(known) = self.find(at) else {
-            return Duration::ZERO;
-        };
-        known
-            .probe
+    /// How long the answer at this path of the admin port may take. `None` where nothing is declared, so nothing is asked.
+    pub fn time(&self, at: &str) -> Option<Time> {
+        let probe = &self.find(at)?.probe;
+        let time = probe
             .timeout
-            .map_or(LONGEST, |seconds| Duration::from_secs(seconds.into()))
+            .map_or(LONGEST, |seconds| Duration::from_secs(seconds.into()));
+        Some(match probe.kind.is_handler() {
+            true => Time::Handler(time),
+            false => Time::Probe(time),
+        })
     }
 
     /// Carries out what is declared at this path of the admin port, for who asks from this address with these headers.
