@@ -248,3 +248,7 @@ fn handshake_failed(error: &hyper::Error) -> ProxyError {
         format!("the connection broke before it was used: {error}"),
     )
 }
+
+#[cfg(test)]
+#[path = "pool_tests.rs"]
+mod tests;
