@@ -179,6 +179,10 @@ impl Connections {
             let result = this.connect(generation, to, limit, connecting).await;
             // One with newer credentials may have begun meanwhile.
             this.dialled.borrow_mut().take_if(|(of, _)| *of == generation);
+            if result.is_ok() {
+                // It takes more requests than the one that asked for it: those that wait for a stream to end, too.
+                this.freed.notify_waiters();
+            }
             sender.send_replace(Some(result));
         });
         receiver

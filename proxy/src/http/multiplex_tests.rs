@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, DuplexStream};
 use tokio::task::{JoinHandle, spawn_local};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::{Multiplex, Slot};
+use super::{MAX_CONNECTIONS, Multiplex, Slot};
 use crate::error::{ProxyError, Reason};
 use crate::net::{Io, Prefixed, Stream};
 
@@ -39,7 +39,7 @@ type Got = Result<(Slot, bool), ProxyError>;
 struct Peer {
     multiplex: Rc<Multiplex>,
     dials: Rc<Cell<usize>>,
-    does: Does,
+    does: Rc<Cell<Does>>,
 }
 
 #[derive(Clone, Copy)]
@@ -52,6 +52,8 @@ enum Does {
     Close,
     /// Speaks HTTP/2 after this time.
     Serve(Duration),
+    /// Speaks HTTP/2, and takes two streams.
+    ServeTwo,
 }
 
 impl Peer {
@@ -59,7 +61,7 @@ impl Peer {
         Self {
             multiplex: Rc::default(),
             dials: Rc::default(),
-            does,
+            does: Rc::new(Cell::new(does)),
         }
     }
 
@@ -68,7 +70,7 @@ impl Peer {
         let began = Instant::now();
         let connect = || {
             self.dials.set(self.dials.get() + 1);
-            connect(self.does)
+            connect(self.does.get())
         };
         let slot = self.multiplex.slot(generation, to(), LIMIT, connect).await;
         (slot, began.elapsed())
@@ -95,14 +97,20 @@ async fn connect(does: Does) -> Result<Stream, ProxyError> {
             let mut far = far;
             far.read_u8().await.unwrap();
         })),
-        Does::Serve(after) => drop(spawn_local(serve(far, after))),
+        Does::Serve(after) => drop(spawn_local(serve(far, after, 100))),
+        Does::ServeTwo => drop(spawn_local(serve(far, Duration::ZERO, 2))),
     }
     Ok(Stream::Plain(Prefixed::new(bytes::Bytes::new(), Io::Pipe(near))))
 }
 
-async fn serve(far: DuplexStream, after: Duration) {
+async fn serve(far: DuplexStream, after: Duration, streams: u32) {
     sleep(after).await;
-    let mut connection = h2::server::handshake(far).await.unwrap();
+    let mut server = h2::server::Builder::new();
+    let mut connection = server
+        .max_concurrent_streams(streams)
+        .handshake::<_, bytes::Bytes>(far)
+        .await
+        .unwrap();
     while let Some(Ok(_)) = connection.accept().await {}
 }
 
@@ -169,6 +177,30 @@ fn settings_are_waited_for_and_say_how_many() {
         }
         assert_eq!(peer.dials.get(), 1, "one connection is enough");
         assert_eq!(slots.iter().filter(|(_, was_there)| !was_there).count(), 1);
+    });
+}
+
+#[test]
+fn all_who_wait_for_a_stream_hear_of_a_new_connection() {
+    run(async {
+        let peer = Peer::new(Does::ServeTwo);
+        let mut slots = Vec::new();
+        for _ in 0..2 * MAX_CONNECTIONS {
+            slots.push(peer.slot(1).await.0.unwrap().0);
+        }
+        peer.does.set(Does::Serve(Duration::ZERO));
+        let waiting: Vec<_> = (0..3).map(|_| peer.spawn(1)).collect();
+        sleep(MS).await;
+        assert!(waiting.iter().all(|waiter| !waiter.is_finished()));
+        // One of them takes no more requests, and has one yet; the one in its place takes many.
+        let left = slots.pop().unwrap();
+        left.leave();
+        drop(left);
+        for waiter in waiting {
+            let (slot, _) = timeout(LIMIT, waiter).await.expect("it waits on").unwrap();
+            slots.push(slot.unwrap().0);
+        }
+        assert_eq!(peer.dials.get(), MAX_CONNECTIONS + 1);
     });
 }
 
