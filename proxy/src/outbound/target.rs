@@ -200,7 +200,10 @@ impl WorkerBackend {
         now: Instant,
     ) -> Self {
         let balancer = old.map_or_else(Rc::default, |old| Rc::clone(&old.balancer));
-        balancer.borrow_mut().in_order(backend.client_affinity);
+        // Kubernetes gives affinity to what is behind a Service's address. A name's addresses come as DNS sorts them: the
+        // first would be every pod's.
+        let in_order = backend.client_affinity && matches!(backend.endpoints, Endpoints::Known(_));
+        balancer.borrow_mut().in_order(in_order);
         let names = match &backend.endpoints {
             Endpoints::Known(endpoints) if backend.client_affinity => {
                 balancer.borrow_mut().update(&caller.ranked(endpoints), now);

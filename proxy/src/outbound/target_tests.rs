@@ -37,6 +37,10 @@ struct Named {
 impl Named {
     /// A Service whose endpoints are the addresses of a name.
     fn new(host: &str, resolver: &Resolver) -> Self {
+        Self::with_affinity(host, resolver, false)
+    }
+
+    fn with_affinity(host: &str, resolver: &Resolver, client_affinity: bool) -> Self {
         let name = ServiceName {
             namespace: "shop".into(),
             name: "orders".into(),
@@ -52,7 +56,7 @@ impl Named {
                     host: host.into(),
                     port: 80,
                 },
-                client_affinity: false,
+                client_affinity,
             })],
             policy: Arc::new(Policy::default()),
         };
@@ -146,4 +150,16 @@ async fn a_name_is_asked_for_when_it_is_used_and_makes_room_when_it_is_idle() {
     drop(last);
     // Its connections, and what is known of its endpoints, have stayed.
     assert!(Rc::ptr_eq(&orders.pick(FOR_EVER).await.unwrap(), &first));
+}
+
+#[tokio::test]
+async fn the_addresses_of_a_name_share_the_requests_whatever_affinity_its_service_declares() {
+    let server = Server::new().await;
+    server.set("orders.test", &[address(1), address(2)], 300);
+    let orders = Named::with_affinity("orders.test", &server.resolver(), true);
+    let mut picked = std::collections::BTreeSet::new();
+    for _ in 0..100 {
+        picked.insert(orders.pick(FOR_EVER).await.unwrap().endpoint.address.ip());
+    }
+    assert_eq!(picked.len(), 2, "{picked:?}");
 }
