@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -88,6 +88,8 @@ struct State<B> {
     lost: bool,
     /// The attempt that reads now; an older one that still sends is stopped.
     attempt: u32,
+    /// Of its task, while it waits for the client.
+    waker: Option<Waker>,
 }
 
 /// The body of one attempt.
@@ -115,6 +117,7 @@ where
                 ended: false,
                 lost: false,
                 attempt: 0,
+                waker: None,
             }),
             metrics,
         })
@@ -127,6 +130,8 @@ where
             return None;
         }
         state.attempt += 1;
+        // The client will not wake it any more, and a server that has answered early may leave its stream open: it would stay.
+        state.waker.take().into_iter().for_each(Waker::wake);
         state.seal();
         Some(Replay {
             kept: Rc::clone(self),
@@ -174,7 +179,11 @@ where
             this.done = true;
             return Poll::Ready(state.trailers.clone().map(|t| Ok(Frame::trailers(t))));
         }
-        let frame = match ready!(Pin::new(&mut state.source).poll_frame(cx)) {
+        let polled = Pin::new(&mut state.source).poll_frame(cx);
+        if polled.is_pending() && !state.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            state.waker = Some(cx.waker().clone());
+        }
+        let frame = match ready!(polled) {
             None => {
                 state.ended = true;
                 this.done = true;
@@ -261,7 +270,11 @@ mod tests {
     use http::HeaderMap;
     use http_body::{Body, Frame};
     use http_body_util::{BodyExt, StreamBody};
+    use std::pin::Pin;
     use std::rc::Rc;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+    use std::task::{Context, Poll, Wake, Waker};
 
     type Source = StreamBody<tokio_stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, BoxError>>>>;
 
@@ -295,6 +308,29 @@ mod tests {
             (Bytes::from_static(b"abcdef"), true)
         );
         assert_eq!(kept.whole().unwrap(), "abcdef");
+    }
+
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Relaxed);
+        }
+    }
+
+    #[test]
+    fn an_attempt_that_waits_for_the_client_ends_when_another_takes_over() {
+        type Silent = StreamBody<futures_util::stream::Pending<Result<Frame<Bytes>, BoxError>>>;
+        let kept: Rc<Kept<Silent>> = Kept::new(StreamBody::new(futures_util::stream::pending()), 10, None);
+        let woken = Arc::<Woken>::default();
+        let waker = Waker::from(Arc::clone(&woken));
+        let poll = |attempt: &mut Replay<Silent>| Pin::new(attempt).poll_frame(&mut Context::from_waker(&waker));
+        let mut first = kept.attempt().unwrap();
+        assert!(poll(&mut first).is_pending() && !woken.0.load(Relaxed));
+        let _second = kept.attempt().unwrap();
+        assert!(woken.0.load(Relaxed), "nobody else wakes it");
+        assert!(matches!(poll(&mut first), Poll::Ready(Some(Err(_)))));
     }
 
     #[tokio::test]
