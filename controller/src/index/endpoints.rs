@@ -119,11 +119,10 @@ fn owner<'a>(store: &'a Store, deps: &mut Deps, endpoint: &SliceEndpoint) -> Own
     let address = endpoint.address;
     let Some(name) = &endpoint.pod else {
         deps.insert(Dep::Ip(address));
-        let mut pods = store.pods_at(address);
-        return match (pods.next(), pods.next()) {
-            (None, _) => Owner::Nobody,
-            (Some((name, pod)), None) => Owner::Pod(name, pod),
-            (Some(_), Some(_)) => Owner::Unknown,
+        return match store.pod_at(address) {
+            Some((name, pod)) => Owner::Pod(name, pod),
+            None if store.pods_at(address).next().is_some() => Owner::Unknown,
+            None => Owner::Nobody,
         };
     };
     deps.insert(Dep::Pod(name.clone()));

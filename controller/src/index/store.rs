@@ -168,9 +168,13 @@ impl Store {
         Some((name, self.services.get(name)?))
     }
 
-    /// The pod that has the address. While an address goes from one pod to the next, both may be there for a moment:
-    /// then it is nobody's.
+    /// The pod that has the address. While an address goes from one pod to the next, both may be there for a moment: then it
+    /// is that of the one that stays, and where that is not clear nobody's.
     pub(super) fn pod_at(&self, ip: IpAddr) -> Option<(&ObjectName, &Pod)> {
+        let mut stay = self.pods_at(ip).filter(|(_, pod)| pod.grace_ends.is_none());
+        if let Some(pod) = stay.next() {
+            return Some(pod).filter(|_| stay.next().is_none());
+        }
         let mut pods = self.pods_at(ip);
         pods.next().filter(|_| pods.next().is_none())
     }

@@ -227,6 +227,16 @@ fn addresses_that_are_not_one_pods() {
     assert_eq!(cluster.target("10.244.0.8:80"), None);
     cluster.apply(&pod("job", "", "podIP: 10.244.0.8, phase: Succeeded"));
     assert_eq!(cluster.pod("10.244.0.8:80").endpoint.unwrap().pod, "next");
+    // One that is being deleted has it until another one says that it has it.
+    let deleted = |name: &str| {
+        pod(name, "", "podIP: 10.244.0.8").replace("name: ", "deletionTimestamp: '2026-01-01T00:00:00Z', name: ")
+    };
+    cluster.apply(&deleted("next"));
+    assert_eq!(cluster.pod("10.244.0.8:80").endpoint.unwrap().pod, "next");
+    cluster.apply(&pod("a-third", "", "podIP: 10.244.0.8"));
+    assert_eq!(cluster.pod("10.244.0.8:80").endpoint.unwrap().pod, "a-third");
+    cluster.apply(&deleted("a-third"));
+    assert_eq!(cluster.target("10.244.0.8:80"), None);
 }
 
 #[test]

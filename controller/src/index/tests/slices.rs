@@ -140,6 +140,7 @@ fn whose_an_endpoint_is() {
     let outside = |name, ip| pod("shop", name, ip, false);
     let elsewhere = pod("else", "a", "10.244.0.1", true);
     let ended = "kind: Pod\nmetadata: {namespace: shop, name: a}\nspec: {containers: []}\nstatus: {phase: Failed}\n";
+    let deleted = outside("a", "10.244.0.1").replace("name: a}", "name: a, deletionTimestamp: '2026-01-01T00:00:00Z'}");
     let own = "10.244.0.1:8080=a";
     let plaintext = "10.244.0.1:8080=";
     let cases: &[(&str, &str, &[String], &str)] = &[
@@ -201,6 +202,12 @@ fn whose_an_endpoint_is() {
             by_hand,
             &[outside("a", "10.244.0.1"), in_mesh("b", "10.244.0.1")],
             "",
+        ),
+        (
+            "by hand, and the one is being deleted",
+            by_hand,
+            &[deleted, in_mesh("b", "10.244.0.1")],
+            "10.244.0.1:8080=b",
         ),
         ("of another kind", other_kind, &[in_mesh("a", "10.244.0.1")], own),
     ];
