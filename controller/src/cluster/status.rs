@@ -17,9 +17,9 @@ use time::format_description::well_known::Rfc3339;
 use tokio::time::Instant;
 
 use crate::gateway::{self, RouteKind};
-use crate::index::Index;
 use crate::index::objects::{Kind, ObjectName};
 use crate::index::store::Store;
+use crate::index::{Index, OverBudget};
 use crate::metrics::Metrics;
 use crate::policy;
 
@@ -78,6 +78,7 @@ pub async fn run(client: Client, index: Arc<Index>, metrics: Arc<Metrics>) {
 
 /// All statuses that are not as they should be.
 fn wanted(store: &Store, now: &str) -> Vec<Write> {
+    let mut over = OverBudget::default();
     let routes = store.routes.iter().filter_map(|((kind, name), route)| {
         Some(Write {
             kind: match kind {
@@ -86,7 +87,7 @@ fn wanted(store: &Store, now: &str) -> Vec<Write> {
             },
             name: name.clone(),
             resource_version: route.resource_version.clone(),
-            status: json!({"parents": gateway::status::parents(store, route, now)?}),
+            status: json!({"parents": gateway::status::parents(store, &mut over, route, now)?}),
         })
     });
     let policies = store.policies.iter().filter_map(|(name, policy)| {
@@ -178,6 +179,9 @@ mod tests {
     use tokio::time::Instant;
 
     use super::{Kind, MAX_WRITES, RETRY, WINDOW, Write, Written, wanted};
+    use crate::gateway::RouteKind;
+    use crate::index::OverBudget;
+    use crate::index::objects::ObjectName;
     use crate::testing::Cluster;
 
     const NOW: &str = "2026-05-01T00:00:00Z";
@@ -383,6 +387,66 @@ mod tests {
         assert_eq!(reasons, ["Conflicted", "Accepted"]);
     }
 
+    #[test]
+    fn routes_beyond_the_budget_say_so_among_those_of_the_same_clients() {
+        let cluster = Cluster::new();
+        cluster.add_service("web", 1);
+        // Two for everybody, two for the clients of another namespace: of each two the older one has the budget.
+        for (namespace, name, created) in [
+            ("shop", "a-late", "02"),
+            ("shop", "b-early", "01"),
+            ("client", "c-late", "02"),
+            ("client", "d-early", "01"),
+        ] {
+            let parent = json!({"group": "", "kind": "Service", "namespace": "shop", "name": "web"});
+            let path = |i: usize| json!({"path": {"type": "RegularExpression", "value": format!("/{i}.*")}});
+            let rules: Vec<_> = (0..40).map(|i| json!({"matches": [path(i)]})).collect();
+            let mut route = route(parent, rules.into());
+            route["metadata"]["namespace"] = namespace.into();
+            route["metadata"]["name"] = name.into();
+            route["metadata"]["creationTimestamp"] = format!("2026-01-{created}T00:00:00Z").into();
+            cluster.apply_value(route);
+        }
+        let mut said: Vec<_> = writes(&cluster, NOW)
+            .iter()
+            .map(|w| (w.name.name.to_string(), conditions(&w.status)[0].2.clone()))
+            .collect();
+        said.sort();
+        let expected = [
+            ("a-late", "UnsupportedValue"),
+            ("b-early", "Accepted"),
+            ("c-late", "UnsupportedValue"),
+            ("d-early", "Accepted"),
+        ];
+        assert_eq!(
+            said,
+            expected.map(|(name, reason)| (name.to_owned(), reason.to_owned()))
+        );
+    }
+
+    /// A tenant may have thousands of routes on its Service, and every look at all of them holds the index.
+    #[test]
+    fn a_service_is_looked_at_once_however_many_routes_it_has() {
+        let [full, empty] = [(); 2].map(|()| Cluster::new());
+        let path = |i: usize| json!({"path": {"type": "RegularExpression", "value": format!("/{i}.*")}});
+        let rules: Vec<_> = (0..40).map(|i| json!({"matches": [path(i)]})).collect();
+        for name in ["first", "second"] {
+            let mut route = route(on_web(), rules.clone().into());
+            route["metadata"]["name"] = name.into();
+            full.apply_value(route);
+        }
+        let web = ObjectName::new("shop", "web");
+        full.index.read(|full| {
+            empty.index.read(|empty| {
+                let second = &full.routes[&(RouteKind::Http, ObjectName::new("shop", "second"))];
+                let mut over = OverBudget::default();
+                assert!(over.has(full, &web, second));
+                assert!(over.has(empty, &web, second), "it was looked at again");
+                assert!(!OverBudget::default().has(empty, &web, second));
+            });
+        });
+    }
+
     fn policy(name: &str, created: &str, targets: Value, more: Value) -> Value {
         let mut spec = json!({"targetRefs": targets});
         spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -496,7 +560,7 @@ mod tests {
     async fn a_write_is_not_repeated_while_its_result_is_on_its_way_nor_without_end() {
         let write = |version: u32| Write {
             kind: Kind::HttpRoute,
-            name: crate::index::objects::ObjectName::new("shop", "r"),
+            name: ObjectName::new("shop", "r"),
             resource_version: version.to_string(),
             status: json!({}),
         };

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{Parent, Route, RouteFilter};
 use crate::index::store::Store;
-use crate::index::{is_displaced, over_budget, resolve};
+use crate::index::{OverBudget, is_displaced, resolve};
 
 /// Who writes these conditions.
 pub(crate) const CONTROLLER_NAME: &str = "outrigger.dev/controller";
@@ -19,7 +19,7 @@ struct Verdict {
 }
 
 /// `status.parents` as it should be: what others wrote as it is, and our own. None: it is so already. `now` is RFC 3339.
-pub(crate) fn parents(store: &Store, route: &Route, now: &str) -> Option<Vec<Value>> {
+pub(crate) fn parents<'a>(store: &'a Store, over: &mut OverBudget<'a>, route: &Route, now: &str) -> Option<Vec<Value>> {
     let is_ours = |entry: &Value| entry.get("controllerName").and_then(Value::as_str) == Some(CONTROLLER_NAME);
     let (ours, others): (Vec<_>, Vec<_>) = route.status_parents.iter().partition(|entry| is_ours(entry));
     let wanted: Vec<Value> = route
@@ -29,15 +29,21 @@ pub(crate) fn parents(store: &Store, route: &Route, now: &str) -> Option<Vec<Val
             let before = ours
                 .iter()
                 .find(|entry| entry.get("parentRef") == Some(&parent.reference));
-            entry(store, route, parent, before.copied(), now)
+            entry((store, &mut *over), route, parent, before.copied(), now)
         })
         .collect();
     let same = ours.len() == wanted.len() && ours.iter().zip(&wanted).all(|(old, new)| *old == new);
     (!same).then(|| others.into_iter().cloned().chain(wanted).collect())
 }
 
-fn entry(store: &Store, route: &Route, parent: &Parent, before: Option<&Value>, now: &str) -> Value {
-    let conditions = [accepted(store, route, parent), resolved(store, route)].map(|verdict| {
+fn entry<'a>(
+    (store, over): (&'a Store, &mut OverBudget<'a>),
+    route: &Route,
+    parent: &Parent,
+    before: Option<&Value>,
+    now: &str,
+) -> Value {
+    let conditions = [accepted(store, over, route, parent), resolved(store, route)].map(|verdict| {
         let status = if verdict.ok { "True" } else { "False" };
         let old = before
             .and_then(|entry| entry.get("conditions")?.as_array())
@@ -66,7 +72,7 @@ fn clipped(message: &str) -> &str {
     &message[..message.floor_char_boundary(4096)]
 }
 
-fn accepted(store: &Store, route: &Route, parent: &Parent) -> Verdict {
+fn accepted<'a>(store: &'a Store, over: &mut OverBudget<'a>, route: &Route, parent: &Parent) -> Verdict {
     let verdict = |reason, message: String| Verdict {
         type_: "Accepted",
         ok: reason == "Accepted",
@@ -97,7 +103,7 @@ fn accepted(store: &Store, route: &Route, parent: &Parent) -> Verdict {
     if !route.unsupported.is_empty() {
         return verdict("UnsupportedValue", route.unsupported.join("; "));
     }
-    if route.patterns.patterns > 0 && over_budget(store, &parent.service, route).contains(&route.name) {
+    if over.has(store, &parent.service, route) {
         let message = format!(
             "with those of older routes, the Service {} has more than {MAX_PATTERNS} patterns, or they take more than {} KiB: \
              those of this route match nothing",

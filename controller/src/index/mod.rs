@@ -24,7 +24,7 @@ use tokio::sync::{Notify, watch};
 
 use self::networks::Networks;
 use self::objects::{Kind, Object, ObjectName, Pod};
-pub(crate) use self::routing::{is_displaced, over_budget, resolve};
+pub(crate) use self::routing::{OverBudget, is_displaced, resolve};
 use self::store::{Dep, Store, Touched};
 use self::watches::Watches;
 use crate::discovery::{Caller, Discover, Update};

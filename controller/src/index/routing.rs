@@ -1,6 +1,6 @@
 //! Which routes hold for a Service's port and a client's namespace, in which order, and to what they refer.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -56,10 +56,9 @@ pub(crate) fn is_displaced(store: &Store, (kind, name): &RouteName, parent: &Par
     };
     let consumer = name.namespace != parent.service.namespace;
     let displaced = |port: &ServicePort| {
-        store.routes_of(&parent.service).any(|((kind, other), route)| {
-            *kind == RouteKind::Grpc
-                && route.is_consumer_route_of(&parent.service) == consumer
-                && (!consumer || other.namespace == name.namespace)
+        store.routes_of_kind(&parent.service, RouteKind::Grpc).any(|route| {
+            route.is_consumer_route_of(&parent.service) == consumer
+                && (!consumer || route.name.namespace == name.namespace)
                 && covers(route, &parent.service, port)
         })
     };
@@ -73,11 +72,10 @@ pub(crate) fn is_displaced(store: &Store, (kind, name): &RouteName, parent: &Par
 
 /// Routes on the Service whose patterns are beyond its budget, of those that hold for the same clients as this one. The oldest
 /// have it first, so that a new route takes nothing from those that are in force.
-pub(crate) fn over_budget<'a>(store: &'a Store, service: &ObjectName, like: &Route) -> HashSet<&'a ObjectName> {
+pub(super) fn over_budget<'a>(store: &'a Store, service: &ObjectName, like: &Route) -> HashSet<&'a ObjectName> {
     let consumer = like.is_consumer_route_of(service);
-    let beside = store.routes_of(service).map(|(_, route)| route).filter(|route| {
-        route.kind == like.kind
-            && route.patterns.patterns > 0
+    let beside = store.routes_of_kind(service, like.kind).filter(|route| {
+        route.patterns.patterns > 0
             && route.is_consumer_route_of(service) == consumer
             && (!consumer || route.name.namespace == like.name.namespace)
     });
@@ -86,6 +84,31 @@ pub(crate) fn over_budget<'a>(store: &'a Store, service: &ObjectName, like: &Rou
     let mut budget = Budget::default();
     let over = beside.into_iter().filter(|route| !budget.take(route.patterns));
     over.map(|route| &route.name).collect()
+}
+
+/// The same for many routes, with one look at each Service: thousands of routes on one would be looked at thousands of times.
+#[derive(Default)]
+pub(crate) struct OverBudget<'a>(BTreeMap<Beside, HashSet<&'a ObjectName>>);
+
+/// Routes that share a budget: a Service, their kind, and for consumers' routes their namespace.
+type Beside = (ObjectName, RouteKind, Option<Arc<str>>);
+
+impl<'a> OverBudget<'a> {
+    /// Whether the route's patterns are beyond the Service's budget.
+    pub(crate) fn has(&mut self, store: &'a Store, service: &ObjectName, route: &Route) -> bool {
+        if route.patterns.patterns == 0 {
+            return false;
+        }
+        let consumer = route.is_consumer_route_of(service);
+        let beside = (
+            service.clone(),
+            route.kind,
+            consumer.then(|| route.name.namespace.clone()),
+        );
+        let over = self.0.entry(beside);
+        over.or_insert_with(|| over_budget(store, service, route))
+            .contains(&route.name)
+    }
 }
 
 /// All rules of the routes by their matches, the most specific first; then the oldest route, then by name, then in the

@@ -196,6 +196,14 @@ impl Store {
         names.filter_map(|name| self.routes.get_key_value(name))
     }
 
+    /// Those of one kind, without a look at the others.
+    pub(super) fn routes_of_kind(&self, service: &ObjectName, kind: RouteKind) -> impl Iterator<Item = &Route> {
+        let names = self.routes_of.get(service).into_iter();
+        let names = names.flat_map(move |names| names.range((kind, ObjectName::new("", ""))..));
+        let names = names.take_while(move |(other, _)| *other == kind);
+        names.filter_map(|name| self.routes.get(name))
+    }
+
     /// The Services whose selector takes the pod.
     pub(super) fn services_selecting<'a>(
         &'a self,
