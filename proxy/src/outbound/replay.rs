@@ -60,6 +60,15 @@ impl BodySource {
     }
 }
 
+impl Drop for BodySource {
+    /// There is no attempt after this.
+    fn drop(&mut self) {
+        if let Self::Kept(kept) = self {
+            kept.let_go();
+        }
+    }
+}
+
 /// The client broke off while it sent the body.
 #[derive(Debug, thiserror::Error)]
 #[error("the client broke off: {0}")]
@@ -88,6 +97,10 @@ struct State<B> {
     lost: bool,
     /// The attempt that reads now; an older one that still sends is stopped.
     attempt: u32,
+    /// Of `chunks`, how many it has had.
+    next: usize,
+    /// It is the last one.
+    last: bool,
     /// Of its task, while it waits for the client.
     waker: Option<Waker>,
 }
@@ -95,7 +108,6 @@ struct State<B> {
 /// The body of one attempt.
 pub struct Replay<B = ClientBody> {
     kept: Rc<Kept<B>>,
-    next: usize,
     attempt: u32,
     done: bool,
 }
@@ -117,6 +129,8 @@ where
                 ended: false,
                 lost: false,
                 attempt: 0,
+                next: 0,
+                last: false,
                 waker: None,
             }),
             metrics,
@@ -133,9 +147,9 @@ where
         // The client will not wake it any more, and a server that has answered early may leave its stream open: it would stay.
         state.waker.take().into_iter().for_each(Waker::wake);
         state.seal();
+        state.next = 0;
         Some(Replay {
             kept: Rc::clone(self),
-            next: 0,
             attempt: state.attempt,
             done: false,
         })
@@ -151,6 +165,13 @@ where
         let state = self.state.borrow();
         let all = || [state.chunks.concat(), state.tail.clone()].concat().into();
         (state.ended && !state.lost).then(all)
+    }
+
+    /// Keeps nothing for another attempt: a stream may go on for days after its response has begun.
+    fn let_go(&self) {
+        let mut state = self.state.borrow_mut();
+        state.last = true;
+        state.forget();
     }
 }
 
@@ -171,9 +192,10 @@ where
             this.done = true;
             return Poll::Ready(Some(Err("another attempt has taken over".into())));
         }
-        if let Some(chunk) = state.chunks.get(this.next) {
-            this.next += 1;
-            return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
+        if let Some(chunk) = state.chunks.get(state.next).cloned() {
+            state.next += 1;
+            state.forget();
+            return Poll::Ready(Some(Ok(Frame::data(chunk))));
         }
         if state.ended {
             this.done = true;
@@ -202,7 +224,7 @@ where
             if let Some(metrics) = this.kept.metrics.as_ref().filter(|_| state.lost && !was_lost) {
                 metrics.body_not_kept();
             }
-            this.next = state.chunks.len();
+            state.next = state.chunks.len();
             state.ended = state.source.is_end_stream();
         } else if let Some(trailers) = frame.trailers_ref() {
             state.trailers = Some(trailers.clone());
@@ -216,7 +238,7 @@ where
         let state = self.kept.state.borrow();
         self.done
             || if state.ended {
-                self.next >= state.chunks.len() && state.trailers.is_none()
+                state.next >= state.chunks.len() && state.trailers.is_none()
             } else {
                 state.chunks.is_empty() && state.source.is_end_stream()
             }
@@ -224,7 +246,7 @@ where
 
     fn size_hint(&self) -> SizeHint {
         let state = self.kept.state.borrow();
-        let ahead: u64 = state.chunks.iter().skip(self.next).map(|c| c.len() as u64).sum();
+        let ahead: u64 = state.chunks.iter().skip(state.next).map(|c| c.len() as u64).sum();
         let source = state.source.size_hint();
         let mut hint = SizeHint::new();
         hint.set_lower(ahead + source.lower());
@@ -250,6 +272,16 @@ impl<B> State<B> {
         } else {
             self.seal();
             self.chunks.push(data.clone());
+        }
+    }
+
+    /// Lets go of all chunks when the last attempt has had them.
+    fn forget(&mut self) {
+        if self.last && self.next >= self.chunks.len() {
+            self.lost = true;
+            self.next = 0;
+            self.chunks = Vec::new();
+            self.tail = Vec::new();
         }
     }
 
@@ -308,6 +340,38 @@ mod tests {
             (Bytes::from_static(b"abcdef"), true)
         );
         assert_eq!(kept.whole().unwrap(), "abcdef");
+    }
+
+    #[tokio::test]
+    async fn after_the_last_attempt_nothing_is_kept() {
+        let large: &'static str = "L".repeat(LARGE).leak();
+        let sent = ["a", large, "b", large, "c"];
+        // The response begins after so many frames of the last attempt; the first one was sent three.
+        for had in 0..=sent.len() {
+            let kept = kept(&sent, 4 * LARGE);
+            let mut replay = kept.attempt().unwrap();
+            for _ in 0..3 {
+                replay.frame().await.unwrap().unwrap();
+            }
+            let mut replay = kept.attempt().unwrap();
+            let mut body = Vec::new();
+            for n in 0.. {
+                if n == had {
+                    kept.let_go();
+                }
+                match replay.frame().await {
+                    Some(frame) => body.extend(frame.unwrap().into_data().unwrap_or_default()),
+                    None => break,
+                }
+                let state = kept.state.borrow();
+                let all_sent_again = n >= 2;
+                if n >= had && all_sent_again {
+                    assert_eq!((state.chunks.capacity(), state.tail.capacity()), (0, 0), "{had}, {n}");
+                }
+            }
+            assert!(body == sent.concat().as_bytes(), "{had}");
+            assert!(!kept.can_repeat());
+        }
     }
 
     #[derive(Default)]

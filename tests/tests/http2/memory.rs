@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::raw::{self, END_HEADERS, END_STREAM, HEADERS, Raw, frame};
-use super::{H2App, at_length, client, soon};
+use super::{H2App, answer, at_length, call, client, send, soon};
 
 /// An outbound and an inbound sidecar before an app, as programs; and where a client calls each.
 async fn sidecars(authority: &Authority, protocol: &str, app: SocketAddr) -> [(Program, SocketAddr); 2] {
@@ -102,6 +102,53 @@ async fn bodies_in_small_pieces_take_what_they_are() {
             })
             .await;
             clients.push(client);
+        }
+        let grown = program.memory().saturating_sub(before);
+        assert!(grown < MOST_KIB, "{grown} KiB");
+    }
+}
+
+/// Streams whose responses have begun are not sent again, whatever becomes of them: 60 KiB of each of 200 would be 12 MiB.
+#[tokio::test]
+async fn bodies_are_not_kept_after_the_response_has_begun() {
+    const STREAMS: usize = 200;
+    const BYTES: usize = 60 * 1024;
+    const MOST_KIB: u64 = 6 * 1024;
+    let came = Arc::new(AtomicUsize::new(0));
+    let app = H2App::start({
+        let came = Arc::clone(&came);
+        move |request, mut respond| {
+            let came = Arc::clone(&came);
+            async move {
+                let _stream = respond.send_response(answer(), false).unwrap();
+                let mut body = request.into_body();
+                while let Some(Ok(bytes)) = body.data().await {
+                    let _ = body.flow_control().release_capacity(bytes.len());
+                    came.fetch_add(bytes.len(), SeqCst);
+                }
+            }
+        }
+    })
+    .await;
+    let authority = Authority::start(&["web", "orders"], Duration::from_secs(3600)).await;
+    for (program, to) in sidecars(&authority, "http2", app.address).await {
+        let mut client = client(to).await;
+        let before = program.memory();
+        came.store(0, SeqCst);
+        let mut streams = Vec::new();
+        for n in 1..=STREAMS {
+            let (response, mut body) = client.send_request(call("/"), false).unwrap();
+            let response = soon(response).await.unwrap();
+            for _ in 0..4 {
+                send(&mut body, vec![b'x'; BYTES / 4].into(), false).await.unwrap();
+            }
+            at_length(async {
+                while came.load(SeqCst) < n * BYTES {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            })
+            .await;
+            streams.push((response, body));
         }
         let grown = program.memory().saturating_sub(before);
         assert!(grown < MOST_KIB, "{grown} KiB");
