@@ -27,7 +27,8 @@ pub enum State {
     Reading,
     /// Its request is whole and is being worked on. It is never closed for another.
     Busy,
-    /// Its request is whole, and waits for something that may take long. It is closed for another where nothing else can be.
+    /// Its request is whole, and waits for something that may take long, or for its client to take the answer. It is closed for
+    /// another where nothing else can be.
     Waiting,
     /// It has brought whole requests, and has nothing to do now.
     Idle,

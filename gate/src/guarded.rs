@@ -105,7 +105,7 @@ impl Work {
         }
     }
 
-    /// A request is whole: the connection is not closed for another until it is answered.
+    /// A request is whole: the connection is not closed for another until there is an answer.
     #[must_use]
     pub fn complete(&self) -> Working {
         self.complete_within(self.0.times.work)
@@ -139,9 +139,10 @@ impl Work {
         let mut phase = self.0.phase.lock();
         phase.working -= 1;
         if phase.working == 0 {
-            // The time for work goes on: it includes the writing.
+            // The time for work goes on: it includes the writing. Whoever does not take the answer gives way to others.
             phase.now = Now::Answered;
             phase.until = phase.until.min(Instant::now() + self.0.times.work);
+            self.0.place.set(State::Waiting);
         }
     }
 
@@ -249,6 +250,7 @@ mod tests {
     use std::net::IpAddr;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::time::timeout;
 
     use super::*;
     use crate::{Gate, Limits};
@@ -329,6 +331,24 @@ mod tests {
         let start = Instant::now();
         assert_eq!(ends_with(&mut server).await, io::ErrorKind::TimedOut);
         assert_eq!(start.elapsed(), TIMES.input);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_does_not_take_its_answers_gives_way() {
+        let gate = gate();
+        let mut deaf = Vec::new();
+        for _ in 0..2 {
+            let (client, mut server, work) = connection(&gate).await;
+            drop(work.complete());
+            server.write_all(&[0; 1024]).await.unwrap();
+            assert!(timeout(SECOND / 10, server.write_all(b"more")).await.is_err());
+            deaf.push((client, server));
+        }
+        let other = timeout(SECOND / 10, gate.enter(IpAddr::from([10, 0, 0, 2]))).await;
+        assert!(other.is_ok(), "it waits for their answers to be taken");
+        let refused = deaf[0].1.write_all(b"more").await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionAborted);
+        assert!(timeout(SECOND, deaf[1].1.write_all(b"more")).await.is_err());
     }
 
     #[tokio::test(start_paused = true)]
