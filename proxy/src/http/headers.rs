@@ -171,7 +171,9 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
 /// Removes what only a sidecar may say: from all that comes from elsewhere, trailers too, or anybody could say it.
 pub fn strip_ours(headers: &mut HeaderMap) {
     let is_ours = |name: &&HeaderName| name.as_str().starts_with(OURS);
-    while let Some(name) = headers.keys().find(is_ours).cloned() {
+    // Found in one pass: a client may send thousands of them.
+    let ours: Vec<HeaderName> = headers.keys().filter(is_ours).cloned().collect();
+    for name in ours {
         headers.remove(name);
     }
 }
