@@ -270,11 +270,14 @@ fn a_sidecar_is_no_way_to_other_hosts_nor_to_its_pods_loopback() {
         let rule = victim.run("nft", &[&all[..], &redirect[..]].concat());
         assert!(rule.status.success(), "{}", String::from_utf8_lossy(&rule.stderr));
         destinations.iter().for_each(|address| refused(*address, mtls));
+        // Those for the third pod came to the sidecar. Whether one for 127.0.0.1 does is up to the kernel, which may take it for a
+        // martian (RFC 1812 section 5.3.7) at either end: it has no answer in any case.
+        let others = destinations
+            .iter()
+            .filter(|address| !address.ip().is_loopback())
+            .count();
         let counted = orders.metric(r#"outrigger_connections_refused_total{reason="not-this-pod"}"#);
-        assert!(
-            counted >= destinations.len() as f64,
-            "{mtls}: only {counted} came to the sidecar"
-        );
+        assert!(counted >= others as f64, "{mtls}: only {counted} came to the sidecar");
     }
 }
 
