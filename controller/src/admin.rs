@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -16,18 +15,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 
-/// kubelet, Prometheus and a person; and whoever else can reach it, who must not keep them out.
-const CONNECTIONS: Limits = Limits {
-    incomplete: 32,
-    total: 64,
-    grace: Duration::from_secs(1),
-};
-const TIMES: Times = Times {
-    input: Duration::from_secs(3),
-    work: Duration::from_secs(10),
-    idle: Duration::from_secs(60),
-};
-
 /// Serves until `shutdown` is cancelled. Ready is what `ready` says: the CA is loaded and the index complete.
 pub async fn serve(
     listener: TcpListener,
@@ -35,7 +22,7 @@ pub async fn serve(
     ready: watch::Receiver<bool>,
     shutdown: CancellationToken,
 ) {
-    let gate = Gate::new(CONNECTIONS);
+    let gate = Gate::new(Limits::ADMIN);
     let begin = |stream, _, work: Work| {
         let (metrics, ready) = (metrics.clone(), ready.clone());
         let stream = work.guard(stream);
@@ -54,7 +41,7 @@ pub async fn serve(
     };
     tokio::select! {
         () = shutdown.cancelled() => {}
-        () = outrigger_gate::accept(&listener, &gate, TIMES, begin) => {}
+        () = outrigger_gate::accept(&listener, &gate, Times::ADMIN, begin) => {}
     }
 }
 

@@ -18,6 +18,15 @@ pub struct Limits {
     pub grace: Duration,
 }
 
+impl Limits {
+    /// Of an admin port that has kubelet, Prometheus and a person; and whoever else can reach it, who must not keep them out.
+    pub const ADMIN: Self = Self {
+        incomplete: 32,
+        total: 64,
+        grace: Duration::from_secs(1),
+    };
+}
+
 /// How far a connection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {

@@ -25,6 +25,15 @@ pub struct Times {
     pub idle: Duration,
 }
 
+impl Times {
+    /// Of an admin port, whose answers are at hand.
+    pub const ADMIN: Self = Self {
+        input: Duration::from_secs(3),
+        work: Duration::from_secs(10),
+        idle: Duration::from_secs(60),
+    };
+}
+
 /// A connection with a [`Place`]. Reads and writes fail once the place is needed or a time is over, so whatever serves the
 /// connection ends.
 #[derive(Debug)]

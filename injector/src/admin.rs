@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::{Response, StatusCode};
 use hyper::server::conn::http1;
@@ -16,17 +15,6 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::Metrics;
 use crate::webhook::response;
 
-/// kubelet, Prometheus and a person; and whoever else can reach it, who must not keep them out.
-const CONNECTIONS: Limits = Limits {
-    incomplete: 32,
-    total: 64,
-    grace: Duration::from_secs(1),
-};
-const TIMES: Times = Times {
-    input: Duration::from_secs(3),
-    work: Duration::from_secs(10),
-    idle: Duration::from_secs(60),
-};
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Serves until `shutdown`. `readiness` says why the injector is not ready, if it is not.
@@ -36,7 +24,7 @@ pub(crate) async fn serve(
     readiness: impl Fn() -> Result<(), &'static str> + Clone + Send + 'static,
     shutdown: CancellationToken,
 ) {
-    let gate = Gate::new(CONNECTIONS);
+    let gate = Gate::new(Limits::ADMIN);
     let begin = |stream, _, work: Work| {
         let (metrics, readiness) = (Arc::clone(&metrics), readiness.clone());
         tokio::spawn(async move {
@@ -66,6 +54,6 @@ pub(crate) async fn serve(
     };
     tokio::select! {
         () = shutdown.cancelled() => {}
-        () = outrigger_gate::accept(&listener, &gate, TIMES, begin) => {}
+        () = outrigger_gate::accept(&listener, &gate, Times::ADMIN, begin) => {}
     }
 }
