@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
-use outrigger_proxy::http::headers::grpc_status;
+use outrigger_proxy::http::grpc::grpc_status;
 use outrigger_proxy::model::Policy;
 use outrigger_proxy::outbound::retry::{Attempted, MAX_SERVER_WAIT, Verdict, judge};
 

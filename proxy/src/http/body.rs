@@ -12,18 +12,15 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
-use super::cause::h2_cause;
+use super::cause::{BoxError, h2_cause};
 use super::expect::Awaited;
-use super::guard::Watch;
-use super::headers::{grpc_status, strip_ours};
+use super::grpc::{grpc_status, grpc_trailers};
+use super::half_close::Progress;
+use super::headers::strip_ours;
 use super::pool::Lease;
-use super::respond::grpc_trailers;
 use crate::error::{ProxyError, Reason};
 use crate::outbound::replay::Replay;
 use crate::room::Busy;
-
-/// What hyper takes for an error.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A request's body on its way to a server.
 pub enum RequestBody {
@@ -48,7 +45,7 @@ pub struct Received {
     bytes: Cell<u64>,
     ended: Cell<bool>,
     /// Of the connection, in HTTP/1.
-    watch: Option<Arc<Watch>>,
+    progress: Option<Arc<Progress>>,
 }
 
 /// How a response ended.
@@ -86,7 +83,7 @@ pub struct ResponseBody {
     broken: Option<BoxError>,
     bytes: u64,
     /// Of the client's connection, in HTTP/1.
-    watch: Option<Arc<Watch>>,
+    progress: Option<Arc<Progress>>,
 }
 
 enum Content {
@@ -102,10 +99,10 @@ impl RequestBody {
 }
 
 impl ClientBody {
-    /// `watch`: of the connection, in HTTP/1.
-    pub fn new(body: Incoming, watch: Option<Arc<Watch>>) -> Self {
+    /// `progress`: of the connection, in HTTP/1.
+    pub fn new(body: Incoming, progress: Option<Arc<Progress>>) -> Self {
         let received = Rc::new(Received {
-            watch,
+            progress,
             ..Received::default()
         });
         if body.is_end_stream() {
@@ -133,15 +130,15 @@ impl Received {
 
     /// A server that takes the request gets it now.
     pub fn sent_head(&self) {
-        if let Some(watch) = &self.watch {
-            watch.progress.sent_head();
+        if let Some(progress) = &self.progress {
+            progress.sent_head();
         }
     }
 
     fn end(&self) {
         self.ended.set(true);
-        if let Some(watch) = &self.watch {
-            watch.progress.sent_body();
+        if let Some(progress) = &self.progress {
+            progress.sent_body();
         }
     }
 }
@@ -266,8 +263,8 @@ impl ResponseBody {
     }
 
     /// Tells a client's connection when it has ended.
-    pub fn with_watch(mut self, watch: Arc<Watch>) -> Self {
-        self.watch = Some(watch);
+    pub fn with_progress(mut self, progress: Arc<Progress>) -> Self {
+        self.progress = Some(progress);
         self
     }
 
@@ -281,7 +278,7 @@ impl ResponseBody {
             deadline: None,
             broken: None,
             bytes: 0,
-            watch: None,
+            progress: None,
         }
     }
 
@@ -394,8 +391,8 @@ fn is_peers_reset(error: &hyper::Error) -> bool {
 impl Drop for ResponseBody {
     fn drop(&mut self) {
         self.tell(Ended::Cancelled);
-        if let Some(watch) = &self.watch {
-            watch.progress.end();
+        if let Some(progress) = &self.progress {
+            progress.end();
         }
     }
 }

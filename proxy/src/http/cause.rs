@@ -5,7 +5,14 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 
 use crate::error::{ProxyError, Reason};
-use crate::outbound::replay::ClientBroke;
+
+/// What hyper takes for an error.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The client broke off while it sent the body.
+#[derive(Debug, thiserror::Error)]
+#[error("the client broke off: {0}")]
+pub struct ClientBroke(#[source] pub BoxError);
 
 /// The error of a request to `to` that has no response.
 pub fn unanswered(reason: Reason, why: &str, unsent: bool, to: SocketAddr) -> ProxyError {

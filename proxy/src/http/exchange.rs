@@ -10,7 +10,8 @@ use outrigger_api::spiffe::SpiffeId;
 use tokio::time::Instant;
 
 use super::body::{Ended, Received};
-use super::headers::{REQUEST_ID, is_grpc};
+use super::grpc::is_grpc;
+use super::headers::REQUEST_ID;
 use crate::drain::InFlight;
 use crate::error::Reason;
 use crate::model::ServiceName;

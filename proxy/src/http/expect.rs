@@ -17,7 +17,8 @@ use http::{Request, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Sleep;
 
-use super::body::{BoxError, RequestBody};
+use super::body::RequestBody;
+use super::cause::BoxError;
 
 /// As long as curl waits.
 const PATIENCE: Duration = Duration::from_secs(1);

@@ -6,7 +6,7 @@
 //! in such a chain. Where a request begins is known to who follows the bodies too, so this is a second reader of the
 //! framing; it is stricter than hyper everywhere, and all it can do is to refuse.
 
-use super::headers::MAX_HEADER_BYTES;
+use super::limits::MAX_HEADER_BYTES;
 use crate::error::{ProxyError, Reason};
 
 /// What a client outside the mesh is told by a strict workload.

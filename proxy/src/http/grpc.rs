@@ -1,11 +1,21 @@
-//! A gRPC call's time limit as it is sent (PROTOCOL-HTTP2.md, "Timeout").
+//! What gRPC says in headers and trailers (PROTOCOL-HTTP2.md): the kind of a message, its result, and a call's time limit.
 
 use std::io::Write;
 use std::time::Duration;
 
+use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-/// How long the caller waits for all of the response.
+use super::headers::OUTRIGGER_ERROR;
+use crate::error::ProxyError;
+
+/// gRPC's result.
+pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+/// gRPC's result in words, percent-encoded.
+pub const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+/// A gRPC server's word on when to try again (gRFC A6).
+pub const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+/// How long the caller waits for all of the response (PROTOCOL-HTTP2.md, "Timeout").
 pub const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// The largest number that fits: eight digits.
@@ -20,6 +30,30 @@ const UNITS: [(u8, u64); 6] = [
     (b'M', 60_000_000_000),
     (b'H', 3_600_000_000_000),
 ];
+
+/// Whether the message is gRPC (PROTOCOL-HTTP2.md: the content type begins with it).
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    headers
+        .get(CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// gRPC's result, from the trailers or from a response without any.
+pub fn grpc_status(headers: &HeaderMap) -> Option<u16> {
+    headers.get(GRPC_STATUS)?.to_str().ok()?.trim().parse().ok()
+}
+
+/// What ends a gRPC call that failed.
+pub fn grpc_trailers(error: &ProxyError) -> HeaderMap {
+    let message = format!("{} ({})", error.detail, error.reason.code());
+    let mut trailers = HeaderMap::with_capacity(4);
+    trailers.insert(GRPC_STATUS, HeaderValue::from(error.reason.grpc_status()));
+    if let Ok(message) = HeaderValue::try_from(percent_encode(&message)) {
+        trailers.insert(GRPC_MESSAGE, message);
+    }
+    trailers.insert(OUTRIGGER_ERROR, HeaderValue::from_static(error.reason.code()));
+    trailers
+}
 
 /// How long the caller waits. `None`: for ever, or what it says is malformed; the server may make of that what it likes.
 pub fn timeout(headers: &HeaderMap) -> Option<Duration> {
@@ -51,10 +85,23 @@ pub fn set_timeout(headers: &mut HeaderMap, left: Duration) {
     }
 }
 
+/// gRPC's encoding of a status message: all but printable ASCII, and "%" itself.
+fn percent_encode(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if matches!(byte, b' '..=b'~') && byte != b'%' {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::{GRPC_TIMEOUT, set_timeout, timeout};
+    use super::{GRPC_TIMEOUT, is_grpc, set_timeout, timeout};
     use http::{HeaderMap, HeaderValue};
     use std::time::Duration;
 
@@ -68,6 +115,14 @@ mod tests {
         let mut headers = HeaderMap::new();
         set_timeout(&mut headers, left);
         headers[GRPC_TIMEOUT].to_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn the_content_type_begins_with_its_name() {
+        let mut headers = HeaderMap::new();
+        assert!(!is_grpc(&headers));
+        headers.insert("content-type", HeaderValue::from_static("application/grpc+proto"));
+        assert!(is_grpc(&headers));
     }
 
     #[test]

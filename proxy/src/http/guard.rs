@@ -20,18 +20,24 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use http::Method;
+use http::request::Parts;
+use http::{HeaderMap, Method, Uri};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
 use super::framing::{Fault, Scanned, Scanner};
 use super::half_close::Progress;
+use super::limits::MAX_HEADER_BYTES;
+use crate::error::ProxyError;
 use crate::net::{LINGER_BYTES, LINGER_TIME, writes_to_inner};
 use crate::room::{Heads, Held};
 
 /// From the first byte of a head to its last.
 pub const HEAD_TIME: Duration = Duration::from_secs(10);
+
+/// What HTTP/2 adds to the size of each field (RFC 9113 section 10.5.1).
+const FIELD_OVERHEAD: usize = 32;
 
 /// In place of a head that is refused.
 const STAND_IN: &[u8] = b"REFUSED / HTTP/1.1\r\nhost:\r\n\r\n";
@@ -70,7 +76,7 @@ pub struct Watch {
     in_body: AtomicBool,
     tunnel: AtomicU8,
     /// Of the request that is in hand.
-    pub progress: Progress,
+    pub progress: Arc<Progress>,
     gone: Notify,
 }
 
@@ -331,12 +337,34 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<IO> {
     }
 }
 
+/// Whether a request may be looked at at all.
+///
+/// # Errors
+/// [`Reason::BadRequest`](crate::error::Reason::BadRequest) and others: what the connection's guard found, or a head over the limit.
+pub fn check(head: &Parts) -> Result<(), ProxyError> {
+    match head.extensions.get::<Fault>() {
+        Some(fault) => Err(fault.error()),
+        None if too_large(&head.uri, &head.headers) => Err(Fault::TooLarge.error()),
+        None => Ok(()),
+    }
+}
+
+/// Whether the header section is larger than the limit. A quarter of the cost of a hash: it is a walk over two slices.
+fn too_large(uri: &Uri, headers: &HeaderMap) -> bool {
+    let path = uri.path_and_query().map_or(0, |p| p.as_str().len());
+    let fields: usize = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + FIELD_OVERHEAD)
+        .sum();
+    path + fields > MAX_HEADER_BYTES
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::half_close::{ANSWER_TIME, LAST_CHANCE, SAME_MOMENT};
-    use super::{Fault, Guard, HEAD_TIME, Heads, STAND_IN, Watch};
-    use http::Method;
+    use super::{Fault, Guard, HEAD_TIME, Heads, STAND_IN, Watch, too_large};
+    use http::{HeaderMap, HeaderValue, Method, Uri};
     use std::sync::Arc;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
@@ -473,5 +501,13 @@ mod tests {
         assert_eq!(read(&mut guard).await, [HEAD, b"abc"].concat());
         watch.progress.begin();
         assert_eq!(read(&mut guard).await, b"", "a body is not complete");
+    }
+
+    #[test]
+    fn a_head_has_a_limit_whatever_it_came_in() {
+        let mut headers = HeaderMap::new();
+        assert!(!too_large(&Uri::from_static("/"), &headers));
+        headers.insert("x", HeaderValue::from_bytes(&vec![b'a'; 64 * 1024]).unwrap());
+        assert!(too_large(&Uri::from_static("/"), &headers));
     }
 }

@@ -1,11 +1,7 @@
 //! Headers that a proxy has an opinion about.
 
-use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, Entry, HOST, TE, TRANSFER_ENCODING, UPGRADE};
-use http::request::Parts;
+use http::header::{CONNECTION, CONTENT_LENGTH, Entry, HOST, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
-
-use super::framing::Fault;
-use crate::error::ProxyError;
 
 /// Carries the code of an error that a sidecar answered itself.
 pub const OUTRIGGER_ERROR: HeaderName = HeaderName::from_static("outrigger-error");
@@ -15,44 +11,9 @@ const OURS: &str = "outrigger-";
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// A client's word that a request may be repeated (draft-ietf-httpapi-idempotency-key-header).
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-/// gRPC's result.
-pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-/// gRPC's result in words, percent-encoded.
-pub const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
-/// A gRPC server's word on when to try again (gRFC A6).
-pub const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
-
-/// The limit of a header section on every path, request and response, HTTP/1 and HTTP/2: bytes of names, values and, as
-/// HTTP/2 counts (RFC 9113 section 10.5.1), 32 for each field.
-pub const MAX_HEADER_BYTES: usize = 64 * 1024;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const FIELD_OVERHEAD: usize = 32;
-
-/// Whether the message is gRPC (PROTOCOL-HTTP2.md: the content type begins with it).
-pub fn is_grpc(headers: &HeaderMap) -> bool {
-    headers
-        .get(CONTENT_TYPE)
-        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
-}
-
-/// gRPC's result, from the trailers or from a response without any.
-pub fn grpc_status(headers: &HeaderMap) -> Option<u16> {
-    headers.get(GRPC_STATUS)?.to_str().ok()?.trim().parse().ok()
-}
-
-/// Whether a request may be looked at at all.
-///
-/// # Errors
-/// [`crate::error::Reason::BadRequest`] and others: what the connection's guard found, or a head over the limit.
-pub fn check(head: &Parts) -> Result<(), ProxyError> {
-    match head.extensions.get::<Fault>() {
-        Some(fault) => Err(fault.error()),
-        None if too_large(&head.uri, &head.headers) => Err(Fault::TooLarge.error()),
-        None => Ok(()),
-    }
-}
 
 /// RFC 9112 section 3.2.2: where the request line names the host, that is the host; another one in `Host` is ignored by
 /// some servers and believed by others.
@@ -100,16 +61,6 @@ pub fn check_response(headers: &HeaderMap) -> Result<(), &'static str> {
         _ => return Err("a Transfer-Encoding other than chunked"),
     }
     Ok(())
-}
-
-/// Whether the header section is larger than the limit. A quarter of the cost of a hash: it is a walk over two slices.
-fn too_large(uri: &Uri, headers: &HeaderMap) -> bool {
-    let path = uri.path_and_query().map_or(0, |p| p.as_str().len());
-    let fields: usize = headers
-        .iter()
-        .map(|(name, value)| name.as_str().len() + value.len() + FIELD_OVERHEAD)
-        .sum();
-    path + fields > MAX_HEADER_BYTES
 }
 
 /// Whether the client asks for another protocol on this connection. A CONNECT does as well. "h2c" (RFC 7540 section 3.2,
@@ -225,8 +176,8 @@ fn connection_tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::{complete_uri, is_grpc, strip_hop_by_hop, strip_ours, too_large, wants_upgrade};
-    use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
+    use super::{complete_uri, strip_hop_by_hop, strip_ours, wants_upgrade};
+    use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Version};
 
     fn headers(of: &[(&'static str, &'static str)]) -> HeaderMap {
         of.iter()
@@ -279,15 +230,6 @@ mod tests {
         assert!(!wants_upgrade(&Method::GET, &h2c));
         strip_hop_by_hop(&mut h2c, false);
         assert!(h2c.is_empty());
-    }
-
-    #[test]
-    fn limits_and_kinds() {
-        assert!(is_grpc(&headers(&[("content-type", "application/grpc+proto")])));
-        let mut h = HeaderMap::new();
-        assert!(!too_large(&Uri::from_static("/"), &h));
-        h.insert("x", HeaderValue::from_bytes(&vec![b'a'; 64 * 1024]).unwrap());
-        assert!(too_large(&Uri::from_static("/"), &h));
     }
 
     #[test]

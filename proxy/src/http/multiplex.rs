@@ -26,8 +26,8 @@ use tokio::time::{Instant, timeout};
 
 use super::body::RequestBody;
 use super::cause::{classify_before_settings, unanswered, with_causes};
-use super::headers::MAX_HEADER_BYTES;
-use super::server::{CONNECTION_WINDOW, LocalExecutor, STREAM_WINDOW};
+use super::executor::LocalExecutor;
+use super::limits::{CONNECTION_WINDOW, MAX_HEADER_BYTES, STREAM_WINDOW};
 use crate::error::{ProxyError, Reason};
 use crate::net::{Stream, writes_to_inner};
 

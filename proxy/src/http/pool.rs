@@ -16,8 +16,8 @@ use tokio::time::Instant;
 use super::body::RequestBody;
 use super::dials::{Dials, Turn};
 use super::expect::Refused;
+use super::limits::MAX_BUFFER;
 use super::multiplex::{Multiplex, Slot};
-use super::server::MAX_BUFFER;
 use crate::error::{ProxyError, Reason};
 use crate::net::Stream;
 

@@ -5,7 +5,8 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use super::body::ResponseBody;
-use super::headers::{GRPC_MESSAGE, GRPC_STATUS, OUTRIGGER_ERROR};
+use super::grpc::grpc_trailers;
+use super::headers::OUTRIGGER_ERROR;
 use crate::error::{ProxyError, Reason};
 
 /// Answers in the sidecar's own name: the status, the code in `outrigger-error`, and a sentence. A gRPC client gets a
@@ -27,18 +28,6 @@ pub fn error_response(error: &ProxyError, grpc: bool) -> Response<ResponseBody> 
     response
 }
 
-/// What ends a gRPC call that failed.
-pub fn grpc_trailers(error: &ProxyError) -> HeaderMap {
-    let message = format!("{} ({})", error.detail, error.reason.code());
-    let mut trailers = HeaderMap::with_capacity(4);
-    trailers.insert(GRPC_STATUS, HeaderValue::from(error.reason.grpc_status()));
-    if let Ok(message) = HeaderValue::try_from(percent_encode(&message)) {
-        trailers.insert(GRPC_MESSAGE, message);
-    }
-    trailers.insert(OUTRIGGER_ERROR, HeaderValue::from_static(error.reason.code()));
-    trailers
-}
-
 /// A response without a body, in the name of a route.
 pub fn empty_response(status: StatusCode) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::ready(Bytes::new()));
@@ -50,19 +39,6 @@ pub fn empty_response(status: StatusCode) -> Response<ResponseBody> {
 pub fn reason_of(headers: &HeaderMap) -> Option<Reason> {
     let code = headers.get(OUTRIGGER_ERROR)?.as_bytes();
     Reason::ALL.into_iter().find(|reason| reason.code().as_bytes() == code)
-}
-
-/// gRPC's encoding of a status message: all but printable ASCII, and "%" itself.
-fn percent_encode(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if matches!(byte, b' '..=b'~') && byte != b'%' {
-            encoded.push(char::from(byte));
-        } else {
-            encoded.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    encoded
 }
 
 #[cfg(test)]

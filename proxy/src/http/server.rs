@@ -10,28 +10,21 @@ use std::sync::Arc;
 use http::header::CONNECTION;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
-use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 
 use super::body::{ClientBody, ResponseBody};
+use super::executor::LocalExecutor;
 use super::framing::Fault;
 use super::guard::{Guard, HEAD_TIME, Watch};
-use super::headers::{MAX_HEADER_BYTES, asks_for_tunnel, settle_host};
+use super::headers::{asks_for_tunnel, settle_host};
+use super::limits::{CONNECTION_WINDOW, MAX_BUFFER, STREAM_WINDOW};
 use super::waiting::Waiting;
 use crate::drain::{Activity, OpenConnection, Stage};
 use crate::net::Stream;
 use crate::net::detect::{Peeked, http2_opening, peek};
 
-/// What hyper may buffer of an HTTP/1 message, and h2 of a header section. Larger than the header limit, so that this
-/// sidecar answers 431 with a reason itself; what does not even fit here gets a bare 431 of the library.
-pub const MAX_BUFFER: usize = 2 * MAX_HEADER_BYTES;
-/// Bytes in flight that a peer may send before it is read, for one stream and for all of a connection. A connection's is
-/// much larger, so that a few streams that nobody reads do not stop the others; and half of it is what h2 lets the unread
-/// small frames of a connection cost (256 bytes each), so that a stream of short messages to a slow reader does not end it.
-pub const STREAM_WINDOW: u32 = 256 * 1024;
-pub const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 /// Streams that a client may have open on one connection; further ones wait on its side.
 const MAX_STREAMS: u32 = 1000;
 /// The same, and the size of a header section, where all requests of a connection will be refused but kubelet's.
@@ -49,20 +42,6 @@ const SEND_BUFFER: usize = 256 * 1024;
 pub enum HttpVersion {
     Http1,
     Http2,
-}
-
-/// Spawns on the worker's own thread.
-#[derive(Clone, Copy, Debug)]
-pub struct LocalExecutor;
-
-impl<F> Executor<F> for LocalExecutor
-where
-    F: Future + 'static,
-    F::Output: 'static,
-{
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
-    }
 }
 
 /// Serves requests until the connection ends or was drained.
@@ -155,7 +134,7 @@ where
     settle_host(&mut request);
     let tunnel = watch.in_tunnel() && asks_for_tunnel(request.method(), request.headers());
     let connect = request.method() == Method::CONNECT;
-    let request = request.map(|body| ClientBody::new(body, Some(Arc::clone(&watch))));
+    let request = request.map(|body| ClientBody::new(body, Some(Arc::clone(&watch.progress))));
     let received = request.body().received();
     let mut response = handle(request).await;
     // RFC 9110 section 2.5: the version is this hop's own. hyper takes it down for an HTTP/1.0 client.
@@ -173,7 +152,7 @@ where
             .headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    response.map(|body| body.with_watch(watch))
+    response.map(|body| body.with_progress(Arc::clone(&watch.progress)))
 }
 
 /// Answers one request. To HEAD without content, which peers take for a protocol error (RFC 9113 section 8.1.1); hyper sees to

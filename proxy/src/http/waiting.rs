@@ -91,7 +91,8 @@ fn beyond_own(held: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::{MOST, OWN, SHARED, Share, Waiting};
-    use crate::http::headers::{MAX_HEADER_BYTES, check};
+    use crate::http::guard::check;
+    use crate::http::limits::MAX_HEADER_BYTES;
     use http::{HeaderName, HeaderValue, Request};
     use std::rc::Rc;
     use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

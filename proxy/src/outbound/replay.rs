@@ -15,8 +15,9 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
+use crate::http::RequestBody;
 use crate::http::body::ClientBody;
-use crate::http::{BoxError, RequestBody};
+use crate::http::cause::{BoxError, ClientBroke};
 use crate::telemetry::ServiceMetrics;
 
 /// Where the bodies of a request's attempts come from. An attempt reads it and does not own it: an attempt that ends before
@@ -68,11 +69,6 @@ impl Drop for BodySource {
         }
     }
 }
-
-/// The client broke off while it sent the body.
-#[derive(Debug, thiserror::Error)]
-#[error("the client broke off: {0}")]
-pub struct ClientBroke(#[source] BoxError);
 
 /// Bytes of a chunk that is not small: a good part of the buffer that it was read into.
 const LARGE: usize = 4096;

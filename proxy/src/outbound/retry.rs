@@ -17,7 +17,8 @@ use http::{HeaderMap, Method, StatusCode};
 use rand::Rng;
 
 use crate::error::Reason;
-use crate::http::headers::{GRPC_PUSHBACK, IDEMPOTENCY_KEY, grpc_status};
+use crate::http::grpc::{GRPC_PUSHBACK, grpc_status};
+use crate::http::headers::IDEMPOTENCY_KEY;
 use crate::model::RetryPolicy;
 
 /// The longest wait that a server may ask for.
