@@ -12,6 +12,7 @@ pub mod discovery;
 pub mod dns;
 pub mod drain;
 pub mod error;
+pub mod exchange;
 pub mod http;
 pub mod identity;
 pub mod inbound;

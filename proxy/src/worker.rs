@@ -20,7 +20,7 @@ use crate::discovery::{Discovery, TargetKey};
 use crate::dns::Resolver;
 use crate::drain::{Activity, Phase, Signal};
 use crate::error::ProxyError;
-use crate::http::pool::Pool;
+use crate::http::client::Pool;
 use crate::identity::Identity;
 use crate::model::{ServiceName, Target};
 use crate::net::listen::{self, Listener};
@@ -88,7 +88,7 @@ pub fn run(process: Arc<Process>, listeners: Listeners, mut signal: Signal) -> s
     runtime.block_on(async move {
         let targets = Targets::new(process.config.workers);
         let budget = process.config.budget.share(process.config.workers);
-        let room = Room::new(budget, Arc::clone(process.telemetry.metrics()));
+        let room = Room::new(budget, process.telemetry.metrics().clone());
         let worker = Rc::new(Worker {
             process,
             room,

@@ -3,7 +3,7 @@
 use http::{HeaderMap, HeaderValue};
 use outrigger_proxy::error::{ProxyError, Reason};
 use outrigger_proxy::http::headers::strip_hop_by_hop;
-use outrigger_proxy::http::respond::{error_response, reason_of};
+use outrigger_proxy::http::server::{error_response, reason_of};
 
 use super::header_lines;
 use crate::Input;

@@ -47,7 +47,7 @@ use rand::Rng;
 use tokio::time::Instant;
 
 use super::health::{Answer, Health, Others};
-use crate::http::pool::Pool;
+use crate::http::client::Pool;
 use crate::model::Endpoint;
 
 /// Seconds that an endpoint takes which has not answered yet, beside another such.

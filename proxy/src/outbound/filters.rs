@@ -6,9 +6,8 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Response, Uri};
 
 use crate::error::{ProxyError, Reason};
-use crate::http::ResponseBody;
 use crate::http::headers::authority;
-use crate::http::respond::empty_response;
+use crate::http::server::{ResponseBody, empty_response};
 use crate::model::{Filter, HeaderModifier, PathModifier, Redirect};
 
 /// Changes the request's head. `Some`: a redirect answers it.

@@ -9,7 +9,6 @@ pub mod filters;
 pub mod health;
 pub mod mirror;
 pub mod opaque;
-pub mod replay;
 pub mod request;
 pub mod retry;
 pub mod route;

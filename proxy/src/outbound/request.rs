@@ -11,16 +11,14 @@ use hyper::upgrade::OnUpgrade;
 
 use super::attempts::{Answer, Attempts, Record, attempt_until_final};
 use super::mirror::mirror;
-use super::replay::BodySource;
 use super::target::{Snapshot, WorkerTarget};
 use super::{filters, route};
 use crate::error::{ProxyError, Reason};
-use crate::http::body::ClientBody;
-use crate::http::exchange::Exchange;
-use crate::http::guard::check;
+use crate::exchange::Exchange;
+use crate::http::body::{BodySource, ClientBody, OnTooLarge};
+use crate::http::client::upgrade;
 use crate::http::headers::{strip_hop_by_hop, strip_ours, wants_upgrade};
-use crate::http::server::HttpVersion;
-use crate::http::{ResponseBody, upgrade};
+use crate::http::server::{HttpVersion, ResponseBody, check};
 use crate::model::{Filter, Policy};
 use crate::telemetry::Direction;
 use crate::worker::Worker;
@@ -166,7 +164,7 @@ fn body_source(body: ClientBody, policy: &Policy, record: &Record) -> BodySource
         record.metrics.body_not_kept();
         BodySource::new(body, 0, None)
     } else {
-        BodySource::new(body, limit, Some(Arc::clone(&record.metrics)))
+        BodySource::new(body, limit, Some(record.metrics.clone()))
     }
 }
 

@@ -8,7 +8,6 @@ use tokio::net::TcpStream;
 
 use super::{GRACE, Room, Seat};
 use crate::net::listen::Listener;
-use crate::telemetry::metrics::Refused;
 
 /// Connections that were accepted and have no place, because their address has many. They are not read, so each costs a
 /// socket; those behind them in the kernel's queue do not wait for them.
@@ -73,7 +72,7 @@ impl Arrivals {
         if self.waiting.len() >= MAX_WAITING
             && let Some((oldest, client)) = self.waiting.pop_front()
         {
-            self.room.metrics.connection_refused(Refused::Crowded);
+            self.room.observer.connection_crowded_out();
             tracing::debug!(%client, "a connection is reset: its address has too many");
             let _ = oldest.set_zero_linger();
         }

@@ -21,7 +21,6 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::telemetry::Metrics;
 use book::{Book, Decision};
 
 pub use accept::Arrivals;
@@ -77,6 +76,15 @@ impl Default for Budget {
     }
 }
 
+/// Hears which connections had to go because there is no room.
+pub trait Observer {
+    /// An idle connection was closed to make room for another.
+    fn connection_shed(&self);
+
+    /// A connection was reset before anything of it was read, because its address has too many.
+    fn connection_crowded_out(&self);
+}
+
 /// The connections of one worker.
 pub struct Room {
     book: RefCell<Book>,
@@ -85,7 +93,7 @@ pub struct Room {
     /// Somebody waits for a place, or for one more.
     waited_for: Cell<bool>,
     changed: Notify,
-    metrics: Arc<Metrics>,
+    observer: Arc<dyn Observer>,
 }
 
 /// A connection's place. It leaves when this is dropped.
@@ -126,20 +134,20 @@ struct Address {
 
 impl Room {
     /// Nobody is there yet.
-    pub fn new(budget: Budget, metrics: Arc<Metrics>) -> Rc<Self> {
+    pub fn new(budget: Budget, observer: Arc<dyn Observer>) -> Rc<Self> {
         Rc::new(Self {
             book: RefCell::new(Book::new(budget)),
             clock: Cell::new(0),
             waited_for: Cell::new(false),
             changed: Notify::new(),
-            metrics,
+            observer,
         })
     }
 
     /// With places for all.
     #[cfg(test)]
     pub(crate) fn for_test() -> Rc<Self> {
-        Self::new(Budget::default(), Arc::new(Metrics::new()))
+        Self::new(Budget::default(), Arc::new(()))
     }
 
     /// A place for a connection from the address, if there is one. Another connection may be closed for it.
@@ -184,7 +192,7 @@ impl Room {
     }
 
     fn close(&self, place: &Place) {
-        self.metrics.connection_shed();
+        self.observer.connection_shed();
         place.closed.set(true);
         self.leave(place);
         // Taken out first: a waker may run code that comes back here.
@@ -283,6 +291,13 @@ impl Drop for Busy {
             self.room.tell();
         }
     }
+}
+
+#[cfg(test)]
+impl Observer for () {
+    fn connection_shed(&self) {}
+
+    fn connection_crowded_out(&self) {}
 }
 
 #[cfg(test)]

@@ -25,7 +25,9 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use crate::error::Reason;
+use crate::http::body::OnTooLarge;
 use crate::model::ServiceName;
+use crate::room;
 
 use super::request::{Direction, RequestEnd};
 use series::{SeriesKey, SeriesSet};
@@ -184,11 +186,6 @@ impl Metrics {
         self.connections_limit.store(limit as u64, Relaxed);
     }
 
-    /// An idle connection was closed to make room for another.
-    pub fn connection_shed(&self) {
-        self.connections_shed.fetch_add(1, Relaxed);
-    }
-
     /// A connection was closed before anything of it was read.
     pub fn connection_refused(&self, why: Refused) {
         self.connections_refused[why as usize].fetch_add(1, Relaxed);
@@ -293,6 +290,22 @@ pub struct ServiceMetrics {
     bodies_not_kept: AtomicU64,
 }
 
+impl room::Observer for Metrics {
+    fn connection_shed(&self) {
+        self.connections_shed.fetch_add(1, Relaxed);
+    }
+
+    fn connection_crowded_out(&self) {
+        self.connection_refused(Refused::Crowded);
+    }
+}
+
+impl OnTooLarge for ServiceMetrics {
+    fn body_not_kept(&self) {
+        self.bodies_not_kept.fetch_add(1, Relaxed);
+    }
+}
+
 impl ServiceMetrics {
     fn new(label: String) -> Self {
         Self {
@@ -319,11 +332,6 @@ impl ServiceMetrics {
     /// A retry was wanted, and the budget did not allow it.
     pub fn budget_exhausted(&self) {
         self.budget_exhausted.fetch_add(1, Relaxed);
-    }
-
-    /// A request's body was too large to be kept for a retry, so there is none.
-    pub fn body_not_kept(&self) {
-        self.bodies_not_kept.fetch_add(1, Relaxed);
     }
 
     fn request_ended(&self, request: &RequestEnd<'_>) {

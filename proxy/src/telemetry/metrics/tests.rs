@@ -6,6 +6,7 @@ use http::Method;
 
 use super::{Handshake, IDLE, MAX_PORTS, MAX_SERVICES, Metrics, Outcome};
 use crate::error::Reason;
+use crate::http::body::OnTooLarge;
 use crate::model::ServiceName;
 use crate::telemetry::{Direction, Protocol, RequestEnd};
 

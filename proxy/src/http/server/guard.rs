@@ -7,10 +7,8 @@
 //! A head has [`HEAD_TIME`] from its first byte to its last. The timer exists only while a part of a head is here and the
 //! rest is not: a head that comes in one piece never has one, nor has a connection between two requests.
 //!
-//! hyper takes the end of a client's half for a client that has gone. Where it has not (see [`half_close`]), hyper does
+//! hyper takes the end of a client's half for a client that has gone. Where it has not (see [`Progress`]), hyper does
 //! not hear of the end until the response is there.
-//!
-//! [`half_close`]: super::half_close
 
 use std::io;
 use std::pin::{Pin, pin};
@@ -27,14 +25,14 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
 use super::framing::{Fault, Scanned, Scanner};
-use super::half_close::Progress;
-use super::limits::MAX_HEADER_BYTES;
 use crate::error::ProxyError;
+use crate::http::body::Progress;
+use crate::http::limits::MAX_HEADER_BYTES;
 use crate::net::{LINGER_BYTES, LINGER_TIME, writes_to_inner};
 use crate::room::{Heads, Held};
 
 /// From the first byte of a head to its last.
-pub const HEAD_TIME: Duration = Duration::from_secs(10);
+pub(super) const HEAD_TIME: Duration = Duration::from_secs(10);
 
 /// What HTTP/2 adds to the size of each field (RFC 9113 section 10.5.1).
 const FIELD_OVERHEAD: usize = 32;
@@ -44,7 +42,7 @@ const STAND_IN: &[u8] = b"REFUSED / HTTP/1.1\r\nhost:\r\n\r\n";
 const STAND_IN_METHOD: &str = "REFUSED";
 
 /// A connection that is looked at while it is read.
-pub struct Guard<IO> {
+pub(super) struct Guard<IO> {
     io: IO,
     scanner: Scanner,
     /// Bytes that hyper has not got: those that wait for the rest of their head, and before them those that are `free`.
@@ -70,7 +68,7 @@ pub struct Guard<IO> {
 
 /// What the service has to know of the connection.
 #[derive(Default)]
-pub struct Watch {
+pub(super) struct Watch {
     fault: OnceLock<Fault>,
     /// It is in a body, and so there is no stand-in for it.
     in_body: AtomicBool,
@@ -91,23 +89,23 @@ const REFUSED: u8 = 3;
 
 impl Watch {
     /// Why this request, a stand-in, is refused.
-    pub fn fault(&self, method: &Method) -> Option<Fault> {
+    pub(super) fn fault(&self, method: &Method) -> Option<Fault> {
         self.fault.get().copied().filter(|_| method.as_str() == STAND_IN_METHOD)
     }
 
     /// Whether a body turned out to be malformed: there is no next request.
-    pub fn ended_in_body(&self) -> bool {
+    pub(super) fn ended_in_body(&self) -> bool {
         self.in_body.load(Ordering::Relaxed)
     }
 
     /// Whether the client asked for another protocol.
-    pub fn in_tunnel(&self) -> bool {
+    pub(super) fn in_tunnel(&self) -> bool {
         self.tunnel.load(Ordering::Relaxed) != NONE
     }
 
     /// The other protocol was refused. Whether the connection has to be closed: HTTP cannot go on after bytes that may be
     /// of the other protocol.
-    pub fn refuse_tunnel(&self) -> bool {
+    pub(super) fn refuse_tunnel(&self) -> bool {
         let asked = self
             .tunnel
             .compare_exchange(ASKED, REFUSED, Ordering::Relaxed, Ordering::Relaxed);
@@ -115,7 +113,7 @@ impl Watch {
     }
 
     /// Waits until the connection is closed: it may go on as something else than HTTP.
-    pub async fn gone(&self) {
+    pub(super) async fn gone(&self) {
         self.gone.notified().await;
     }
 }
@@ -123,7 +121,7 @@ impl Watch {
 impl<IO> Guard<IO> {
     /// Guards a connection from its first byte. `half_closes`: its client may end its half and wait for the answer. What is held
     /// is counted in `heads`; `most_held`: of a client whose requests will be refused as plaintext, no more is held than this.
-    pub fn new(io: IO, half_closes: bool, heads: Heads, most_held: Option<usize>) -> (Self, Arc<Watch>) {
+    pub(super) fn new(io: IO, half_closes: bool, heads: Heads, most_held: Option<usize>) -> (Self, Arc<Watch>) {
         let watch = Arc::new(Watch::default());
         let guard = Self {
             io,
@@ -362,8 +360,8 @@ fn too_large(uri: &Uri, headers: &HeaderMap) -> bool {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::half_close::{ANSWER_TIME, LAST_CHANCE, SAME_MOMENT};
     use super::{Fault, Guard, HEAD_TIME, Heads, STAND_IN, Watch, too_large};
+    use crate::http::body::{ANSWER_TIME, LAST_CHANCE, SAME_MOMENT};
     use http::{HeaderMap, HeaderValue, Method, Uri};
     use std::sync::Arc;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};

@@ -1,10 +1,8 @@
-//! Bodies as they pass through.
+//! A response's body as it passes through to the client.
 
-use std::cell::Cell;
 use std::pin::Pin;
-use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -12,41 +10,13 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
-use super::cause::{BoxError, h2_cause};
-use super::expect::Awaited;
-use super::grpc::{grpc_status, grpc_trailers};
-use super::half_close::Progress;
-use super::headers::strip_ours;
-use super::pool::Lease;
 use crate::error::{ProxyError, Reason};
-use crate::outbound::replay::Replay;
+use crate::http::body::Progress;
+use crate::http::cause::{BoxError, h2_cause};
+use crate::http::client::Lease;
+use crate::http::grpc::{grpc_status, grpc_trailers};
+use crate::http::headers::strip_ours;
 use crate::room::Busy;
-
-/// A request's body on its way to a server.
-pub enum RequestBody {
-    Empty,
-    /// A client's.
-    Replay(Replay),
-    /// All of it is here.
-    Full(Option<Bytes>),
-    /// The client waits for the server to want it.
-    Awaited(Box<Awaited>),
-}
-
-/// A request's body as it comes from the client.
-pub struct ClientBody {
-    body: Incoming,
-    received: Rc<Received>,
-}
-
-/// How much of a request's body has been read.
-#[derive(Default)]
-pub struct Received {
-    bytes: Cell<u64>,
-    ended: Cell<bool>,
-    /// Of the connection, in HTTP/1.
-    progress: Option<Arc<Progress>>,
-}
 
 /// How a response ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,125 +59,6 @@ pub struct ResponseBody {
 enum Content {
     Ready(Option<Bytes>),
     Streaming { body: Incoming, from_sidecar: bool },
-}
-
-impl RequestBody {
-    /// A body that is here completely.
-    pub fn full(bytes: Bytes) -> Self {
-        RequestBody::Full(Some(bytes).filter(|b| !b.is_empty()))
-    }
-}
-
-impl ClientBody {
-    /// `progress`: of the connection, in HTTP/1.
-    pub fn new(body: Incoming, progress: Option<Arc<Progress>>) -> Self {
-        let received = Rc::new(Received {
-            progress,
-            ..Received::default()
-        });
-        if body.is_end_stream() {
-            received.end();
-        }
-        Self { body, received }
-    }
-
-    /// Tells how much has been read, also when the body is elsewhere.
-    pub fn received(&self) -> Rc<Received> {
-        Rc::clone(&self.received)
-    }
-}
-
-impl Received {
-    /// Without trailers, and without what HTTP/1 puts around chunks.
-    pub fn bytes(&self) -> u64 {
-        self.bytes.get()
-    }
-
-    /// Whether there is nothing left to read.
-    pub fn ended(&self) -> bool {
-        self.ended.get()
-    }
-
-    /// A server that takes the request gets it now.
-    pub fn sent_head(&self) {
-        if let Some(progress) = &self.progress {
-            progress.sent_head();
-        }
-    }
-
-    fn end(&self) {
-        self.ended.set(true);
-        if let Some(progress) = &self.progress {
-            progress.sent_body();
-        }
-    }
-}
-
-impl Body for ClientBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
-        let this = self.get_mut();
-        let mut frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
-        if let Some(Ok(frame)) = &mut frame {
-            frame.trailers_mut().into_iter().for_each(strip_ours);
-        }
-        let received = &this.received;
-        match &frame {
-            Some(Ok(frame)) => {
-                let length = frame.data_ref().map_or(0, Bytes::len);
-                received.bytes.set(received.bytes.get() + length as u64);
-                if frame.is_trailers() || this.body.is_end_stream() {
-                    received.end();
-                }
-            }
-            Some(Err(_)) => {}
-            None => received.end(),
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match self.get_mut() {
-            RequestBody::Empty => Poll::Ready(None),
-            RequestBody::Replay(replay) => Pin::new(replay).poll_frame(cx),
-            RequestBody::Full(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
-            RequestBody::Awaited(awaited) => awaited.poll_frame(cx),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            RequestBody::Empty => true,
-            RequestBody::Replay(replay) => replay.is_end_stream(),
-            RequestBody::Full(bytes) => bytes.is_none(),
-            // One that has no bytes is not waited for.
-            RequestBody::Awaited(_) => false,
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            RequestBody::Empty => SizeHint::with_exact(0),
-            RequestBody::Replay(replay) => replay.size_hint(),
-            RequestBody::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
-            RequestBody::Awaited(awaited) => awaited.size_hint(),
-        }
-    }
 }
 
 impl ResponseBody {

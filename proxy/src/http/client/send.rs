@@ -6,13 +6,12 @@ use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::ext::Protocol;
 
-use super::body::RequestBody;
-use super::cause::{classify, h2_cause, unanswered, with_causes};
-use super::expect::await_answer;
-use super::headers::{add_host, check_response, complete_uri};
 use super::multiplex::Slot;
 use super::pool::{Checkout, Lease, Sender};
 use crate::error::{ProxyError, Reason};
+use crate::http::body::{RequestBody, await_answer};
+use crate::http::cause::{classify, h2_cause, unanswered, with_causes};
+use crate::http::headers::{add_host, check_response, complete_uri};
 
 /// A request that has no response.
 pub struct Failure {

@@ -15,59 +15,13 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
-use crate::http::RequestBody;
-use crate::http::body::ClientBody;
+use super::received::ClientBody;
 use crate::http::cause::{BoxError, ClientBroke};
-use crate::telemetry::ServiceMetrics;
 
-/// Where the bodies of a request's attempts come from. An attempt reads it and does not own it: an attempt that ends before
-/// the first byte was read leaves it whole for the next one, also where nothing is kept.
-pub enum BodySource {
-    Empty,
-    Kept(Rc<Kept>),
-}
-
-impl BodySource {
-    /// A client's. Up to `limit` bytes can be sent again after they were read; more are counted in `metrics`.
-    pub fn new(body: ClientBody, limit: usize, metrics: Option<Arc<ServiceMetrics>>) -> Self {
-        match body.is_end_stream() {
-            true => Self::Empty,
-            false => Self::Kept(Kept::new(body, limit, metrics)),
-        }
-    }
-
-    /// The body for the next attempt. `None`: it cannot be sent again.
-    pub fn attempt(&self) -> Option<RequestBody> {
-        match self {
-            Self::Empty => Some(RequestBody::Empty),
-            Self::Kept(kept) => kept.attempt().map(RequestBody::Replay),
-        }
-    }
-
-    /// Whether another attempt can have all of it.
-    pub fn can_repeat(&self) -> bool {
-        match self {
-            Self::Empty => true,
-            Self::Kept(kept) => kept.can_repeat(),
-        }
-    }
-
-    /// All of it, if it was small and has been sent.
-    pub fn whole(&self) -> Option<Bytes> {
-        match self {
-            Self::Empty => Some(Bytes::new()),
-            Self::Kept(kept) => kept.whole(),
-        }
-    }
-}
-
-impl Drop for BodySource {
-    /// There is no attempt after this.
-    fn drop(&mut self) {
-        if let Self::Kept(kept) = self {
-            kept.let_go();
-        }
-    }
+/// Hears of bodies that cannot be sent again.
+pub trait OnTooLarge {
+    /// A body is larger than what is kept of one, so its request has no further attempt.
+    fn body_not_kept(&self);
 }
 
 /// Bytes of a chunk that is not small: a good part of the buffer that it was read into.
@@ -76,8 +30,8 @@ const LARGE: usize = 4096;
 /// What every attempt of one request shares.
 pub struct Kept<B = ClientBody> {
     state: RefCell<State<B>>,
-    /// Where a body that is too large is counted.
-    metrics: Option<Arc<ServiceMetrics>>,
+    /// Hears of it when the body is too large.
+    on_too_large: Option<Arc<dyn OnTooLarge>>,
 }
 
 struct State<B> {
@@ -112,8 +66,8 @@ impl<B: Body<Data = Bytes> + Unpin> Kept<B>
 where
     B::Error: Into<BoxError>,
 {
-    /// Keeps up to `limit` bytes; counts it in `metrics` if there are more.
-    pub fn new(source: B, limit: usize, metrics: Option<Arc<ServiceMetrics>>) -> Rc<Self> {
+    /// Keeps up to `limit` bytes; `on_too_large` hears of it if there are more.
+    pub fn new(source: B, limit: usize, on_too_large: Option<Arc<dyn OnTooLarge>>) -> Rc<Self> {
         Rc::new(Self {
             state: RefCell::new(State {
                 source,
@@ -129,7 +83,7 @@ where
                 last: false,
                 waker: None,
             }),
-            metrics,
+            on_too_large,
         })
     }
 
@@ -164,7 +118,7 @@ where
     }
 
     /// Keeps nothing for another attempt: a stream may go on for days after its response has begun.
-    fn let_go(&self) {
+    pub(super) fn let_go(&self) {
         let mut state = self.state.borrow_mut();
         state.last = true;
         state.forget();
@@ -217,8 +171,8 @@ where
         if let Some(data) = frame.data_ref() {
             let was_lost = state.lost;
             state.keep(data);
-            if let Some(metrics) = this.kept.metrics.as_ref().filter(|_| state.lost && !was_lost) {
-                metrics.body_not_kept();
+            if let Some(on_too_large) = this.kept.on_too_large.as_ref().filter(|_| state.lost && !was_lost) {
+                on_too_large.body_not_kept();
             }
             state.next = state.chunks.len();
             state.ended = state.source.is_end_stream();
@@ -293,7 +247,7 @@ impl<B> State<B> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::{Kept, LARGE, Replay};
-    use crate::http::BoxError;
+    use crate::http::cause::BoxError;
     use bytes::Bytes;
     use http::HeaderMap;
     use http_body::{Body, Frame};

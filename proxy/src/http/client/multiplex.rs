@@ -24,11 +24,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
-use super::body::RequestBody;
-use super::cause::{classify_before_settings, unanswered, with_causes};
-use super::executor::LocalExecutor;
-use super::limits::{CONNECTION_WINDOW, MAX_HEADER_BYTES, STREAM_WINDOW};
 use crate::error::{ProxyError, Reason};
+use crate::http::body::RequestBody;
+use crate::http::cause::{classify_before_settings, unanswered, with_causes};
+use crate::http::executor::LocalExecutor;
+use crate::http::limits::{CONNECTION_WINDOW, MAX_HEADER_BYTES, STREAM_WINDOW};
 use crate::net::{Stream, writes_to_inner};
 
 /// Connections to one peer; beyond, requests wait for a stream to end.
@@ -42,7 +42,7 @@ type Dialled = watch::Receiver<Option<Result<(), ProxyError>>>;
 
 /// See the module.
 #[derive(Default)]
-pub struct Multiplex(Rc<Connections>);
+pub(super) struct Multiplex(Rc<Connections>);
 
 #[derive(Default)]
 struct Connections {
@@ -93,7 +93,7 @@ impl Multiplex {
     ///
     /// # Errors
     /// What `connect` says; [`Reason::ConnectTimeout`] and others when the peer sends no SETTINGS.
-    pub async fn slot<F>(
+    pub(super) async fn slot<F>(
         &self,
         generation: u64,
         to: SocketAddr,
@@ -134,13 +134,13 @@ impl Multiplex {
     }
 
     /// Closes what was idle for too long, and forgets what is closed.
-    pub fn sweep(&self, expired: impl Fn(Instant) -> bool) {
+    pub(super) fn sweep(&self, expired: impl Fn(Instant) -> bool) {
         let mut connections = self.0.made.borrow_mut();
         connections.retain(|c| c.takes_requests() && (c.open.get() > 0 || !expired(c.used.get())));
     }
 
     /// Whether there is no connection.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.0.made.borrow().is_empty()
     }
 }

@@ -14,14 +14,15 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 
-use super::body::{ClientBody, ResponseBody};
-use super::executor::LocalExecutor;
 use super::framing::Fault;
 use super::guard::{Guard, HEAD_TIME, Watch};
-use super::headers::{asks_for_tunnel, settle_host};
-use super::limits::{CONNECTION_WINDOW, MAX_BUFFER, STREAM_WINDOW};
+use super::response::ResponseBody;
 use super::waiting::Waiting;
 use crate::drain::{Activity, OpenConnection, Stage};
+use crate::http::body::ClientBody;
+use crate::http::executor::LocalExecutor;
+use crate::http::headers::{asks_for_tunnel, settle_host};
+use crate::http::limits::{CONNECTION_WINDOW, MAX_BUFFER, STREAM_WINDOW};
 use crate::net::Stream;
 use crate::net::detect::{Peeked, http2_opening, peek};
 

@@ -12,21 +12,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
-use http::header::EXPECT;
-use http::{Request, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Sleep;
 
-use super::body::RequestBody;
-use super::cause::BoxError;
+use crate::http::cause::BoxError;
 
 /// As long as curl waits.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A body that waits until it is wanted.
-pub struct Awaited {
+pub struct Awaited<B> {
     /// `None`: it never will be.
-    body: Option<RequestBody>,
+    body: Option<B>,
     answer: Arc<Answer>,
     patience: Pin<Box<Sleep>>,
 }
@@ -48,32 +45,12 @@ const WANTED: u8 = 1;
 const REFUSED: u8 = 2;
 const OVER: u8 = 3;
 
-/// Holds the body of a request back, if the client waits for a word from the server.
-pub fn await_answer(request: &mut Request<RequestBody>) -> Option<Arc<Answer>> {
-    if request.body().is_end_stream() {
-        return None;
-    }
-    let expect = request.headers().get(EXPECT)?;
-    if !expect.as_bytes().eq_ignore_ascii_case(b"100-continue") {
-        return None;
-    }
-    let answer = Arc::<Answer>::default();
-    let told = Arc::clone(&answer);
-    hyper::ext::on_informational(request, move |response| {
-        if response.status() == StatusCode::CONTINUE {
-            told.advance(WANTED);
-        }
-    });
-    let body = std::mem::replace(request.body_mut(), RequestBody::Empty);
-    *request.body_mut() = RequestBody::Awaited(Box::new(Awaited {
-        body: Some(body),
-        answer: Arc::clone(&answer),
-        patience: Box::pin(tokio::time::sleep(PATIENCE)),
-    }));
-    Some(answer)
-}
-
 impl Answer {
+    /// The server has said 100.
+    pub(super) fn wanted(&self) {
+        self.advance(WANTED);
+    }
+
     /// There is a final response. `Some`: the body was not wanted before it.
     pub fn refused(self: &Arc<Self>) -> Option<Refused> {
         self.advance(REFUSED);
@@ -95,7 +72,20 @@ impl Drop for Refused {
     }
 }
 
-impl Awaited {
+impl<B> Awaited<B> {
+    /// Holds `body` back until the answer says more.
+    pub(super) fn new(body: B) -> (Self, Arc<Answer>) {
+        let answer = Arc::<Answer>::default();
+        let awaited = Self {
+            body: Some(body),
+            answer: Arc::clone(&answer),
+            patience: Box::pin(tokio::time::sleep(PATIENCE)),
+        };
+        (awaited, answer)
+    }
+}
+
+impl<B: Body<Data = Bytes, Error = BoxError> + Unpin> Awaited<B> {
     pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         loop {
             self.answer.waker.register(cx.waker());

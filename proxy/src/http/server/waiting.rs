@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use http::{HeaderMap, Uri};
 
 /// Bytes of memory that each connection has for itself. The largest head that is passed on needs no more.
-pub const OWN: usize = 256 * 1024;
+pub(super) const OWN: usize = 256 * 1024;
 /// Bytes of memory of one connection: a thousand heads of 8 KiB.
-pub const MOST: usize = 8 * 1024 * 1024;
+pub(super) const MOST: usize = 8 * 1024 * 1024;
 /// Bytes of memory of all connections of this process, beyond what each has for itself.
-pub const SHARED: usize = 32 * 1024 * 1024;
+pub(super) const SHARED: usize = 32 * 1024 * 1024;
 
 /// Of a field beside its name and value: its places in a `HeaderMap`, which grows by doubling.
 const FIELD: usize = 128;
@@ -24,20 +24,20 @@ const FIELD: usize = 128;
 static TAKEN: AtomicUsize = AtomicUsize::new(0);
 
 /// The heads that wait on one connection.
-pub struct Waiting {
+pub(super) struct Waiting {
     held: Cell<usize>,
     taken: &'static AtomicUsize,
 }
 
 /// What one head takes, until it is dropped.
-pub struct Share {
+pub(super) struct Share {
     waiting: Rc<Waiting>,
     size: usize,
 }
 
 impl Waiting {
     /// Of a new connection.
-    pub fn new() -> Rc<Self> {
+    pub(super) fn new() -> Rc<Self> {
         Self::out_of(&TAKEN)
     }
 
@@ -47,7 +47,7 @@ impl Waiting {
     }
 
     /// The share of a request's head. `None`: there is none left.
-    pub fn share_for(self: &Rc<Self>, uri: &Uri, headers: &HeaderMap) -> Option<Share> {
+    pub(super) fn share_for(self: &Rc<Self>, uri: &Uri, headers: &HeaderMap) -> Option<Share> {
         let path = uri.path_and_query().map_or(0, |path| path.as_str().len());
         let fields: usize = headers
             .iter()
@@ -91,8 +91,8 @@ fn beyond_own(held: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::{MOST, OWN, SHARED, Share, Waiting};
-    use crate::http::guard::check;
     use crate::http::limits::MAX_HEADER_BYTES;
+    use crate::http::server::check;
     use http::{HeaderName, HeaderValue, Request};
     use std::rc::Rc;
     use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

@@ -6,8 +6,8 @@
 //! in such a chain. Where a request begins is known to who follows the bodies too, so this is a second reader of the
 //! framing; it is stricter than hyper everywhere, and all it can do is to refuse.
 
-use super::limits::MAX_HEADER_BYTES;
 use crate::error::{ProxyError, Reason};
+use crate::http::limits::MAX_HEADER_BYTES;
 
 /// What a client outside the mesh is told by a strict workload.
 pub const PLAINTEXT_REFUSED: &str =

@@ -24,7 +24,7 @@ const LOOK: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The requests that wait for a connection `C` to one peer.
-pub struct Dials<C>(Rc<Inner<C>>);
+pub(super) struct Dials<C>(Rc<Inner<C>>);
 
 struct Inner<C> {
     under_way: Cell<usize>,
@@ -43,14 +43,14 @@ struct Waiting<C> {
 }
 
 /// What a request has waited for.
-pub enum Turn<C> {
+pub(super) enum Turn<C> {
     /// A connection that another request gave back.
     Reuse(C),
     Connect(Dial<C>),
 }
 
 /// The right to make one connection, until it is dropped.
-pub struct Dial<C>(Rc<Inner<C>>);
+pub(super) struct Dial<C>(Rc<Inner<C>>);
 
 impl<C> Default for Dials<C> {
     fn default() -> Self {
@@ -66,7 +66,7 @@ impl<C> Default for Dials<C> {
 
 impl<C: 'static> Dials<C> {
     /// Waits for a connection, or for the right to make one.
-    pub async fn turn(&self) -> Turn<C> {
+    pub(super) async fn turn(&self) -> Turn<C> {
         if self.0.under_way.get() < self.0.at_once.get() {
             return Turn::Connect(Dial::new(&self.0));
         }
@@ -84,7 +84,7 @@ impl<C: 'static> Dials<C> {
     ///
     /// # Errors
     /// The connection: no request waits.
-    pub fn give(&self, connection: C) -> Result<(), C> {
+    pub(super) fn give(&self, connection: C) -> Result<(), C> {
         self.0.progress.set(true);
         match self.0.first() {
             Some(first) => {

@@ -4,10 +4,10 @@ use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
-use super::body::ResponseBody;
-use super::grpc::grpc_trailers;
-use super::headers::OUTRIGGER_ERROR;
+use super::response::ResponseBody;
 use crate::error::{ProxyError, Reason};
+use crate::http::grpc::grpc_trailers;
+use crate::http::headers::OUTRIGGER_ERROR;
 
 /// Answers in the sidecar's own name: the status, the code in `outrigger-error`, and a sentence. A gRPC client gets a
 /// response of trailers only (PROTOCOL-HTTP2.md).

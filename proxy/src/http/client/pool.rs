@@ -13,12 +13,11 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
-use super::body::RequestBody;
 use super::dials::{Dials, Turn};
-use super::expect::Refused;
-use super::limits::MAX_BUFFER;
 use super::multiplex::{Multiplex, Slot};
 use crate::error::{ProxyError, Reason};
+use crate::http::body::{Refused, RequestBody};
+use crate::http::limits::MAX_BUFFER;
 use crate::net::Stream;
 
 /// Idle HTTP/1 connections to one peer; a further one is closed. As many as come at once are kept for a while: to close and

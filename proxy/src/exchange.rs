@@ -9,11 +9,12 @@ use http::{HeaderValue, Method, Uri, Version};
 use outrigger_api::spiffe::SpiffeId;
 use tokio::time::Instant;
 
-use super::body::{Ended, Received};
-use super::grpc::is_grpc;
-use super::headers::REQUEST_ID;
 use crate::drain::InFlight;
 use crate::error::Reason;
+use crate::http::body::Received;
+use crate::http::grpc::is_grpc;
+use crate::http::headers::REQUEST_ID;
+use crate::http::server::Ended;
 use crate::model::ServiceName;
 use crate::telemetry::{Direction, Protocol, RequestEnd, SpanKind, SpanRecord, Telemetry, TraceContext};
 

@@ -1,0 +1,108 @@
+//! A request's body as it comes from the client.
+
+use std::cell::Cell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::progress::Progress;
+use crate::http::headers::strip_ours;
+
+/// A request's body as it comes from the client.
+pub struct ClientBody {
+    body: Incoming,
+    received: Rc<Received>,
+}
+
+/// How much of a request's body has been read.
+#[derive(Default)]
+pub struct Received {
+    bytes: Cell<u64>,
+    ended: Cell<bool>,
+    /// Of the connection, in HTTP/1.
+    progress: Option<Arc<Progress>>,
+}
+
+impl ClientBody {
+    /// `progress`: of the connection, in HTTP/1.
+    pub fn new(body: Incoming, progress: Option<Arc<Progress>>) -> Self {
+        let received = Rc::new(Received {
+            progress,
+            ..Received::default()
+        });
+        if body.is_end_stream() {
+            received.end();
+        }
+        Self { body, received }
+    }
+
+    /// Tells how much has been read, also when the body is elsewhere.
+    pub fn received(&self) -> Rc<Received> {
+        Rc::clone(&self.received)
+    }
+}
+
+impl Received {
+    /// Without trailers, and without what HTTP/1 puts around chunks.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.get()
+    }
+
+    /// Whether there is nothing left to read.
+    pub fn ended(&self) -> bool {
+        self.ended.get()
+    }
+
+    /// A server that takes the request gets it now.
+    pub fn sent_head(&self) {
+        if let Some(progress) = &self.progress {
+            progress.sent_head();
+        }
+    }
+
+    fn end(&self) {
+        self.ended.set(true);
+        if let Some(progress) = &self.progress {
+            progress.sent_body();
+        }
+    }
+}
+
+impl Body for ClientBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        let this = self.get_mut();
+        let mut frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        if let Some(Ok(frame)) = &mut frame {
+            frame.trailers_mut().into_iter().for_each(strip_ours);
+        }
+        let received = &this.received;
+        match &frame {
+            Some(Ok(frame)) => {
+                let length = frame.data_ref().map_or(0, Bytes::len);
+                received.bytes.set(received.bytes.get() + length as u64);
+                if frame.is_trailers() || this.body.is_end_stream() {
+                    received.end();
+                }
+            }
+            Some(Err(_)) => {}
+            None => received.end(),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,138 @@
+//! A request's body on its way to a server.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::header::EXPECT;
+use http::{Request, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+
+use super::awaited::{Answer, Awaited};
+use super::received::ClientBody;
+use super::replay::{Kept, OnTooLarge, Replay};
+use crate::http::cause::BoxError;
+
+/// A request's body on its way to a server.
+pub enum RequestBody {
+    Empty,
+    /// A client's.
+    Replay(Replay),
+    /// All of it is here.
+    Full(Option<Bytes>),
+    /// The client waits for the server to want it.
+    Awaited(Box<Awaited<RequestBody>>),
+}
+
+/// Where the bodies of a request's attempts come from. An attempt reads it and does not own it: an attempt that ends before
+/// the first byte was read leaves it whole for the next one, also where nothing is kept.
+pub enum BodySource {
+    Empty,
+    Kept(Rc<Kept>),
+}
+
+impl BodySource {
+    /// A client's. Up to `limit` bytes can be sent again after they were read; `on_too_large` hears of it if there are more.
+    pub fn new(body: ClientBody, limit: usize, on_too_large: Option<Arc<dyn OnTooLarge>>) -> Self {
+        match body.is_end_stream() {
+            true => Self::Empty,
+            false => Self::Kept(Kept::new(body, limit, on_too_large)),
+        }
+    }
+
+    /// The body for the next attempt. `None`: it cannot be sent again.
+    pub fn attempt(&self) -> Option<RequestBody> {
+        match self {
+            Self::Empty => Some(RequestBody::Empty),
+            Self::Kept(kept) => kept.attempt().map(RequestBody::Replay),
+        }
+    }
+
+    /// Whether another attempt can have all of it.
+    pub fn can_repeat(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Kept(kept) => kept.can_repeat(),
+        }
+    }
+
+    /// All of it, if it was small and has been sent.
+    pub fn whole(&self) -> Option<Bytes> {
+        match self {
+            Self::Empty => Some(Bytes::new()),
+            Self::Kept(kept) => kept.whole(),
+        }
+    }
+}
+
+impl Drop for BodySource {
+    /// There is no attempt after this.
+    fn drop(&mut self) {
+        if let Self::Kept(kept) = self {
+            kept.let_go();
+        }
+    }
+}
+
+/// Holds the body of a request back, if the client waits for a word from the server.
+pub fn await_answer(request: &mut Request<RequestBody>) -> Option<Arc<Answer>> {
+    if request.body().is_end_stream() {
+        return None;
+    }
+    let expect = request.headers().get(EXPECT)?;
+    if !expect.as_bytes().eq_ignore_ascii_case(b"100-continue") {
+        return None;
+    }
+    let body = std::mem::replace(request.body_mut(), RequestBody::Empty);
+    let (awaited, answer) = Awaited::new(body);
+    *request.body_mut() = RequestBody::Awaited(Box::new(awaited));
+    let told = Arc::clone(&answer);
+    hyper::ext::on_informational(request, move |response| {
+        if response.status() == StatusCode::CONTINUE {
+            told.wanted();
+        }
+    });
+    Some(answer)
+}
+
+impl RequestBody {
+    /// A body that is here completely.
+    pub fn full(bytes: Bytes) -> Self {
+        RequestBody::Full(Some(bytes).filter(|b| !b.is_empty()))
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.get_mut() {
+            RequestBody::Empty => Poll::Ready(None),
+            RequestBody::Replay(replay) => Pin::new(replay).poll_frame(cx),
+            RequestBody::Full(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
+            RequestBody::Awaited(awaited) => awaited.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            RequestBody::Empty => true,
+            RequestBody::Replay(replay) => replay.is_end_stream(),
+            RequestBody::Full(bytes) => bytes.is_none(),
+            // One that has no bytes is not waited for.
+            RequestBody::Awaited(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            RequestBody::Empty => SizeHint::with_exact(0),
+            RequestBody::Replay(replay) => replay.size_hint(),
+            RequestBody::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
+            RequestBody::Awaited(awaited) => awaited.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! The side that calls: connections to one peer, kept for the next request, and requests that are sent on them.
+
+mod dials;
+mod multiplex;
+mod pool;
+mod send;
+pub mod upgrade;
+
+pub use multiplex::Slot;
+pub use pool::{Checkout, Idling, Lease, Pool, Sender};
+pub use send::{Failure, send};
