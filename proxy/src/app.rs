@@ -10,6 +10,8 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, anyhow};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use outrigger_proxy_transport::drain::{self, Phase, Trigger};
+use outrigger_proxy_transport::net::listen;
 use serde_json::json;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,9 +24,7 @@ use crate::admin::{self, AdminState};
 use crate::config::Config;
 use crate::discovery::Discovery;
 use crate::dns::Resolver;
-use crate::drain::{self, Phase, Trigger};
 use crate::identity::Identity;
-use crate::net::listen;
 use crate::probe::AppProbes;
 use crate::telemetry::logging::LogFilter;
 use crate::telemetry::{Settings, Telemetry};

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use outrigger_api::ports;
+use outrigger_proxy_transport::room::Budget;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
@@ -15,7 +16,6 @@ use tokio::time::{sleep, timeout};
 use crate::app;
 use crate::capture::{self, CaptureConfig};
 use crate::config::Config;
-use crate::room::Budget;
 use crate::telemetry::logging::LogFilter;
 
 /// The exit code for a configuration that is wrong.

@@ -7,14 +7,14 @@ use std::time::{Duration, SystemTime};
 use http::request::Parts;
 use http::{HeaderValue, Method, Uri, Version};
 use outrigger_api::spiffe::SpiffeId;
+use outrigger_proxy_transport::body::Received;
+use outrigger_proxy_transport::drain::InFlight;
+use outrigger_proxy_transport::error::Reason;
+use outrigger_proxy_transport::grpc::is_grpc;
+use outrigger_proxy_transport::headers::REQUEST_ID;
+use outrigger_proxy_transport::server::Ended;
 use tokio::time::Instant;
 
-use crate::drain::InFlight;
-use crate::error::Reason;
-use crate::http::body::Received;
-use crate::http::grpc::is_grpc;
-use crate::http::headers::REQUEST_ID;
-use crate::http::server::Ended;
 use crate::model::ServiceName;
 use crate::telemetry::{Direction, Protocol, RequestEnd, SpanKind, SpanRecord, Telemetry, TraceContext};
 

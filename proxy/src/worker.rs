@@ -9,6 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger_api::address::why_no_backend;
+use outrigger_proxy_transport::client::Pool;
+use outrigger_proxy_transport::drain::{Activity, Phase, Signal};
+use outrigger_proxy_transport::error::ProxyError;
+use outrigger_proxy_transport::net::listen::{self, Listener};
+use outrigger_proxy_transport::net::{Io, ServerFirst, sockets};
+use outrigger_proxy_transport::room::{Arrivals, Room, Seat};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::net::TcpStream;
@@ -18,17 +24,11 @@ use tokio::time::{Instant, MissedTickBehavior};
 use crate::config::{Config, Destination, InboundDestination};
 use crate::discovery::{Discovery, TargetKey};
 use crate::dns::Resolver;
-use crate::drain::{Activity, Phase, Signal};
-use crate::error::ProxyError;
-use crate::http::client::Pool;
 use crate::identity::Identity;
 use crate::model::{ServiceName, Target};
-use crate::net::listen::{self, Listener};
-use crate::net::{Io, ServerFirst, sockets};
 use crate::outbound::affinity::Caller;
 use crate::outbound::target::WorkerTarget;
 use crate::outbound::targets::Targets;
-use crate::room::{Arrivals, Room, Seat};
 use crate::telemetry::Telemetry;
 use crate::telemetry::metrics::Refused;
 use crate::{inbound, outbound};
@@ -125,7 +125,7 @@ impl Worker {
     /// What is behind `key`, asked of discovery if this worker does not know it yet. `None`: it is not in the cluster.
     ///
     /// # Errors
-    /// [`crate::error::Reason::DiscoveryUnavailable`].
+    /// [`outrigger_proxy_transport::error::Reason::DiscoveryUnavailable`].
     pub async fn target(&self, key: &TargetKey) -> Result<Option<Rc<WorkerTarget>>, ProxyError> {
         let known = self.targets.get(key);
         let process = &self.process;

@@ -13,11 +13,11 @@ use std::time::{Duration, SystemTime};
 use http::{HeaderValue, Method, Request, Response};
 use outrigger_proxy::app::RunningProxy;
 use outrigger_proxy::config::{Config, DiscoveryConfig, StaticTargets};
-use outrigger_proxy::error::Reason;
 use outrigger_proxy::model::{
     Backend, Endpoint, Endpoints, Filter, PathMatch, PathModifier, Policy, Protocol, Route, RouteMatch, Service,
     ServiceName, Target, WeightedBackend,
 };
+use outrigger_proxy_transport::error::Reason;
 use outrigger_tests::mesh::{
     App, Authority, Body, Collector, Http, SOON, Seen, Sidecar, attribute, id, metric, request,
 };

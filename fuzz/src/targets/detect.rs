@@ -1,6 +1,6 @@
 //! What an app's connection speaks: the first bytes of anybody.
 
-use outrigger_proxy::net::detect::{Detected, Verdict, protocol};
+use outrigger_proxy_transport::net::detect::{Detected, Verdict, protocol};
 
 /// More is never waited for.
 const ENOUGH: usize = 2048;

@@ -17,8 +17,8 @@ use hyper::body::Incoming;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use outrigger_proxy::http::limits::MAX_BUFFER;
-use outrigger_proxy::http::server::{Fault, Scanner};
+use outrigger_proxy_transport::limits::MAX_BUFFER;
+use outrigger_proxy_transport::server::{Fault, Scanner};
 
 use crate::Input;
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue};
-use outrigger_proxy::http::grpc::{GRPC_TIMEOUT, set_timeout, timeout};
+use outrigger_proxy_transport::grpc::{GRPC_TIMEOUT, set_timeout, timeout};
 
 /// PROTOCOL-HTTP2.md: at most eight digits and a unit.
 const MAX_LENGTH: usize = 9;

@@ -1,9 +1,9 @@
 //! Headers of a hop, and the sidecar's own answers with a stranger's text in them.
 
 use http::{HeaderMap, HeaderValue};
-use outrigger_proxy::error::{ProxyError, Reason};
-use outrigger_proxy::http::headers::strip_hop_by_hop;
-use outrigger_proxy::http::server::{error_response, reason_of};
+use outrigger_proxy_transport::error::{ProxyError, Reason};
+use outrigger_proxy_transport::headers::strip_hop_by_hop;
+use outrigger_proxy_transport::server::{error_response, reason_of};
 
 use super::header_lines;
 use crate::Input;

@@ -3,9 +3,9 @@
 use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
-use outrigger_proxy::http::grpc::grpc_status;
 use outrigger_proxy::model::Policy;
 use outrigger_proxy::outbound::retry::{Attempted, MAX_SERVER_WAIT, Verdict, judge};
+use outrigger_proxy_transport::grpc::grpc_status;
 
 use super::header_lines;
 

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use outrigger_api::probes::{APP_PROBES, AppProbe, GRPC_HEALTH, LET_IN};
 use outrigger_api::spiffe::SpiffeId;
 use outrigger_api::{labels, ports};
+use outrigger_proxy_transport::room::Budget;
 use serde::Deserialize;
 
 use super::{
     Config, Destination, DiscoveryConfig, HostPort, IdentityConfig, InboundDestination, InboundListener, LetIn,
     OutboundListener, Plaintext, TracingConfig, TracingProtocol, Workload, limits,
 };
-use crate::room::Budget;
 
 pub(super) fn parse(get: &dyn Fn(&str) -> Option<String>) -> Result<Config, Vec<String>> {
     let mut env = Env {

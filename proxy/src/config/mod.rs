@@ -18,9 +18,9 @@ use std::time::Duration;
 
 use outrigger_api::probes::AppProbe;
 use outrigger_api::spiffe::SpiffeId;
+use outrigger_proxy_transport::room::Budget;
 
 use crate::model::Target;
-use crate::room::Budget;
 
 /// Everything that the process needs to know before it starts.
 #[derive(Clone, Debug)]

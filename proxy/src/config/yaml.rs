@@ -9,6 +9,7 @@ use outrigger_api::discovery as proto;
 use outrigger_api::policy::TrafficPolicySpec;
 use outrigger_api::spiffe::SpiffeId;
 use outrigger_api::{labels, ports};
+use outrigger_proxy_transport::room::Budget;
 use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
 
@@ -18,7 +19,6 @@ use super::{
 };
 use crate::discovery::convert;
 use crate::model::Target;
-use crate::room::Budget;
 
 pub(super) fn parse(name: &str, text: &str) -> Result<Config, Vec<String>> {
     let file: File = serde_saphyr::from_str(text).map_err(|error| vec![structure(name, text, &error)])?;

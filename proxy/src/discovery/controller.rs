@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use outrigger_api::discovery as proto;
 use outrigger_api::discovery::discovery_client::DiscoveryClient;
+use outrigger_proxy_transport::error::{ProxyError, Reason};
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -20,7 +21,6 @@ use tonic::{Response, Status, Streaming};
 use super::{WorkloadInfo, convert, snapshot};
 use crate::backoff::Backoff;
 use crate::config::Workload;
-use crate::error::{ProxyError, Reason};
 use crate::identity::Identity;
 use crate::identity::channel::{Dialer, status_words};
 use crate::model::Target;

@@ -19,12 +19,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use outrigger_proxy_transport::error::{ProxyError, Reason};
 use tokio::sync::watch;
 
 use self::controller::Controller;
 use crate::config::{DiscoveryConfig, StaticTargets, Workload};
 use crate::dns::Resolver;
-use crate::error::{ProxyError, Reason};
 use crate::identity::channel::Dialer;
 use crate::identity::{Clock, Identity};
 use crate::model::{Protocol, Target};

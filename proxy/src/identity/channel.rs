@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use outrigger_api::spiffe::SpiffeId;
+use outrigger_proxy_transport::error::{ProxyError, Reason};
 use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -17,7 +18,6 @@ use super::clock::Clock;
 use super::credentials::connect_as;
 use crate::config::HostPort;
 use crate::dns::Resolver;
-use crate::error::{ProxyError, Reason};
 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// A controller that went away without a word is noticed after both together.

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use outrigger_api::spiffe::SpiffeId;
+use outrigger_proxy_transport::error::{ProxyError, Reason};
+use outrigger_proxy_transport::net::{ReadAhead, linger};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, DnsName, PrivateKeyDer, ServerName};
@@ -16,8 +18,6 @@ use super::bundle::TrustBundle;
 use super::clock::{Clock, written};
 use super::tls::{client_config, explain, provider, server_config};
 use super::verify::{Leaf, Verifier};
-use crate::error::{ProxyError, Reason};
-use crate::net::{ReadAhead, linger};
 use crate::telemetry::metrics::Handshake;
 
 /// What a client may send in its handshake: a ClientHello has about 1.7 KB, and a chain of four certificates 8 KB. Without this

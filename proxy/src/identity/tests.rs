@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use outrigger_api::spiffe::SpiffeId;
+use outrigger_proxy_transport::error::{ProxyError, Reason};
+use outrigger_proxy_transport::net::ReadAhead;
 use rustls::HandshakeKind;
 use rustls::sign::CertifiedKey;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
@@ -17,8 +19,6 @@ use super::testing::TestCa;
 use super::tls::{client_config, provider, server_config};
 use super::verify::Verifier;
 use super::{Clock, Credentials, MeshProtocol, TrustBundle};
-use crate::error::{ProxyError, Reason};
-use crate::net::ReadAhead;
 use crate::telemetry::metrics::Handshake;
 
 const ORDERS: &str = "spiffe://cluster.local/ns/shop/sa/orders";

@@ -8,18 +8,20 @@ use http::{Method, Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 use outrigger_api::probes::GRPC_HEALTH;
+use outrigger_proxy_transport::body::{BodySource, ClientBody, RequestBody};
+use outrigger_proxy_transport::client::{Checkout, Failure, Lease, Pool, send, upgrade};
+use outrigger_proxy_transport::error::{ProxyError, Reason};
+use outrigger_proxy_transport::grpc;
+use outrigger_proxy_transport::grpc::grpc_status;
+use outrigger_proxy_transport::headers::{strip_hop_by_hop, strip_ours, wants_upgrade};
+use outrigger_proxy_transport::net::{Io, Prefixed, Stream, listen};
+use outrigger_proxy_transport::server::{
+    Ended, HttpVersion, OnEnd, PLAINTEXT_REFUSED, ResponseBody, check, error_response,
+};
 
 use super::{APP_CONNECT, Caller};
 use crate::config::{LetIn, Mtls, Plaintext};
-use crate::error::{ProxyError, Reason};
 use crate::exchange::{Exchange, Other, Outcome, Span};
-use crate::http::body::{BodySource, ClientBody, RequestBody};
-use crate::http::client::{Checkout, Failure, Lease, Pool, send, upgrade};
-use crate::http::grpc;
-use crate::http::grpc::grpc_status;
-use crate::http::headers::{strip_hop_by_hop, strip_ours, wants_upgrade};
-use crate::http::server::{Ended, HttpVersion, OnEnd, PLAINTEXT_REFUSED, ResponseBody, check, error_response};
-use crate::net::{Io, Prefixed, Stream, listen};
 use crate::telemetry::Direction;
 use crate::worker::Worker;
 

@@ -43,11 +43,11 @@ use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
+use outrigger_proxy_transport::client::Pool;
 use rand::Rng;
 use tokio::time::Instant;
 
 use super::health::{Answer, Health, Others};
-use crate::http::client::Pool;
 use crate::model::Endpoint;
 
 /// Seconds that an endpoint takes which has not answered yet, beside another such.

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::{ProxyError, Reason};
 use crate::identity::{Credentials, MeshProtocol};
 use crate::model::Endpoint;
-use crate::net::{Io, Prefixed, ReadAhead, Stream, listen};
 use crate::telemetry::{Direction, metrics::Handshake};
 use crate::worker::Worker;
 
 use std::rc::Rc;
+
+use outrigger_proxy_transport::error::{ProxyError, Reason};
+use outrigger_proxy_transport::net::{Io, Prefixed, ReadAhead, Stream, listen};
 
 /// What an in-memory connection to this very pod may hold on its way.
 const PIPE_BUFFER: usize = 64 * 1024;

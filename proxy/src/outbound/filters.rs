@@ -4,10 +4,10 @@ use http::header::{HOST, LOCATION};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Response, Uri};
+use outrigger_proxy_transport::error::{ProxyError, Reason};
+use outrigger_proxy_transport::headers::authority;
+use outrigger_proxy_transport::server::{ResponseBody, empty_response};
 
-use crate::error::{ProxyError, Reason};
-use crate::http::headers::authority;
-use crate::http::server::{ResponseBody, empty_response};
 use crate::model::{Filter, HeaderModifier, PathModifier, Redirect};
 
 /// Changes the request's head. `Some`: a redirect answers it.

@@ -20,17 +20,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use outrigger_api::ports::DEFAULT_OPAQUE;
+use outrigger_proxy_transport::drain::OpenConnection;
+use outrigger_proxy_transport::error::ProxyError;
+use outrigger_proxy_transport::net::detect::{Detected, peek, protocol, settle};
+use outrigger_proxy_transport::net::{Io, Prefixed, Stream};
+use outrigger_proxy_transport::room::Seat;
+use outrigger_proxy_transport::server::{HttpVersion, serve};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::discovery::TargetKey;
-use crate::drain::OpenConnection;
-use crate::error::ProxyError;
-use crate::http::server::{HttpVersion, serve};
 use crate::model::Protocol;
-use crate::net::detect::{Detected, peek, protocol, settle};
-use crate::net::{Io, Prefixed, Stream};
-use crate::room::Seat;
 use crate::telemetry::Direction;
 use crate::worker::Worker;
 use request::{handle, refuse};

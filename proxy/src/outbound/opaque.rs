@@ -5,6 +5,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use outrigger_proxy_transport::error::{ProxyError, Reason};
+use outrigger_proxy_transport::net::{Io, Prefixed, Stream, copy, listen};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -13,9 +15,7 @@ use super::balance::InHand;
 use super::connect::{connect, credentials};
 use super::health::Answer;
 use super::target::WorkerTarget;
-use crate::error::{ProxyError, Reason};
 use crate::identity::MeshProtocol;
-use crate::net::{Io, Prefixed, Stream, copy, listen};
 use crate::worker::Worker;
 
 /// How long a connection to outside the cluster may take: the app's own limit is usually shorter.

@@ -14,11 +14,11 @@ use std::time::{Duration, SystemTime};
 
 use http::header::RETRY_AFTER;
 use http::{HeaderMap, Method, StatusCode};
+use outrigger_proxy_transport::error::Reason;
+use outrigger_proxy_transport::grpc::{GRPC_PUSHBACK, grpc_status};
+use outrigger_proxy_transport::headers::IDEMPOTENCY_KEY;
 use rand::Rng;
 
-use crate::error::Reason;
-use crate::http::grpc::{GRPC_PUSHBACK, grpc_status};
-use crate::http::headers::IDEMPOTENCY_KEY;
 use crate::model::RetryPolicy;
 
 /// The longest wait that a server may ask for.
@@ -142,9 +142,9 @@ fn number(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::{Attempted, Verdict, backoff, judge, repeatable};
-    use crate::error::Reason;
     use crate::model::{Policy, RetryPolicy};
     use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+    use outrigger_proxy_transport::error::Reason;
     use rand::SeedableRng;
     use std::time::{Duration, SystemTime};
 

@@ -4,10 +4,10 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::request::Parts;
+use outrigger_proxy_transport::error::{ProxyError, Reason};
+use outrigger_proxy_transport::headers::authority;
 use rand::Rng;
 
-use crate::error::{ProxyError, Reason};
-use crate::http::headers::authority;
 use crate::model::{Backend, Filter, HostnameMatch, PathMatch, Policy, Route, RouteMatch, Service, ValueMatch};
 
 /// What is to be done with a request.

@@ -1,12 +1,12 @@
 #![allow(clippy::unwrap_used)]
 use super::{backend, choose, decode, host_without_port};
-use crate::error::Reason;
 use crate::model::{
     Backend, Endpoints, HostnameMatch, PathMatch, Policy, Protocol, Route, RouteMatch, Service, ServiceName,
     ValueMatch, WeightedBackend,
 };
 use http::request::Parts;
 use http::{HeaderName, Method, Request};
+use outrigger_proxy_transport::error::Reason;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use std::sync::Arc;

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use outrigger_proxy_transport::error::{ProxyError, Reason};
 use rand::Rng;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -14,7 +15,6 @@ use super::affinity::Caller;
 use super::balance::{Balancer, Member};
 use super::budget::Budget;
 use crate::dns::{Known, Resolver};
-use crate::error::{ProxyError, Reason};
 use crate::model::{Backend, Endpoint, Endpoints, Service, ServiceName, Target};
 use crate::telemetry::{ServiceMetrics, Telemetry};
 

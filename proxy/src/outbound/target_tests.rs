@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use outrigger_proxy_transport::error::{ProxyError, Reason};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::sync::watch;
@@ -18,7 +19,6 @@ use super::{NAME_IDLE, WorkerTarget};
 use crate::config::Workload;
 use crate::dns::Resolver;
 use crate::dns::testing::{SILENT, Server, fill};
-use crate::error::{ProxyError, Reason};
 use crate::model::{Backend, Endpoints, Policy, Protocol, Service, ServiceName, Target};
 use crate::outbound::affinity::Caller;
 use crate::outbound::balance::Member;

@@ -159,7 +159,7 @@ impl<'a> Line<'a> {
             protocol: request.protocol.as_str(),
             status: request.status,
             grpc_status: request.grpc_status,
-            error: request.reason.map(crate::error::Reason::code),
+            error: request.reason.map(outrigger_proxy_transport::error::Reason::code),
             // Microseconds are enough, and shorter to read.
             duration_ms: (request.duration.as_secs_f64() * 1e6).round() / 1e3,
             retries: request.retries,

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::Method;
+use outrigger_proxy_transport::error::Reason;
 
 use super::{AccessLog, QUEUE};
-use crate::error::Reason;
 use crate::model::ServiceName;
 use crate::telemetry::{Direction, Metrics, Protocol, RequestEnd};
 

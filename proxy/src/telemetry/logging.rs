@@ -51,3 +51,26 @@ fn parse(filter: &str) -> Result<EnvFilter, String> {
     EnvFilter::try_new(filter)
         .map_err(|error| format!("{filter:?} is not a log filter like \"info\" or \"outrigger_proxy=debug\": {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+    use tracing_subscriber::layer::SubscriberExt;
+    use tracing_subscriber::registry::Registry;
+
+    use super::parse;
+
+    #[test]
+    fn a_filter_for_the_proxy_holds_for_its_transport() {
+        let enabled = |filter: &str| {
+            let subscriber = Registry::default().with(parse(filter).unwrap_or_default());
+            tracing::subscriber::with_default(subscriber, || {
+                let proxy = tracing::enabled!(target: "outrigger_proxy::outbound", Level::DEBUG);
+                let transport = tracing::enabled!(target: "outrigger_proxy_transport::client::pool", Level::DEBUG);
+                (proxy, transport)
+            })
+        };
+        assert_eq!(enabled("warn,outrigger_proxy=debug"), (true, true));
+        assert_eq!(enabled("info"), (false, false));
+    }
+}

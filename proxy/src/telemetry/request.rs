@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::Method;
+use outrigger_proxy_transport::error::Reason;
 
-use crate::error::Reason;
 use crate::model::ServiceName;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -37,7 +37,7 @@ pub struct SpanRecord {
     pub authority: String,
     pub status: Option<u16>,
     pub grpc_status: Option<u16>,
-    /// A [`crate::error::Reason`]'s code.
+    /// A [`outrigger_proxy_transport::error::Reason`]'s code.
     pub error: Option<&'static str>,
     /// 0 for the first attempt.
     pub resend_count: u32,

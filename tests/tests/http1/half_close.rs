@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use outrigger_proxy::app::RunningProxy;
-use outrigger_proxy::http::body::LAST_CHANCE;
+use outrigger_proxy_transport::body::LAST_CHANCE;
 use outrigger_tests::mesh::{Authority, SOON, Sidecar, id};
 use outrigger_tests::program::Program;
 use tokio::io::{AsyncWriteExt, copy_bidirectional};
@@ -182,7 +182,7 @@ async fn who_ends_its_half_later_has_gone() {
         app.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello").await;
         client.until(b"hello").await;
         // Nothing can be told from what comes in the same moment.
-        tokio::time::sleep(outrigger_proxy::http::body::SAME_MOMENT).await;
+        tokio::time::sleep(outrigger_proxy_transport::body::SAME_MOMENT).await;
         client.stream.shutdown().await.unwrap();
         assert_eq!(app.end().await, "", "{way:?}");
         // And in the middle of a request.

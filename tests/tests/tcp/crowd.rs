@@ -7,7 +7,7 @@ use http::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use outrigger_proxy::app::RunningProxy;
 use outrigger_proxy::config::Mtls;
-use outrigger_proxy::room::Budget;
+use outrigger_proxy_transport::room::Budget;
 use outrigger_tests::mesh::{App, Authority, Http, Sidecar, id, metric, text};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

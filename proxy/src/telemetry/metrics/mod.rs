@@ -20,14 +20,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use outrigger_proxy_transport::body::OnTooLarge;
+use outrigger_proxy_transport::error::Reason;
+use outrigger_proxy_transport::room;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use crate::error::Reason;
-use crate::http::body::OnTooLarge;
 use crate::model::ServiceName;
-use crate::room;
 
 use super::request::{Direction, RequestEnd};
 use series::{SeriesKey, SeriesSet};

@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::Method;
+use outrigger_proxy_transport::error::Reason;
 use parking_lot::Mutex;
-
-use crate::error::Reason;
 
 use super::super::request::RequestEnd;
 use super::histogram::Histogram;

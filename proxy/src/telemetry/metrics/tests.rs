@@ -3,10 +3,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
+use outrigger_proxy_transport::body::OnTooLarge;
+use outrigger_proxy_transport::error::Reason;
 
 use super::{Handshake, IDLE, MAX_PORTS, MAX_SERVICES, Metrics, Outcome};
-use crate::error::Reason;
-use crate::http::body::OnTooLarge;
 use crate::model::ServiceName;
 use crate::telemetry::{Direction, Protocol, RequestEnd};
 

@@ -11,7 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::progress::Progress;
-use crate::http::headers::strip_ours;
+use crate::headers::strip_ours;
 
 /// A request's body as it comes from the client.
 pub struct ClientBody {

@@ -8,10 +8,10 @@ use hyper::ext::Protocol;
 
 use super::multiplex::Slot;
 use super::pool::{Checkout, Lease, Sender};
+use crate::body::{RequestBody, await_answer};
+use crate::cause::{classify, h2_cause, unanswered, with_causes};
 use crate::error::{ProxyError, Reason};
-use crate::http::body::{RequestBody, await_answer};
-use crate::http::cause::{classify, h2_cause, unanswered, with_causes};
-use crate::http::headers::{add_host, check_response, complete_uri};
+use crate::headers::{add_host, check_response, complete_uri};
 
 /// A request that has no response.
 pub struct Failure {

@@ -16,7 +16,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
 use super::received::ClientBody;
-use crate::http::cause::{BoxError, ClientBroke};
+use crate::cause::{BoxError, ClientBroke};
 
 /// Hears of bodies that cannot be sent again.
 pub trait OnTooLarge {
@@ -247,7 +247,7 @@ impl<B> State<B> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::{Kept, LARGE, Replay};
-    use crate::http::cause::BoxError;
+    use crate::cause::BoxError;
     use bytes::Bytes;
     use http::HeaderMap;
     use http_body::{Body, Frame};

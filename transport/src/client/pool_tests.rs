@@ -15,8 +15,8 @@ use tokio::task::spawn_local;
 use tokio::time::sleep;
 
 use super::Pool;
-use crate::http::body::RequestBody;
-use crate::http::client::send;
+use crate::body::RequestBody;
+use crate::client::send;
 use crate::net::{Io, Prefixed, Stream};
 
 const MS: Duration = Duration::from_millis(1);

@@ -18,11 +18,11 @@ use super::framing::Fault;
 use super::guard::{Guard, HEAD_TIME, Watch};
 use super::response::ResponseBody;
 use super::waiting::Waiting;
+use crate::body::ClientBody;
 use crate::drain::{Activity, OpenConnection, Stage};
-use crate::http::body::ClientBody;
-use crate::http::executor::LocalExecutor;
-use crate::http::headers::{asks_for_tunnel, settle_host};
-use crate::http::limits::{CONNECTION_WINDOW, MAX_BUFFER, STREAM_WINDOW};
+use crate::executor::LocalExecutor;
+use crate::headers::{asks_for_tunnel, settle_host};
+use crate::limits::{CONNECTION_WINDOW, MAX_BUFFER, STREAM_WINDOW};
 use crate::net::Stream;
 use crate::net::detect::{Peeked, http2_opening, peek};
 

@@ -91,8 +91,8 @@ fn beyond_own(held: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::{MOST, OWN, SHARED, Share, Waiting};
-    use crate::http::limits::MAX_HEADER_BYTES;
-    use crate::http::server::check;
+    use crate::limits::MAX_HEADER_BYTES;
+    use crate::server::check;
     use http::{HeaderName, HeaderValue, Request};
     use std::rc::Rc;
     use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

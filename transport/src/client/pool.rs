@@ -15,9 +15,9 @@ use tokio::time::Instant;
 
 use super::dials::{Dials, Turn};
 use super::multiplex::{Multiplex, Slot};
+use crate::body::{Refused, RequestBody};
 use crate::error::{ProxyError, Reason};
-use crate::http::body::{Refused, RequestBody};
-use crate::http::limits::MAX_BUFFER;
+use crate::limits::MAX_BUFFER;
 use crate::net::Stream;
 
 /// Idle HTTP/1 connections to one peer; a further one is closed. As many as come at once are kept for a while: to close and

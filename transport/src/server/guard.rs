@@ -25,9 +25,9 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
 use super::framing::{Fault, Scanned, Scanner};
+use crate::body::Progress;
 use crate::error::ProxyError;
-use crate::http::body::Progress;
-use crate::http::limits::MAX_HEADER_BYTES;
+use crate::limits::MAX_HEADER_BYTES;
 use crate::net::{LINGER_BYTES, LINGER_TIME, writes_to_inner};
 use crate::room::{Heads, Held};
 
@@ -361,7 +361,7 @@ fn too_large(uri: &Uri, headers: &HeaderMap) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::{Fault, Guard, HEAD_TIME, Heads, STAND_IN, Watch, too_large};
-    use crate::http::body::{ANSWER_TIME, LAST_CHANCE, SAME_MOMENT};
+    use crate::body::{ANSWER_TIME, LAST_CHANCE, SAME_MOMENT};
     use http::{HeaderMap, HeaderValue, Method, Uri};
     use std::sync::Arc;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};

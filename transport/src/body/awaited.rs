@@ -15,7 +15,7 @@ use futures_util::task::AtomicWaker;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Sleep;
 
-use crate::http::cause::BoxError;
+use crate::cause::BoxError;
 
 /// As long as curl waits.
 const PATIENCE: Duration = Duration::from_secs(1);

@@ -7,7 +7,7 @@
 //! framing; it is stricter than hyper everywhere, and all it can do is to refuse.
 
 use crate::error::{ProxyError, Reason};
-use crate::http::limits::MAX_HEADER_BYTES;
+use crate::limits::MAX_HEADER_BYTES;
 
 /// What a client outside the mesh is told by a strict workload.
 pub const PLAINTEXT_REFUSED: &str =

@@ -10,12 +10,12 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
+use crate::body::Progress;
+use crate::cause::{BoxError, h2_cause};
+use crate::client::Lease;
 use crate::error::{ProxyError, Reason};
-use crate::http::body::Progress;
-use crate::http::cause::{BoxError, h2_cause};
-use crate::http::client::Lease;
-use crate::http::grpc::{grpc_status, grpc_trailers};
-use crate::http::headers::strip_ours;
+use crate::grpc::{grpc_status, grpc_trailers};
+use crate::headers::strip_ours;
 use crate::room::Busy;
 
 /// How a response ended.

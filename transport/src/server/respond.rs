@@ -6,8 +6,8 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use super::response::ResponseBody;
 use crate::error::{ProxyError, Reason};
-use crate::http::grpc::grpc_trailers;
-use crate::http::headers::OUTRIGGER_ERROR;
+use crate::grpc::grpc_trailers;
+use crate::headers::OUTRIGGER_ERROR;
 
 /// Answers in the sidecar's own name: the status, the code in `outrigger-error`, and a sentence. A gRPC client gets a
 /// response of trailers only (PROTOCOL-HTTP2.md).

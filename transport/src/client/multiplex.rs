@@ -24,11 +24,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
+use crate::body::RequestBody;
+use crate::cause::{classify_before_settings, unanswered, with_causes};
 use crate::error::{ProxyError, Reason};
-use crate::http::body::RequestBody;
-use crate::http::cause::{classify_before_settings, unanswered, with_causes};
-use crate::http::executor::LocalExecutor;
-use crate::http::limits::{CONNECTION_WINDOW, MAX_HEADER_BYTES, STREAM_WINDOW};
+use crate::executor::LocalExecutor;
+use crate::limits::{CONNECTION_WINDOW, MAX_HEADER_BYTES, STREAM_WINDOW};
 use crate::net::{Stream, writes_to_inner};
 
 /// Connections to one peer; beyond, requests wait for a stream to end.

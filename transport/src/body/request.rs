@@ -13,7 +13,7 @@ use http_body::{Body, Frame, SizeHint};
 use super::awaited::{Answer, Awaited};
 use super::received::ClientBody;
 use super::replay::{Kept, OnTooLarge, Replay};
-use crate::http::cause::BoxError;
+use crate::cause::BoxError;
 
 /// A request's body on its way to a server.
 pub enum RequestBody {
