@@ -225,8 +225,7 @@ fn trust(facts: &Facts) -> Vec<Finding> {
 }
 
 fn roots(ends: &[SystemTime], now: SystemTime) -> Finding {
-    let hint =
-        "give the Secret outrigger-ca a new CA; keep the old root in its ca.crt until every sidecar has a new SVID";
+    let hint = "give the Secret outrigger-ca a new CA: the controllers change over to it by themselves (docs/configuration.md)";
     match ends.iter().max().map(|end| left(*end, now)) {
         None => wrong("the trust bundle is empty", hint),
         Some(None) => wrong("every root of the trust bundle has expired", hint),

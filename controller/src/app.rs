@@ -12,6 +12,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::admin;
+use crate::ca::rotation::Rotation;
 use crate::cluster::ca_secret::CaSecret;
 use crate::cluster::token_review::TokenReviews;
 use crate::cluster::{bundle, status, watch as watches};
@@ -21,7 +23,6 @@ use crate::index::networks::Networks;
 use crate::issuer::Issuer;
 use crate::metrics::Metrics;
 use crate::server::{self, ServerTls};
-use crate::{admin, ca};
 
 /// Between attempts to get a CA at the start.
 const CA_RETRY: Duration = Duration::from_secs(2);
@@ -83,13 +84,14 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
         &config.namespace,
         &config.ca_secret,
         &config.trust_domain,
+        config.svid_ttl,
     );
     let Some(first_ca) = stop.run_until_cancelled(first_ca(&secret, &metrics)).await else {
         return Ok(());
     };
-    let ca = watch::Sender::new(Arc::new(first_ca));
+    let ca = watch::Sender::new(first_ca.ca().clone());
     let trusted = ca.subscribe();
-    tasks.spawn(secret.follow(ca, metrics.clone()));
+    tasks.spawn(secret.follow(first_ca, ca, metrics.clone()));
     tasks.spawn(bundle::run(
         client.clone(),
         config.namespace,
@@ -153,7 +155,7 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 }
 
 /// Tries until there is a CA: the operator may be about to put it there, or the API server may be starting.
-async fn first_ca(secret: &CaSecret, metrics: &Metrics) -> ca::Ca {
+async fn first_ca(secret: &CaSecret, metrics: &Metrics) -> Rotation {
     loop {
         match secret.read_or_make().await {
             Ok(ca) => return ca,

@@ -97,6 +97,7 @@ pub struct Metrics {
     handshakes_failed: Counter,
     address_mismatches: Counter,
     ca_errors: Counter,
+    ca_waits: Gauge,
     status_writes: Counter,
     gate: OnceLock<Arc<Gate>>,
     budget: OnceLock<Arc<Budget<Tenant>>>,
@@ -153,6 +154,12 @@ impl Default for Metrics {
             "controller_ca_errors",
             "Times that the CA's Secret could not be used",
             ca_errors.clone(),
+        );
+        let ca_waits = Gauge::default();
+        registry.register(
+            "controller_ca_waits",
+            "1 while the CA of the Secret waits for its root to be known, and the one before it issues",
+            ca_waits.clone(),
         );
         let status_writes = Counter::default();
         registry.register(
@@ -227,6 +234,7 @@ impl Default for Metrics {
             handshakes_failed,
             address_mismatches,
             ca_errors,
+            ca_waits,
             status_writes,
             outside_networks,
             networks_refuted,
@@ -312,6 +320,10 @@ impl Metrics {
 
     pub(crate) fn ca_error(&self) {
         self.ca_errors.inc();
+    }
+
+    pub(crate) fn ca_waits(&self, waits: bool) {
+        self.ca_waits.set(waits.into());
     }
 
     pub(crate) fn status_written(&self) {

@@ -37,9 +37,18 @@ fn source(program: &str) -> String {
         "sidecar" => root().join("proxy/src"),
         _ => tests.join(program),
     };
-    let files = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-    let files = files.map(|file| file.unwrap().path()).filter(|path| path.is_file());
-    files.map(|path| fs::read_to_string(path).unwrap()).collect()
+    read_all(&folder)
+}
+
+/// All files of a folder and of those in it.
+fn read_all(folder: &Path) -> String {
+    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let read = |path: PathBuf| match path.is_dir() {
+        true => read_all(&path),
+        false => fs::read_to_string(path).unwrap(),
+    };
+    paths.map(read).collect()
 }
 
 #[test]

@@ -4,6 +4,10 @@
 //! no CA. Its validity begins a little in the past, because clocks differ, and never outlives the issuer's.
 
 mod csr;
+pub mod rotation;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod rotation_tests;
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -173,7 +177,7 @@ impl Ca {
 
     /// The roots to trust, in PEM.
     pub fn bundle_pem(&self) -> String {
-        self.bundle.iter().map(|der| to_pem("CERTIFICATE", der)).collect()
+        bundle_pem(&self.bundle)
     }
 
     /// When the issuing certificate expires.
@@ -220,9 +224,17 @@ impl Ca {
     /// # Errors
     /// When the issuer has expired.
     pub fn issue(&self, id: &SpiffeId, ttl: Duration) -> Result<IssuedSvid, CaError> {
+        self.issue_at(id, ttl, SystemTime::now())
+    }
+
+    /// [`Ca::issue`] at a given time.
+    ///
+    /// # Errors
+    /// As [`Ca::issue`].
+    pub fn issue_at(&self, id: &SpiffeId, ttl: Duration, now: SystemTime) -> Result<IssuedSvid, CaError> {
         let key = KeyPair::generate()?;
         Ok(IssuedSvid {
-            chain: self.sign(&key, id, ttl, SystemTime::now())?,
+            chain: self.sign(&key, id, ttl, now)?,
             key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
         })
     }
@@ -410,6 +422,10 @@ fn rfc3339(time: SystemTime) -> String {
     OffsetDateTime::from(time)
         .format(&time::format_description::well_known::Rfc3339)
         .unwrap_or_else(|_| "a time out of range".to_owned())
+}
+
+fn bundle_pem(roots: &[CertificateDer<'_>]) -> String {
+    roots.iter().map(|der| to_pem("CERTIFICATE", der)).collect()
 }
 
 /// RFC 7468: base64 in lines of 64.

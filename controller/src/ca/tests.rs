@@ -29,7 +29,7 @@ fn x509<'a>(der: &'a CertificateDer<'_>) -> X509Certificate<'a> {
 }
 
 /// A CA whose certificate is made with `change`, signed by `issuer` or itself.
-fn make_ca(
+pub(super) fn make_ca(
     change: impl FnOnce(&mut CertificateParams),
     issuer: Option<&rcgen::Issuer<'static, KeyPair>>,
 ) -> (rcgen::Issuer<'static, KeyPair>, String, String) {

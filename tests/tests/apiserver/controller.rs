@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use outrigger_api::labels;
+use outrigger_controller::ca::{Ca, CaPem};
 use outrigger_proxy::discovery::{TargetKey, WorkloadInfo};
 use outrigger_proxy::model::{Endpoints, Service, Target};
 use outrigger_tests::control_plane::ControlPlane;
@@ -95,6 +97,71 @@ fn a_token_becomes_an_svid() -> Result<()> {
         let back = eventually("the CA's Secret is there again", Duration::from_secs(10), data).await?;
         ensure!(back == kept, "it has another CA");
         again.stop().await
+    })
+}
+
+/// Waits until the trust bundle has so many roots.
+async fn published(namespace: &Kubectl, number: usize) -> Result<()> {
+    let what = format!("{number} roots are published");
+    eventually(&what, Duration::from_secs(20), async || {
+        let map = namespace.get(["configmap", labels::TRUST_BUNDLE_CONFIG_MAP]).await?;
+        let pem = map["data"][labels::TRUST_BUNDLE_KEY].as_str();
+        let roots = pem.context("no trust bundle")?.matches("BEGIN").count();
+        ensure!(roots == number, "{roots}");
+        Ok(())
+    })
+    .await
+}
+
+/// Waits until the Secret has the key of the CA before.
+async fn kept(outrigger: &Kubectl) -> Result<()> {
+    eventually("the one before is kept", Duration::from_secs(20), async || {
+        let secret = outrigger.get(["secret", "outrigger-ca"]).await?;
+        let names = secret["data"].as_object().into_iter().flatten().map(|(name, _)| name);
+        let kept: Vec<_> = names.filter(|name| name.starts_with("previous")).collect();
+        ensure!(kept == ["previous-ca.crt", "previous.crt", "previous.key"], "{kept:?}");
+        Ok(())
+    })
+    .await
+}
+
+/// Somebody puts another CA into the Secret, as cert-manager does. In [`rotation`](outrigger_controller::ca::rotation) is what
+/// becomes of it in time; here, that the API server lets the controller do it.
+#[test]
+#[ignore = "needs a kube-apiserver"]
+fn a_new_ca_is_published_first_and_the_one_before_it_is_kept() -> Result<()> {
+    run(async |plane| {
+        let controller = plane.controller().await?;
+        let (shop, _) = shop(&plane).await?;
+        let outrigger = plane.admin.namespace("outrigger");
+        published(&shop, 1).await?;
+        let before = outrigger.get(["secret", "outrigger-ca"]).await?;
+        let patch = async |pem: &CaPem| {
+            let data = json!({"stringData": {"tls.crt": pem.certificates, "tls.key": pem.key, "ca.crt": pem.roots}});
+            outrigger
+                .run(["patch", "secret", "outrigger-ca", "--patch", &data.to_string()])
+                .await
+        };
+        patch(Ca::generate("cluster.local")?.pem()).await?;
+        published(&shop, 2).await?;
+        kept(&outrigger).await?;
+        controller.stop().await?;
+        // Another process goes on where this one was.
+        let again = plane.controller().await?;
+        let sidecar = plane.sidecar(&again, &shop, "web", "outrigger").await?;
+        let ready = tokio::time::timeout(Duration::from_secs(10), sidecar.identity.ready()).await;
+        ready.with_context(|| sidecar.identity.problem().unwrap_or_default())?;
+        patch(Ca::generate("cluster.local")?.pem()).await?;
+        published(&shop, 3).await?;
+        kept(&outrigger).await?;
+        // Back to the first, so that the tests after this one find what was there.
+        again.stop().await?;
+        let data = json!([{"op": "replace", "path": "/data", "value": before["data"]}]).to_string();
+        let restore = ["patch", "secret", "outrigger-ca", "--type=json", "--patch", &data];
+        outrigger.run(restore).await?;
+        let last = plane.controller().await?;
+        published(&shop, 1).await?;
+        last.stop().await
     })
 }
 
