@@ -1,6 +1,14 @@
 //! Durations as Gateway API writes them (GEP-2257): "500ms", "1h30m", "2s500ms".
+//!
+//! Whatever comes from outside is at most [`LONGEST`]: a time plus a duration panics where it overflows.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
+
+/// The longest duration there is, 45 years: what four parts of five digits can say.
+pub const LONGEST: Duration = Duration::from_secs(4 * 99_999 * 3600);
+/// How long a sidecar's drain may take.
+pub const DRAIN: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
 
 /// The form that GEP-2257 allows, also used as the schema's pattern.
 pub const PATTERN: &str = "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
@@ -43,10 +51,48 @@ pub fn parse(text: &str) -> Result<Duration, String> {
     Ok(total)
 }
 
+/// Parses a duration that must be in a range.
+///
+/// # Errors
+/// As of [`parse`], and when it is not in the range.
+pub fn parse_within(text: &str, range: RangeInclusive<Duration>) -> Result<Duration, String> {
+    let value = parse(text)?;
+    match range.contains(&value) {
+        true => Ok(value),
+        false => Err(format!(
+            "{text} is not between {:?} and {:?}",
+            range.start(),
+            range.end()
+        )),
+    }
+}
+
+/// Milliseconds as another program says them. More than [`LONGEST`] is that.
+pub fn from_millis(millis: u64) -> Duration {
+    Duration::from_millis(millis).min(LONGEST)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::parse;
-    use std::time::Duration;
+    use super::{LONGEST, from_millis, parse, parse_within};
+    use std::time::{Duration, Instant, SystemTime};
+
+    #[test]
+    fn the_longest_overflows_no_clock() {
+        assert_eq!(parse("99999h99999h99999h99999h").unwrap(), LONGEST);
+        assert_eq!(from_millis(u64::MAX), LONGEST);
+        assert_eq!(from_millis(25), Duration::from_millis(25));
+        assert!(Instant::now().checked_add(2 * LONGEST).is_some());
+        assert!(SystemTime::now().checked_add(2 * LONGEST).is_some());
+    }
+
+    #[test]
+    fn a_range_has_both_ends() {
+        let range = || Duration::from_secs(1)..=Duration::from_secs(60);
+        for (text, taken) in [("999ms", false), ("1s", true), ("1m", true), ("1m1ms", false)] {
+            assert_eq!(parse_within(text, range()).is_ok(), taken, "{text}");
+        }
+    }
 
     #[test]
     fn gep_2257() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use outrigger_api::ports;
+use outrigger_api::{duration, ports};
 use outrigger_controller::app::{self, Config};
 use outrigger_controller::index::networks::Networks;
 use tokio::signal::unix::{SignalKind, signal};
@@ -58,13 +58,7 @@ struct Arguments {
 }
 
 fn ttl(text: &str) -> Result<Duration, String> {
-    let ttl = outrigger_api::duration::parse(text)?;
-    let allowed = Duration::from_secs(600)..=Duration::from_secs(720 * 3600);
-    if allowed.contains(&ttl) {
-        Ok(ttl)
-    } else {
-        Err("an SVID lives from 10m to 720h".to_owned())
-    }
+    duration::parse_within(text, Duration::from_secs(600)..=Duration::from_secs(720 * 3600))
 }
 
 #[tokio::main]

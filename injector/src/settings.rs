@@ -115,7 +115,8 @@ impl Settings {
         check("image", non_empty(&self.image));
         check("namespace", non_empty(&self.namespace));
         check("trustDomain", self.controller_id().map(drop));
-        check("drainTimeout", duration::parse(&self.drain_timeout).map(drop));
+        let drain = duration::parse_within(&self.drain_timeout, duration::DRAIN);
+        check("drainTimeout", drain.map(drop));
         check("opaquePorts", labels::parse_ports(&self.opaque_ports).map(drop));
         check("logLevel", log_filter(&self.log_level));
         if let Some(tracing) = &self.tracing {
@@ -289,6 +290,9 @@ mod tests {
             assert!(mistakes.contains(&format!("{field}: ")), "{field} not in {mistakes}");
         }
         assert_eq!(settings.mistakes().len(), 8);
+        // No sidecar would start with it.
+        let settings: Settings = serde_saphyr::from_str("{drainTimeout: 61m}").unwrap();
+        assert_eq!(settings.mistakes(), ["drainTimeout: 61m is not between 0ns and 3600s"]);
         assert!(serde_saphyr::from_str::<Settings>("imagee: x").is_err());
     }
 

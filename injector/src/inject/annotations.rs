@@ -238,7 +238,7 @@ fn drain_timeout(pod: &Pod, settings: &Settings) -> Duration {
         .and_then(|s| s.termination_grace_period_seconds)
         .unwrap_or(DEFAULT_GRACE);
     // Never 0: a drain without any time would cut the response that is being written.
-    let left = u64::try_from(grace - END).unwrap_or(0).max(1);
+    let left = u64::try_from(grace.saturating_sub(END)).unwrap_or(0).max(1);
     settings.drain().min(Duration::from_secs(left))
 }
 

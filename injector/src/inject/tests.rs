@@ -190,6 +190,9 @@ fn the_drain_ends_before_the_grace_period() {
     assert_eq!(drain(json!(600)), "30s");
     assert_eq!(drain(json!(10)), "8s");
     assert_eq!(drain(json!(0)), "1s");
+    // kube-apiserver refuses it, after this webhook; and anybody can ask for a review.
+    assert_eq!(drain(json!(i64::MIN)), "1s");
+    assert_eq!(drain(json!(i64::MAX)), "30s");
 }
 
 #[test]

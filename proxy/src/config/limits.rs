@@ -51,11 +51,11 @@ pub(super) fn log_filter(text: &str) -> Result<String, String> {
 }
 
 pub(super) fn drain_timeout(text: &str) -> Result<Duration, String> {
-    within(text, Duration::ZERO, Duration::from_secs(3600))
+    duration::parse_within(text, duration::DRAIN)
 }
 
 pub(super) fn detect_timeout(text: &str) -> Result<Duration, String> {
-    within(text, Duration::from_millis(100), Duration::from_secs(60))
+    duration::parse_within(text, Duration::from_millis(100)..=Duration::from_secs(60))
 }
 
 pub(super) fn workers(number: u64) -> Result<usize, String> {
@@ -63,13 +63,5 @@ pub(super) fn workers(number: u64) -> Result<usize, String> {
         // At most 64: fits every usize.
         1..=64 => Ok(number as usize),
         _ => Err(format!("{number} is not between 1 and 64")),
-    }
-}
-
-fn within(text: &str, low: Duration, high: Duration) -> Result<Duration, String> {
-    let value = duration::parse(text)?;
-    match (low..=high).contains(&value) {
-        true => Ok(value),
-        false => Err(format!("{text} is not between {low:?} and {high:?}")),
     }
 }

@@ -9,6 +9,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 use ipnet::IpNet;
 use outrigger_api::discovery as proto;
 use outrigger_api::discovery::{backend, filter, path_modifier, string_match, target};
+use outrigger_api::duration;
 use outrigger_api::pattern::{self, Pattern};
 
 use super::WorkloadInfo;
@@ -88,7 +89,7 @@ pub fn policy(outer: &Policy, inner: Option<&proto::Policy>) -> Policy {
     let Some(inner) = inner else {
         return policy;
     };
-    let limit = |ms: u64| (ms > 0).then(|| Duration::from_millis(ms));
+    let limit = |ms: u64| (ms > 0).then(|| duration::from_millis(ms));
     if let Some(ms) = inner.request_timeout_ms {
         policy.request_timeout = limit(ms);
     }
@@ -126,10 +127,10 @@ fn retry(policy: &mut crate::model::RetryPolicy, inner: &proto::Retry) {
         policy.attempts = attempts.min(MAX_ATTEMPTS);
     }
     if let Some(ms) = inner.backoff_base_ms {
-        policy.backoff_base = Duration::from_millis(ms);
+        policy.backoff_base = duration::from_millis(ms);
     }
     if let Some(ms) = inner.backoff_max_ms {
-        policy.backoff_max = Duration::from_millis(ms);
+        policy.backoff_max = duration::from_millis(ms);
     }
     policy.backoff_max = policy.backoff_max.max(policy.backoff_base);
     if let Some(percent) = inner.budget_percent {

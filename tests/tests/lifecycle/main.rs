@@ -5,6 +5,7 @@
 mod affinity;
 mod backends;
 mod controller;
+mod durations;
 mod endpoints;
 mod hung;
 mod names;

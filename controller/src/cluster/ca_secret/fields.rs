@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 use anyhow::{Context, bail};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, UtcOffset};
 
 use crate::ca::CaPem;
 use crate::ca::rotation::Previous;
@@ -53,6 +53,10 @@ pub(super) fn previous(secret: &Secret) -> anyhow::Result<Option<Previous>> {
     }
     let until = until.context("previous-ca.crt needs previous-until")?;
     let until = OffsetDateTime::parse(until.trim(), &Rfc3339).context("previous-until is not a time of RFC 3339")?;
+    // An offset may lead beyond the year 9999, which cannot be written.
+    let until = until
+        .checked_to_offset(UtcOffset::UTC)
+        .context("previous-until is too late")?;
     let until = until.into();
     Ok(Some(Previous::Trusted { roots, until }))
 }
@@ -145,6 +149,17 @@ mod tests {
         set_previous(&mut secret, Some(&Previous::Issuing(pem("old")))).unwrap();
         secret.data.as_mut().unwrap().remove("previous.key");
         assert!(previous(&secret).is_err(), "nobody knows until when");
+        for until in [
+            "",
+            "soon",
+            "9999-12-31T23:59:59-23:59",
+            "-1000-01-01T00:00:00Z",
+            "1e300",
+        ] {
+            let text = ByteString(until.as_bytes().to_vec());
+            secret.data.as_mut().unwrap().insert("previous-until".to_owned(), text);
+            assert!(previous(&secret).is_err(), "{until}");
+        }
         secret.data.as_mut().unwrap().remove("previous-ca.crt");
         assert!(previous(&secret).unwrap().is_none());
     }
