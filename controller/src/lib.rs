@@ -47,6 +47,7 @@ pub mod policy;
 mod refusals;
 pub mod server;
 pub mod share;
+pub mod split;
 #[cfg(test)]
 mod testing;
 pub mod topology;

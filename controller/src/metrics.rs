@@ -27,6 +27,17 @@ pub enum IssueResult {
 /// What a stream is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamKind {
+    Session,
+    Target,
+    Workload,
+}
+
+/// What sidecars are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnswerKind {
+    Routes,
+    Endpoints,
+    /// Both together, to sidecars of the version before the session.
     Target,
     Workload,
 }
@@ -55,6 +66,19 @@ impl IssueResult {
 impl StreamKind {
     fn label(self) -> Label {
         let value = match self {
+            Self::Session => "session",
+            Self::Target => "target",
+            Self::Workload => "workload",
+        };
+        [("kind", value)]
+    }
+}
+
+impl AnswerKind {
+    fn label(self) -> Label {
+        let value = match self {
+            Self::Routes => "routes",
+            Self::Endpoints => "endpoints",
             Self::Target => "target",
             Self::Workload => "workload",
         };
@@ -91,6 +115,7 @@ pub struct Metrics {
     registry: Registry,
     issued: Family<Label, Counter>,
     streams: Family<Label, Gauge>,
+    wants: Gauge,
     pushes: Family<Label, Counter>,
     targets: Family<Label, Gauge>,
     expiry: Family<Label, Gauge<f64, AtomicU64>>,
@@ -125,16 +150,18 @@ impl Default for Metrics {
             "Discovery streams that sidecars hold open",
             streams.clone(),
         );
-        let pushes = Family::default();
+        let wants = Gauge::default();
         registry.register(
-            "controller_pushes",
-            "Messages sent on discovery streams",
-            pushes.clone(),
+            "controller_wants",
+            "Addresses that sidecars want to be told about, over all sessions",
+            wants.clone(),
         );
+        let pushes = Family::default();
+        registry.register("controller_pushes", "Answers sent to sidecars", pushes.clone());
         let targets = Family::default();
         registry.register(
             "controller_targets",
-            "Different things that discovery streams are about",
+            "Different things that sidecars are told about",
             targets.clone(),
         );
         let handshakes_failed = Counter::default();
@@ -213,7 +240,7 @@ impl Default for Metrics {
         let over_budget = Gauge::default();
         registry.register(
             "controller_over_budget",
-            "Connections, streams, messages and requests that were refused because their pod or namespace holds as much as it may, \
+            "Connections, streams, addresses, messages and requests that were refused because their pod or namespace holds as much as it may, \
              since the start",
             over_budget.clone(),
         );
@@ -228,6 +255,7 @@ impl Default for Metrics {
             registry,
             issued,
             streams,
+            wants,
             pushes,
             targets,
             expiry,
@@ -274,11 +302,11 @@ impl Metrics {
         self.issued.get_or_create(&result.label()).inc();
     }
 
-    pub(crate) fn pushed(&self, kind: StreamKind) {
+    pub(crate) fn pushed(&self, kind: AnswerKind) {
         self.pushes.get_or_create(&kind.label()).inc();
     }
 
-    pub(crate) fn targets(&self, kind: StreamKind, number: usize) {
+    pub(crate) fn answers(&self, kind: AnswerKind, number: usize) {
         let number = i64::try_from(number).unwrap_or(i64::MAX);
         self.targets.get_or_create(&kind.label()).set(number);
     }
@@ -288,6 +316,12 @@ impl Metrics {
         let gauge = self.streams.get_or_create_owned(&kind.label());
         gauge.inc();
         OpenStream(gauge)
+    }
+
+    /// Counts an address that is wanted until the guard is dropped.
+    pub(crate) fn wanted(&self) -> Wanted {
+        self.wants.inc();
+        Wanted(self.wants.clone())
     }
 
     pub(crate) fn expires(&self, kind: CertificateKind, not_after: SystemTime) {
@@ -333,6 +367,15 @@ impl Metrics {
 
 /// One open stream.
 pub(crate) struct OpenStream(Gauge);
+
+/// An address that is wanted.
+pub(crate) struct Wanted(Gauge);
+
+impl Drop for Wanted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
 
 impl Drop for OpenStream {
     fn drop(&mut self) {

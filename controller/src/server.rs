@@ -54,7 +54,11 @@ const STRANGERS_TIMES: Times = Times {
 const STRANGERS_STREAMS: u32 = 2;
 /// What a stranger may send before somebody reads it.
 const STRANGERS_WINDOW: u32 = 32 * 1024;
-/// A sidecar has at most 4,096 targets, each with a stream, and one stream for itself; some that have ended may be left.
+/// What a member may send before somebody reads it; it is part of what its connection is said to cost. In a session nobody
+/// reads while the sidecar does not.
+const MEMBERS_WINDOW: u32 = 32 * 1024;
+/// A sidecar of the version before the session has at most 4,096 targets, each with a stream, and one stream for itself; some
+/// that have ended may be left.
 const MAX_STREAMS: u32 = 4096 + 256;
 /// A peer that is gone without a word is noticed after interval + timeout.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
@@ -180,6 +184,8 @@ pub async fn serve_within(
         .serve_with_incoming_shutdown(incoming(of_strangers), stop.clone().cancelled_owned());
     let for_members = builder()
         .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(MEMBERS_WINDOW)
+        .initial_connection_window_size(2 * MEMBERS_WINDOW)
         .add_service(identity())
         .add_optional_service(discovery)
         .serve_with_incoming_shutdown(incoming(of_members), stop.clone().cancelled_owned());

@@ -4,8 +4,10 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use kube::core::DynamicObject;
 use outrigger_api::discovery as proto;
+use outrigger_api::discovery::to_sidecar;
 use prost::Message;
 use serde_json::{Value, json};
 
@@ -89,7 +91,41 @@ impl Cluster {
         let views = self.index.watch_target(address, consumer).borrow().clone();
         let target = views.target(place);
         assert_eq!(target.encode_to_vec(), views.bytes(place));
+        assert_eq!(
+            self.in_session(address, consumer, place),
+            target,
+            "a session tells the same"
+        );
         target.kind
+    }
+
+    /// The same from the two parts in which a session tells it.
+    fn in_session(&self, address: SocketAddr, consumer: &str, place: &Place) -> proto::Target {
+        let told = |message: Bytes| proto::ToSidecar::decode(message).unwrap().kind.unwrap();
+        let routes = self.index.watch_routes(address, consumer).borrow().clone();
+        let to_sidecar::Kind::Routes(message) = told(routes.message()) else {
+            panic!("no routes");
+        };
+        assert_eq!(message.address, address.to_string());
+        let mut target = message.target.unwrap();
+        let mut names = routes.sets().iter();
+        if let Some(proto::target::Kind::Service(service)) = &mut target.kind {
+            for backend in &mut service.backends {
+                let Some(proto::backend::Kind::EndpointSet(named)) = &backend.kind else {
+                    continue;
+                };
+                let name = names.next().unwrap();
+                let views = self.index.watch_endpoints(name).borrow().clone();
+                let to_sidecar::Kind::EndpointSet(set) = told(views.view(place).message(None)) else {
+                    panic!("no endpoints");
+                };
+                assert_eq!((named, set.since), (&set.name, 0));
+                let endpoints = set.endpoints;
+                backend.kind = Some(proto::backend::Kind::Endpoints(proto::Endpoints { endpoints }));
+            }
+        }
+        assert_eq!(names.next(), None);
+        target
     }
 
     pub(crate) fn service(&self, address: &str) -> proto::Service {

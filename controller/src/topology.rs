@@ -48,9 +48,22 @@ pub(crate) struct Candidates {
     pub(crate) list: Vec<Candidate>,
 }
 
+impl From<proto::Endpoint> for Candidate {
+    /// Ready, and for every caller.
+    fn from(endpoint: proto::Endpoint) -> Self {
+        Self {
+            endpoint,
+            ready: true,
+            node: None,
+            for_nodes: Vec::new(),
+            for_zones: Vec::new(),
+        }
+    }
+}
+
 /// Which parts of a caller's place a choice depends on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Needs {
+pub(crate) struct Needs {
     node: bool,
     zone: bool,
 }
@@ -75,7 +88,7 @@ impl Candidates {
         self.needs() == Needs::default()
     }
 
-    fn needs(&self) -> Needs {
+    pub(crate) fn needs(&self) -> Needs {
         let usable = first_choice(self.list.iter().collect());
         let all_hinted = |hints: fn(&Candidate) -> &[Arc<str>]| !self.local && are_complete(&usable, hints);
         Needs {
@@ -109,7 +122,7 @@ fn are_complete(usable: &[&Candidate], hints: fn(&Candidate) -> &[Arc<str>]) -> 
 
 impl Needs {
     /// As much of the place as the choice depends on.
-    fn of(self, place: &Place) -> Place {
+    pub(crate) fn of(self, place: &Place) -> Place {
         Place {
             node: place.node.clone().filter(|_| self.node),
             zone: place.zone.clone().filter(|_| self.zone),
@@ -124,7 +137,8 @@ impl Needs {
     }
 }
 
-/// What is behind an address, for callers wherever they run. Each view is encoded once, when the first caller of it asks, and
+/// What is behind an address with its endpoints, for streams of sidecars of the version before the session, and for callers
+/// wherever they run. Each view is encoded once, when the first caller of it asks, and
 /// shared by all; where no endpoint depends on the caller's place there is one view.
 #[derive(Debug, Default)]
 pub struct TargetViews {

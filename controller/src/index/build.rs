@@ -16,7 +16,8 @@ use super::{endpoints, routing};
 use crate::discovery::Caller;
 use crate::gateway::{BackendRef, Route, RouteFilter, Rule};
 use crate::policy;
-use crate::topology::{Candidates, Place, TargetViews};
+use crate::split::{EndpointViews, Routes, SetName};
+use crate::topology::{Place, TargetViews};
 
 /// An index that no backend has: the share of an invalid backend is answered 500.
 const INVALID_BACKEND: u32 = u32::MAX;
@@ -24,16 +25,51 @@ const INVALID_BACKEND: u32 = u32::MAX;
 pub(super) type Deps = HashSet<Dep>;
 
 /// What is behind an address, for clients in `consumer`.
-pub(super) fn target(store: &Store, address: SocketAddr, consumer: &str, deps: &mut Deps) -> TargetViews {
+pub(super) fn routes(store: &Store, (address, consumer): &(SocketAddr, Arc<str>), deps: &mut Deps) -> Routes {
+    let (target, sets) = parts(store, *address, consumer, deps);
+    Routes::new(*address, target, sets.into_iter().map(|(_, name)| name).collect())
+}
+
+/// The endpoints of one backend.
+pub(super) fn endpoints(store: &Store, name: &SetName, deps: &mut Deps) -> EndpointViews {
+    EndpointViews::new(name.clone(), endpoints::candidates(store, deps, name))
+}
+
+/// Both together, for streams of sidecars of the version before the session.
+pub(super) fn target(store: &Store, (address, consumer): &(SocketAddr, Arc<str>), deps: &mut Deps) -> TargetViews {
+    let (mut target, sets) = parts(store, *address, consumer, deps);
+    let mut by_place = Vec::new();
+    if let Some(proto::target::Kind::Service(service)) = &mut target.kind {
+        for (index, name) in sets {
+            let candidates = endpoints::candidates(store, deps, &name);
+            let mut endpoints = Vec::new();
+            if candidates.is_same_everywhere() {
+                endpoints = candidates.of(&Place::default());
+            } else {
+                by_place.push((index, candidates));
+            }
+            service.backends[index].kind = Some(proto::backend::Kind::Endpoints(proto::Endpoints { endpoints }));
+        }
+    }
+    TargetViews::new(target, by_place)
+}
+
+/// What is behind an address without its endpoints, and the sets that it names, by the index of the backend.
+fn parts(
+    store: &Store,
+    address: SocketAddr,
+    consumer: &str,
+    deps: &mut Deps,
+) -> (proto::Target, Vec<(usize, SetName)>) {
     deps.insert(Dep::Ip(address.ip()));
     let mut build = Build { store, deps };
-    let mut by_place = Vec::new();
+    let mut sets = Vec::new();
     let kind = if let Some((name, service)) = store.service_at(address.ip()) {
         let port = service.ports.iter().find(|p| p.port == address.port());
         port.map(|port| {
             let mut backends = Backends::new(address.ip().is_ipv6());
             let service = build.service(name, service, port, consumer, &mut backends);
-            by_place = backends.by_place;
+            sets = backends.sets;
             proto::target::Kind::Service(proto::Service {
                 backends: backends.list,
                 ..service
@@ -44,7 +80,7 @@ pub(super) fn target(store: &Store, address: SocketAddr, consumer: &str, deps: &
             .pod_at(address.ip())
             .map(|(name, pod)| proto::target::Kind::Pod(build.pod(name, pod, address)))
     };
-    TargetViews::new(proto::Target { kind }, by_place)
+    (proto::Target { kind }, sets)
 }
 
 /// Where a caller runs: the pod that has the address of its connection, or, where that is nobody's (it was translated, or
@@ -291,8 +327,8 @@ struct Backends {
     ipv6: bool,
     list: Vec<proto::Backend>,
     by_name: BTreeMap<(ObjectName, u16), u32>,
-    /// The endpoints of those for which it matters where the caller runs.
-    by_place: Vec<(usize, Candidates)>,
+    /// The endpoints of those that have them in the cluster, by their index.
+    sets: Vec<(usize, SetName)>,
 }
 
 impl Backends {
@@ -301,7 +337,7 @@ impl Backends {
             ipv6,
             list: Vec::new(),
             by_name: BTreeMap::new(),
-            by_place: Vec::new(),
+            sets: Vec::new(),
         }
     }
 
@@ -316,9 +352,17 @@ impl Backends {
                 host: host.to_string(),
                 port: port.into(),
             }),
-            None => proto::backend::Kind::Endpoints(proto::Endpoints {
-                endpoints: service.map_or_else(Vec::new, |service| self.endpoints(build, name, service, port)),
-            }),
+            None => {
+                let set = SetName {
+                    namespace: name.namespace.clone(),
+                    service: name.name.clone(),
+                    port,
+                    ipv6: self.ipv6,
+                };
+                let kind = proto::backend::Kind::EndpointSet(set.to_string());
+                self.sets.push((self.list.len(), set));
+                kind
+            }
         };
         // A sidecar has no use for 2^32 backends.
         let index = u32::try_from(self.list.len()).unwrap_or(INVALID_BACKEND);
@@ -330,22 +374,6 @@ impl Backends {
         });
         self.by_name.insert((name.clone(), port), index);
         index
-    }
-
-    /// The endpoints of the next backend, unless it matters where the caller runs.
-    fn endpoints(
-        &mut self,
-        build: &mut Build<'_>,
-        name: &ObjectName,
-        service: &Service,
-        port: u16,
-    ) -> Vec<proto::Endpoint> {
-        let candidates = endpoints::candidates(build.store, build.deps, name, service, port, self.ipv6);
-        if candidates.is_same_everywhere() {
-            return candidates.of(&Place::default());
-        }
-        self.by_place.push((self.list.len(), candidates));
-        Vec::new()
     }
 }
 

@@ -9,8 +9,9 @@ use outrigger_api::ports;
 use outrigger_api::spiffe::SpiffeId;
 
 use super::build::Deps;
-use super::objects::{ObjectName, Pod, Service, ServicePort, SliceEndpoint, TargetPort};
+use super::objects::{ObjectName, Pod, ServicePort, SliceEndpoint, TargetPort};
 use super::store::{Dep, Store};
+use crate::split::SetName;
 use crate::topology::{Candidate, Candidates};
 
 /// Ports of the sidecar itself. It does not capture them.
@@ -25,18 +26,20 @@ enum Owner<'a> {
     Unknown,
 }
 
-/// The endpoints of a Service's port, for callers that dialled an address of one family.
-pub(super) fn candidates(
-    store: &Store,
-    deps: &mut Deps,
-    name: &ObjectName,
-    service: &Service,
-    port: u16,
-    ipv6: bool,
-) -> Candidates {
+/// All endpoints of a set.
+pub(super) fn candidates(store: &Store, deps: &mut Deps, set: &SetName) -> Candidates {
+    let name = ObjectName {
+        namespace: set.namespace.clone(),
+        name: set.service.clone(),
+    };
+    deps.insert(Dep::Service(name.clone()));
+    deps.insert(Dep::Slices(name.clone()));
+    let Some(service) = store.services.get(&name) else {
+        return Candidates::default();
+    };
     let mut found: BTreeMap<SocketAddr, Candidate> = BTreeMap::new();
-    let port = service.ports.iter().find(|p| p.port == port);
-    for (endpoint, number) in port.into_iter().flat_map(|port| of_port(store, name, port)) {
+    let port = service.ports.iter().find(|p| p.port == set.port);
+    for (endpoint, number) in port.into_iter().flat_map(|port| of_port(store, &name, port)) {
         let Some(candidate) = candidate(store, deps, endpoint, number) else {
             continue;
         };
@@ -48,8 +51,8 @@ pub(super) fn candidates(
         }
     }
     // Of a dual-stack pod there are two addresses, and they are one endpoint.
-    if found.keys().any(|address| address.is_ipv6() == ipv6) {
-        found.retain(|address, _| address.is_ipv6() == ipv6);
+    if found.keys().any(|address| address.is_ipv6() == set.ipv6) {
+        found.retain(|address, _| address.is_ipv6() == set.ipv6);
     }
     Candidates {
         local: service.local,
@@ -59,6 +62,7 @@ pub(super) fn candidates(
 
 /// Whether a pod behind the port has the port that is called in its own annotation.
 pub(super) fn any_pod_says_opaque(store: &Store, deps: &mut Deps, name: &ObjectName, port: &ServicePort) -> bool {
+    deps.insert(Dep::Slices(name.clone()));
     of_port(store, name, port).any(|(endpoint, number)| match owner(store, deps, endpoint) {
         Owner::Pod(_, pod) => pod.opaque_ports.as_ref().is_some_and(|ports| ports.contains(number)),
         Owner::Nobody | Owner::Unknown => false,

@@ -26,9 +26,10 @@ use self::networks::Networks;
 use self::objects::{Kind, Object, ObjectName, Pod};
 pub(crate) use self::routing::{OverBudget, is_displaced, resolve};
 use self::store::{Dep, Store, Touched};
-use self::watches::Watches;
+use self::watches::{Answer, Watches};
 use crate::discovery::{Caller, Discover, Update};
-use crate::metrics::{Metrics, StreamKind};
+use crate::metrics::{AnswerKind, Metrics};
+use crate::split::{EndpointViews, Routes, SetName};
 use crate::topology::{Place, TargetViews};
 
 /// How long changes are gathered.
@@ -52,8 +53,11 @@ pub struct Index {
 struct Inner {
     store: Store,
     touched: Touched,
+    routes: Watches<(SocketAddr, Arc<str>), Routes>,
+    endpoints: Watches<SetName, EndpointViews>,
+    /// For sidecars of the version before the session.
     targets: Watches<(SocketAddr, Arc<str>), TargetViews>,
-    /// One for each pod that asks, which all its streams share.
+    /// One for each pod that asks.
     places: Watches<Caller, Place>,
     workloads: Watches<ObjectName, Update<Workload>>,
 }
@@ -128,11 +132,19 @@ impl Index {
                 }
                 _ = sweep.tick() => {
                     let mut inner = self.inner.lock();
+                    inner.routes.sweep();
+                    inner.endpoints.sweep();
                     inner.targets.sweep();
                     inner.places.sweep();
                     inner.workloads.sweep();
-                    self.metrics.targets(StreamKind::Target, inner.targets.len());
-                    self.metrics.targets(StreamKind::Workload, inner.workloads.len());
+                    for (kind, answers) in [
+                        (AnswerKind::Routes, inner.routes.len()),
+                        (AnswerKind::Endpoints, inner.endpoints.len()),
+                        (AnswerKind::Target, inner.targets.len()),
+                        (AnswerKind::Workload, inner.workloads.len()),
+                    ] {
+                        self.metrics.answers(kind, answers);
+                    }
                     self.metrics.networks(inner.store.outside_networks());
                 }
             }
@@ -146,6 +158,8 @@ impl Index {
             let Inner {
                 store,
                 touched,
+                routes,
+                endpoints,
                 targets,
                 places,
                 workloads,
@@ -154,9 +168,9 @@ impl Index {
             if touched.deps.contains(&Dep::Networks) {
                 self.metrics.networks(store.outside_networks());
             }
-            targets.rebuild(&touched.deps, |(address, consumer), deps| {
-                build::target(store, *address, consumer, deps)
-            });
+            endpoints.rebuild(&touched.deps, |name, deps| build::endpoints(store, name, deps));
+            routes.rebuild(&touched.deps, |key, deps| build::routes(store, key, deps));
+            targets.rebuild(&touched.deps, |key, deps| build::target(store, key, deps));
             places.rebuild(&touched.deps, |caller, deps| build::place(store, caller, deps));
             workloads.rebuild(&touched.deps, |name, deps| build::workload(store, name, deps).into());
             if touched.namespaces {
@@ -207,13 +221,34 @@ impl Index {
     }
 }
 
+impl Answer for Routes {}
+impl Answer for TargetViews {}
+impl Answer for Place {}
+impl Answer for Update<Workload> {}
+
+impl Answer for EndpointViews {
+    fn replaces(&mut self, before: &Self) {
+        self.follow(before);
+    }
+}
+
 impl Discover for Index {
+    fn watch_routes(&self, address: SocketAddr, namespace: &str) -> watch::Receiver<Arc<Routes>> {
+        let mut inner = self.inner.lock();
+        let Inner { store, routes, .. } = &mut *inner;
+        routes.watch((address, namespace.into()), |key, deps| build::routes(store, key, deps))
+    }
+
+    fn watch_endpoints(&self, name: &SetName) -> watch::Receiver<Arc<EndpointViews>> {
+        let mut inner = self.inner.lock();
+        let Inner { store, endpoints, .. } = &mut *inner;
+        endpoints.watch(name.clone(), |name, deps| build::endpoints(store, name, deps))
+    }
+
     fn watch_target(&self, address: SocketAddr, namespace: &str) -> watch::Receiver<Arc<TargetViews>> {
         let mut inner = self.inner.lock();
         let Inner { store, targets, .. } = &mut *inner;
-        targets.watch((address, namespace.into()), |(address, consumer), deps| {
-            build::target(store, *address, consumer, deps)
-        })
+        targets.watch((address, namespace.into()), |key, deps| build::target(store, key, deps))
     }
 
     fn watch_place(&self, caller: &Caller) -> watch::Receiver<Arc<Place>> {

@@ -14,8 +14,10 @@ use crate::policy::TrafficPolicy;
 pub(super) enum Dep {
     /// Who has the address.
     Ip(IpAddr),
-    /// The Service, its slices and the routes on it.
+    /// The Service, and the routes on it.
     Service(ObjectName),
+    /// The slices of the Service.
+    Slices(ObjectName),
     /// Any Service of the namespace: their selectors.
     Services(Arc<str>),
     Pod(ObjectName),
@@ -275,12 +277,12 @@ impl Store {
             return;
         }
         if let Some(old) = old {
-            touched.deps.insert(Dep::Service(old.service.clone()));
+            touched.deps.insert(Dep::Slices(old.service.clone()));
             remove_from(&mut self.slices_of, &old.service, &name);
         }
         match slice {
             Some(slice) => {
-                touched.deps.insert(Dep::Service(slice.service.clone()));
+                touched.deps.insert(Dep::Slices(slice.service.clone()));
                 self.slices_of
                     .entry(slice.service.clone())
                     .or_default()

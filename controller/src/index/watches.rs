@@ -20,6 +20,12 @@ pub(super) struct Watches<K, V> {
 /// Answers that are kept without a look at who watches them.
 const FEW: usize = 1024;
 
+/// Something that is watched.
+pub(super) trait Answer: PartialEq {
+    /// It takes the place of another answer to the same question.
+    fn replaces(&mut self, _before: &Self) {}
+}
+
 struct Watched<V> {
     sender: watch::Sender<Arc<V>>,
     deps: Deps,
@@ -35,7 +41,7 @@ impl<K, V> Default for Watches<K, V> {
     }
 }
 
-impl<K: Clone + Eq + Hash, V: PartialEq> Watches<K, V> {
+impl<K: Clone + Eq + Hash, V: Answer> Watches<K, V> {
     /// The answer to `key`, and what it becomes.
     pub(super) fn watch(&mut self, key: K, build: impl FnOnce(&K, &mut Deps) -> V) -> watch::Receiver<Arc<V>> {
         if let Some(watched) = self.watched.get(&key) {
@@ -60,8 +66,10 @@ impl<K: Clone + Eq + Hash, V: PartialEq> Watches<K, V> {
                 continue;
             };
             let mut deps = Deps::new();
-            let value = build(&key, &mut deps);
-            if **watched.sender.borrow() != value {
+            let mut value = build(&key, &mut deps);
+            let before = watched.sender.borrow().clone();
+            if *before != value {
+                value.replaces(&before);
                 watched.sender.send_replace(Arc::new(value));
             }
             if watched.deps != deps {
@@ -109,16 +117,15 @@ impl<K: Clone + Eq + Hash, V: PartialEq> Watches<K, V> {
 
 #[cfg(test)]
 mod tests {
-    use outrigger_api::discovery::Target;
-
     use super::*;
+    use crate::topology::Place;
 
     #[test]
     fn answers_that_nobody_watches_do_not_pile_up_between_sweeps() {
-        let mut watches = Watches::<usize, Target>::default();
-        let kept: Vec<_> = (0..10).map(|n| watches.watch(n, |_, _| Target::default())).collect();
+        let mut watches = Watches::<usize, Place>::default();
+        let kept: Vec<_> = (0..10).map(|n| watches.watch(n, |_, _| Place::default())).collect();
         for n in 0..100_000 {
-            drop(watches.watch(n, |_, _| Target::default()));
+            drop(watches.watch(n, |_, _| Place::default()));
             assert!(watches.len() <= FEW);
         }
         watches.sweep();

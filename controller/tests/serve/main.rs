@@ -35,6 +35,8 @@ const TARGET: &str = "10.96.0.1:80";
 const BUDGET: u64 = 64 << 20;
 
 mod attacks;
+mod memory;
+mod sessions;
 
 struct Server {
     address: SocketAddr,
@@ -67,9 +69,13 @@ async fn start() -> Server {
 }
 
 async fn start_with(discovery: Arc<dyn Discover>, targets: Arc<FixedTargets>) -> Server {
+    start_of(Ca::generate("cluster.local").unwrap(), BUDGET, discovery, targets).await
+}
+
+async fn start_of(ca: Ca, budget: u64, discovery: Arc<dyn Discover>, targets: Arc<FixedTargets>) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let ca = watch::Sender::new(Arc::new(Ca::generate("cluster.local").unwrap()));
+    let ca = watch::Sender::new(Arc::new(ca));
     let metrics = Arc::new(Metrics::default());
     let tokens = StaticTokens::new().with("token-of-orders", "shop", "orders");
     let issuer = Issuer::new(ca.subscribe(), tokens, "cluster.local", HOUR, metrics.clone());
@@ -81,7 +87,7 @@ async fn start_with(discovery: Arc<dyn Discover>, targets: Arc<FixedTargets>) ->
     };
     let shutdown = CancellationToken::new();
     let discovery = Some(discovery);
-    let served = tokio::spawn(serve_within(BUDGET, listener, tls, issuer, discovery, shutdown.clone()));
+    let served = tokio::spawn(serve_within(budget, listener, tls, issuer, discovery, shutdown.clone()));
     Server {
         address,
         ca,

@@ -203,7 +203,7 @@ fn backend(message: &proto::Backend) -> Backend {
             },
             _ => Endpoints::Known(Vec::new()),
         },
-        None => Endpoints::Known(Vec::new()),
+        Some(backend::Kind::EndpointSet(_)) | None => Endpoints::Known(Vec::new()),
     };
     Backend {
         name: service_name(message.r#ref.as_ref()),

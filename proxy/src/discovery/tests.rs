@@ -79,8 +79,16 @@ impl Scripted {
 
 #[tonic::async_trait]
 impl Service for Scripted {
+    type SessionStream = ReceiverStream<Result<proto::ToSidecar, Status>>;
     type WatchTargetStream = ReceiverStream<Result<Message, Status>>;
     type WatchWorkloadStream = ReceiverStream<Result<proto::Workload, Status>>;
+
+    async fn session(
+        &self,
+        _: Request<tonic::Streaming<proto::FromSidecar>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        Err(Status::unimplemented("of the version before"))
+    }
 
     async fn watch_target(
         &self,

@@ -2,5 +2,6 @@ mod networks;
 mod policies;
 mod routes;
 mod services;
+mod sessions;
 mod slices;
 mod workloads;

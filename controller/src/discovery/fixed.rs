@@ -1,0 +1,140 @@
+//! Targets that do not change by themselves: for tests without Kubernetes.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use outrigger_api::discovery::{Target, Workload, backend, target};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::{Caller, Discover, Update};
+use crate::split::{EndpointViews, Routes, SetName};
+use crate::topology::{Candidates, Place, TargetViews};
+
+/// See the module.
+#[derive(Default)]
+pub struct FixedTargets {
+    targets: HashMap<SocketAddr, Fixed>,
+    sets: Mutex<HashMap<SetName, watch::Sender<Arc<EndpointViews>>>>,
+    /// All other addresses.
+    external: watch::Sender<Arc<TargetViews>>,
+    place: watch::Sender<Arc<Place>>,
+    workload: watch::Sender<Arc<Update<Workload>>>,
+}
+
+struct Fixed {
+    whole: watch::Sender<Arc<TargetViews>>,
+    routes: watch::Sender<Arc<Routes>>,
+}
+
+impl FixedTargets {
+    /// All other addresses are not in the cluster; about every workload nothing is known, until something is said.
+    pub fn new(targets: impl IntoIterator<Item = (SocketAddr, Target)>) -> Self {
+        let mut fixed = Self::default();
+        for (address, target) in targets {
+            let routes = Arc::new(fixed.split(address, target.clone()));
+            let of_address = Fixed {
+                whole: watch::Sender::new(Arc::new(target.into())),
+                routes: watch::Sender::new(routes),
+            };
+            fixed.targets.insert(address, of_address);
+        }
+        fixed
+    }
+
+    /// Replaces one of the targets.
+    pub fn replace(&self, address: SocketAddr, target: Target) {
+        if let Some(fixed) = self.targets.get(&address) {
+            let routes = self.split(address, target.clone());
+            fixed.routes.send_if_modified(|old| {
+                let changed = **old != routes;
+                *old = Arc::new(routes);
+                changed
+            });
+            fixed.whole.send_replace(Arc::new(target.into()));
+        }
+    }
+
+    /// Says something about every workload.
+    pub fn set_workload(&self, workload: Workload) {
+        self.workload.send_replace(Arc::new(workload.into()));
+    }
+
+    /// Puts the endpoints of each backend into a set of its own.
+    fn split(&self, address: SocketAddr, mut target: Target) -> Routes {
+        let mut names = Vec::new();
+        if let Some(target::Kind::Service(service)) = &mut target.kind {
+            for (backend, number) in service.backends.iter_mut().zip(0..) {
+                let Some(backend::Kind::Endpoints(endpoints)) = &mut backend.kind else {
+                    continue;
+                };
+                let name = SetName {
+                    namespace: "fixed".into(),
+                    service: address.to_string().into(),
+                    port: number,
+                    ipv6: address.is_ipv6(),
+                };
+                let list = std::mem::take(&mut endpoints.endpoints).into_iter();
+                let candidates = Candidates {
+                    local: false,
+                    list: list.map(Into::into).collect(),
+                };
+                backend.kind = Some(backend::Kind::EndpointSet(name.to_string()));
+                self.set(name.clone(), candidates);
+                names.push(name);
+            }
+        }
+        Routes::new(address, target, names)
+    }
+
+    fn set(&self, name: SetName, candidates: Candidates) {
+        let mut sets = self.sets.lock();
+        let mut views = EndpointViews::new(name.clone(), candidates);
+        match sets.get(&name) {
+            Some(sender) => drop(sender.send_if_modified(|old| {
+                views.follow(old);
+                let changed = **old != views;
+                *old = Arc::new(views);
+                changed
+            })),
+            None => drop(sets.insert(name, watch::Sender::new(Arc::new(views)))),
+        }
+    }
+}
+
+impl Discover for FixedTargets {
+    fn watch_routes(&self, address: SocketAddr, _: &str) -> watch::Receiver<Arc<Routes>> {
+        match self.targets.get(&address) {
+            Some(fixed) => fixed.routes.subscribe(),
+            None => watch::Sender::new(Arc::new(Routes::new(address, Target::default(), Vec::new()))).subscribe(),
+        }
+    }
+
+    fn watch_endpoints(&self, name: &SetName) -> watch::Receiver<Arc<EndpointViews>> {
+        let mut sets = self.sets.lock();
+        let nobody = || watch::Sender::new(Arc::new(EndpointViews::new(name.clone(), Candidates::default())));
+        sets.entry(name.clone()).or_insert_with(nobody).subscribe()
+    }
+
+    fn watch_target(&self, address: SocketAddr, _: &str) -> watch::Receiver<Arc<TargetViews>> {
+        let fixed = self.targets.get(&address).map(|fixed| &fixed.whole);
+        fixed.unwrap_or(&self.external).subscribe()
+    }
+
+    fn watch_place(&self, _: &Caller) -> watch::Receiver<Arc<Place>> {
+        self.place.subscribe()
+    }
+
+    fn watch_workload(&self, _: &str, _: &str) -> watch::Receiver<Arc<Update<Workload>>> {
+        self.workload.subscribe()
+    }
+
+    fn is_alive(&self, _: &Caller) -> bool {
+        true
+    }
+
+    fn synced(&self) -> watch::Receiver<bool> {
+        watch::Sender::new(true).subscribe()
+    }
+}

@@ -1,0 +1,96 @@
+//! The discovery service: what the index knows, told to sidecars.
+//!
+//! A message is encoded once, for the first sidecar that it is sent to, and its bytes go to every other as they are; so the
+//! service is written by hand over tonic, with a codec that encodes nothing ([`service`]).
+
+mod codec;
+mod fixed;
+mod service;
+mod session;
+mod streams;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use outrigger_api::discovery::{Workload, to_sidecar};
+use prost::Message;
+use tokio::sync::watch;
+
+pub use self::fixed::FixedTargets;
+pub(crate) use self::service::DiscoveryService;
+use crate::split::{self, EndpointViews, Routes, SetName};
+use crate::topology::{Place, TargetViews};
+
+/// A message, and its bytes once somebody needed them.
+#[derive(Debug, Default)]
+pub struct Update<M> {
+    /// The message.
+    pub message: M,
+    bytes: OnceLock<Bytes>,
+    in_session: OnceLock<Bytes>,
+}
+
+impl<M> From<M> for Update<M> {
+    fn from(message: M) -> Self {
+        Self {
+            message,
+            bytes: OnceLock::new(),
+            in_session: OnceLock::new(),
+        }
+    }
+}
+
+impl<M: PartialEq> PartialEq for Update<M> {
+    fn eq(&self, other: &Self) -> bool {
+        self.message == other.message
+    }
+}
+
+impl<M: Message> Update<M> {
+    /// The message by itself.
+    fn bytes(&self) -> Bytes {
+        self.bytes.get_or_init(|| self.message.encode_to_vec().into()).clone()
+    }
+}
+
+impl Update<Workload> {
+    /// As a message of a session.
+    fn in_session(&self) -> Bytes {
+        let encode = || split::encoded(to_sidecar::Kind::Workload(self.message.clone()));
+        self.in_session.get_or_init(encode).clone()
+    }
+}
+
+/// A pod that asks.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Caller {
+    /// Of its SVID.
+    pub namespace: Arc<str>,
+    /// Of its SVID.
+    pub service_account: Arc<str>,
+    /// Its own word, and so believed only as far as it is a pod of this ServiceAccount. "": it does not say.
+    pub pod: Arc<str>,
+    /// The other end of its connection.
+    pub address: IpAddr,
+}
+
+/// What the service serves.
+pub trait Discover: Send + Sync + 'static {
+    /// What is behind an address but its endpoints, for a client in `namespace`; kept up to date while the receiver lives.
+    fn watch_routes(&self, address: SocketAddr, namespace: &str) -> watch::Receiver<Arc<Routes>>;
+    /// The endpoints of a backend that routes name; kept up to date while the receiver lives.
+    fn watch_endpoints(&self, name: &SetName) -> watch::Receiver<Arc<EndpointViews>>;
+    /// Both together, for sidecars of the version before the session.
+    fn watch_target(&self, address: SocketAddr, namespace: &str) -> watch::Receiver<Arc<TargetViews>>;
+    /// Where a caller runs; kept up to date while the receiver lives.
+    fn watch_place(&self, caller: &Caller) -> watch::Receiver<Arc<Place>>;
+    /// What is known of a pod.
+    fn watch_workload(&self, namespace: &str, pod: &str) -> watch::Receiver<Arc<Update<Workload>>>;
+    /// Whether the identity is still some pod's. An SVID lives on where its pod is gone, and with a copy of its key anybody could
+    /// ask what the namespace may know.
+    fn is_alive(&self, caller: &Caller) -> bool;
+    /// Becomes true once the answers can be relied upon. Before that nothing is told to anybody, since "not in the
+    /// cluster" would send traffic past the mesh.
+    fn synced(&self) -> watch::Receiver<bool>;
+}

@@ -1,0 +1,345 @@
+//! `Session`: all that one sidecar is told.
+//!
+//! A session asks for what it sends next only when the sidecar has taken what it was sent last, and hears the sidecar's next
+//! word only then. So whoever does not read is not heard either, and nothing piles up: what changes meanwhile is remembered as
+//! a mark on each thing that was wanted, and its newest state is sent when its turn comes.
+//!
+//! What is wanted is charged to the sidecar, with the sets of endpoints that are told with it; a sidecar that has as much as it
+//! may is refused one address, and keeps the others.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::{AbortHandle, Abortable};
+use futures_util::stream::{self, FuturesUnordered, Stream};
+use futures_util::{StreamExt, TryStreamExt};
+use outrigger_api::discovery::{Feature, FromSidecar, Hello, Refused, Workload, from_sidecar, to_sidecar};
+use tokio::sync::watch;
+use tokio::task::coop::consume_budget;
+use tonic::server::StreamingService;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::service::{DiscoveryService, Member, Messages, address, respond};
+use super::{Discover, Update};
+use crate::metrics::{AnswerKind, StreamKind, Wanted};
+use crate::share::{self, Held};
+use crate::split::{EndpointViews, Routes, SetName, encoded};
+use crate::topology::Place;
+
+impl StreamingService<FromSidecar> for DiscoveryService {
+    type Response = Bytes;
+    type ResponseStream = Messages;
+    type Future = std::future::Ready<Result<Response<Messages>, Status>>;
+
+    fn call(&mut self, request: Request<Streaming<FromSidecar>>) -> Self::Future {
+        let session = self.member(StreamKind::Session, request).map(|(member, requests)| {
+            let unread = member.unread();
+            let messages = stream::once(begin(member, requests)).try_flatten();
+            respond(self, unread, messages)
+        });
+        std::future::ready(session)
+    }
+}
+
+/// Waits for the sidecar's Hello.
+async fn begin(
+    mut member: Member,
+    mut requests: Streaming<FromSidecar>,
+) -> Result<impl Stream<Item = Result<Bytes, Status>>, Status> {
+    let hello = loop {
+        match requests.message().await?.ok_or_else(ended)?.kind {
+            Some(from_sidecar::Kind::Hello(hello)) => break hello,
+            Some(_) => return Err(Status::invalid_argument("a session begins with Hello")),
+            None => {}
+        }
+    };
+    member.says(&hello.namespace, &hello.pod)?;
+    let index = Arc::clone(&member.service.index);
+    // The sender of `synced` is the index itself, which lives as long as the service.
+    let _ = index.synced().wait_for(|&synced| synced).await;
+    let session = Session::new(member, &*index, &hello);
+    Ok(stream::try_unfold(
+        (session, requests),
+        |(mut session, mut requests)| async move {
+            let message = session.next(&mut requests).await?;
+            Ok(Some((message, (session, requests))))
+        },
+    ))
+}
+
+fn ended() -> Status {
+    Status::cancelled("the sidecar has ended its session")
+}
+
+struct Session {
+    member: Member,
+    /// The sidecar understands changes of a set.
+    takes_changes: bool,
+    place: watch::Receiver<Arc<Place>>,
+    workload: watch::Receiver<Arc<Update<Workload>>>,
+    targets: HashMap<SocketAddr, Target>,
+    /// Those that `targets` name.
+    sets: HashMap<SetName, Set>,
+    /// What is to be sent, in this order. It is empty whenever the sidecar is heard.
+    queue: VecDeque<Next>,
+    changes: FuturesUnordered<Abortable<Change>>,
+}
+
+/// An address that is wanted.
+struct Target {
+    routes: Followed<Routes>,
+    /// What was put into the queue last.
+    told: Option<Arc<Routes>>,
+    _held: Held,
+    _wanted: Wanted,
+}
+
+/// Endpoints that the sidecar has, or gets next.
+struct Set {
+    views: Followed<EndpointViews>,
+    /// The version that the sidecar has.
+    sent: Option<u64>,
+    /// How many targets name it.
+    named: usize,
+    _held: Held,
+}
+
+enum Next {
+    Workload,
+    Set(SetName),
+    Routes(Arc<Routes>),
+    Gone(SetName),
+    Refused(SocketAddr, Status),
+}
+
+enum Key {
+    Target(SocketAddr),
+    Set(SetName),
+}
+
+/// Ends when there is a newer value.
+type Change = Pin<Box<dyn Future<Output = Key> + Send>>;
+
+/// A value that is looked at again when it changes.
+struct Followed<V> {
+    values: watch::Receiver<Arc<V>>,
+    change: AbortHandle,
+}
+
+impl<V: Send + Sync + 'static> Followed<V> {
+    fn new(values: watch::Receiver<Arc<V>>, key: Key, changes: &FuturesUnordered<Abortable<Change>>) -> Self {
+        let change = AbortHandle::new_pair().0;
+        let mut followed = Self { values, change };
+        followed.again(key, changes);
+        followed
+    }
+
+    /// The value now.
+    fn newest(&mut self) -> Arc<V> {
+        Arc::clone(&self.values.borrow_and_update())
+    }
+
+    /// Waits for the next change after the value that was looked at last.
+    fn again(&mut self, key: Key, changes: &FuturesUnordered<Abortable<Change>>) {
+        let mut values = self.values.clone();
+        let change: Change = Box::pin(async move {
+            if values.changed().await.is_err() {
+                // It never changes any more.
+                std::future::pending::<()>().await;
+            }
+            key
+        });
+        let (handle, registration) = AbortHandle::new_pair();
+        changes.push(Abortable::new(change, registration));
+        self.change = handle;
+    }
+}
+
+impl<V> Drop for Followed<V> {
+    fn drop(&mut self) {
+        self.change.abort();
+    }
+}
+
+impl Session {
+    fn new(member: Member, index: &dyn Discover, hello: &Hello) -> Self {
+        let caller = &member.caller;
+        Self {
+            takes_changes: hello.features().any(|f| f == Feature::EndpointChanges),
+            place: index.watch_place(caller),
+            workload: index.watch_workload(&caller.namespace, &caller.pod),
+            targets: HashMap::new(),
+            sets: HashMap::new(),
+            queue: [Next::Workload].into(),
+            changes: FuturesUnordered::new(),
+            member,
+        }
+    }
+
+    /// The next message.
+    async fn next(&mut self, requests: &mut Streaming<FromSidecar>) -> Result<Bytes, Status> {
+        loop {
+            while let Some(next) = self.queue.pop_front() {
+                if let Some((message, answer)) = self.message(next) {
+                    self.member.pay(&message, answer)?;
+                    return Ok(message);
+                }
+            }
+            // Whoever says much that needs no answer leaves the thread to others as well.
+            consume_budget().await;
+            tokio::select! {
+                request = requests.message() => self.hear(request?.ok_or_else(ended)?)?,
+                Some(changed) = self.changes.next() => {
+                    // What was aborted is not followed any more.
+                    if let Ok(key) = changed {
+                        self.changed(key);
+                    }
+                }
+                Ok(()) = self.place.changed() => self.queue.extend(self.sets.keys().cloned().map(Next::Set)),
+                Ok(()) = self.workload.changed() => self.queue.push_back(Next::Workload),
+            }
+        }
+    }
+
+    fn hear(&mut self, request: FromSidecar) -> Result<(), Status> {
+        match request.kind {
+            Some(from_sidecar::Kind::Want(want)) => self.want(address(&want.address)?),
+            Some(from_sidecar::Kind::Drop(drop)) => self.drop(address(&drop.address)?),
+            Some(from_sidecar::Kind::Hello(_)) => return Err(Status::invalid_argument("Hello was said before")),
+            // Of a newer sidecar.
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn want(&mut self, address: SocketAddr) {
+        if let Entry::Vacant(vacant) = self.targets.entry(address) {
+            let held = match self.member.share.charge(share::WANT) {
+                Ok(held) => held,
+                Err(status) => return self.queue.push_back(Next::Refused(address, status)),
+            };
+            let service = &self.member.service;
+            let routes = service.index.watch_routes(address, &self.member.caller.namespace);
+            vacant.insert(Target {
+                routes: Followed::new(routes, Key::Target(address), &self.changes),
+                told: None,
+                _held: held,
+                _wanted: service.metrics.wanted(),
+            });
+        }
+        self.tell(address);
+    }
+
+    fn drop(&mut self, address: SocketAddr) {
+        let target = self.targets.remove(&address);
+        if let Some(told) = target.and_then(|mut target| target.told.take()) {
+            told.sets().iter().for_each(|name| self.release(name));
+        }
+    }
+
+    fn changed(&mut self, key: Key) {
+        match key {
+            Key::Target(address) => {
+                let Some(target) = self.targets.get_mut(&address) else {
+                    return;
+                };
+                let newest = target.routes.newest();
+                target.routes.again(Key::Target(address), &self.changes);
+                // It may have been wanted again meanwhile.
+                if target.told.as_ref().is_none_or(|told| !Arc::ptr_eq(told, &newest)) {
+                    self.tell(address);
+                }
+            }
+            Key::Set(name) => {
+                let Some(set) = self.sets.get_mut(&name) else {
+                    return;
+                };
+                set.views.newest();
+                set.views.again(Key::Set(name.clone()), &self.changes);
+                self.queue.push_back(Next::Set(name));
+            }
+        }
+    }
+
+    /// Puts the newest routes of a target into the queue, after the sets that they are the first to name.
+    fn tell(&mut self, address: SocketAddr) {
+        let Some(target) = self.targets.get_mut(&address) else {
+            return;
+        };
+        let routes = target.routes.newest();
+        for (n, name) in routes.sets().iter().enumerate() {
+            if let Err(status) = self.acquire(name) {
+                routes.sets()[..n].iter().for_each(|name| self.release(name));
+                self.drop(address);
+                return self.queue.push_back(Next::Refused(address, status));
+            }
+        }
+        self.queue.push_back(Next::Routes(Arc::clone(&routes)));
+        let told = self.targets.get_mut(&address).and_then(|t| t.told.replace(routes));
+        // Last, so that no set goes only to come again.
+        for name in told.iter().flat_map(|told| told.sets()) {
+            self.release(name);
+        }
+    }
+
+    fn acquire(&mut self, name: &SetName) -> Result<(), Status> {
+        if let Some(set) = self.sets.get_mut(name) {
+            set.named += 1;
+            return Ok(());
+        }
+        let held = self.member.share.charge(share::SET)?;
+        let views = self.member.service.index.watch_endpoints(name);
+        let set = Set {
+            views: Followed::new(views, Key::Set(name.clone()), &self.changes),
+            sent: None,
+            named: 1,
+            _held: held,
+        };
+        self.sets.insert(name.clone(), set);
+        self.queue.push_back(Next::Set(name.clone()));
+        Ok(())
+    }
+
+    fn release(&mut self, name: &SetName) {
+        let Entry::Occupied(mut set) = self.sets.entry(name.clone()) else {
+            return;
+        };
+        set.get_mut().named -= 1;
+        if set.get().named == 0 && set.remove().sent.is_some() {
+            self.queue.push_back(Next::Gone(name.clone()));
+        }
+    }
+
+    /// `None`: the sidecar knows it already, or need not know it any more.
+    fn message(&mut self, next: Next) -> Option<(Bytes, Option<AnswerKind>)> {
+        Some(match next {
+            Next::Workload => (
+                self.workload.borrow_and_update().in_session(),
+                Some(AnswerKind::Workload),
+            ),
+            Next::Set(name) => {
+                let set = self.sets.get_mut(&name)?;
+                let view = set.views.newest().view(&self.place.borrow_and_update());
+                let before = set.sent.replace(view.version());
+                if before == Some(view.version()) {
+                    return None;
+                }
+                let message = view.message(before.filter(|_| self.takes_changes));
+                (message, Some(AnswerKind::Endpoints))
+            }
+            Next::Routes(routes) => (routes.message(), Some(AnswerKind::Routes)),
+            Next::Gone(name) => (encoded(to_sidecar::Kind::Gone(name.to_string())), None),
+            Next::Refused(address, status) => {
+                let refused = Refused {
+                    address: address.to_string(),
+                    reason: status.message().to_owned(),
+                };
+                (encoded(to_sidecar::Kind::Refused(refused)), None)
+            }
+        })
+    }
+}
