@@ -56,7 +56,7 @@ const STRANGERS_STREAMS: u32 = 2;
 const STRANGERS_WINDOW: u32 = 32 * 1024;
 /// What a member may send before somebody reads it; it is part of what its connection is said to cost. In a session nobody
 /// reads while the sidecar does not.
-const MEMBERS_WINDOW: u32 = 32 * 1024;
+const MEMBERS_WINDOW: u32 = 16 * 1024;
 /// A sidecar of the version before the session has at most 4,096 targets, each with a stream, and one stream for itself; some
 /// that have ended may be left.
 const MAX_STREAMS: u32 = 4096 + 256;

@@ -16,11 +16,11 @@ pub(crate) const CONNECTION: u64 = 64 * 1024;
 /// An open discovery stream, and what the index keeps for it.
 pub(crate) const STREAM: u64 = 6 * 1024;
 /// A session without what is wanted in it.
-pub(crate) const SESSION: u64 = 24 * 1024;
+pub(crate) const SESSION: u64 = 16 * 1024;
 /// An address that a session wants, and what the index keeps for it.
-pub(crate) const WANT: u64 = 3 * 1024;
+pub(crate) const WANT: u64 = 2560;
 /// A set of endpoints that a session is told, and what the index keeps for it.
-pub(crate) const SET: u64 = 3 * 1024;
+pub(crate) const SET: u64 = 2 * 1024;
 /// What a message may have that costs nothing more than its stream, so that who has as much as it may is still told what is
 /// small.
 pub(crate) const MESSAGE: u64 = 2 * 1024;

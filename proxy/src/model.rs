@@ -27,8 +27,8 @@ pub enum Target {
 pub struct Service {
     pub name: ServiceName,
     pub protocol: Protocol,
-    /// In the order in which they are tried.
-    pub routes: Vec<Route>,
+    /// In the order in which they are tried. States of the Service that differ in endpoints alone share them.
+    pub routes: Arc<[Route]>,
     /// The first is the Service itself.
     pub backends: Vec<Arc<Backend>>,
     /// For requests when there are no routes.
@@ -111,7 +111,8 @@ pub enum Filter {
     },
     Redirect(Redirect),
     Mirror {
-        backend: Arc<Backend>,
+        /// Index into [`Service::backends`].
+        backend: usize,
         parts_per_million: u32,
     },
 }
@@ -140,8 +141,9 @@ pub struct Redirect {
 
 #[derive(Debug)]
 pub struct WeightedBackend {
-    /// `None`: an invalid backend, whose share of the requests is answered 500 (Gateway API, HTTPRouteRule.backendRefs).
-    pub backend: Option<Arc<Backend>>,
+    /// Index into [`Service::backends`]. `None`: an invalid backend, whose share of the requests is answered 500 (Gateway API,
+    /// HTTPRouteRule.backendRefs).
+    pub backend: Option<usize>,
     pub weight: u32,
     pub filters: Vec<Filter>,
 }

@@ -266,13 +266,13 @@ fn service(routes: Vec<Route>, backend: Arc<Backend>) -> Service {
     Service {
         name: service_name(),
         protocol: Protocol::Detect,
-        routes,
+        routes: routes.into(),
         backends: vec![backend],
         policy: Arc::new(Policy::default()),
     }
 }
 
-fn route(prefix: &str, filters: Vec<Filter>, backend: Option<Arc<Backend>>) -> Route {
+fn route(prefix: &str, filters: Vec<Filter>, backend: Option<usize>) -> Route {
     Route {
         name: "shop/orders/0".into(),
         hostnames: Vec::new(),
@@ -465,7 +465,7 @@ async fn attempt_timeout() {
 async fn no_route() {
     let mut lab = Lab::new().await;
     let backend = backend(&[nobody()]);
-    let routes = vec![route("/elsewhere", Vec::new(), Some(Arc::clone(&backend)))];
+    let routes = vec![route("/elsewhere", Vec::new(), Some(0))];
     let web = lab.routed(service(routes, backend)).await;
     let case = Case::new(
         &web,
@@ -508,7 +508,7 @@ async fn bad_request() {
         path: Some(PathModifier::ReplacePrefix(format!("/{long}"))),
     };
     let backend = backend(&[nobody()]);
-    let routes = vec![route("/a", vec![rewrite], Some(Arc::clone(&backend)))];
+    let routes = vec![route("/a", vec![rewrite], Some(0))];
     let web = lab.routed(service(routes, backend)).await;
     let words = "the request's URI cannot be rewritten as its route says";
     let mut case = Case::new(&web, web.outbound[0], Reason::BadRequest, words).unsent();

@@ -424,11 +424,11 @@ async fn routes_filters_and_mirrors() {
                 path: Some(PathModifier::ReplacePrefix("/v2".into())),
             },
             Filter::Mirror {
-                backend: Arc::clone(&shadow),
+                backend: 1,
                 parts_per_million: 1_000_000,
             },
         ],
-        ..route("/api", &stable)
+        ..route("/api", 0)
     };
     let moved = Route {
         filters: vec![Filter::Redirect(Redirect {
@@ -438,7 +438,7 @@ async fn routes_filters_and_mirrors() {
             path: None,
             status: StatusCode::MOVED_PERMANENTLY,
         })],
-        ..route("/old", &stable)
+        ..route("/old", 0)
     };
     let web = Sidecar::new("web")
         .calls("web", "http1", &[(app.address, None)], "{}")
@@ -490,7 +490,7 @@ fn backend(of: &str, addresses: &[SocketAddr]) -> Arc<Backend> {
     })
 }
 
-fn route(prefix: &str, to: &Arc<Backend>) -> Route {
+fn route(prefix: &str, to: usize) -> Route {
     Route {
         name: prefix.into(),
         hostnames: Vec::new(),
@@ -500,7 +500,7 @@ fn route(prefix: &str, to: &Arc<Backend>) -> Route {
         }],
         filters: Vec::new(),
         backends: vec![WeightedBackend {
-            backend: Some(Arc::clone(to)),
+            backend: Some(to),
             weight: 1,
             filters: Vec::new(),
         }],
@@ -512,7 +512,7 @@ fn service(routes: Vec<Route>, backends: Vec<Arc<Backend>>) -> Service {
     Service {
         name: name("orders"),
         protocol: Protocol::Http1,
-        routes,
+        routes: routes.into(),
         backends,
         policy: Arc::new(Policy::default()),
     }

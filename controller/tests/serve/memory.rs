@@ -9,12 +9,16 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use futures_util::stream::{self, StreamExt};
 use outrigger_controller::ca::CaPem;
+use tonic::Streaming;
 
 use super::sessions::{Session, hello};
 use super::*;
 
-const SIDECARS: usize = 1000;
+const SIDECARS: u32 = 1000;
+/// At a time.
+const STARTING: usize = 64;
 const TARGETS: u8 = 20;
 const SERVICES: u8 = 200;
 const IN_CHILD: &str = "OUTRIGGER_MEMORY_CONTROLLER";
@@ -25,54 +29,70 @@ enum Way {
     /// A stream for each target, and one for itself.
     Streams,
     Session,
+    /// A session that wants nothing.
+    Bare,
     /// A session that wants addresses that do not exist and that nobody else wants.
     Invented,
+}
+
+/// What a sidecar holds open.
+enum Asked {
+    Streams(#[allow(dead_code)] Vec<Streaming<Target>>),
+    Session(#[allow(dead_code)] Box<Session>),
+}
+
+impl Way {
+    async fn ask(self, n: u32, channel: Channel) -> Asked {
+        let targets = (0..u32::from(TARGETS)).map(|t| match self {
+            Way::Invented => format!("{}:80", Ipv4Addr::from(0x0b00_0000 + n * 1000 + t)),
+            _ => address(u8::try_from((n * 7 + t) % u32::from(SERVICES)).unwrap()),
+        });
+        if let Way::Streams = self {
+            let mut client = DiscoveryClient::new(channel);
+            let mut streams = Vec::new();
+            for address in targets {
+                let request = WatchTargetRequest {
+                    address,
+                    namespace: "shop".to_owned(),
+                    pod: "orders-1".to_owned(),
+                };
+                let mut stream = client.watch_target(request).await.unwrap().into_inner();
+                stream.message().await.unwrap().unwrap();
+                streams.push(stream);
+            }
+            return Asked::Streams(streams);
+        }
+        let mut session = Session::open(channel, hello("orders-1")).await.unwrap();
+        if let Way::Bare = self {
+            session.next().await.unwrap();
+            return Asked::Session(Box::new(session));
+        }
+        for address in targets {
+            session.want(&address).await;
+        }
+        session
+            .until(|s| s.log.iter().filter(|m| m.starts_with("routes")).count() == usize::from(TARGETS))
+            .await;
+        Asked::Session(Box::new(session))
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "measures"]
 async fn memory_of_a_thousand_sidecars() {
-    for way in [Way::Streams, Way::Session, Way::Invented] {
+    for way in [Way::Streams, Way::Bare, Way::Session, Way::Invented] {
         let controller = Controller::start();
         let before = controller.resident();
-        let mut channels = Vec::new();
-        for _ in 0..SIDECARS {
+        let connect = (0..SIDECARS).map(async |_| {
             let svid = controller.server.svid("shop", "orders");
-            channels.push(controller.server.connect(Some(svid)).await);
-        }
+            controller.server.connect(Some(svid)).await
+        });
+        let channels: Vec<_> = stream::iter(connect).buffered(STARTING).collect().await;
         let connected = controller.resident();
-        let mut streams = Vec::new();
-        let mut sessions = Vec::new();
-        for (n, channel) in (0_u32..).zip(channels) {
-            let targets = (0..TARGETS).map(|t| match way {
-                Way::Invented => format!("{}:80", Ipv4Addr::from(0x0b00_0000 + n * 1000 + u32::from(t))),
-                _ => address(u8::try_from((n * 7 + u32::from(t)) % u32::from(SERVICES)).unwrap()),
-            });
-            if let Way::Streams = way {
-                let mut client = DiscoveryClient::new(channel);
-                for address in targets {
-                    let request = WatchTargetRequest {
-                        address,
-                        namespace: "shop".to_owned(),
-                        pod: "orders-1".to_owned(),
-                    };
-                    let mut stream = client.watch_target(request).await.unwrap().into_inner();
-                    stream.message().await.unwrap().unwrap();
-                    streams.push(stream);
-                }
-            } else {
-                let mut session = Session::open(channel, hello("orders-1")).await.unwrap();
-                for address in targets {
-                    session.want(&address).await;
-                }
-                session
-                    .until(|s| s.log.iter().filter(|m| m.starts_with("routes")).count() == usize::from(TARGETS))
-                    .await;
-                sessions.push(session);
-            }
-        }
+        let ask = (0..SIDECARS).zip(channels).map(|(n, channel)| way.ask(n, channel));
+        let _asked: Vec<_> = stream::iter(ask).buffered(STARTING).collect().await;
         let told = controller.resident();
-        let each = |bytes: u64| bytes / 1024 / SIDECARS as u64;
+        let each = |bytes: u64| bytes / 1024 / u64::from(SIDECARS);
         println!(
             "{way:?}: {} MiB at first, {} MiB with {SIDECARS} connections ({} KiB each), {} MiB with {TARGETS} targets each \
              (another {} KiB each)",

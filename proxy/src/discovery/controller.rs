@@ -4,8 +4,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use outrigger_api::discovery as proto;
-use outrigger_api::discovery::discovery_client::DiscoveryClient;
 use outrigger_proxy_transport::error::{ProxyError, Reason};
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
@@ -16,9 +14,12 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Channel;
-use tonic::{Response, Status, Streaming};
+use tonic::{Code, Status};
 
-use super::{WorkloadInfo, convert, snapshot};
+use super::session::Session;
+use super::told::Told;
+use super::wants::Wants;
+use super::{WorkloadInfo, fallback, snapshot};
 use crate::backoff::Backoff;
 use crate::config::Workload;
 use crate::identity::Identity;
@@ -26,33 +27,34 @@ use crate::identity::channel::{Dialer, status_words};
 use crate::model::Target;
 use crate::shared::Shared;
 
-/// Targets that are known at the same time; each is one stream. Beyond it, those go that nobody uses, first what is no Service
+/// Targets that are known at the same time. Beyond it, those go that nobody uses, first what is no Service
 /// or pod of the cluster. What is in use is never refused.
 const MAX_TARGETS: usize = 4096;
 /// Targets that are asked for at the same time; more wait for their turn. An app that tries many addresses makes no more
-/// streams than this that are not known to be anything.
+/// wants than this that are not known to be anything.
 const MAX_ASKING: usize = 1024;
 /// How long a target is kept that nobody watches.
 pub(super) const KEEP: Duration = Duration::from_secs(60);
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
-/// After a new SVID the streams move to a new connection, not all in the same moment.
+pub(super) const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// After a new SVID the session moves to a new connection, not of all sidecars in the same moment.
 const MOVE_WITHIN: Duration = Duration::from_secs(1);
 
 pub(super) struct Controller {
     link: Arc<Link>,
-    targets: Arc<Shared<SocketAddr, Arc<Target>>>,
     asking: Semaphore,
-    /// Who asks.
-    asker: Workload,
-    workload: watch::Sender<Arc<WorkloadInfo>>,
     runtime: Handle,
     tasks: [AbortHandle; 2],
 }
 
-/// The connection, which all streams share.
-struct Link {
+/// The way to the controller, and what comes from there.
+pub(super) struct Link {
     dialer: Dialer,
     identity: Identity,
+    /// Who asks.
+    pub(super) asker: Workload,
+    pub(super) wants: Arc<Wants>,
+    targets: Arc<Shared<SocketAddr, Arc<Target>>>,
+    pub(super) workload: watch::Sender<Arc<WorkloadInfo>>,
     /// Of the newest credentials; `None` while there are none.
     channel: watch::Sender<Option<Channel>>,
     /// What went wrong last, until something goes well.
@@ -64,19 +66,19 @@ impl Controller {
         let link = Arc::new(Link {
             dialer,
             identity,
+            asker: workload.clone(),
+            wants: Arc::default(),
+            targets: Arc::new(Shared::with_worth(MAX_TARGETS, worth)),
+            workload: watch::channel(Arc::default()).0,
             channel: watch::channel(None).0,
             problem: Mutex::new(None),
         });
-        let sender = watch::channel(Arc::<WorkloadInfo>::default()).0;
         let following = tokio::spawn(Arc::clone(&link).follow_identity()).abort_handle();
-        let watching = watch_workload(Arc::clone(&link), workload.clone(), sender.clone());
+        let talking = tokio::spawn(Arc::clone(&link).follow_controller()).abort_handle();
         Self {
-            targets: Arc::new(Shared::with_worth(MAX_TARGETS, worth)),
             asking: Semaphore::new(MAX_ASKING),
-            asker: workload.clone(),
-            workload: sender,
             runtime: Handle::current(),
-            tasks: [following, tokio::spawn(watching).abort_handle()],
+            tasks: [following, talking],
             link,
         }
     }
@@ -88,7 +90,7 @@ impl Controller {
     ) -> Result<watch::Receiver<Arc<Target>>, ProxyError> {
         // One name for an address, however the socket was opened.
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-        if let Some(known) = self.targets.known(&address) {
+        if let Some(known) = self.link.targets.known(&address) {
             return Ok(known);
         }
         let asking = async {
@@ -112,47 +114,36 @@ impl Controller {
 
     fn ask(&self, address: SocketAddr) -> watch::Receiver<Arc<Target>> {
         let start = |sender: watch::Sender<Arc<Target>>| {
-            let link = Arc::clone(&self.link);
-            let targets = Arc::downgrade(&self.targets);
-            let publish = move |target| {
-                if let Some(targets) = targets.upgrade() {
-                    targets.publish(&address, target);
-                }
-            };
-            let stream = watch_target(link, address, self.asker.clone(), publish);
-            let targets = Arc::downgrade(&self.targets);
+            let want = self.link.wants.want(address);
+            let targets = Arc::downgrade(&self.link.targets);
             let task = async move {
-                let unused = async move {
-                    loop {
-                        sender.closed().await;
-                        let since = Instant::now();
-                        sleep(KEEP).await;
-                        if targets.upgrade().is_none_or(|t| t.remove_if_unused(&address, since)) {
-                            return;
-                        }
+                loop {
+                    sender.closed().await;
+                    let since = Instant::now();
+                    sleep(KEEP).await;
+                    if targets.upgrade().is_none_or(|t| t.remove_if_unused(&address, since)) {
+                        break;
                     }
-                };
-                tokio::select! {
-                    () = stream => {}
-                    () = unused => {}
                 }
+                drop(want);
             };
             self.runtime.spawn(task).abort_handle()
         };
-        self.targets
+        self.link
+            .targets
             .subscribe_always(&address, Arc::new(Target::External), start)
     }
 
     pub(super) fn is_outside(&self, ip: IpAddr) -> bool {
-        self.workload.borrow().is_outside(ip)
+        self.link.workload.borrow().is_outside(ip)
     }
 
     pub(super) fn workload(&self) -> watch::Receiver<Arc<WorkloadInfo>> {
-        self.workload.subscribe()
+        self.link.workload.subscribe()
     }
 
     pub(super) fn snapshot(&self) -> Value {
-        let targets = self.targets.seen().into_iter().map(|seen| {
+        let targets = self.link.targets.seen().into_iter().map(|seen| {
             let target = match seen.known {
                 true => snapshot::target(&seen.value),
                 false => Value::Null,
@@ -165,7 +156,7 @@ impl Controller {
         json!({
             "source": self.link.dialer.address.to_string(),
             "problem": *self.link.problem.lock(),
-            "workload": snapshot::workload(&self.workload.borrow()),
+            "workload": snapshot::workload(&self.link.workload.borrow()),
             "targets": targets.collect::<serde_json::Map<_, _>>(),
         })
     }
@@ -202,36 +193,24 @@ impl Link {
         }
     }
 
-    /// Keeps one stream open for ever: `open` opens it, `publish` takes its messages.
-    async fn stream<M, F>(&self, open: impl Fn(DiscoveryClient<Channel>) -> F, publish: impl Fn(M))
-    where
-        M: Send + 'static,
-        F: Future<Output = Result<Response<Streaming<M>>, Status>>,
-    {
+    /// Keeps a session for ever.
+    async fn follow_controller(self: Arc<Self>) {
         let mut random = SmallRng::from_os_rng();
         let mut backoff = Backoff::new(RETRY.0, RETRY.1, SmallRng::from_rng(&mut random));
         let mut channel = self.channel.subscribe();
+        let mut told = Told::default();
         loop {
             let Ok(current) = channel.wait_for(Option::is_some).await.map(|current| current.clone()) else {
                 return;
             };
             let Some(current) = current else { continue };
-            let reading = async {
-                let mut messages = open(DiscoveryClient::new(current)).await?.into_inner();
-                while let Some(message) = messages.message().await? {
-                    publish(message);
-                    backoff.succeeded();
-                    self.report(None);
-                }
-                Err(Status::unavailable("the controller ended the stream"))
+            let ended = tokio::select! {
+                status = self.talk(current, &mut told, &mut random, &mut backoff) => Some(status),
+                _ = channel.changed() => None,
             };
-            let result: Result<(), Status> = tokio::select! {
-                result = reading => result,
-                _ = channel.changed() => Ok(()),
-            };
-            let wait = match result {
-                Ok(()) => MOVE_WITHIN.mul_f64(random.random()),
-                Err(status) => {
+            let wait = match ended {
+                None => MOVE_WITHIN.mul_f64(random.random()),
+                Some(status) => {
                     self.report(Some(status_words(&status)));
                     backoff.failed()
                 }
@@ -240,8 +219,33 @@ impl Link {
         }
     }
 
+    /// Follows one controller. Returns why that ended.
+    async fn talk(
+        self: &Arc<Self>,
+        channel: Channel,
+        told: &mut Told,
+        random: &mut SmallRng,
+        backoff: &mut Backoff,
+    ) -> Status {
+        match Session::open(self, channel.clone()).await {
+            Ok(session) => {
+                let random = SmallRng::from_rng(random);
+                session.follow(self, told, random, || backoff.succeeded()).await
+            }
+            Err(status) if status.code() == Code::Unimplemented => {
+                fallback::follow(self, &channel, told, random, || backoff.succeeded()).await
+            }
+            Err(status) => status,
+        }
+    }
+
+    /// What is behind an address from now on.
+    pub(super) fn publish(&self, address: SocketAddr, target: Arc<Target>) {
+        self.targets.publish(&address, target);
+    }
+
     /// Logs a problem once, and its end.
-    fn report(&self, error: Option<String>) {
+    pub(super) fn report(&self, error: Option<String>) {
         let mut problem = self.problem.lock();
         if *problem == error {
             return;
@@ -265,33 +269,4 @@ impl Link {
         let problem = self.problem.lock().clone();
         problem.unwrap_or_else(|| "it is connected but slow: check the controller's log and load".to_owned())
     }
-}
-
-async fn watch_target(link: Arc<Link>, address: SocketAddr, asker: Workload, publish: impl Fn(Arc<Target>)) {
-    let request = proto::WatchTargetRequest {
-        address: address.to_string(),
-        namespace: asker.namespace.to_string(),
-        pod: asker.pod.to_string(),
-    };
-    let open = move |mut client: DiscoveryClient<Channel>| {
-        let request = request.clone();
-        async move { client.watch_target(request).await }
-    };
-    link.stream(open, |message| publish(Arc::new(convert::target(&message))))
-        .await;
-}
-
-async fn watch_workload(link: Arc<Link>, workload: Workload, sender: watch::Sender<Arc<WorkloadInfo>>) {
-    let request = proto::WatchWorkloadRequest {
-        namespace: workload.namespace.to_string(),
-        pod: workload.pod.to_string(),
-    };
-    let open = move |mut client: DiscoveryClient<Channel>| {
-        let request = request.clone();
-        async move { client.watch_workload(request).await }
-    };
-    let publish = |message| {
-        sender.send_replace(Arc::new(convert::workload(&message)));
-    };
-    link.stream(open, publish).await;
 }

@@ -69,7 +69,7 @@ pub fn service(message: &proto::Service) -> Service {
     }
     let mut patterns = pattern::Budget::default();
     // Indices are those of the message: the one put in above is none of them.
-    let indexed = &backends[..message.backends.len()];
+    let indexed = message.backends.len();
     Service {
         routes: message
             .routes
@@ -182,7 +182,7 @@ fn pod(message: &proto::Pod) -> Service {
     }
     Service {
         protocol: protocol(message.protocol),
-        routes: Vec::new(),
+        routes: Arc::default(),
         backends: vec![Arc::new(Backend {
             name: name.clone(),
             endpoints: Endpoints::Known(endpoint.into_iter().collect()),
@@ -195,7 +195,7 @@ fn pod(message: &proto::Pod) -> Service {
 
 fn backend(message: &proto::Backend) -> Backend {
     let endpoints = match &message.kind {
-        Some(backend::Kind::Endpoints(list)) => Endpoints::Known(list.endpoints.iter().filter_map(endpoint).collect()),
+        Some(backend::Kind::Endpoints(list)) => Endpoints::Known(endpoints(&list.endpoints)),
         Some(backend::Kind::Dns(name)) => match u16::try_from(name.port) {
             Ok(port) if port > 0 && !name.host.is_empty() => Endpoints::Dns {
                 host: name.host.as_str().into(),
@@ -203,13 +203,20 @@ fn backend(message: &proto::Backend) -> Backend {
             },
             _ => Endpoints::Known(Vec::new()),
         },
-        Some(backend::Kind::EndpointSet(_)) | None => Endpoints::Known(Vec::new()),
+        // They come by themselves.
+        Some(backend::Kind::EndpointSet(_)) => Endpoints::Known(Vec::new()),
+        None => Endpoints::Known(Vec::new()),
     };
     Backend {
         name: service_name(message.r#ref.as_ref()),
         endpoints,
         client_affinity: message.client_affinity,
     }
+}
+
+/// Those that can be read.
+pub(super) fn endpoints(messages: &[proto::Endpoint]) -> Vec<Arc<Endpoint>> {
+    messages.iter().filter_map(endpoint).collect()
 }
 
 /// An endpoint whose identity cannot be read is none: without an identity it would be called in plaintext.
@@ -239,7 +246,7 @@ fn endpoint(message: &proto::Endpoint) -> Option<Arc<Endpoint>> {
     }
 }
 
-fn route(message: &proto::Route, backends: &[Arc<Backend>], outer: &Policy, patterns: &mut pattern::Budget) -> Route {
+fn route(message: &proto::Route, backends: usize, outer: &Policy, patterns: &mut pattern::Budget) -> Route {
     let matches = message.matches.iter().filter_map(|m| route_match(m, patterns));
     let mut matches: Vec<_> = matches.collect();
     let left_out = message.matches.len() - matches.len();
@@ -291,8 +298,9 @@ fn route(message: &proto::Route, backends: &[Arc<Backend>], outer: &Policy, patt
     }
 }
 
-fn indexed(backends: &[Arc<Backend>], index: u32) -> Option<Arc<Backend>> {
-    backends.get(usize::try_from(index).ok()?).cloned()
+/// One of so many.
+fn indexed(backends: usize, index: u32) -> Option<usize> {
+    usize::try_from(index).ok().filter(|&index| index < backends)
 }
 
 fn hostnames(names: &[String]) -> Vec<HostnameMatch> {
@@ -354,7 +362,7 @@ fn compiled(pattern: &str, patterns: &mut pattern::Budget) -> Option<Pattern> {
 }
 
 /// `None`: there is a filter that is not understood.
-fn filters(messages: &[proto::Filter], backends: &[Arc<Backend>]) -> Option<Vec<Filter>> {
+fn filters(messages: &[proto::Filter], backends: usize) -> Option<Vec<Filter>> {
     let mut filters = Vec::with_capacity(messages.len());
     for message in messages {
         filters.push(match message.kind.as_ref()? {

@@ -260,7 +260,7 @@ fn backends_by_index_and_filters() {
     let names: Vec<_> = route
         .backends
         .iter()
-        .map(|w| w.backend.as_ref().map(|b| &*b.name.name))
+        .map(|w| w.backend.map(|b| &*service.backends[b].name.name))
         .collect();
     assert_eq!(names, [Some("orders-v2"), None, None]);
     let [

@@ -1,17 +1,21 @@
 //! What is behind an address: asked of the controller while it is used, or known from a standalone file.
 //!
-//! One stream for each target that is in use, so that a sidecar never holds the whole cluster. What was learnt stays while
-//! the controller is away.
+//! One session with the controller, in which a sidecar says which addresses are in use, so that it never holds the whole
+//! cluster. What was learnt stays while the controller is away.
 
 mod controller;
 pub mod convert;
 #[cfg(test)]
 mod convert_tests;
+mod fallback;
+mod session;
 #[cfg(test)]
 mod skew_tests;
 mod snapshot;
 #[cfg(test)]
 mod tests;
+mod told;
+mod wants;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};

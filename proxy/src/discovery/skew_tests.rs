@@ -113,7 +113,7 @@ fn answer(service: &Service) -> String {
             return Ok("redirect".to_owned());
         }
         let (backend, _) = route::backend(service, &chosen, &mut SmallRng::seed_from_u64(1))?;
-        Ok(format!("{} {}", head.uri.path(), goes_to(backend)))
+        Ok(format!("{} {}", head.uri.path(), goes_to(&service.backends[backend])))
     });
     decided.unwrap_or_else(|error| error.reason.code().to_owned())
 }

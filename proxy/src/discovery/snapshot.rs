@@ -23,6 +23,7 @@ pub(super) fn workload(info: &WorkloadInfo) -> Value {
 }
 
 fn service(service: &Service) -> Value {
+    let route = |route| self::route(route, service);
     json!({
         "service": name(&service.name),
         "protocol": protocol(service.protocol),
@@ -46,10 +47,10 @@ fn protocol(protocol: Protocol) -> &'static str {
     }
 }
 
-fn route(route: &Route) -> Value {
+fn route(route: &Route, service: &Service) -> Value {
     let backends = route.backends.iter().map(|weighted| {
         json!({
-            "service": weighted.backend.as_ref().map(|backend| name(&backend.name)),
+            "service": weighted.backend.and_then(|index| service.backends.get(index)).map(|backend| name(&backend.name)),
             "weight": weighted.weight,
         })
     });

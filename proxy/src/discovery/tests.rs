@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use outrigger_api::discovery as proto;
 use outrigger_api::discovery::discovery_server::{Discovery as Service, DiscoveryServer};
-use outrigger_api::discovery::{Target as Message, backend, target};
+use outrigger_api::discovery::{Target as Message, ToSidecar, backend, from_sidecar, target, to_sidecar};
 use outrigger_proxy_transport::error::Reason;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
@@ -47,6 +47,87 @@ struct State {
     asked: Vec<proto::WatchTargetRequest>,
     networks: Vec<String>,
     workload: Option<mpsc::Sender<Result<proto::Workload, Status>>>,
+    /// It does not know sessions.
+    is_old: bool,
+    hellos: Vec<proto::Hello>,
+    sessions: Vec<(mpsc::Sender<Result<ToSidecar, Status>>, HashSet<String>)>,
+    /// Of the last state of a set.
+    version: u64,
+    /// Addresses for which there is no room.
+    refused: HashSet<String>,
+}
+
+impl State {
+    fn workload(&self) -> proto::Workload {
+        proto::Workload {
+            opaque_ports: vec![3306],
+            protocols: [(8080, proto::Protocol::Http2.into())].into(),
+            cluster_networks: self.networks.clone(),
+        }
+    }
+
+    /// A target in its parts: its endpoints first.
+    fn parts(&mut self, address: &str) -> Vec<to_sidecar::Kind> {
+        let Some(mut target) = self.targets.get(address).cloned() else {
+            return Vec::new();
+        };
+        let mut parts = Vec::new();
+        if let Some(target::Kind::Service(service)) = &mut target.kind {
+            for (n, backend) in service.backends.iter_mut().enumerate() {
+                if let Some(backend::Kind::Endpoints(endpoints)) = backend.kind.take() {
+                    self.version += 1;
+                    let name = format!("{address}#{n}");
+                    parts.push(to_sidecar::Kind::EndpointSet(proto::EndpointSet {
+                        name: name.clone(),
+                        version: self.version,
+                        endpoints: endpoints.endpoints,
+                        ..proto::EndpointSet::default()
+                    }));
+                    backend.kind = Some(backend::Kind::EndpointSet(name));
+                }
+            }
+        }
+        parts.push(to_sidecar::Kind::Routes(proto::Routes {
+            address: address.to_owned(),
+            target: Some(target),
+        }));
+        parts
+    }
+
+    /// Hears what a sidecar says in the last session.
+    fn hear(&mut self, session: usize, kind: from_sidecar::Kind) {
+        let (sender, wants) = &mut self.sessions[session];
+        let sender = sender.clone();
+        let parts = match kind {
+            from_sidecar::Kind::Hello(hello) => {
+                self.hellos.push(hello);
+                vec![to_sidecar::Kind::Workload(self.workload())]
+            }
+            from_sidecar::Kind::Want(want) => {
+                self.asked.push(proto::WatchTargetRequest {
+                    address: want.address.clone(),
+                    namespace: self.hellos.last().unwrap().namespace.clone(),
+                    pod: self.hellos.last().unwrap().pod.clone(),
+                });
+                if self.refused.contains(&want.address) {
+                    vec![to_sidecar::Kind::Refused(proto::Refused {
+                        address: want.address,
+                        reason: "there is no room".to_owned(),
+                    })]
+                } else {
+                    wants.insert(want.address.clone());
+                    self.parts(&want.address)
+                }
+            }
+            from_sidecar::Kind::Drop(drop) => {
+                wants.remove(&drop.address);
+                Vec::new()
+            }
+        };
+        for kind in parts {
+            sender.try_send(Ok(ToSidecar { kind: Some(kind) })).ok();
+        }
+    }
 }
 
 impl Scripted {
@@ -56,17 +137,23 @@ impl Scripted {
         for (_, stream) in state.streams.iter().filter(|(key, _)| key == address) {
             stream.try_send(Ok(message.clone())).ok();
         }
+        let parts = state.parts(address);
+        for (session, _) in state.sessions.iter().filter(|(_, wants)| wants.contains(address)) {
+            for kind in parts.clone() {
+                session.try_send(Ok(ToSidecar { kind: Some(kind) })).ok();
+            }
+        }
     }
 
     /// What sidecars are told of the cluster's networks from now on.
     fn set_networks(&self, networks: &[&str]) {
         let mut state = self.0.lock();
         state.networks = networks.iter().map(|&network| network.to_owned()).collect();
-        let workload = proto::Workload {
-            opaque_ports: vec![3306],
-            cluster_networks: state.networks.clone(),
-            ..proto::Workload::default()
-        };
+        let workload = state.workload();
+        let kind = Some(to_sidecar::Kind::Workload(workload.clone()));
+        for (session, _) in &state.sessions {
+            session.try_send(Ok(ToSidecar { kind: kind.clone() })).ok();
+        }
         if let Some(stream) = &state.workload {
             stream.try_send(Ok(workload)).ok();
         }
@@ -79,15 +166,30 @@ impl Scripted {
 
 #[tonic::async_trait]
 impl Service for Scripted {
-    type SessionStream = ReceiverStream<Result<proto::ToSidecar, Status>>;
+    type SessionStream = ReceiverStream<Result<ToSidecar, Status>>;
     type WatchTargetStream = ReceiverStream<Result<Message, Status>>;
     type WatchWorkloadStream = ReceiverStream<Result<proto::Workload, Status>>;
 
     async fn session(
         &self,
-        _: Request<tonic::Streaming<proto::FromSidecar>>,
+        request: Request<tonic::Streaming<proto::FromSidecar>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        Err(Status::unimplemented("of the version before"))
+        if self.0.lock().is_old {
+            return Err(Status::unimplemented("of the version before"));
+        }
+        let (sender, receiver) = mpsc::channel(30_000);
+        let session = {
+            let mut state = self.0.lock();
+            state.sessions.push((sender, HashSet::new()));
+            state.sessions.len() - 1
+        };
+        let (mut requests, service) = (request.into_inner(), self.clone());
+        tokio::spawn(async move {
+            while let Ok(Some(request)) = requests.message().await {
+                service.0.lock().hear(session, request.kind.unwrap());
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
     async fn watch_target(
@@ -112,12 +214,7 @@ impl Service for Scripted {
         let request = request.into_inner();
         assert_eq!((&*request.namespace, &*request.pod), ("shop", "orders-1"));
         let (sender, receiver) = mpsc::channel(16);
-        let workload = proto::Workload {
-            opaque_ports: vec![3306],
-            protocols: [(8080, proto::Protocol::Http2.into())].into(),
-            cluster_networks: self.0.lock().networks.clone(),
-        };
-        sender.try_send(Ok(workload)).unwrap();
+        sender.try_send(Ok(self.0.lock().workload())).unwrap();
         self.0.lock().workload = Some(sender);
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
@@ -162,6 +259,13 @@ impl Bench {
         Self::with(ca, identity, CONTROLLER).await
     }
 
+    /// The controller is of the version before the session.
+    async fn old() -> Self {
+        let bench = Self::new().await;
+        bench.service.0.lock().is_old = true;
+        bench
+    }
+
     async fn with(ca: TestCa, identity: Identity, controller: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -189,7 +293,11 @@ impl Bench {
 
     async fn controller_comes_back(&mut self) {
         let listener = TcpListener::bind(self.address).await.unwrap();
-        self.service.0.lock().streams.clear();
+        let mut state = self.service.0.lock();
+        state.streams.clear();
+        // Their numbers stay.
+        state.sessions.iter_mut().for_each(|(_, wants)| wants.clear());
+        drop(state);
         self.server = serve(listener, self.service.clone(), &self.ca.credentials(CONTROLLER));
     }
 }
@@ -247,7 +355,15 @@ fn endpoints(target: &Target) -> Vec<String> {
 
 #[tokio::test]
 async fn the_state_and_then_its_changes() {
-    let bench = Bench::new().await;
+    follows(Bench::new().await).await;
+}
+
+#[tokio::test]
+async fn an_older_controller_is_asked_by_a_stream_for_each_target() {
+    follows(Bench::old().await).await;
+}
+
+async fn follows(bench: Bench) {
     bench.service.set("10.96.0.1:80", message(&["10.0.0.1:80"]));
     let mut target = bench.discovery.watch(key("10.96.0.1:80"), LONG).await.unwrap();
     assert_eq!(endpoints(&target.borrow_and_update()), ["10.0.0.1:80"]);
@@ -311,7 +427,15 @@ async fn no_answer_in_time_is_an_error_and_the_next_asker_profits() {
 
 #[tokio::test]
 async fn a_lost_controller_changes_nothing_and_is_found_again() {
-    let mut bench = Bench::new().await;
+    loses_the_controller(Bench::new().await).await;
+}
+
+#[tokio::test]
+async fn a_lost_older_controller_changes_nothing_and_is_found_again() {
+    loses_the_controller(Bench::old().await).await;
+}
+
+async fn loses_the_controller(mut bench: Bench) {
     bench.service.set("10.96.0.1:80", message(&["10.0.0.1:80"]));
     let mut target = bench.discovery.watch(key("10.96.0.1:80"), LONG).await.unwrap();
     bench.lose_controller().await;
@@ -326,6 +450,110 @@ async fn a_lost_controller_changes_nothing_and_is_found_again() {
     timeout(LONG, target.changed()).await.unwrap().unwrap();
     assert_eq!(endpoints(&target.borrow()), ["10.0.0.2:80"]);
     assert_eq!(bench.discovery.snapshot()["problem"], serde_json::Value::Null);
+}
+
+/// An upgrade of the controller, and its way back: what was known stays, and each is asked in its own way.
+#[tokio::test]
+async fn from_an_older_controller_to_a_newer_one_and_back() {
+    let mut bench = Bench::old().await;
+    bench.service.set("10.96.0.1:80", message(&["10.0.0.1:80"]));
+    let mut target = bench.discovery.watch(key("10.96.0.1:80"), LONG).await.unwrap();
+    for (n, is_old) in [(2, false), (3, true), (4, false)] {
+        bench.lose_controller().await;
+        let endpoint = format!("10.0.0.{n}:80");
+        bench.service.set("10.96.0.1:80", message(&[&endpoint]));
+        bench.service.0.lock().is_old = is_old;
+        bench.controller_comes_back().await;
+        let told = target.wait_for(|target| endpoints(target) == [&*endpoint]);
+        timeout(LONG, told).await.unwrap().unwrap();
+    }
+    let state = bench.service.0.lock();
+    assert_eq!(state.hellos.len(), 2);
+    assert_eq!(state.hellos[0].features, [i32::from(proto::Feature::EndpointChanges)]);
+}
+
+/// What is told again, is not compiled again, and nobody who watches it hears of it.
+#[tokio::test]
+async fn a_new_session_makes_nothing_anew_that_has_not_changed() {
+    let mut bench = Bench::new().await;
+    bench.service.set("10.96.0.1:80", message(&["10.0.0.1:80"]));
+    let target = bench.discovery.watch(key("10.96.0.1:80"), LONG).await.unwrap();
+    let before = Arc::clone(&target.borrow());
+    bench.lose_controller().await;
+    bench.controller_comes_back().await;
+    // Messages come in their order, so the one of the other target is the last.
+    bench.service.set("10.96.0.2:80", message(&[]));
+    bench.discovery.watch(key("10.96.0.2:80"), LONG).await.unwrap();
+    assert_eq!(bench.service.asked(), 3);
+    assert!(Arc::ptr_eq(&target.borrow(), &before));
+}
+
+/// A change on top of a state that is not there is never guessed at: a new session tells all.
+#[tokio::test]
+async fn a_gap_begins_a_new_session() {
+    let bench = Bench::new().await;
+    bench.service.set("10.96.0.1:80", message(&["10.0.0.1:80"]));
+    let mut target = bench.discovery.watch(key("10.96.0.1:80"), LONG).await.unwrap();
+    target.mark_unchanged();
+    {
+        let mut state = bench.service.0.lock();
+        state
+            .targets
+            .insert("10.96.0.1:80".to_owned(), message(&["10.0.0.2:80"]));
+        let change = to_sidecar::Kind::EndpointSet(proto::EndpointSet {
+            name: "10.96.0.1:80#0".to_owned(),
+            version: 1001,
+            since: 1000,
+            removed: vec!["10.0.0.1:80".to_owned()],
+            ..proto::EndpointSet::default()
+        });
+        let kind = Some(change);
+        state.sessions[0].0.try_send(Ok(ToSidecar { kind })).unwrap();
+    }
+    let told = target.wait_for(|target| endpoints(target) == ["10.0.0.2:80"]);
+    timeout(LONG, told).await.unwrap().unwrap();
+    assert_eq!(bench.service.0.lock().hellos.len(), 2);
+}
+
+/// A controller that has no room for an address is asked again, and its reason is said.
+#[tokio::test]
+async fn what_is_refused_is_asked_for_again() {
+    let bench = Bench::new().await;
+    let address = "10.96.0.1:80";
+    bench.service.set(address, message(&["10.0.0.1:80"]));
+    bench.service.0.lock().refused.insert(address.to_owned());
+    let error = bench.discovery.watch(key(address), SHORT).await.unwrap_err();
+    assert!(error.detail.contains("there is no room"), "{error}");
+    // The others are told.
+    bench.service.set("10.96.0.2:80", message(&[]));
+    bench.discovery.watch(key("10.96.0.2:80"), LONG).await.unwrap();
+    bench.service.0.lock().refused.clear();
+    bench.discovery.watch(key(address), LONG).await.unwrap();
+    assert_eq!(bench.discovery.snapshot()["problem"], serde_json::Value::Null);
+}
+
+/// What nobody uses any more is dropped, and told again when it is used again.
+#[tokio::test]
+async fn what_is_not_used_is_dropped() {
+    let bench = Bench::new().await;
+    let address = "10.96.0.1:80";
+    bench.service.set(address, message(&["10.0.0.1:80"]));
+    bench.discovery.watch(key(address), LONG).await.map(drop).unwrap();
+    let wanted = || bench.service.0.lock().sessions.last().unwrap().1.contains(address);
+    assert!(wanted());
+    let dropped = async {
+        while wanted() {
+            // The runtime's time goes on by itself while bytes are on their way.
+            tokio::time::pause();
+            tokio::time::advance(super::controller::KEEP).await;
+            tokio::time::resume();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(1000 * super::controller::KEEP, dropped).await.unwrap();
+    let again = bench.discovery.watch(key(address), LONG).await.unwrap();
+    assert_eq!(endpoints(&again.borrow()), ["10.0.0.1:80"]);
+    assert!(wanted());
 }
 
 #[tokio::test]

@@ -54,7 +54,7 @@ pub fn mirror(
         if !drawn || worker.mirrors.get() >= MAX_MIRRORS || wants_upgrade(&head.method, &head.headers) {
             continue;
         }
-        if let (Some(backend), Some(body)) = (snapshot.backend(backend), body.whole()) {
+        if let (Some(backend), Some(body)) = (snapshot.backend(*backend), body.whole()) {
             let (worker, backend, head) = (Rc::clone(worker), backend.clone(), head.clone());
             worker.mirrors.set(worker.mirrors.get() + 1);
             tokio::task::spawn_local(async move {

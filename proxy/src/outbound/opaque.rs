@@ -126,11 +126,7 @@ async fn connect_to_any(worker: &Rc<Worker>, target: &WorkerTarget) -> Result<(S
     let none = || ProxyError::new(Reason::NoEndpoints, "the Service is gone");
     let snapshot = target.current(now).ok_or_else(none)?;
     let service = &snapshot.service;
-    let backend = service
-        .backends
-        .first()
-        .and_then(|b| snapshot.backend(b))
-        .ok_or_else(none)?;
+    let backend = snapshot.backend(0).ok_or_else(none)?;
     let policy = &service.policy;
     let mut tried = Vec::new();
     loop {

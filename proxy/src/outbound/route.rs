@@ -8,7 +8,7 @@ use outrigger_proxy_transport::error::{ProxyError, Reason};
 use outrigger_proxy_transport::headers::authority;
 use rand::Rng;
 
-use crate::model::{Backend, Filter, HostnameMatch, PathMatch, Policy, Route, RouteMatch, Service, ValueMatch};
+use crate::model::{Filter, HostnameMatch, PathMatch, Policy, Route, RouteMatch, Service, ValueMatch};
 
 /// What is to be done with a request.
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +33,7 @@ pub fn choose<'a>(service: &'a Service, request: &Parts) -> Result<Chosen<'a>, P
         });
     }
     let host = host_without_port(authority(&request.uri, &request.headers));
-    for route in &service.routes {
+    for route in &*service.routes {
         if let Some(prefix) = matches(route, &host, request) {
             return Ok(Chosen {
                 policy: &route.policy,
@@ -53,7 +53,7 @@ pub fn choose<'a>(service: &'a Service, request: &Parts) -> Result<Chosen<'a>, P
     ))
 }
 
-/// The backend by weight, and the filters that are its own.
+/// The backend by weight, as an index into the Service's, and the filters that are its own.
 ///
 /// # Errors
 /// [`Reason::InvalidBackend`], for the share of a backend that does not exist.
@@ -61,13 +61,13 @@ pub fn backend<'a>(
     service: &'a Service,
     chosen: &Chosen<'a>,
     rng: &mut impl Rng,
-) -> Result<(&'a Arc<Backend>, &'a [Filter]), ProxyError> {
+) -> Result<(usize, &'a [Filter]), ProxyError> {
     let invalid = |what: &str| ProxyError::new(Reason::InvalidBackend, what.to_owned());
     let Some(route) = chosen.route else {
-        let first = service.backends.first();
-        return first
-            .map(|backend| (backend, &[] as &[Filter]))
-            .ok_or_else(|| invalid("the Service has no backend of its own"));
+        return match service.backends.is_empty() {
+            false => Ok((0, &[])),
+            true => Err(invalid("the Service has no backend of its own")),
+        };
     };
     let total: u64 = route.backends.iter().map(|b| u64::from(b.weight)).sum();
     if total == 0 {
@@ -83,7 +83,7 @@ pub fn backend<'a>(
     for weighted in &route.backends {
         let weight = u64::from(weighted.weight);
         if at < weight {
-            return match &weighted.backend {
+            return match weighted.backend {
                 Some(backend) => Ok((backend, &weighted.filters)),
                 None => Err(invalid(&format!(
                     "a backend of route {} does not exist; check its backendRefs and the route's status",

@@ -130,7 +130,11 @@ impl WorkerTarget {
                 let same = old
                     .as_ref()
                     .and_then(|old| old.backends.iter().find(|o| o.backend.name == backend.name));
-                WorkerBackend::new(backend, same, self.caller, &self.resolver, now)
+                match same {
+                    // Another one's endpoints have changed.
+                    Some(same) if Arc::ptr_eq(&same.backend, backend) => same.clone(),
+                    _ => WorkerBackend::new(backend, same, self.caller, &self.resolver, now),
+                }
             })
             .collect();
         *self.snapshot.borrow_mut() = Some(Rc::new(Snapshot {
@@ -148,12 +152,9 @@ impl Snapshot {
         self.service.routes.is_empty() && self.service.backends.first().is_none_or(nobody)
     }
 
-    /// What this worker knows of a backend that a route names.
-    pub fn backend(&self, of: &Arc<Backend>) -> Option<&WorkerBackend> {
-        self.backends
-            .iter()
-            .find(|b| Arc::ptr_eq(&b.backend, of))
-            .or_else(|| self.backends.iter().find(|b| b.backend.name == of.name))
+    /// What this worker knows of a backend, by its index in the Service.
+    pub fn backend(&self, index: usize) -> Option<&WorkerBackend> {
+        self.backends.get(index)
     }
 }
 

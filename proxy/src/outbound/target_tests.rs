@@ -49,7 +49,7 @@ impl Named {
         let service = Service {
             name: name.clone(),
             protocol: Protocol::Detect,
-            routes: Vec::new(),
+            routes: Arc::default(),
             backends: vec![Arc::new(Backend {
                 name,
                 endpoints: Endpoints::Dns {
@@ -81,7 +81,7 @@ impl Named {
     /// What a request gets whose name may take `limit`.
     async fn pick(&self, limit: Duration) -> Result<Rc<Member>, ProxyError> {
         let snapshot = self.target.current(Instant::now()).unwrap();
-        let backend = snapshot.backend(&snapshot.service.backends[0]).unwrap();
+        let backend = snapshot.backend(0).unwrap();
         let picked = backend.pick(&[], limit, &self.rng);
         timeout(LONG, picked)
             .await

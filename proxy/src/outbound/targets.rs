@@ -87,7 +87,7 @@ mod tests {
                 port: 80,
             },
             protocol: Protocol::Detect,
-            routes: Vec::new(),
+            routes: Arc::default(),
             backends: Vec::new(),
             policy: Arc::new(Policy::default()),
         };

@@ -1,0 +1,180 @@
+//! The session with a controller: what is wanted goes up, and what is behind it comes down.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use outrigger_api::discovery::discovery_client::DiscoveryClient;
+use outrigger_api::discovery::{Drop, Feature, FromSidecar, Hello, ToSidecar, Want, from_sidecar, to_sidecar};
+use rand::rngs::SmallRng;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Status, Streaming};
+
+use super::controller::Link;
+use super::convert;
+use super::told::Told;
+use super::wants::Word;
+use crate::backoff::Backoff;
+
+/// What this sidecar understands.
+const FEATURES: [Feature; 1] = [Feature::EndpointChanges];
+/// Words that are on their way. The others wait in [`super::wants::Wants`].
+const WORDS: usize = 16;
+/// Until a refused address is asked for again.
+const REFUSED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// A session, from the controller's first word on.
+pub(super) struct Session {
+    requests: mpsc::Sender<FromSidecar>,
+    messages: Streaming<ToSidecar>,
+}
+
+impl Session {
+    /// # Errors
+    /// [`tonic::Code::Unimplemented`] of a controller of the version before the session.
+    pub(super) async fn open(link: &Link, channel: Channel) -> Result<Self, Status> {
+        let (requests, receiver) = mpsc::channel(WORDS);
+        let hello = Hello {
+            namespace: link.asker.namespace.to_string(),
+            pod: link.asker.pod.to_string(),
+            features: FEATURES.map(Into::into).into(),
+        };
+        let kind = Some(from_sidecar::Kind::Hello(hello));
+        // It is the first of WORDS.
+        let _ = requests.try_send(FromSidecar { kind });
+        let mut client = DiscoveryClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+        let messages = client.session(ReceiverStream::new(receiver)).await?.into_inner();
+        Ok(Self { requests, messages })
+    }
+
+    /// Follows it to its end. `begun` hears of each message.
+    pub(super) async fn follow(
+        mut self,
+        link: &Link,
+        told: &mut Told,
+        random: SmallRng,
+        mut begun: impl FnMut(),
+    ) -> Status {
+        link.wants.begin();
+        told.begin();
+        let mut refused = Refusals {
+            addresses: HashSet::new(),
+            again: None,
+            backoff: Backoff::new(REFUSED.0, REFUSED.1, random),
+        };
+        loop {
+            let say = async {
+                let permit = self.requests.reserve().await;
+                (permit, link.wants.word().await)
+            };
+            tokio::select! {
+                (permit, word) = say => {
+                    let Ok(permit) = permit else {
+                        // Its other end is read for as long as the session lives.
+                        return Status::unavailable("the session has ended");
+                    };
+                    permit.send(said(word));
+                    if let Word::Drop(address) = word {
+                        told.forget(address);
+                        refused.addresses.remove(&address);
+                    }
+                }
+                message = self.messages.message() => match message {
+                    Ok(Some(message)) => {
+                        begun();
+                        if let Err(status) = apply(link, told, &mut refused, message) {
+                            return status;
+                        }
+                        if refused.addresses.is_empty() {
+                            link.report(None);
+                        }
+                    }
+                    Ok(None) => return Status::unavailable("the controller ended the session"),
+                    Err(status) => return status,
+                },
+                () = refused.pause() => {
+                    refused.again = None;
+                    link.wants.again(refused.addresses.iter().copied());
+                }
+            }
+        }
+    }
+}
+
+/// A Service of 30,000 endpoints.
+const MAX_MESSAGE: usize = 4 << 20;
+
+/// Addresses that the controller has no room for. They are asked for again, all at once.
+struct Refusals {
+    addresses: HashSet<SocketAddr>,
+    again: Option<Instant>,
+    backoff: Backoff,
+}
+
+impl Refusals {
+    async fn pause(&self) {
+        match self.again {
+            Some(at) => sleep_until(at).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+fn said(word: Word) -> FromSidecar {
+    let kind = Some(match word {
+        Word::Want(address) => from_sidecar::Kind::Want(Want {
+            address: address.to_string(),
+        }),
+        Word::Drop(address) => from_sidecar::Kind::Drop(Drop {
+            address: address.to_string(),
+        }),
+    });
+    FromSidecar { kind }
+}
+
+/// # Errors
+/// When the session is of no use any more.
+fn apply(link: &Link, told: &mut Told, refused: &mut Refusals, message: ToSidecar) -> Result<(), Status> {
+    match message.kind {
+        Some(to_sidecar::Kind::Routes(routes)) => {
+            // Somebody else's address would be nobody's.
+            let Ok(address) = routes.address.parse() else {
+                return Ok(());
+            };
+            if refused.addresses.remove(&address) {
+                refused.backoff.succeeded();
+            }
+            if link.wants.contains(address) {
+                let target = told.routes(address, &routes.target.unwrap_or_default());
+                link.publish(address, target);
+            }
+        }
+        Some(to_sidecar::Kind::EndpointSet(set)) => {
+            let changed = told.endpoints(&set).map_err(|gap| Status::data_loss(gap.0))?;
+            for (address, target) in changed {
+                link.publish(address, target);
+            }
+        }
+        Some(to_sidecar::Kind::Gone(name)) => told.gone(&name),
+        Some(to_sidecar::Kind::Refused(answer)) => {
+            if let Ok(address) = answer.address.parse()
+                && link.wants.contains(address)
+            {
+                refused.addresses.insert(address);
+                if refused.again.is_none() {
+                    refused.again = Some(Instant::now() + refused.backoff.failed());
+                }
+                link.report(Some(answer.reason));
+            }
+        }
+        Some(to_sidecar::Kind::Workload(workload)) => {
+            drop(link.workload.send_replace(convert::workload(&workload).into()))
+        }
+        // Of a newer controller.
+        None => {}
+    }
+    Ok(())
+}
