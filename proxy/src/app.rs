@@ -22,13 +22,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, AdminState};
 use crate::config::Config;
+use crate::context::Process;
 use crate::discovery::Discovery;
 use crate::dns::Resolver;
 use crate::identity::Identity;
 use crate::probe::AppProbes;
 use crate::telemetry::logging::LogFilter;
 use crate::telemetry::{Settings, Telemetry};
-use crate::worker::{self, Listeners, Process};
+use crate::worker::{self, Listeners};
 
 /// How long the last spans may take to leave, at the end. When an app has used up the pod's grace period, kubelet gives a
 /// native sidecar 2 s from SIGTERM to SIGKILL, which the drain of an idle sidecar and this must not exceed.

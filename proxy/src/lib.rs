@@ -8,6 +8,7 @@ pub mod app;
 pub mod capture;
 pub mod cli;
 pub mod config;
+pub mod context;
 pub mod discovery;
 pub mod dns;
 pub mod exchange;

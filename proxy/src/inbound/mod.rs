@@ -1,5 +1,6 @@
 //! From everyone to the app: who calls, in mutual TLS or not, and then HTTP requests or plain bytes.
 
+mod apps;
 mod request;
 
 use std::net::SocketAddr;
@@ -13,19 +14,19 @@ use outrigger_proxy_transport::body::ClientBody;
 use outrigger_proxy_transport::drain::OpenConnection;
 use outrigger_proxy_transport::error::Reason;
 use outrigger_proxy_transport::net::detect::{Detected, Peeked, Verdict, peek, protocol, settle};
-use outrigger_proxy_transport::net::{Io, Prefixed, Stream, listen};
+use outrigger_proxy_transport::net::{Io, Prefixed, Stream, listen, tunnel};
 use outrigger_proxy_transport::room::Seat;
 use outrigger_proxy_transport::server::{HttpVersion, ResponseBody, serve};
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
 use crate::config::{Mtls, Plaintext};
+use crate::context::{Context, Process};
 use crate::identity::{Hello, MeshProtocol, inspect_hello};
 use crate::model::Protocol;
-use crate::outbound::{is_opaque_port, opaque};
 use crate::telemetry::Direction;
 use crate::telemetry::metrics::{Handshake, OpenConnection as Counted};
-use crate::worker::Worker;
+use apps::Apps;
 
 /// A peer's handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -38,6 +39,25 @@ const APP_CONNECT: Duration = Duration::from_secs(5);
 const PROBE_HEAD: usize = 4096;
 /// How long a TCP probe's connection is held for.
 const PROBE_HELD: Duration = Duration::from_secs(10);
+
+/// What the inbound direction of one worker knows.
+pub struct State {
+    pub context: Rc<Context>,
+    apps: Apps,
+}
+
+impl State {
+    /// Nothing is known yet.
+    pub fn new(context: Rc<Context>) -> Rc<Self> {
+        let apps = Apps::default();
+        Rc::new(Self { context, apps })
+    }
+
+    /// Closes connections to the app that were idle for too long.
+    pub fn sweep(&self, now: Instant) {
+        self.apps.sweep(now);
+    }
+}
 
 /// What every request of one connection shares.
 struct Caller {
@@ -56,10 +76,10 @@ enum First {
 }
 
 /// Carries a connection to the app on a task of its own.
-pub fn spawn(worker: Rc<Worker>, io: Io, app: SocketAddr, client: Option<SocketAddr>, seat: Seat) {
+pub fn spawn(state: Rc<State>, io: Io, app: SocketAddr, client: Option<SocketAddr>, seat: Seat) {
     tokio::task::spawn_local(async move {
-        let open = worker.activity.open(false, seat);
-        let counted = worker.process.telemetry.metrics().connection(Direction::Inbound, false);
+        let open = state.context.activity.open(false, seat);
+        let counted = state.context.metrics().connection(Direction::Inbound, false);
         let caller = Caller {
             app,
             peer: None,
@@ -67,47 +87,52 @@ pub fn spawn(worker: Rc<Worker>, io: Io, app: SocketAddr, client: Option<SocketA
         };
         tokio::select! {
             biased;
-            () = serve_connection(worker, io, caller, &open, counted) => {}
+            () = serve_connection(state, io, caller, &open, counted) => {}
             () = open.seat().closed() => tracing::debug!(?client, "an idle connection is closed for another"),
         }
     });
 }
 
-async fn serve_connection(worker: Rc<Worker>, io: Io, caller: Caller, open: &OpenConnection, counted: Counted) {
-    let told = told_protocol(&worker, caller.app.port());
-    let app_first = told == Protocol::Detect && worker.process.app_first.contains(&caller.app.port(), Instant::now());
-    let permissive = worker.process.config.mtls == Mtls::Permissive;
+async fn serve_connection(state: Rc<State>, io: Io, caller: Caller, open: &OpenConnection, counted: Counted) {
+    let told = told_protocol(&state.context.process, caller.app.port());
+    let app_first = told == Protocol::Detect
+        && state
+            .context
+            .process
+            .app_first
+            .contains(&caller.app.port(), Instant::now());
+    let permissive = state.context.config().mtls == Mtls::Permissive;
     if (told == Protocol::Opaque || app_first)
         && permissive
-        && let Some(server) = app_speaks_first(&worker, &io, caller.app).await
+        && let Some(server) = app_speaks_first(&state, &io, caller.app).await
     {
         let _busy = open.seat().busy();
         let mut client = Stream::Plain(Prefixed::new(Bytes::new(), io));
-        return opaque::tunnel(&worker, &mut client, &mut Stream::Plain(server)).await;
+        return tunnel(&mut client, &mut Stream::Plain(server), state.context.activity.begin()).await;
     }
-    let peeked = match first_bytes(&worker, io, told).await {
+    let peeked = match first_bytes(&state, io, told).await {
         Ok(peeked) => peeked,
         Err(error) => return tracing::debug!(%error, "a client closed a connection before its first bytes"),
     };
     if peeked.timed_out && told != Protocol::Opaque {
-        worker.process.telemetry.metrics().detect_timeout();
+        state.context.metrics().detect_timeout();
     }
     let detected = match peeked.verdict {
-        Some(First::Mesh) => return Box::pin(terminate(worker, peeked.io, caller, open, counted)).await,
+        Some(First::Mesh) => return Box::pin(terminate(state, peeked.io, caller, open, counted)).await,
         Some(First::Plain(detected)) => Some(detected),
         None if peeked.timed_out && peeked.io.prefix().is_empty() && told == Protocol::Detect && permissive => {
-            return Box::pin(silent(&worker, peeked.io, caller.app, open)).await;
+            return Box::pin(silent(&state, peeked.io, caller.app, open)).await;
         }
         // Half a word, or gone.
         None => None,
     };
     let told_http = matches!(told, Protocol::Http1 | Protocol::Http2);
     let detected = settle(detected, peeked.io.prefix(), told_http);
-    Box::pin(plaintext(worker, peeked.io, detected, caller, open)).await
+    Box::pin(plaintext(state, peeked.io, detected, caller, open)).await
 }
 
 /// What the first bytes of a client are.
-async fn first_bytes(worker: &Worker, io: Io, told: Protocol) -> std::io::Result<Peeked<Io, First>> {
+async fn first_bytes(state: &State, io: Io, told: Protocol) -> std::io::Result<Peeked<Io, First>> {
     let inspect = |bytes: &[u8]| match inspect_hello(bytes) {
         Hello::NeedMore => Verdict::NeedMore,
         Hello::Mesh => Verdict::Is(First::Mesh),
@@ -124,7 +149,7 @@ async fn first_bytes(worker: &Worker, io: Io, told: Protocol) -> std::io::Result
         // Who calls an app of HTTP speaks first, when there is something to say.
         io.readable().await;
     }
-    let peeked = peek(io, worker.process.config.detect_timeout, &inspect).await?;
+    let peeked = peek(io, state.context.config().detect_timeout, &inspect).await?;
     // Half of a ClientHello: a packet was lost. It must not come to the app as plaintext.
     if peeked.timed_out && !peeked.io.prefix().is_empty() && inspect_hello(peeked.io.prefix()) == Hello::NeedMore {
         let whole = peek(peeked.io, HANDSHAKE, &inspect).await?;
@@ -139,8 +164,8 @@ async fn first_bytes(worker: &Worker, io: Io, told: Protocol) -> std::io::Result
 
 /// Waits until the client speaks (`None`), or else until its silence can only mean that it waits for the app: then this
 /// is a connection to the app.
-async fn app_speaks_first(worker: &Worker, client: &Io, app: SocketAddr) -> Option<Prefixed<Io>> {
-    let limit = worker.process.config.detect_timeout;
+async fn app_speaks_first(state: &State, client: &Io, app: SocketAddr) -> Option<Prefixed<Io>> {
+    let limit = state.context.config().detect_timeout;
     let app_speaks = async {
         tokio::time::sleep(SERVER_FIRST.min(limit)).await;
         let server = tokio::time::timeout(APP_CONNECT, listen::connect(app)).await.ok()?;
@@ -156,9 +181,9 @@ async fn app_speaks_first(worker: &Worker, client: &Io, app: SocketAddr) -> Opti
 }
 
 /// Ends the mutual TLS of a peer sidecar; ALPN says what is in it.
-async fn terminate(worker: Rc<Worker>, io: Prefixed<Io>, caller: Caller, open: &OpenConnection, mut counted: Counted) {
+async fn terminate(state: Rc<State>, io: Prefixed<Io>, caller: Caller, open: &OpenConnection, mut counted: Counted) {
     // Boxed by itself: the connection does not keep room for its handshake.
-    let Some((stream, peer, protocol)) = Box::pin(shake_hands(&worker, io, caller.address)).await else {
+    let Some((stream, peer, protocol)) = Box::pin(shake_hands(&state, io, caller.address)).await else {
         return;
     };
     counted.set_tls();
@@ -167,20 +192,20 @@ async fn terminate(worker: Rc<Worker>, io: Prefixed<Io>, caller: Caller, open: &
         ..caller
     };
     match protocol {
-        MeshProtocol::Http1 => serve_http(worker, HttpVersion::Http1, stream, caller, open).await,
-        MeshProtocol::Http2 => serve_http(worker, HttpVersion::Http2, stream, caller, open).await,
-        MeshProtocol::Opaque => forward(&worker, stream, caller.app, open).await,
+        MeshProtocol::Http1 => serve_http(state, HttpVersion::Http1, stream, caller, open).await,
+        MeshProtocol::Http2 => serve_http(state, HttpVersion::Http2, stream, caller, open).await,
+        MeshProtocol::Opaque => forward(&state, stream, caller.app, open).await,
     }
 }
 
 /// A handshake, and who calls. `None`: it failed, which was told.
 async fn shake_hands(
-    worker: &Worker,
+    state: &State,
     io: Prefixed<Io>,
     client: Option<SocketAddr>,
 ) -> Option<(Stream, SpiffeId, MeshProtocol)> {
-    let metrics = worker.process.telemetry.metrics();
-    let Some(credentials) = worker.process.identity.current() else {
+    let metrics = state.context.metrics();
+    let Some(credentials) = state.context.process.identity.current() else {
         metrics.error(Reason::IdentityUnavailable);
         tracing::warn!(?client, "a peer called before this sidecar has a certificate");
         return None;
@@ -200,40 +225,40 @@ async fn shake_hands(
 }
 
 /// What is not from a sidecar: passed on, or refused where mutual TLS is required.
-async fn plaintext(worker: Rc<Worker>, io: Prefixed<Io>, detected: Detected, caller: Caller, open: &OpenConnection) {
+async fn plaintext(state: Rc<State>, io: Prefixed<Io>, detected: Detected, caller: Caller, open: &OpenConnection) {
     let stream = Stream::Plain(io);
-    if worker.process.config.mtls == Mtls::Strict {
+    if state.context.config().mtls == Mtls::Strict {
         // All requests will be refused, but for those of kubelet that are let in.
-        let let_in = &worker.process.config.let_in;
+        let let_in = &state.context.config().let_in;
         let probed = let_in.iter().any(|e| e.port == caller.app.port());
         open.seat().hold_at_most(if probed { PROBE_HEAD } else { 0 });
     }
-    match (detected, worker.process.config.mtls) {
+    match (detected, state.context.config().mtls) {
         // Each request is looked at: some probes are let in.
-        (Detected::Http1, _) => serve_http(worker, HttpVersion::Http1, stream, caller, open).await,
-        (Detected::Http2, _) => serve_http(worker, HttpVersion::Http2, stream, caller, open).await,
-        (_, Mtls::Permissive) => forward(&worker, stream, caller.app, open).await,
+        (Detected::Http1, _) => serve_http(state, HttpVersion::Http1, stream, caller, open).await,
+        (Detected::Http2, _) => serve_http(state, HttpVersion::Http2, stream, caller, open).await,
+        (_, Mtls::Permissive) => forward(&state, stream, caller.app, open).await,
         (_, Mtls::Strict) => {
             let port = caller.app.port();
-            let let_in = &worker.process.config.let_in;
+            let let_in = &state.context.config().let_in;
             if let_in.iter().any(|e| e.port == port && e.what == Plaintext::Connection) {
                 return hold(stream).await;
             }
-            worker.process.telemetry.metrics().error(Reason::PlaintextRefused);
+            state.context.metrics().error(Reason::PlaintextRefused);
             tracing::info!(client = ?caller.address, port, "a plaintext connection is refused: mutual TLS is required");
             stream.reset_on_close();
         }
     }
 }
 
-async fn serve_http(worker: Rc<Worker>, version: HttpVersion, stream: Stream, caller: Caller, open: &OpenConnection) {
+async fn serve_http(state: Rc<State>, version: HttpVersion, stream: Stream, caller: Caller, open: &OpenConnection) {
     let pool = match version {
-        HttpVersion::Http1 => worker.app(caller.app),
+        HttpVersion::Http1 => state.apps.shared(caller.app),
         // What one peer does to its connection (streams that it resets or does not read) stays its own trouble.
-        HttpVersion::Http2 => worker.app_for_one(),
+        HttpVersion::Http2 => state.apps.for_one(),
     };
     let handle = Rc::new(async move |request: Request<ClientBody>| -> Response<ResponseBody> {
-        request::handle(&worker, &caller, &pool, version, request).await
+        request::handle(&state, &caller, &pool, version, request).await
     });
     if let Err(error) = serve(version, stream, open, handle).await {
         tracing::debug!(%error, "a connection to the app broke");
@@ -241,10 +266,10 @@ async fn serve_http(worker: Rc<Worker>, version: HttpVersion, stream: Stream, ca
 }
 
 /// A plaintext client that says nothing, on a port that nobody declared: perhaps the app speaks first, which is remembered.
-async fn silent(worker: &Rc<Worker>, client: Prefixed<Io>, app: SocketAddr, open: &OpenConnection) {
+async fn silent(state: &Rc<State>, client: Prefixed<Io>, app: SocketAddr, open: &OpenConnection) {
     let _busy = open.seat().busy();
     let mut client = Stream::Plain(client);
-    let Some(server) = dial(worker, &client, app).await else {
+    let Some(server) = dial(state, &client, app).await else {
         return;
     };
     let connected = Instant::now();
@@ -259,26 +284,26 @@ async fn silent(worker: &Rc<Worker>, client: Prefixed<Io>, app: SocketAddr, open
     };
     let now = Instant::now();
     let after = now.saturating_duration_since(connected);
-    let app_first = &worker.process.app_first;
+    let app_first = &state.context.process.app_first;
     app_first.greeted(&app.port(), &greeting[..length], after, now);
     let mut server = Stream::Plain(Prefixed::new(Bytes::new(), server));
-    opaque::tunnel(worker, &mut client, &mut server).await;
+    tunnel(&mut client, &mut server, state.context.activity.begin()).await;
 }
 
-async fn forward(worker: &Rc<Worker>, mut client: Stream, app: SocketAddr, open: &OpenConnection) {
+async fn forward(state: &Rc<State>, mut client: Stream, app: SocketAddr, open: &OpenConnection) {
     let _busy = open.seat().busy();
-    if let Some(server) = dial(worker, &client, app).await {
+    if let Some(server) = dial(state, &client, app).await {
         let mut server = Stream::Plain(Prefixed::new(Bytes::new(), server));
-        opaque::tunnel(worker, &mut client, &mut server).await;
+        tunnel(&mut client, &mut server, state.context.activity.begin()).await;
     }
 }
 
 /// A connection to the app. `None`: there is none, and the client is reset.
-async fn dial(worker: &Worker, client: &Stream, app: SocketAddr) -> Option<Io> {
+async fn dial(state: &State, client: &Stream, app: SocketAddr) -> Option<Io> {
     match tokio::time::timeout(APP_CONNECT, listen::connect(app)).await {
         Ok(Ok(server)) => Some(Io::Tcp(server)),
         failed => {
-            worker.process.telemetry.metrics().error(Reason::AppUnavailable);
+            state.context.metrics().error(Reason::AppUnavailable);
             tracing::info!(%app, ?failed, "the app does not accept connections");
             client.reset_on_close();
             None
@@ -294,12 +319,12 @@ async fn hold(mut stream: Stream) {
 }
 
 /// What is known of the app's port without looking.
-fn told_protocol(worker: &Worker, port: u16) -> Protocol {
-    let info = worker.process.discovery.workload();
+fn told_protocol(process: &Process, port: u16) -> Protocol {
+    let info = process.discovery.workload();
     let info = info.borrow();
     match info.protocols.get(&port) {
         Some(protocol) if *protocol != Protocol::Detect => *protocol,
-        _ if info.opaque_ports.contains(&port) || is_opaque_port(worker, port) => Protocol::Opaque,
+        _ if info.opaque_ports.contains(&port) || process.is_opaque_port(port) => Protocol::Opaque,
         _ => Protocol::Detect,
     }
 }

@@ -19,18 +19,17 @@ use outrigger_proxy_transport::server::{
     Ended, HttpVersion, OnEnd, PLAINTEXT_REFUSED, ResponseBody, check, error_response,
 };
 
-use super::{APP_CONNECT, Caller};
+use super::{APP_CONNECT, Caller, State};
 use crate::config::{LetIn, Mtls, Plaintext};
 use crate::exchange::{Exchange, Other, Outcome, Span};
 use crate::telemetry::Direction;
-use crate::worker::Worker;
 
 /// What is kept of a body while its connection to the app may turn out to be a stale one.
 const REPLAY: usize = 64 * 1024;
 
 /// Answers a request.
 pub(super) async fn handle(
-    worker: &Rc<Worker>,
+    state: &Rc<State>,
     caller: &Caller,
     pool: &Rc<Pool>,
     version: HttpVersion,
@@ -38,8 +37,8 @@ pub(super) async fn handle(
 ) -> Response<ResponseBody> {
     let upgrade = wants_upgrade(request.method(), request.headers()).then(|| hyper::upgrade::on(&mut request));
     let (mut head, body) = request.into_parts();
-    let telemetry = &worker.process.telemetry;
-    let in_flight = worker.activity.begin();
+    let telemetry = &state.context.process.telemetry;
+    let in_flight = state.context.activity.begin();
     let port = caller.app.port();
     let received = body.received();
     let mut exchange = Exchange::begin(
@@ -52,13 +51,13 @@ pub(super) async fn handle(
         in_flight,
     );
     let bare = body.is_end_stream() && upgrade.is_none();
-    let probe = is_let_in(&worker.process.config.let_in, caller, &head, bare);
+    let probe = is_let_in(&state.context.config().let_in, caller, &head, bare);
     if exchange.context.parent.is_none() && probe {
         // A trace every few seconds that nobody asked for would bury the others.
         exchange.context.sampled = false;
     }
     let record = Record::new(exchange, caller);
-    let admitted = admit(worker, caller, &head, probe);
+    let admitted = admit(state, caller, &head, probe);
     strip_hop_by_hop(&mut head.headers, upgrade.is_some() && version == HttpVersion::Http1);
     strip_ours(&mut head.headers);
     record.exchange.context.inject(record.span.id, &mut head.headers);
@@ -67,15 +66,15 @@ pub(super) async fn handle(
         Err(error) => Err(error),
     };
     match answer {
-        Ok((response, lease)) => respond(worker, response, lease, upgrade, record),
+        Ok((response, lease)) => respond(state, response, lease, upgrade, record),
         Err(error) => record.failed(&error),
     }
 }
 
 /// Whether the app may see the request.
-fn admit(worker: &Worker, caller: &Caller, head: &Parts, probe: bool) -> Result<(), ProxyError> {
+fn admit(state: &State, caller: &Caller, head: &Parts, probe: bool) -> Result<(), ProxyError> {
     check(head)?;
-    if probe || caller.peer.is_some() || worker.process.config.mtls == Mtls::Permissive {
+    if probe || caller.peer.is_some() || state.context.config().mtls == Mtls::Permissive {
         return Ok(());
     }
     Err(ProxyError::new(Reason::PlaintextRefused, PLAINTEXT_REFUSED))
@@ -167,7 +166,7 @@ async fn connect_to_app(app: SocketAddr) -> Result<Stream, ProxyError> {
 }
 
 fn respond(
-    worker: &Rc<Worker>,
+    state: &Rc<State>,
     mut response: Response<Incoming>,
     lease: Lease,
     upgrade: Option<OnUpgrade>,
@@ -180,7 +179,7 @@ fn respond(
         (true, None) => None,
         (true, Some(client)) => {
             let server = hyper::upgrade::on(&mut response);
-            upgrade::join(client, server, worker.activity.begin(), lease);
+            upgrade::join(client, server, state.context.activity.begin(), lease);
             None
         }
     };

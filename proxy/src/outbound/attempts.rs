@@ -18,14 +18,13 @@ use tokio::time::Instant;
 
 use super::balance::{InHand, Member};
 use super::connect::{connect, connect_shared, credentials};
-use super::health;
 use super::retry::{Attempted, Verdict, backoff, judge, repeatable};
 use super::target::{WorkerBackend, WorkerTarget};
+use super::{State, health};
 use crate::exchange::{Exchange, Other, Outcome, Span};
 use crate::identity::MeshProtocol;
 use crate::model::Policy;
 use crate::telemetry::{Outcome as Counts, ServiceMetrics};
-use crate::worker::Worker;
 
 /// What is read of a failed response so that its connection can be used again.
 const DISCARD: usize = 16 * 1024;
@@ -33,7 +32,7 @@ const DISCARD_TIME: Duration = Duration::from_millis(500);
 
 /// What stays the same from attempt to attempt.
 pub struct Attempts<'a> {
-    pub worker: &'a Rc<Worker>,
+    pub state: &'a Rc<State>,
     pub target: &'a Rc<WorkerTarget>,
     pub backend: &'a WorkerBackend,
     pub policy: &'a Policy,
@@ -67,7 +66,7 @@ pub async fn attempt_until_final(
     let until = until.into_iter().chain(asked).min();
     let mut tried: Vec<Rc<Member>> = Vec::new();
     loop {
-        let rng = &attempts.worker.rng;
+        let rng = &attempts.state.context.rng;
         let member = attempts.backend.pick(&tried, policy.connect_timeout, rng).await?;
         let began = Instant::now();
         record.begin(&member, began);
@@ -118,16 +117,16 @@ async fn attempt(
     record: &Record,
 ) -> Result<(Response<Incoming>, Lease), Failure> {
     let endpoint = &member.endpoint;
-    let worker = attempts.worker;
+    let state = attempts.state;
     let limit = attempts.policy.connect_timeout;
-    let (generation, credentials) = credentials(worker, endpoint).map_err(Failure::before_sending)?;
+    let (generation, credentials) = credentials(state, endpoint).map_err(Failure::before_sending)?;
     let checkout = match attempts.version {
         HttpVersion::Http1 => {
-            let connect = async || connect(worker, endpoint, credentials.as_deref(), MeshProtocol::Http1, limit).await;
+            let connect = async || connect(state, endpoint, credentials.as_deref(), MeshProtocol::Http1, limit).await;
             member.pool.http1(generation, connect).await
         }
         HttpVersion::Http2 => {
-            let connect = || connect_shared(worker, endpoint, credentials.as_ref(), limit);
+            let connect = || connect_shared(state, endpoint, credentials.as_ref(), limit);
             member.pool.http2(generation, endpoint.address, limit, connect).await
         }
     }
@@ -174,7 +173,7 @@ impl Attempts<'_> {
         if record.retries >= retry.attempts || !body.can_repeat() {
             return None;
         }
-        let wait = backoff(retry, record.retries + 1, &mut *self.worker.rng.borrow_mut()).max(after);
+        let wait = backoff(retry, record.retries + 1, &mut *self.state.context.rng.borrow_mut()).max(after);
         let now = Instant::now();
         if until.is_some_and(|until| now + wait >= until) {
             return None;

@@ -1,31 +1,30 @@
 //! A new connection to an endpoint: mutual TLS where it is in the mesh, plaintext where it is not.
 
+use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::identity::{Credentials, MeshProtocol};
-use crate::model::Endpoint;
-use crate::telemetry::{Direction, metrics::Handshake};
-use crate::worker::Worker;
-
-use std::rc::Rc;
-
+use outrigger_api::address;
 use outrigger_proxy_transport::error::{ProxyError, Reason};
 use outrigger_proxy_transport::net::{Io, Prefixed, ReadAhead, Stream, listen};
 
-/// What an in-memory connection to this very pod may hold on its way.
-const PIPE_BUFFER: usize = 64 * 1024;
+use super::State;
+use crate::context::Process;
+use crate::identity::{Credentials, MeshProtocol};
+use crate::model::Endpoint;
+use crate::telemetry::{Direction, metrics::Handshake};
 
 /// The credentials for an endpoint, and the generation that a pooled connection must have. An endpoint of the mesh is
 /// never called without: there is no falling back to plaintext.
 ///
 /// # Errors
 /// [`Reason::IdentityUnavailable`].
-pub fn credentials(worker: &Worker, endpoint: &Endpoint) -> Result<(u64, Option<Arc<Credentials>>), ProxyError> {
+pub fn credentials(state: &State, endpoint: &Endpoint) -> Result<(u64, Option<Arc<Credentials>>), ProxyError> {
     if endpoint.identity.is_none() {
         return Ok((0, None));
     }
-    match worker.process.identity.current() {
+    match state.context.process.identity.current() {
         Some(credentials) => Ok((credentials.generation, Some(credentials))),
         None => Err(ProxyError::new(
             Reason::IdentityUnavailable,
@@ -39,14 +38,14 @@ pub fn credentials(worker: &Worker, endpoint: &Endpoint) -> Result<(u64, Option<
 /// # Errors
 /// [`Reason::ConnectFailed`], [`Reason::ConnectTimeout`], [`Reason::TlsFailed`], [`Reason::IdentityMismatch`].
 pub async fn connect(
-    worker: &Rc<Worker>,
+    state: &Rc<State>,
     endpoint: &Endpoint,
     credentials: Option<&Credentials>,
     protocol: MeshProtocol,
     limit: Duration,
 ) -> Result<Stream, ProxyError> {
     let connecting = async {
-        let io = open(worker, endpoint).await?;
+        let io = open(state, endpoint).await?;
         // A tunnel's reader may pause for as long as it likes. A request's hop must not wait for a node that died.
         if let (Io::Tcp(tcp), MeshProtocol::Http1 | MeshProtocol::Http2) = (&io, protocol) {
             listen::give_up_unacknowledged(tcp);
@@ -56,11 +55,7 @@ pub async fn connect(
                 let io = ReadAhead::new(io);
                 let shaken = credentials.connect(io, endpoint.address.ip(), identity, protocol).await;
                 let result = shaken.as_ref().map_or_else(|failed| failed.cause, |_| Handshake::Ok);
-                worker
-                    .process
-                    .telemetry
-                    .metrics()
-                    .handshake(Direction::Outbound, result);
+                state.context.metrics().handshake(Direction::Outbound, result);
                 Ok(Stream::Connected(Box::new(shaken?)))
             }
             _ => Ok(Stream::Plain(Prefixed::new(bytes::Bytes::new(), io))),
@@ -80,19 +75,18 @@ pub async fn connect(
 
 /// The same for HTTP/2, where the connection is made for all requests that wait for it, and not for one of them.
 pub fn connect_shared(
-    worker: &Rc<Worker>,
+    state: &Rc<State>,
     endpoint: &Arc<Endpoint>,
     credentials: Option<&Arc<Credentials>>,
     limit: Duration,
 ) -> impl Future<Output = Result<Stream, ProxyError>> + 'static {
-    let (worker, endpoint, credentials) = (Rc::clone(worker), Arc::clone(endpoint), credentials.cloned());
-    async move { connect(&worker, &endpoint, credentials.as_deref(), MeshProtocol::Http2, limit).await }
+    let (state, endpoint, credentials) = (Rc::clone(state), Arc::clone(endpoint), credentials.cloned());
+    async move { connect(&state, &endpoint, credentials.as_deref(), MeshProtocol::Http2, limit).await }
 }
 
-/// The endpoint that is this pod itself is reached in memory: a sidecar's own connections are not captured, so a dialled
-/// one would come to the app in ciphertext.
-async fn open(worker: &Rc<Worker>, endpoint: &Endpoint) -> Result<Io, ProxyError> {
-    if let Some(why) = worker.why_no_backend(endpoint.address) {
+/// The endpoint that is this pod itself is reached in memory.
+async fn open(state: &State, endpoint: &Endpoint) -> Result<Io, ProxyError> {
+    if let Some(why) = why_no_backend(&state.context.process, endpoint.address) {
         return Err(ProxyError::new(
             Reason::ConnectFailed,
             format!(
@@ -101,11 +95,8 @@ async fn open(worker: &Rc<Worker>, endpoint: &Endpoint) -> Result<Io, ProxyError
             ),
         ));
     }
-    if worker.is_own_pod(endpoint.address) {
-        let (near, far) = tokio::io::duplex(PIPE_BUFFER);
-        let seat = worker.room.enter_own(endpoint.address.ip());
-        crate::inbound::spawn(Rc::clone(worker), Io::Pipe(far), endpoint.address, None, seat);
-        return Ok(Io::Pipe(near));
+    if state.context.process.is_own_pod(endpoint.address) {
+        return state.self_calls.connect(endpoint.address);
     }
     listen::connect(endpoint.address).await.map(Io::Tcp).map_err(|e| {
         ProxyError::new(
@@ -116,4 +107,16 @@ async fn open(worker: &Rc<Worker>, endpoint: &Endpoint) -> Result<Io, ProxyError
             ),
         )
     })
+}
+
+/// Why a backend may not have this address: what is the pod's own (its loopback, its node's metadata service, this sidecar's
+/// ports) is not for whoever writes routes and Services in other namespaces. A standalone sidecar is told by its own file.
+fn why_no_backend(process: &Process, address: SocketAddr) -> Option<&'static str> {
+    if !process.config.captures() {
+        None
+    } else if process.is_own_listener(address) {
+        Some("one of this sidecar's own ports")
+    } else {
+        address::why_no_backend(address.ip())
+    }
 }

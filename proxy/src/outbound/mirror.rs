@@ -19,13 +19,13 @@ use outrigger_proxy_transport::server::HttpVersion;
 use rand::Rng;
 use tokio::time::Instant;
 
+use super::State;
 use super::attempts::{attempted, says};
 use super::balance::Member;
 use super::connect::{connect, connect_shared, credentials};
 use super::target::{Snapshot, WorkerBackend};
 use crate::identity::MeshProtocol;
 use crate::model::Filter;
-use crate::worker::Worker;
 
 /// On one worker.
 const MAX_MIRRORS: usize = 64;
@@ -35,7 +35,7 @@ const CONNECT: Duration = Duration::from_secs(1);
 
 /// Sends copies to the mirrors that the filters name.
 pub fn mirror(
-    worker: &Rc<Worker>,
+    state: &Rc<State>,
     snapshot: &Snapshot,
     filters: &[&[Filter]; 2],
     version: HttpVersion,
@@ -50,34 +50,34 @@ pub fn mirror(
         else {
             continue;
         };
-        let drawn = worker.rng.borrow_mut().random_range(0..1_000_000) < *parts_per_million;
-        if !drawn || worker.mirrors.get() >= MAX_MIRRORS || wants_upgrade(&head.method, &head.headers) {
+        let drawn = state.context.rng.borrow_mut().random_range(0..1_000_000) < *parts_per_million;
+        if !drawn || state.mirrors.get() >= MAX_MIRRORS || wants_upgrade(&head.method, &head.headers) {
             continue;
         }
         if let (Some(backend), Some(body)) = (snapshot.backend(*backend), body.whole()) {
-            let (worker, backend, head) = (Rc::clone(worker), backend.clone(), head.clone());
-            worker.mirrors.set(worker.mirrors.get() + 1);
+            let (state, backend, head) = (Rc::clone(state), backend.clone(), head.clone());
+            state.mirrors.set(state.mirrors.get() + 1);
             tokio::task::spawn_local(async move {
-                let sent = send_copy(&worker, &backend, version, head, body);
+                let sent = send_copy(&state, &backend, version, head, body);
                 if let Ok(Err(error)) = tokio::time::timeout(LIMIT, sent).await {
                     tracing::debug!(%error, backend = %backend.name(), "a mirrored request failed");
                 }
-                worker.mirrors.set(worker.mirrors.get() - 1);
+                state.mirrors.set(state.mirrors.get() - 1);
             });
         }
     }
 }
 
 async fn send_copy(
-    worker: &Rc<Worker>,
+    state: &Rc<State>,
     backend: &WorkerBackend,
     version: HttpVersion,
     head: Parts,
     body: Bytes,
 ) -> Result<(), ProxyError> {
-    let member = backend.pick(&[], CONNECT, &worker.rng).await?;
+    let member = backend.pick(&[], CONNECT, &state.context.rng).await?;
     let mut in_hand = member.take(Instant::now());
-    let sent = send_to(worker, &member, version, head, body).await;
+    let sent = send_to(state, &member, version, head, body).await;
     in_hand.end(says(&attempted(&sent)), Instant::now());
     let (response, lease) = sent.map_err(|Failure { error, .. }| error)?;
     let mut rest = response.into_body();
@@ -87,22 +87,21 @@ async fn send_copy(
 }
 
 async fn send_to(
-    worker: &Rc<Worker>,
+    state: &Rc<State>,
     member: &Rc<Member>,
     version: HttpVersion,
     head: Parts,
     body: Bytes,
 ) -> Result<(Response<Incoming>, Lease), Failure> {
     let endpoint = &member.endpoint;
-    let (generation, credentials) = credentials(worker, endpoint).map_err(Failure::before_sending)?;
+    let (generation, credentials) = credentials(state, endpoint).map_err(Failure::before_sending)?;
     let checkout = match version {
         HttpVersion::Http1 => {
-            let connect =
-                async || connect(worker, endpoint, credentials.as_deref(), MeshProtocol::Http1, CONNECT).await;
+            let connect = async || connect(state, endpoint, credentials.as_deref(), MeshProtocol::Http1, CONNECT).await;
             member.pool.http1(generation, connect).await
         }
         HttpVersion::Http2 => {
-            let connect = || connect_shared(worker, endpoint, credentials.as_ref(), CONNECT);
+            let connect = || connect_shared(state, endpoint, credentials.as_ref(), CONNECT);
             member.pool.http2(generation, endpoint.address, CONNECT, connect).await
         }
     }

@@ -12,14 +12,15 @@ pub mod opaque;
 pub mod request;
 pub mod retry;
 pub mod route;
+pub mod self_call;
 pub mod target;
 pub mod targets;
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use outrigger_api::ports::DEFAULT_OPAQUE;
 use outrigger_proxy_transport::drain::OpenConnection;
 use outrigger_proxy_transport::error::ProxyError;
 use outrigger_proxy_transport::net::detect::{Detected, peek, protocol, settle};
@@ -27,56 +28,121 @@ use outrigger_proxy_transport::net::{Io, Prefixed, Stream};
 use outrigger_proxy_transport::room::Seat;
 use outrigger_proxy_transport::server::{HttpVersion, serve};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::context::Context;
 use crate::discovery::TargetKey;
-use crate::model::Protocol;
+use crate::model::{Protocol, Target};
 use crate::telemetry::Direction;
-use crate::worker::Worker;
+use affinity::Caller;
 use request::{handle, refuse};
+use self_call::{SelfCall, SelfCalls};
 use target::{Snapshot, WorkerTarget};
+use targets::Targets;
 
 /// How long the first bytes of a connection are waited for that cannot be carried anywhere. A client of HTTP has sent them
 /// by then, and is answered why; every other is reset.
 const NOWHERE: Duration = Duration::from_millis(100);
 
+/// How long a connection waits for discovery's first answer.
+const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the outbound direction of one worker knows.
+pub struct State {
+    pub context: Rc<Context>,
+    /// This pod, for choices that stay the same.
+    caller: Caller,
+    targets: Targets,
+    /// Mirrored requests that are under way.
+    mirrors: Cell<usize>,
+    self_calls: SelfCalls,
+}
+
+impl State {
+    /// Nothing is known yet. The second is where connections of this pod to itself come out.
+    pub fn new(context: Rc<Context>) -> (Rc<Self>, mpsc::Receiver<SelfCall>) {
+        let (self_calls, taken) = SelfCalls::new();
+        let config = &context.process.config;
+        let state = Self {
+            caller: Caller::new(&config.workload),
+            targets: Targets::new(config.workers),
+            mirrors: Cell::new(0),
+            self_calls,
+            context,
+        };
+        (Rc::new(state), taken)
+    }
+
+    /// What is behind `key`, asked of discovery if this worker does not know it yet. `None`: it is not in the cluster.
+    ///
+    /// # Errors
+    /// [`Reason::DiscoveryUnavailable`](outrigger_proxy_transport::error::Reason::DiscoveryUnavailable).
+    pub async fn target(&self, key: &TargetKey) -> Result<Option<Rc<WorkerTarget>>, ProxyError> {
+        let known = self.targets.get(key);
+        let process = &self.context.process;
+        if known.is_some() || process.discovery.is_outside(key) {
+            return Ok(known);
+        }
+        let updates = process.discovery.watch(key.clone(), DISCOVERY_TIMEOUT).await?;
+        if matches!(**updates.borrow(), Target::External) {
+            return Ok(None);
+        }
+        // Another connection may have asked for the same meanwhile.
+        if let Some(target) = self.targets.get(key) {
+            return Ok(Some(target));
+        }
+        let now = Instant::now();
+        let target = Rc::new(WorkerTarget::new(
+            updates,
+            self.caller,
+            process.resolver.clone(),
+            process.telemetry.clone(),
+            now,
+        ));
+        self.targets.insert(key.clone(), Rc::clone(&target), now);
+        Ok(Some(target))
+    }
+
+    /// Closes connections that were idle for too long, and forgets targets that were.
+    pub fn sweep(&self, now: Instant) {
+        self.targets.sweep(now);
+    }
+}
+
 /// Carries a connection of the app on a task of its own.
-pub fn spawn(worker: Rc<Worker>, stream: TcpStream, key: TargetKey, seat: Seat) {
+pub fn spawn(state: Rc<State>, stream: TcpStream, key: TargetKey, seat: Seat) {
     tokio::task::spawn_local(async move {
-        let open = worker.activity.open(true, seat);
-        let _counted = worker
-            .process
-            .telemetry
-            .metrics()
-            .connection(Direction::Outbound, false);
+        let open = state.context.activity.open(true, seat);
+        let _counted = state.context.metrics().connection(Direction::Outbound, false);
         tokio::select! {
             biased;
-            () = serve_connection(worker, stream, key, &open) => {}
+            () = serve_connection(state, stream, key, &open) => {}
             () = open.seat().closed() => tracing::debug!("an idle connection of the app is closed for another"),
         }
     });
 }
 
-async fn serve_connection(worker: Rc<Worker>, stream: TcpStream, key: TargetKey, open: &OpenConnection) {
-    let target = match worker.target(&key).await {
+async fn serve_connection(state: Rc<State>, stream: TcpStream, key: TargetKey, open: &OpenConnection) {
+    let target = match state.target(&key).await {
         Ok(Some(target)) => target,
-        Ok(None) => return pass_through(worker, stream, key, open).await,
-        Err(error) => return without_target(worker, stream, error, open).await,
+        Ok(None) => return pass_through(state, stream, key, open).await,
+        Err(error) => return without_target(state, stream, error, open).await,
     };
     let now = Instant::now();
     let Some(snapshot) = target.current(now) else {
-        return pass_through(worker, stream, key, open).await;
+        return pass_through(state, stream, key, open).await;
     };
-    let first = first(&worker, &snapshot, now);
+    let first = first(&state, &snapshot, now);
     // A connection may live for long, and this state of the Service not.
     drop(snapshot);
     let stream = Io::Tcp(stream);
     let (limit, told_http) = match first {
         First::Dial => {
             let io = Prefixed::new(Bytes::new(), stream);
-            return serve_detected(worker, Detected::Opaque, io, target, open).await;
+            return serve_detected(state, Detected::Opaque, io, target, open).await;
         }
-        First::Either => return silent(worker, Prefixed::new(Bytes::new(), stream), target, open).await,
+        First::Either => return silent(state, Prefixed::new(Bytes::new(), stream), target, open).await,
         First::Client { limit, told_http } => (limit, told_http),
     };
     if told_http {
@@ -85,24 +151,24 @@ async fn serve_connection(worker: Rc<Worker>, stream: TcpStream, key: TargetKey,
     match peek(stream, limit, protocol).await {
         Ok(peeked) => {
             if peeked.timed_out {
-                worker.process.telemetry.metrics().detect_timeout();
+                state.context.metrics().detect_timeout();
                 tracing::debug!(?key, ?limit, "the first bytes do not come in time");
                 if peeked.io.prefix().is_empty() {
-                    return silent(worker, peeked.io, target, open).await;
+                    return silent(state, peeked.io, target, open).await;
                 }
             }
             let detected = settle(peeked.verdict, peeked.io.prefix(), told_http);
-            serve_detected(worker, detected, peeked.io, target, open).await;
+            serve_detected(state, detected, peeked.io, target, open).await;
         }
         Err(error) => tracing::debug!(%error, "the app closed a connection before its first bytes"),
     }
 }
 
 /// Outside the cluster nothing is looked into: it works as it would without a sidecar.
-async fn pass_through(worker: Rc<Worker>, stream: TcpStream, key: TargetKey, open: &OpenConnection) {
+async fn pass_through(state: Rc<State>, stream: TcpStream, key: TargetKey, open: &OpenConnection) {
     if let TargetKey::Address(original) = key {
         let _busy = open.seat().busy();
-        opaque::pass_through(&worker, stream, original).await;
+        opaque::pass_through(&state, stream, original).await;
     }
 }
 
@@ -116,14 +182,14 @@ enum First {
     Client { limit: Duration, told_http: bool },
 }
 
-fn first(worker: &Worker, snapshot: &Snapshot, now: Instant) -> First {
+fn first(state: &State, snapshot: &Snapshot, now: Instant) -> First {
     let name = &snapshot.service.name;
-    let limit = worker.process.config.detect_timeout;
+    let limit = state.context.config().detect_timeout;
     match snapshot.service.protocol {
         Protocol::Opaque | Protocol::Tls => First::Dial,
         Protocol::Http1 | Protocol::Http2 => First::Client { limit, told_http: true },
-        Protocol::Detect if is_opaque_port(worker, name.port) => First::Dial,
-        Protocol::Detect if worker.process.servers_first.contains(name, now) => First::Either,
+        Protocol::Detect if state.context.process.is_opaque_port(name.port) => First::Dial,
+        Protocol::Detect if state.context.process.servers_first.contains(name, now) => First::Either,
         Protocol::Detect => First::Client {
             limit: if snapshot.leads_nowhere() {
                 limit.min(NOWHERE)
@@ -137,61 +203,61 @@ fn first(worker: &Worker, snapshot: &Snapshot, now: Instant) -> First {
 
 /// Either the server is to speak first, or the app has a connection for later: of HTTP, perhaps. So there is an endpoint
 /// that may speak; and if the app does so before it, nothing is lost in looking at that.
-async fn silent(worker: Rc<Worker>, io: Prefixed<Io>, target: Rc<WorkerTarget>, open: &OpenConnection) {
+async fn silent(state: Rc<State>, io: Prefixed<Io>, target: Rc<WorkerTarget>, open: &OpenConnection) {
     let busy = open.seat().busy();
-    let Some(io) = opaque::greeted(&worker, io, &target).await else {
+    let Some(io) = opaque::greeted(&state, io, &target).await else {
         return;
     };
     drop(busy);
-    let limit = worker.process.config.detect_timeout;
+    let limit = state.context.config().detect_timeout;
     match peek(io, limit, protocol).await {
         Ok(peeked) => {
             let io = peeked.io.flatten();
             let detected = settle(peeked.verdict, io.prefix(), false);
             let now = Instant::now();
             if let (Detected::Http1 | Detected::Http2, Some(snapshot)) = (detected, target.current(now)) {
-                worker.process.servers_first.forget(&snapshot.service.name, now);
+                state.context.process.servers_first.forget(&snapshot.service.name, now);
             }
-            serve_detected(worker, detected, io, target, open).await;
+            serve_detected(state, detected, io, target, open).await;
         }
         Err(error) => tracing::debug!(%error, "the app closed a connection before its first bytes"),
     }
 }
 
 async fn serve_detected(
-    worker: Rc<Worker>,
+    state: Rc<State>,
     detected: Detected,
     io: Prefixed<Io>,
     target: Rc<WorkerTarget>,
     open: &OpenConnection,
 ) {
     match detected {
-        Detected::Http1 => serve_http(worker, HttpVersion::Http1, io, target, open).await,
-        Detected::Http2 => serve_http(worker, HttpVersion::Http2, io, target, open).await,
+        Detected::Http1 => serve_http(state, HttpVersion::Http1, io, target, open).await,
+        Detected::Http2 => serve_http(state, HttpVersion::Http2, io, target, open).await,
         Detected::Tls | Detected::Opaque => {
             let _busy = open.seat().busy();
-            opaque::forward(&worker, io, &target).await;
+            opaque::forward(&state, io, &target).await;
         }
     }
 }
 
 async fn serve_http(
-    worker: Rc<Worker>,
+    state: Rc<State>,
     version: HttpVersion,
     io: Prefixed<Io>,
     target: Rc<WorkerTarget>,
     open: &OpenConnection,
 ) {
-    let handle = async move |request| handle(&worker, &target, version, request).await;
+    let handle = async move |request| handle(&state, &target, version, request).await;
     if let Err(error) = serve(version, Stream::Plain(io), open, Rc::new(handle)).await {
         tracing::debug!(%error, "a connection of the app broke");
     }
 }
 
 /// There is nothing to go on with: HTTP clients are told why.
-async fn without_target(worker: Rc<Worker>, stream: TcpStream, error: ProxyError, open: &OpenConnection) {
+async fn without_target(state: Rc<State>, stream: TcpStream, error: ProxyError, open: &OpenConnection) {
     tracing::warn!(error = %error, "a connection of the app has no target");
-    let limit = worker.process.config.detect_timeout;
+    let limit = state.context.config().detect_timeout;
     let Ok(peeked) = peek(Io::Tcp(stream), limit, protocol).await else {
         return;
     };
@@ -199,24 +265,13 @@ async fn without_target(worker: Rc<Worker>, stream: TcpStream, error: ProxyError
         Some(Detected::Http1) => HttpVersion::Http1,
         Some(Detected::Http2) => HttpVersion::Http2,
         _ => {
-            worker.process.telemetry.metrics().error(error.reason);
+            state.context.metrics().error(error.reason);
             return Stream::Plain(peeked.io).reset_on_close();
         }
     };
     let error = Rc::new(error);
-    let refuse = async move |request| refuse(&worker, request, &error);
+    let refuse = async move |request| refuse(&state, request, &error);
     if let Err(error) = serve(version, Stream::Plain(peeked.io), open, Rc::new(refuse)).await {
         tracing::debug!(%error, "a connection of the app broke");
     }
-}
-
-/// Whether the bytes of a port are not looked into, unless discovery knows better.
-pub fn is_opaque_port(worker: &Worker, port: u16) -> bool {
-    DEFAULT_OPAQUE.contains(&port)
-        || worker
-            .process
-            .config
-            .opaque_ports
-            .iter()
-            .any(|range| range.contains(&port))
 }

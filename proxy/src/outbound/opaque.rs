@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use outrigger_proxy_transport::error::{ProxyError, Reason};
-use outrigger_proxy_transport::net::{Io, Prefixed, Stream, copy, listen};
+use outrigger_proxy_transport::net::{Io, Prefixed, Stream, listen, tunnel};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::State;
 use super::balance::InHand;
 use super::connect::{connect, credentials};
 use super::health::Answer;
 use super::target::WorkerTarget;
 use crate::identity::MeshProtocol;
-use crate::worker::Worker;
 
 /// How long a connection to outside the cluster may take: the app's own limit is usually shorter.
 const EXTERNAL_CONNECT: Duration = Duration::from_secs(30);
@@ -28,16 +28,16 @@ const EARLY: Duration = Duration::from_secs(1);
 const MAX_EARLY_ENDS: u32 = 2;
 
 /// To an endpoint of the target; another one is tried when there is no connection, as long as no byte was passed on.
-pub async fn forward(worker: &Rc<Worker>, client: Prefixed<Io>, target: &WorkerTarget) {
+pub async fn forward(state: &Rc<State>, client: Prefixed<Io>, target: &WorkerTarget) {
     let mut client = Stream::Plain(client);
-    match connect_to_any(worker, target).await {
-        Ok((mut server, _in_hand)) => tunnel(worker, &mut client, &mut server).await,
-        Err(error) => failed(worker, &client, &error),
+    match connect_to_any(state, target).await {
+        Ok((mut server, _in_hand)) => tunnel(&mut client, &mut server, state.context.activity.begin()).await,
+        Err(error) => failed(state, &client, &error),
     }
 }
 
-fn failed(worker: &Worker, client: &Stream, error: &ProxyError) {
-    worker.process.telemetry.metrics().error(error.reason);
+fn failed(state: &State, client: &Stream, error: &ProxyError) {
+    state.context.metrics().error(error.reason);
     tracing::info!(error = %error, reason = error.reason.code(), "a TCP connection of the app failed");
     client.reset_on_close();
 }
@@ -46,19 +46,19 @@ fn failed(worker: &Worker, client: &Stream, error: &ProxyError) {
 ///
 /// An endpoint that goes away without a word is replaced: the app may have this connection for later, and would lose what it
 /// says in the moment in which it is closed.
-pub async fn greeted(worker: &Rc<Worker>, client: Prefixed<Io>, target: &WorkerTarget) -> Option<Prefixed<Io>> {
+pub async fn greeted(state: &Rc<State>, client: Prefixed<Io>, target: &WorkerTarget) -> Option<Prefixed<Io>> {
     let mut early_ends = 0;
     loop {
         let connected = tokio::select! {
             biased;
             // What it says may be HTTP, which is told why there is no endpoint.
             () = client.get_ref().readable() => return Some(client),
-            connected = connect_to_any(worker, target) => connected,
+            connected = connect_to_any(state, target) => connected,
         };
         let (mut server, _in_hand) = match connected {
             Ok(connected) => connected,
             Err(error) => {
-                failed(worker, &Stream::Plain(client), &error);
+                failed(state, &Stream::Plain(client), &error);
                 return None;
             }
         };
@@ -75,13 +75,13 @@ pub async fn greeted(worker: &Rc<Worker>, client: Prefixed<Io>, target: &WorkerT
                 let now = Instant::now();
                 if let Some(snapshot) = target.current(now) {
                     let name = &snapshot.service.name;
-                    let servers_first = &worker.process.servers_first;
+                    let servers_first = &state.context.process.servers_first;
                     servers_first.greeted(name, &greeting, now.saturating_duration_since(connected), now);
                 }
                 let mut client = Stream::Plain(client);
                 if client.write_all(&greeting).await.is_ok() {
                     drop(greeting);
-                    tunnel(worker, &mut client, &mut server).await;
+                    tunnel(&mut client, &mut server, state.context.activity.begin()).await;
                 }
                 return None;
             }
@@ -95,12 +95,12 @@ pub async fn greeted(worker: &Rc<Worker>, client: Prefixed<Io>, target: &WorkerT
 }
 
 /// To where the app wanted to go, outside the cluster.
-pub async fn pass_through(worker: &Rc<Worker>, client: TcpStream, to: SocketAddr) {
+pub async fn pass_through(state: &State, client: TcpStream, to: SocketAddr) {
     let mut client = Stream::Plain(Prefixed::new(Bytes::new(), Io::Tcp(client)));
     match tokio::time::timeout(EXTERNAL_CONNECT, listen::connect(to)).await {
         Ok(Ok(server)) => {
             let mut server = Stream::Plain(Prefixed::new(Bytes::new(), Io::Tcp(server)));
-            tunnel(worker, &mut client, &mut server).await;
+            tunnel(&mut client, &mut server, state.context.activity.begin()).await;
         }
         failed => {
             tracing::debug!(%to, ?failed, "no connection to outside the cluster");
@@ -109,19 +109,8 @@ pub async fn pass_through(worker: &Rc<Worker>, client: TcpStream, to: SocketAddr
     }
 }
 
-/// Moves bytes until both sides have ended.
-pub async fn tunnel(worker: &Rc<Worker>, client: &mut Stream, server: &mut Stream) {
-    let _in_flight = worker.activity.begin();
-    let copied = copy::both_ways(client, server).await;
-    if let Err(error) = copied.result {
-        tracing::debug!(%error, sent = copied.sent, received = copied.received, "a tunnel broke");
-        client.reset_on_close();
-        server.reset_on_close();
-    }
-}
-
 /// The connection counts as the endpoint's load for as long as the second is held: the next one goes to an endpoint with fewer.
-async fn connect_to_any(worker: &Rc<Worker>, target: &WorkerTarget) -> Result<(Stream, InHand), ProxyError> {
+async fn connect_to_any(state: &Rc<State>, target: &WorkerTarget) -> Result<(Stream, InHand), ProxyError> {
     let now = Instant::now();
     let none = || ProxyError::new(Reason::NoEndpoints, "the Service is gone");
     let snapshot = target.current(now).ok_or_else(none)?;
@@ -130,12 +119,12 @@ async fn connect_to_any(worker: &Rc<Worker>, target: &WorkerTarget) -> Result<(S
     let policy = &service.policy;
     let mut tried = Vec::new();
     loop {
-        let member = backend.pick(&tried, policy.connect_timeout, &worker.rng).await?;
-        let (_, credentials) = credentials(worker, &member.endpoint)?;
+        let member = backend.pick(&tried, policy.connect_timeout, &state.context.rng).await?;
+        let (_, credentials) = credentials(state, &member.endpoint)?;
         let mut in_hand = member.take(Instant::now());
         let limit = policy.connect_timeout;
         match connect(
-            worker,
+            state,
             &member.endpoint,
             credentials.as_deref(),
             MeshProtocol::Opaque,

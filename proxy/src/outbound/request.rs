@@ -17,15 +17,14 @@ use outrigger_proxy_transport::server::{HttpVersion, ResponseBody, check};
 use super::attempts::{Answer, Attempts, Record, attempt_until_final};
 use super::mirror::mirror;
 use super::target::{Snapshot, WorkerTarget};
-use super::{filters, route};
+use super::{State, filters, route};
 use crate::exchange::Exchange;
 use crate::model::{Filter, Policy};
 use crate::telemetry::Direction;
-use crate::worker::Worker;
 
 /// Answers a request.
 pub async fn handle(
-    worker: &Rc<Worker>,
+    state: &Rc<State>,
     target: &Rc<WorkerTarget>,
     version: HttpVersion,
     mut request: Request<ClientBody>,
@@ -36,13 +35,13 @@ pub async fn handle(
             Reason::NoEndpoints,
             "the Service is gone since the connection was made; reconnect",
         );
-        return refuse(worker, request, &gone);
+        return refuse(state, request, &gone);
     };
     let upgrade = wants_upgrade(request.method(), request.headers()).then(|| hyper::upgrade::on(&mut request));
     let (mut head, body) = request.into_parts();
     let name = &snapshot.service.name;
-    let telemetry = &worker.process.telemetry;
-    let in_flight = worker.activity.begin();
+    let telemetry = &state.context.process.telemetry;
+    let in_flight = state.context.activity.begin();
     let exchange = Exchange::begin(
         telemetry,
         Direction::Outbound,
@@ -54,7 +53,7 @@ pub async fn handle(
     );
     let mut record = Record::new(exchange, Arc::clone(&snapshot.metrics));
     match plan(
-        worker,
+        state,
         &snapshot,
         &mut head,
         upgrade.is_some() && version == HttpVersion::Http1,
@@ -68,7 +67,7 @@ pub async fn handle(
             target.budget.borrow_mut().deposit(now);
             let body = body_source(body, &policy, &record);
             let attempts = Attempts {
-                worker,
+                state,
                 target,
                 backend,
                 policy: &policy,
@@ -76,8 +75,8 @@ pub async fn handle(
             };
             match attempt_until_final(attempts, &head, &body, &mut record).await {
                 Ok(answer) => {
-                    mirror(worker, &snapshot, &filters, version, &head, &body);
-                    respond(worker, answer, upgrade, &filters, record)
+                    mirror(state, &snapshot, &filters, version, &head, &body);
+                    respond(state, answer, upgrade, &filters, record)
                 }
                 Err(error) => record.failed(&error),
             }
@@ -87,10 +86,10 @@ pub async fn handle(
 }
 
 /// Answers that a request cannot be carried out.
-pub fn refuse(worker: &Worker, request: Request<ClientBody>, error: &ProxyError) -> Response<ResponseBody> {
-    let telemetry = &worker.process.telemetry;
+pub fn refuse(state: &State, request: Request<ClientBody>, error: &ProxyError) -> Response<ResponseBody> {
+    let telemetry = &state.context.process.telemetry;
     let (mut head, body) = request.into_parts();
-    let in_flight = worker.activity.begin();
+    let in_flight = state.context.activity.begin();
     let exchange = Exchange::begin(
         telemetry,
         Direction::Outbound,
@@ -121,12 +120,7 @@ enum Planned<'a> {
     },
 }
 
-fn plan<'a>(
-    worker: &Worker,
-    snapshot: &'a Snapshot,
-    head: &mut Parts,
-    upgrade: bool,
-) -> Result<Planned<'a>, ProxyError> {
+fn plan<'a>(state: &State, snapshot: &'a Snapshot, head: &mut Parts, upgrade: bool) -> Result<Planned<'a>, ProxyError> {
     check(head)?;
     strip_ours(&mut head.headers);
     let chosen = route::choose(&snapshot.service, head)?;
@@ -137,8 +131,8 @@ fn plan<'a>(
     }
     let service = &snapshot.service;
     let (backend, of_backend) = match service.backends.first() {
-        Some(own) if own.client_affinity => route::backend(service, &chosen, &mut worker.caller.draws(&service.name))?,
-        _ => route::backend(service, &chosen, &mut *worker.rng.borrow_mut())?,
+        Some(own) if own.client_affinity => route::backend(service, &chosen, &mut state.caller.draws(&service.name))?,
+        _ => route::backend(service, &chosen, &mut *state.context.rng.borrow_mut())?,
     };
     if let Some(redirect) = filters::on_request(of_backend.iter(), chosen.prefix, head)? {
         return Ok(Planned::Answer(Box::new(redirect)));
@@ -169,7 +163,7 @@ fn body_source(body: ClientBody, policy: &Policy, record: &Record) -> BodySource
 }
 
 fn respond(
-    worker: &Rc<Worker>,
+    state: &Rc<State>,
     answer: Answer,
     upgrade: Option<OnUpgrade>,
     filters: &[&[Filter]; 2],
@@ -186,7 +180,7 @@ fn respond(
     let lease = match (switches, upgrade) {
         (true, Some(client)) => {
             let server = hyper::upgrade::on(&mut response);
-            upgrade::join(client, server, worker.activity.begin(), lease);
+            upgrade::join(client, server, state.context.activity.begin(), lease);
             strip_hop_by_hop(response.headers_mut(), response_keeps_upgrade(&record));
             None
         }

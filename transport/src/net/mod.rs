@@ -44,9 +44,11 @@ pub mod read_ahead;
 pub mod server_first;
 pub mod sockets;
 pub mod stream;
+mod tunnel;
 
 pub use linger::{LINGER_BYTES, LINGER_TIME, linger};
 pub use prefixed::Prefixed;
 pub use read_ahead::ReadAhead;
 pub use server_first::ServerFirst;
 pub use stream::{Io, Stream};
+pub use tunnel::tunnel;
