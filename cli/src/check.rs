@@ -15,7 +15,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use outrigger_api::labels;
 use outrigger_injector::certs;
-use outrigger_injector::inject::left_to_kubelet;
+use outrigger_injector::inject::{left_to_kubelet, shared_processes};
 
 /// Look at a cluster's mesh and say what is wrong with it
 #[derive(Debug, clap::Args)]
@@ -120,6 +120,7 @@ fn findings(facts: &Facts) -> Vec<Finding> {
     findings.extend(trust(facts));
     findings.extend(sidecars(facts));
     findings.extend(probes(facts));
+    findings.extend(guests(facts));
     findings.extend(versions(facts));
     findings.extend(networks(facts));
     findings.extend(servers_first(&facts.sidecars_say));
@@ -293,6 +294,20 @@ fn probes(facts: &Facts) -> Option<Finding> {
         "a strict sidecar lets the same request in from everybody, in plaintext, and refuses HTTPS; \
          see \"Probes\" in docs/configuration.md",
     ))
+}
+
+/// Pods whose apps see their sidecars' processes.
+fn guests(facts: &Facts) -> Option<Finding> {
+    let meshed = facts.pods.iter().filter(|pod| lives(pod) && version(pod).is_some());
+    let shared: Vec<_> = meshed
+        .filter_map(|pod| Some(format!("{} ({})", name(pod), shared_processes(pod.spec.as_ref()?)?)))
+        .collect();
+    (!shared.is_empty()).then(|| {
+        warning(
+            format!("these apps see the processes of their sidecars: {}", some(&shared)),
+            "as root they can end them, and with the capability SYS_PTRACE read the token and the key by which the pod is known",
+        )
+    })
 }
 
 fn versions(facts: &Facts) -> Option<Finding> {

@@ -14,9 +14,9 @@ pub(crate) struct Args {
     /// A YAML or JSON file with one or more objects; "-" reads standard input
     #[arg(short, long, value_name = "FILE", default_value = "-")]
     filename: PathBuf,
-    /// Where objects go that name no namespace
-    #[arg(short, long, value_name = "NAMESPACE", default_value = "default")]
-    namespace: String,
+    /// Where objects go that name no namespace [default: wherever they are applied]
+    #[arg(short, long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
     /// The settings of an installation: `settings.yaml` of its ConfigMap outrigger-injector
     #[arg(long, value_name = "FILE")]
     settings: Option<PathBuf>,
@@ -42,7 +42,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     }
     settings.native_sidecars &= !args.no_native_sidecars;
     let text = read(&args.filename)?;
-    let injected = manifest::inject(&text, &args.namespace, &settings, &random_key()?)
+    let namespace = args.namespace.unwrap_or_default();
+    let injected = manifest::inject(&text, &namespace, &settings, &random_key()?)
         .map_err(|errors| anyhow::anyhow!("{}: {}", args.filename.display(), errors.join("\n")))?;
     for note in &injected.notes {
         eprintln!("{note}");

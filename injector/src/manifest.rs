@@ -22,7 +22,8 @@ pub struct Injected {
 
 /// Puts sidecars into all workloads of a YAML (or JSON) text of one or more documents, whatever the labels of their
 /// namespaces; a workload that says that it wants none stays without. The annotations of a namespace count where the
-/// Namespace is in the same text. `namespace` is where objects go that name none; `key` as in [`inject::patch`].
+/// Namespace is in the same text. `namespace` is where objects go that name none, empty where that is not known; `key` as in
+/// [`inject::patch`].
 ///
 /// # Errors
 /// Every mistake, each with its document and where it is.

@@ -58,7 +58,8 @@ pub enum PullPolicy {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Tracing {
-    /// An OTLP endpoint, "http://jaeger:4317"; a short name is looked up in the pod's own namespace.
+    /// An OTLP endpoint, "http://collector.observability.svc:4317". A name without a dot is a Service of the pod's own namespace:
+    /// "http://jaeger:4317" becomes `jaeger.<namespace>.svc`.
     pub endpoint: String,
     /// gRPC or HTTP.
     #[serde(default)]

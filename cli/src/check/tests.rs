@@ -144,6 +144,34 @@ fn probes_that_kubelet_sends_to_the_app_are_named() {
 }
 
 #[test]
+fn apps_that_see_their_sidecars_processes_are_named() {
+    let mut facts = facts();
+    let pod = |name: &str, labels: serde_json::Value, more: serde_json::Value| -> Pod {
+        let mut pod =
+            json!({"metadata": {"namespace": "shop", "name": name, "labels": labels}, "spec": {"containers": []}});
+        pod["spec"]
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        serde_json::from_value(pod).unwrap()
+    };
+    let mesh = json!({"outrigger.dev/proxy-version": env!("CARGO_PKG_VERSION")});
+    let shared = json!({"shareProcessNamespace": true});
+    facts.pods = vec![
+        pod("fine", mesh.clone(), json!({})),
+        pod("outside", json!({}), shared.clone()),
+        pod("shared", mesh.clone(), shared),
+        pod("host", mesh, json!({"hostPID": true})),
+    ];
+    let warnings = texts(&facts, Level::Warning);
+    let text = warnings.iter().find(|text| text.contains("see the processes")).unwrap();
+    assert!(
+        text.ends_with(": shop/shared (shareProcessNamespace), shop/host (hostPID)"),
+        "{text}"
+    );
+}
+
+#[test]
 fn roots_are_warned_of_sixty_days_ahead() {
     let now = SystemTime::UNIX_EPOCH + 1000 * DAY;
     let level = |days: &[u32]| {

@@ -348,8 +348,9 @@ impl Backends {
         build.depend_on_service(name);
         let service = build.store.services.get(name);
         let kind = match service.and_then(|service| service.external_name.as_ref()) {
+            // The target of a CNAME: a whole name, to which the search domains of whoever asks add nothing.
             Some(host) => proto::backend::Kind::Dns(proto::DnsName {
-                host: host.to_string(),
+                host: format!("{}.", host.trim_end_matches('.')),
                 port: port.into(),
             }),
             None => {

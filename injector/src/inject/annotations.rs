@@ -7,7 +7,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use outrigger_api::{labels, ports};
 
-use super::NamespaceMeta;
+use super::{NamespaceMeta, shared_processes};
 use crate::quantity;
 use crate::settings::{Resources, Settings, log_filter};
 
@@ -93,6 +93,12 @@ impl Overrides {
     }
 
     fn with_warnings(mut self, pod: &Pod) -> Self {
+        if let Some(field) = pod.spec.as_ref().and_then(shared_processes) {
+            self.warnings.push(format!(
+                "spec.{field} is true: the app sees the sidecar's process; as root it can end it, and with the capability \
+                 SYS_PTRACE read the token and the key by which the pod is known"
+            ));
+        }
         let restart = pod
             .spec
             .as_ref()

@@ -51,7 +51,7 @@ const MIRROR_POD: &str = "kubernetes.io/config.mirror";
 /// What a pod's namespace says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NamespaceMeta {
-    /// Its name.
+    /// Its name; empty where it is not known yet.
     pub name: String,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
@@ -120,6 +120,7 @@ pub fn patch(pod: &Pod, namespace: &NamespaceMeta, settings: &Settings, key: &st
             let plan = probes::plan(spec, &circumstances);
             let parts = sidecar::Parts {
                 pod,
+                namespace: &namespace.name,
                 settings,
                 overrides: &overrides,
                 probes: &plan,
@@ -206,6 +207,15 @@ fn has_sidecar(pod: &Pod) -> bool {
 
 fn all_containers(spec: &PodSpec) -> impl Iterator<Item = &Container> {
     spec.init_containers.iter().flatten().chain(&spec.containers)
+}
+
+/// The field of the pod that lets its containers see one another's processes, where it has one.
+pub fn shared_processes(spec: &PodSpec) -> Option<&'static str> {
+    match () {
+        () if spec.share_process_namespace == Some(true) => Some("shareProcessNamespace"),
+        () if spec.host_pid == Some(true) => Some("hostPID"),
+        () => None,
+    }
 }
 
 /// What of the pod has a name of the sidecar's.

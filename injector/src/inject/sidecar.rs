@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
+use outrigger_api::names::is_namespace;
 use outrigger_api::probes::{APP_PROBES, LET_IN};
 use outrigger_api::{labels, ports};
 use serde_json::{Map, Value, json};
@@ -15,6 +16,8 @@ use crate::settings::{Resources, Settings};
 /// Everything that a sidecar is made of.
 pub(super) struct Parts<'a> {
     pub(super) pod: &'a Pod,
+    /// The name of its namespace; empty where it is not known yet.
+    pub(super) namespace: &'a str,
     pub(super) settings: &'a Settings,
     pub(super) overrides: &'a Overrides,
     pub(super) probes: &'a Plan,
@@ -25,6 +28,7 @@ const TOKEN_DIRECTORY: &str = "/var/run/secrets/outrigger";
 const TRUST_DIRECTORY: &str = "/var/run/secrets/outrigger-trust";
 /// Seconds. kubelet renews a token at 80 % of its life.
 const TOKEN_LIFE: u32 = 3600;
+const NAMESPACE_VARIABLE: &str = "OUTRIGGER_NAMESPACE";
 /// How often kubelet asks a starting sidecar, once a second, before it starts it anew.
 const STARTUP_TRIES: u32 = 120;
 
@@ -96,7 +100,7 @@ impl Parts<'_> {
     fn env(&self, controller_id: &str) -> Value {
         let overrides = self.overrides;
         let mut env = Env::default();
-        env.field("OUTRIGGER_NAMESPACE", "metadata.namespace");
+        env.field(NAMESPACE_VARIABLE, "metadata.namespace");
         env.field("OUTRIGGER_POD", "metadata.name");
         env.field("OUTRIGGER_SERVICE_ACCOUNT", "spec.serviceAccountName");
         env.field("OUTRIGGER_NODE", "spec.nodeName");
@@ -111,7 +115,8 @@ impl Parts<'_> {
             format!("{TRUST_DIRECTORY}/{}", labels::TRUST_BUNDLE_KEY),
         );
         if let Some(tracing) = &self.settings.tracing {
-            env.value("OUTRIGGER_TRACING_ENDPOINT", &tracing.endpoint);
+            let endpoint = in_namespace(&escaped(&tracing.endpoint), self.namespace);
+            env.as_it_is("OUTRIGGER_TRACING_ENDPOINT", &endpoint);
             env.value("OUTRIGGER_TRACING_PROTOCOL", tracing.protocol.as_str());
             env.value("OUTRIGGER_TRACING_SAMPLE_RATIO", tracing.sample_ratio.to_string());
         }
@@ -151,6 +156,23 @@ pub(super) fn variables(probes: &Plan) -> [(&'static str, String); 2] {
     ]
 }
 
+/// The URL of a collector. A host without a dot is a Service of the pod's own namespace, and is written out: the search domains of a
+/// pod go on with those of its node, where a stranger may have that name.
+fn in_namespace(endpoint: &str, namespace: &str) -> String {
+    let uri: Option<http::Uri> = endpoint.parse().ok();
+    let host = uri.as_ref().and_then(http::Uri::host).unwrap_or_default();
+    let name = host.to_ascii_lowercase();
+    let is_service = is_namespace(&name) && name != "localhost";
+    // What stands before the host where there is no user's name.
+    let Some((scheme, rest)) = endpoint.split_once(&format!("://{host}")).filter(|_| is_service) else {
+        return endpoint.to_owned();
+    };
+    match namespace {
+        "" => format!("{scheme}://{host}.$({NAMESPACE_VARIABLE}).svc{rest}"),
+        namespace => format!("{scheme}://{host}.{namespace}.svc{rest}"),
+    }
+}
+
 /// Kubernetes expands $(NAME) in values, and makes one of two dollar signs; ours are meant as they stand.
 pub(super) fn escaped(value: &str) -> String {
     value.replace('$', "$$")
@@ -167,7 +189,12 @@ struct Env(Vec<Value>);
 
 impl Env {
     fn value(&mut self, name: &str, value: impl Into<String>) {
-        self.0.push(json!({"name": name, "value": escaped(&value.into())}));
+        self.as_it_is(name, &escaped(&value.into()));
+    }
+
+    /// A value in which Kubernetes expands $(NAME).
+    fn as_it_is(&mut self, name: &str, value: &str) {
+        self.0.push(json!({"name": name, "value": value}));
     }
 
     fn unless_empty(&mut self, name: &str, value: &str) {

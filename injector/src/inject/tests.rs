@@ -180,6 +180,57 @@ fn an_ordinary_sidecar_of_a_job_comes_with_a_warning() {
 }
 
 #[test]
+fn a_pod_whose_processes_see_one_another_comes_with_a_warning() {
+    for (field, value, warned) in [
+        ("shareProcessNamespace", json!(true), true),
+        ("shareProcessNamespace", json!(false), false),
+        ("hostPID", json!(true), true),
+        ("hostIPC", json!(true), false),
+    ] {
+        let spec = json!({"containers": [{"name": "app"}], field: value});
+        let pod: Pod = serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap();
+        let outcome = patch(&pod, &namespace("shop", Some("enabled")), &Settings::default(), "key").unwrap();
+        let Outcome::Patched { warnings, .. } = outcome else {
+            panic!("{outcome:?}")
+        };
+        let says = warnings.iter().any(|w| w.contains(field) && w.contains("SYS_PTRACE"));
+        assert_eq!(says, warned, "{field}: {warnings:?}");
+    }
+}
+
+#[test]
+fn whoever_runs_as_the_sidecars_user_is_refused() {
+    let own = |uid: i64| json!({"runAsUser": uid});
+    for (of_pod, init, app, refused) in [
+        (json!({}), json!({}), json!({}), None),
+        (json!({}), json!({}), own(2140), Some("app")),
+        (json!({}), own(2140), json!({}), Some("migrate")),
+        (own(2140), json!({}), own(1000), Some("migrate")),
+        (own(2140), own(1000), json!({}), Some("app")),
+        (own(2140), own(1000), own(1001), None),
+        (own(1000), json!({}), json!({}), None),
+    ] {
+        let spec = json!({
+            "securityContext": of_pod,
+            "initContainers": [{"name": "migrate", "securityContext": init}],
+            "containers": [{"name": "app", "securityContext": app}],
+        });
+        let pod: Pod = serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap();
+        let outcome = patch(&pod, &namespace("shop", Some("enabled")), &Settings::default(), "key");
+        match refused {
+            None => assert!(outcome.is_ok(), "{spec}: {outcome:?}"),
+            Some(name) => {
+                let problems = outcome.unwrap_err().problems;
+                assert!(
+                    problems[0].contains(&format!("{name:?}: runAsUser 2140")),
+                    "{spec}: {problems:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn the_drain_ends_before_the_grace_period() {
     let settings = Settings::default();
     let drain = |grace: Value| {
@@ -216,6 +267,41 @@ fn settings_reach_the_sidecar() {
     );
     assert_eq!(env("OUTRIGGER_OPAQUE_PORTS").unwrap(), "3307,3308");
     assert_eq!(env("OUTRIGGER_ACCESS_LOG").unwrap(), "true");
+}
+
+/// A name without a dot would be looked up in the search domains of the node, too.
+#[test]
+fn spans_go_to_a_service_of_the_pods_own_namespace_or_where_they_are_told() {
+    for (endpoint, expected) in [
+        ("http://jaeger:4317", "http://jaeger.shop.svc:4317"),
+        ("http://jaeger", "http://jaeger.shop.svc"),
+        (
+            "http://jaeger:4318/v1/x?http://jaeger=1",
+            "http://jaeger.shop.svc:4318/v1/x?http://jaeger=1",
+        ),
+        ("http://Jaeger:4317/", "http://Jaeger.shop.svc:4317/"),
+        ("HTTP://http:4317", "HTTP://http.shop.svc:4317"),
+        // A collector in the pod itself.
+        ("http://localhost:4317", "http://localhost:4317"),
+        ("http://127.0.0.1:4317", "http://127.0.0.1:4317"),
+        ("http://[::1]:4317", "http://[::1]:4317"),
+        ("http://[fd00::17]:4317", "http://[fd00::17]:4317"),
+        // Whoever writes a dot has said where it is.
+        (
+            "http://collector.observability:4317",
+            "http://collector.observability:4317",
+        ),
+        ("http://jaeger.tracing.svc:4317", "http://jaeger.tracing.svc:4317"),
+        ("http://jaeger.:4317", "http://jaeger.:4317"),
+        ("http://traces.example.com", "http://traces.example.com"),
+        ("http://jaeger:4317/$(HOME)", "http://jaeger.shop.svc:4317/$$(HOME)"),
+    ] {
+        let mut settings = Settings::default();
+        settings.tracing.as_mut().unwrap().endpoint = endpoint.to_owned();
+        assert!(settings.mistakes().is_empty(), "{endpoint}");
+        let sidecar = sidecar(json!({}), json!({}), &settings);
+        assert_eq!(env(&sidecar, "OUTRIGGER_TRACING_ENDPOINT").unwrap(), expected);
+    }
 }
 
 #[test]

@@ -30,3 +30,20 @@ fn an_ending_without_a_newline_does_not_join_documents() {
     let injected = inject(text, "shop", &Settings::default(), "key").unwrap();
     assert!(injected.yaml.ends_with("\n---\na: 1"), "{}", injected.yaml);
 }
+
+/// `kubectl apply -n` decides later where it goes: Kubernetes itself then writes the namespace into the name of the collector.
+#[test]
+fn without_a_namespace_the_pod_brings_its_own() {
+    let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a}]}\n";
+    let injected = |text: &str, namespace| inject(text, namespace, &Settings::default(), "key").unwrap().yaml;
+    let named = text.replace("{name: a}\n", "{name: a, namespace: shop}\n");
+    for (text, namespace, endpoint) in [
+        (text, "", "http://jaeger.$(OUTRIGGER_NAMESPACE).svc:4317"),
+        (text, "other", "http://jaeger.other.svc:4317"),
+        (&named, "", "http://jaeger.shop.svc:4317"),
+        (&named, "other", "http://jaeger.shop.svc:4317"),
+    ] {
+        let yaml = injected(text, namespace);
+        assert!(yaml.contains(&format!("value: {endpoint}\n")), "{namespace:?}: {yaml}");
+    }
+}

@@ -137,7 +137,7 @@ pub struct StaticTargets(pub HashMap<Arc<str>, Arc<Target>>);
 /// Where spans go.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TracingConfig {
-    /// `http://jaeger:4317`.
+    /// `http://jaeger.shop.svc:4317`.
     pub endpoint: http::Uri,
     pub protocol: TracingProtocol,
     /// Share of the traces that begin here which are recorded, 0 to 1.

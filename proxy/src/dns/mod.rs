@@ -6,6 +6,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -15,6 +16,7 @@ use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::proto::rr::Name;
 use hickory_resolver::system_conf::read_system_conf;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -55,11 +57,19 @@ pub enum Known {
 pub struct Resolver(Arc<Inner>);
 
 struct Inner {
-    hickory: TokioResolver,
+    servers: Servers,
     names: Arc<Names>,
     /// For the log: whether the last name that was asked for had no room.
     full: AtomicBool,
     runtime: Handle,
+}
+
+/// Who is asked.
+#[derive(Clone)]
+struct Servers {
+    hickory: TokioResolver,
+    /// With a dot at its end.
+    cluster_domain: String,
 }
 
 /// What was found out about a name.
@@ -77,7 +87,7 @@ impl Resolver {
     /// # Errors
     /// When the resolver cannot be made.
     pub fn start(servers: Option<&[SocketAddr]>) -> Result<Self, String> {
-        let (config, mut options) = match servers {
+        let (config, options) = match servers {
             Some(servers) => (servers_config(servers), ResolverOpts::default()),
             None => read_system_conf().unwrap_or_else(|error| {
                 tracing::warn!("the system's name servers cannot be read, asking 127.0.0.1: {error}");
@@ -85,15 +95,23 @@ impl Resolver {
                 (servers_config(&[local]), ResolverOpts::default())
             }),
         };
+        Self::new(config, options)
+    }
+
+    fn new(config: ResolverConfig, mut options: ResolverOpts) -> Result<Self, String> {
         // What is watched is kept here, by its TTL.
         options.cache_size = 0;
         options.ip_strategy = strategy();
+        let cluster_domain = cluster_domain(config.search());
         let hickory = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
             .with_options(options)
             .build()
             .map_err(|error| format!("the resolver cannot be made: {error}"))?;
         Ok(Self(Arc::new(Inner {
-            hickory,
+            servers: Servers {
+                hickory,
+                cluster_domain,
+            },
             names: Arc::new(Shared::new(MAX_NAMES)),
             full: AtomicBool::new(false),
             runtime: Handle::current(),
@@ -108,7 +126,7 @@ impl Resolver {
     pub fn watch(&self, host: &str, port: u16) -> Result<watch::Receiver<Known>, String> {
         let key = (Arc::<str>::from(host), port);
         let start = |_| {
-            let watcher = follow(self.0.hickory.clone(), Arc::downgrade(&self.0.names), key.clone());
+            let watcher = follow(self.0.servers.clone(), Arc::downgrade(&self.0.names), key.clone());
             self.0.runtime.spawn(watcher).abort_handle()
         };
         let watched = self.0.names.subscribe(&key, Known::NotYet, start);
@@ -129,7 +147,7 @@ impl Resolver {
         if let Ok(ip) = host.parse() {
             return Ok(vec![ip]);
         }
-        match ask(&self.0.hickory, host).await {
+        match self.0.servers.ask(host).await {
             Answer::Addresses(addresses, _) => Ok(addresses),
             Answer::Nothing(_) => Err(format!("the name {host} has no address in DNS")),
             Answer::Failed(error) => Err(format!("the name {host} cannot be resolved: {error}")),
@@ -138,12 +156,12 @@ impl Resolver {
 }
 
 /// Keeps one name up to date, until a TTL ends and nobody watches it.
-async fn follow(hickory: TokioResolver, names: Weak<Names>, key: (Arc<str>, u16)) {
+async fn follow(servers: Servers, names: Weak<Names>, key: (Arc<str>, u16)) {
     let mut backoff = Backoff::new(RETRY.0, RETRY.1, SmallRng::from_os_rng());
     let mut has_addresses = false;
     loop {
         let asked = Instant::now();
-        let answer = ask(&hickory, &key.0).await;
+        let answer = servers.ask(&key.0).await;
         let Some(table) = names.upgrade() else {
             return;
         };
@@ -181,24 +199,46 @@ async fn follow(hickory: TokioResolver, names: Weak<Names>, key: (Arc<str>, u16)
     }
 }
 
-async fn ask(hickory: &TokioResolver, host: &str) -> Answer {
-    match hickory.lookup_ip(host).await {
-        Ok(found) => {
-            let records = found.as_lookup().answers();
-            let ttl = records.iter().map(|record| record.ttl).min().unwrap_or(0);
-            let addresses: Vec<_> = found.iter().collect();
-            let ttl = Duration::from_secs(ttl.into());
-            match addresses.is_empty() {
-                true => Answer::Nothing(ttl),
-                false => Answer::Addresses(addresses, ttl),
+impl Servers {
+    async fn ask(&self, host: &str) -> Answer {
+        match self.hickory.lookup_ip(&*self.name(host)).await {
+            Ok(found) => {
+                let records = found.as_lookup().answers();
+                let ttl = records.iter().map(|record| record.ttl).min().unwrap_or(0);
+                let addresses: Vec<_> = found.iter().collect();
+                let ttl = Duration::from_secs(ttl.into());
+                match addresses.is_empty() {
+                    true => Answer::Nothing(ttl),
+                    false => Answer::Addresses(addresses, ttl),
+                }
             }
+            Err(NetError::Dns(DnsError::NoRecordsFound(none))) => {
+                let ttl = none.negative_ttl.map(|seconds| Duration::from_secs(seconds.into()));
+                Answer::Nothing(ttl.unwrap_or(NEGATIVE_DEFAULT))
+            }
+            Err(error) => Answer::Failed(error.to_string()),
         }
-        Err(NetError::Dns(DnsError::NoRecordsFound(none))) => {
-            let ttl = none.negative_ttl.map(|seconds| Duration::from_secs(seconds.into()));
-            Answer::Nothing(ttl.unwrap_or(NEGATIVE_DEFAULT))
-        }
-        Err(error) => Answer::Failed(error.to_string()),
     }
+
+    /// `<service>.<namespace>.svc` is a Service of the cluster, and is asked for in the cluster's own domain only. The search
+    /// domains of a pod go on with those of its node, where the name might be a stranger's.
+    fn name<'a>(&self, host: &'a str) -> Cow<'a, str> {
+        match host.to_ascii_lowercase().ends_with(".svc") {
+            true => format!("{host}.{}", self.cluster_domain).into(),
+            false => host.into(),
+        }
+    }
+}
+
+/// kubelet gives a pod `<namespace>.svc.<domain>`, `svc.<domain>` and `<domain>` to search, before the domains of its node. A pod that
+/// does not use the cluster's name servers (`dnsPolicy`) may have none of them: then it is the usual domain.
+fn cluster_domain(search: &[Name]) -> String {
+    let known = search.iter().find_map(|domain| {
+        let domain = domain.to_ascii();
+        let domain = domain.strip_prefix("svc.")?.trim_end_matches('.');
+        (!domain.is_empty()).then(|| format!("{domain}."))
+    });
+    known.unwrap_or_else(|| "cluster.local.".to_owned())
 }
 
 fn servers_config(servers: &[SocketAddr]) -> ResolverConfig {

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use hickory_resolver::config::{ResolverConfig, ResolverOpts};
 use hickory_resolver::proto::op::{Message, OpCode, ResponseCode};
 use hickory_resolver::proto::rr::rdata::{A, SOA};
 use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
@@ -14,7 +15,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::{Known, MAX_NAMES, Resolver};
+use super::{Known, MAX_NAMES, Resolver, servers_config};
 
 /// Names that begin like this get no answer.
 pub(crate) const SILENT: &str = "silent";
@@ -52,6 +53,16 @@ impl Server {
 
     pub(crate) fn resolver(&self) -> Resolver {
         Resolver::start(Some(&[self.address])).unwrap()
+    }
+
+    /// As in a pod with these search domains.
+    pub(crate) fn resolver_of_pod(&self, search: &[&str]) -> Resolver {
+        let servers = servers_config(&[self.address]).name_servers().to_vec();
+        let search = search.iter().map(|domain| Name::from_ascii(domain).unwrap()).collect();
+        let mut options = ResolverOpts::default();
+        // As kubelet writes it.
+        options.ndots = 5;
+        Resolver::new(ResolverConfig::from_parts(None, search, servers), options).unwrap()
     }
 
     pub(crate) fn asked(&self) -> usize {

@@ -127,3 +127,47 @@ async fn where_nobody_can_be_asked_the_reason_is_known() {
     let failed = addresses.wait_for(|known| matches!(known, Known::Failed(_)));
     timeout(6 * LONG, failed).await.unwrap().unwrap();
 }
+
+/// The domains of a node come last in a pod's search list, and whoever has the name there would get what is meant for a Service.
+#[tokio::test]
+async fn a_service_is_looked_for_in_its_cluster_alone() {
+    let usual = [
+        "shop.svc.cluster.local",
+        "svc.cluster.local",
+        "cluster.local",
+        "node.test",
+    ];
+    let other = ["shop.svc.k8s.test", "svc.k8s.test", "k8s.test", "node.test"];
+    let cases: [(&[&str], &str, &str); 8] = [
+        (&usual, "jaeger.shop.svc", "jaeger.shop.svc.cluster.local"),
+        (&usual, "jaeger.shop.SVC", "jaeger.shop.svc.cluster.local"),
+        (&usual, "jaeger.shop.svc.", "jaeger.shop.svc"),
+        (&other, "jaeger.shop.svc", "jaeger.shop.svc.k8s.test"),
+        (&other, "controller.outrigger.svc", "controller.outrigger.svc.k8s.test"),
+        (&["node.test"], "jaeger.shop.svc", "jaeger.shop.svc.cluster.local"),
+        (
+            &["svc", "node.test"],
+            "jaeger.shop.svc",
+            "jaeger.shop.svc.cluster.local",
+        ),
+        (&[], "jaeger.shop.svc", "jaeger.shop.svc.cluster.local"),
+    ];
+    for (search, host, expected) in cases {
+        let server = Server::new().await;
+        let resolver = server.resolver_of_pod(search);
+        assert!(resolver.resolve(host).await.is_err(), "{host}");
+        assert_eq!(*server.asked.lock(), [expected], "{host} in {search:?}");
+        server.set(expected, &[ip(7)], 300);
+        assert_eq!(resolver.resolve(host).await.unwrap(), [IpAddr::V4(ip(7))], "{host}");
+        let mut watched = resolver.watch(host, 80).unwrap();
+        timeout(LONG, watched.wait_for(|known| *known == sockets(&[7])))
+            .await
+            .unwrap()
+            .unwrap();
+    }
+    // The test's server does see who walks.
+    let server = Server::new().await;
+    assert!(server.resolver_of_pod(&usual).resolve("jaeger").await.is_err());
+    let asked = server.asked.lock().clone();
+    assert!(asked.iter().any(|name| name == "jaeger.node.test"), "{asked:?}");
+}

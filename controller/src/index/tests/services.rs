@@ -420,7 +420,8 @@ spec:
     let Some(backend::Kind::Dns(dns)) = &service.backends[1].kind else {
         panic!("{:?}", service.backends);
     };
-    assert_eq!((dns.host.as_str(), dns.port), ("orders.example.com", 443));
+    // A whole name: no search domain of the caller's pod or node comes into it.
+    assert_eq!((dns.host.as_str(), dns.port), ("orders.example.com.", 443));
 }
 
 #[test]
