@@ -2,12 +2,16 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::fs;
+use std::path::Path;
+
 use http::Request;
 use http::request::Parts;
 use outrigger_api::discovery as proto;
 use prost::Message;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
+use serde_json::Value;
 
 use super::convert;
 use crate::model::{Backend, Endpoints, Policy, Service, Target};
@@ -294,5 +298,60 @@ fn an_older_controller() {
     assert_eq!(
         convert::workload(&proto::Workload::default()),
         super::WorkloadInfo::default()
+    );
+}
+
+/// What a controller of the commit in tests/skew/BASE said, and what its own sidecar made of it.
+#[test]
+fn what_was_recorded_from_the_version_before_means_what_it_meant() {
+    let recorded = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/skew/recorded");
+    let read = |name: &str| fs::read(recorded.join(name)).unwrap();
+    let model = |name: &str| -> Value { serde_json::from_slice(&read(name)).unwrap() };
+    for name in ["orders", "canary", "web-db", "pod", "pod-outside-the-mesh", "external"] {
+        let mut understood = super::snapshot::target(&decode(&read(&format!("{name}.target"))));
+        // Compiled patterns are no words: the requests below say what they match.
+        let routes = understood.get_mut("routes").and_then(Value::as_array_mut);
+        for route in routes.into_iter().flatten() {
+            route.as_object_mut().unwrap().remove("matches");
+        }
+        assert_eq!(understood, model(&format!("{name}.json")), "{name}");
+    }
+    let workload = proto::Workload::decode(&read("workload")[..]).unwrap();
+    let understood = super::snapshot::workload(&convert::workload(&workload));
+    assert_eq!(understood, model("workload.json"));
+
+    let Target::Service(orders) = decode(&read("orders.target")) else {
+        panic!("not a Service");
+    };
+    for (method, uri, canary, route) in [
+        ("POST", "http://orders.shop/exact", "yes", Some("shop/split/0")),
+        ("POST", "http://orders.shop/exact", "no", None),
+        ("GET", "http://a.example.com/v12/x?full=1", "no", Some("shop/split/0")),
+        ("POST", "http://a.example.com/v12/x?full=1", "no", None),
+        ("GET", "http://a.example.com/v/x?full=1", "no", None),
+        ("GET", "http://orders.shop/old/x", "no", Some("shop/split/1")),
+        // A Service's routes hold whatever host name it is called by.
+        ("GET", "http://elsewhere/old/x", "no", Some("shop/split/1")),
+    ] {
+        let request = Request::builder().method(method).uri(uri).header("x-canary", canary);
+        let head = request.body(()).unwrap().into_parts().0;
+        let chosen = route::choose(&orders, &head).ok();
+        let name = chosen.and_then(|chosen| chosen.route).map(|route| &*route.name);
+        assert_eq!(name, route, "{method} {uri}");
+    }
+    // A rewrite of the path, after what came before it.
+    let mut head = Request::get("http://a.example.com/v1/x?full=1")
+        .body(())
+        .unwrap()
+        .into_parts()
+        .0;
+    let chosen = route::choose(&orders, &head).unwrap();
+    let filters = &chosen.route.unwrap().filters;
+    assert_eq!(filters.len(), 4);
+    filters::on_request(filters.iter(), chosen.prefix, &mut head).unwrap();
+    assert_eq!(head.uri, "http://inner.example/new?full=1");
+    assert_eq!(
+        (&head.headers["x-a"], &head.headers["x-b"]),
+        (&"1".parse().unwrap(), &"2".parse().unwrap())
     );
 }

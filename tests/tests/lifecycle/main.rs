@@ -9,6 +9,7 @@ mod durations;
 mod endpoints;
 mod hung;
 mod names;
+mod skew;
 mod stop;
 
 use std::net::SocketAddr;
