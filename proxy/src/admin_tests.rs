@@ -41,7 +41,7 @@ async fn start() -> Admin {
 
 /// So many bytes more in `/config`.
 async fn start_with(padding: usize) -> Admin {
-    crate::app::raise_file_limit();
+    outrigger_proxy_transport::net::listen::raise_file_limit();
     let socket = TcpSocket::new_v4().unwrap();
     // So that an answer which nobody reads need not be a large one.
     socket.set_send_buffer_size(4096).unwrap();

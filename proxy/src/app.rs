@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, anyhow};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use outrigger_proxy_transport::drain::{self, Phase, Trigger};
 use outrigger_proxy_transport::net::listen;
 use serde_json::json;
@@ -27,8 +26,8 @@ use crate::discovery::Discovery;
 use crate::dns::Resolver;
 use crate::identity::Identity;
 use crate::probe::AppProbes;
+use crate::telemetry::Telemetry;
 use crate::telemetry::logging::LogFilter;
-use crate::telemetry::{Settings, Telemetry};
 use crate::worker::{self, Listeners};
 
 /// How long the last spans may take to leave, at the end. When an app has used up the pod's grace period, kubelet gives a
@@ -70,7 +69,7 @@ impl Drop for Report {
 /// # Errors
 /// When it cannot start, or a worker died.
 pub fn run(config: Config, log: LogFilter) -> anyhow::Result<ExitCode> {
-    raise_file_limit();
+    listen::raise_file_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async move {
         let mut terminate = signal(SignalKind::terminate())?;
@@ -116,7 +115,7 @@ pub async fn start(config: Config, log: Option<LogFilter>) -> anyhow::Result<Run
     let (listeners, outbound, inbound) = bind(&config, workers)?;
     let failed = |e: String| anyhow!(e);
     let resolver = Resolver::start(config.dns_servers.as_deref()).map_err(failed)?;
-    let telemetry = Telemetry::start(&Settings::from(&config), &resolver).map_err(failed)?;
+    let telemetry = Telemetry::start(&config.telemetry(), &resolver).map_err(failed)?;
     telemetry.metrics().runtime(Handle::current());
     telemetry.metrics().connections_limit(config.budget.connections);
     let identity = Identity::start(config.identity.clone(), resolver.clone());
@@ -327,14 +326,5 @@ fn worker_died(died: Option<std::io::Result<()>>) -> anyhow::Error {
     match died {
         Some(Err(error)) => anyhow!("a worker could not go on: {error}"),
         _ => anyhow!("a worker ended before it was told to"),
-    }
-}
-
-/// Connections are what a sidecar has most of: the soft limit of open files is raised to the hard one.
-pub(crate) fn raise_file_limit() {
-    let raised =
-        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }

@@ -12,7 +12,8 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderValue, Method, Request, Response};
 use outrigger_proxy::app::RunningProxy;
-use outrigger_proxy::config::{Config, DiscoveryConfig, StaticTargets};
+use outrigger_proxy::config::Config;
+use outrigger_proxy::discovery::{DiscoveryConfig, StaticTargets};
 use outrigger_proxy::model::{
     Backend, Endpoint, Endpoints, Filter, PathMatch, PathModifier, Policy, Protocol, Route, RouteMatch, Service,
     ServiceName, Target, WeightedBackend,

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode};
 use http_body_util::BodyExt;
 use outrigger_proxy::app::RunningProxy;
-use outrigger_proxy::config::{Config, DiscoveryConfig, LetIn, Plaintext, StaticTargets};
+use outrigger_proxy::config::{Config, LetIn, Plaintext};
+use outrigger_proxy::discovery::{DiscoveryConfig, StaticTargets};
 use outrigger_proxy::model::{
     Backend, Endpoint, Endpoints, Filter, HeaderModifier, PathMatch, PathModifier, Policy, Protocol, Redirect, Route,
     RouteMatch, Service, ServiceName, Target, WeightedBackend,

@@ -6,8 +6,8 @@ use std::time::Duration;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::headers::OUTRIGGER_ERROR;
 use crate::error::ProxyError;
+use crate::headers::OUTRIGGER_ERROR;
 
 /// gRPC's result.
 pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");

@@ -13,15 +13,15 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
 use outrigger_api::discovery as proto;
 use outrigger_api::discovery::string_match::Kind;
-use outrigger_proxy::config::{TracingConfig, TracingProtocol};
-use outrigger_proxy::discovery::convert;
 use outrigger_proxy::dns::Resolver;
 use outrigger_proxy::exchange::{Exchange, Other, Outcome};
+use outrigger_proxy::model::from_proto;
 use outrigger_proxy::model::{Endpoints, Service};
 use outrigger_proxy::outbound::balance::Balancer;
 use outrigger_proxy::outbound::health::Answer;
 use outrigger_proxy::outbound::route;
 use outrigger_proxy::telemetry::{Direction, Settings, Telemetry};
+use outrigger_proxy::telemetry::{TracingConfig, TracingProtocol};
 use outrigger_proxy_transport::drain::Activity;
 use outrigger_proxy_transport::headers::{settle_host, strip_hop_by_hop};
 use outrigger_proxy_transport::server::Scanner;
@@ -209,7 +209,7 @@ static SERVICE: LazyLock<Service> = LazyLock::new(|| {
         ..proto::Endpoint::default()
     };
     let endpoints = (1..=10).map(endpoint).collect();
-    convert::service(&proto::Service {
+    from_proto::service(&proto::Service {
         routes: (1..10)
             .map(|i| format!("/other-{i}"))
             .chain(["/orders".into()])

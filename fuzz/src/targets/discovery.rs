@@ -2,7 +2,7 @@
 
 use http::Request;
 use outrigger_api::discovery as proto;
-use outrigger_proxy::discovery::convert;
+use outrigger_proxy::model::from_proto;
 use outrigger_proxy::model::{Endpoints, Policy, Service, Target};
 use outrigger_proxy::outbound::{filters, route};
 use prost::Message;
@@ -24,13 +24,13 @@ pub fn run(bytes: &[u8]) {
 }
 
 fn workload(message: &proto::Workload) {
-    let info = convert::workload(message);
+    let info = from_proto::workload(message);
     assert!(info.opaque_ports.iter().all(|port| *port > 0) && !info.protocols.contains_key(&0));
     assert!(info.opaque_ports.len() <= message.opaque_ports.len());
 }
 
 fn target(message: &proto::Target) {
-    let Target::Service(service) = convert::target(message) else {
+    let Target::Service(service) = from_proto::target(message) else {
         assert!(
             message.kind.is_none(),
             "what is in the cluster is called as if it were not"

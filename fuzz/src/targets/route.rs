@@ -4,7 +4,7 @@ use http::Request;
 use http::request::Parts;
 use outrigger_api::discovery as proto;
 use outrigger_api::discovery::string_match::Kind;
-use outrigger_proxy::discovery::convert;
+use outrigger_proxy::model::from_proto;
 use outrigger_proxy::outbound::route;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -47,7 +47,7 @@ pub fn run(bytes: &[u8]) {
         backends: vec![proto::Backend::default(); 2],
         ..proto::Service::default()
     };
-    let service = convert::service(&message);
+    let service = from_proto::service(&message);
     let request = request(&mut input);
     let expected = message.routes.iter().position(|route| route_matches(route, &request));
     let chosen = route::choose(&service, &request);

@@ -10,10 +10,12 @@ use outrigger_api::{labels, ports};
 use outrigger_proxy_transport::room::Budget;
 use serde::Deserialize;
 
-use super::{
-    Config, Destination, DiscoveryConfig, HostPort, IdentityConfig, InboundDestination, InboundListener, LetIn,
-    OutboundListener, Plaintext, TracingConfig, TracingProtocol, Workload, limits,
-};
+use super::{Config, Destination, InboundDestination, InboundListener, LetIn, OutboundListener, Plaintext, limits};
+use crate::discovery::DiscoveryConfig;
+use crate::dns::HostPort;
+use crate::identity::IdentityConfig;
+use crate::model::Workload;
+use crate::telemetry::{TracingConfig, TracingProtocol};
 
 pub(super) fn parse(get: &dyn Fn(&str) -> Option<String>) -> Result<Config, Vec<String>> {
     let mut env = Env {

@@ -5,7 +5,8 @@ use std::time::Duration;
 use outrigger_api::duration;
 use outrigger_api::spiffe::SpiffeId;
 
-use super::{Mtls, TracingProtocol};
+use super::Mtls;
+use crate::telemetry::TracingProtocol;
 
 pub(super) fn spiffe_id(text: &str) -> Result<SpiffeId, String> {
     text.parse::<SpiffeId>().map_err(|error| error.to_string())

@@ -7,20 +7,18 @@ mod limits;
 mod tests;
 mod yaml;
 
-use std::collections::HashMap;
-use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger_api::probes::AppProbe;
-use outrigger_api::spiffe::SpiffeId;
 use outrigger_proxy_transport::room::Budget;
 
-use crate::model::Target;
+use crate::discovery::DiscoveryConfig;
+use crate::identity::IdentityConfig;
+use crate::model::Workload;
+use crate::telemetry::{self, TracingConfig};
 
 /// Everything that the process needs to know before it starts.
 #[derive(Clone, Debug)]
@@ -56,21 +54,6 @@ pub struct Config {
     pub dns_servers: Option<Vec<SocketAddr>>,
 }
 
-/// Who this sidecar stands beside.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Workload {
-    /// `service.name` in telemetry: the name of what owns the pod.
-    pub name: Arc<str>,
-    pub namespace: Arc<str>,
-    pub pod: Arc<str>,
-    pub service_account: Arc<str>,
-    pub trust_domain: Arc<str>,
-    /// Empty outside Kubernetes.
-    pub node: Arc<str>,
-    /// Empty outside Kubernetes.
-    pub pod_ips: Vec<IpAddr>,
-}
-
 /// Takes the app's outgoing connections. An IPv6 wildcard means IPv6 alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutboundListener {
@@ -104,54 +87,6 @@ pub enum InboundDestination {
     Fixed(SocketAddr),
 }
 
-/// How this sidecar gets its SVID, and whom it trusts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IdentityConfig {
-    /// Who this sidecar is to be.
-    pub id: SpiffeId,
-    /// Where `Identity.Issue` is called.
-    pub issuer: HostPort,
-    /// Who must answer there.
-    pub issuer_id: SpiffeId,
-    /// The token that proves who this sidecar is; read again for each request, because kubelet renews it.
-    pub token_file: PathBuf,
-    /// PEM roots; read again on a timer, because they may be rotated.
-    pub trust_bundle_file: PathBuf,
-}
-
-/// Where the sidecar learns what is behind an address.
-#[derive(Clone, Debug)]
-pub enum DiscoveryConfig {
-    Controller {
-        address: HostPort,
-        /// Who must answer there.
-        id: SpiffeId,
-    },
-    Standalone(StaticTargets),
-}
-
-/// The services of a standalone file, by name.
-#[derive(Clone, Debug, Default)]
-pub struct StaticTargets(pub HashMap<Arc<str>, Arc<Target>>);
-
-/// Where spans go.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TracingConfig {
-    /// `http://jaeger.shop.svc:4317`.
-    pub endpoint: http::Uri,
-    pub protocol: TracingProtocol,
-    /// Share of the traces that begin here which are recorded, 0 to 1.
-    pub sample_ratio: f64,
-}
-
-/// How OTLP is spoken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum TracingProtocol {
-    #[default]
-    Grpc,
-    Http,
-}
-
 /// Whether plaintext is let in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mtls {
@@ -181,14 +116,6 @@ pub enum Plaintext {
     GrpcHealth,
 }
 
-/// A host name or an address, and a port.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct HostPort {
-    /// Without brackets, also where it is an IPv6 address.
-    pub host: Arc<str>,
-    pub port: u16,
-}
-
 impl Config {
     /// The configuration of a sidecar that the injector put into a pod.
     ///
@@ -196,6 +123,22 @@ impl Config {
     /// All mistakes, each with the variable's name.
     pub fn from_env(get: impl Fn(&str) -> Option<String>) -> Result<Config, Vec<String>> {
         env::parse(&get)
+    }
+
+    /// What telemetry needs to know of it.
+    pub fn telemetry(&self) -> telemetry::Settings {
+        let workload = &self.workload;
+        telemetry::Settings {
+            resource: telemetry::Resource {
+                name: Arc::clone(&workload.name),
+                namespace: Arc::clone(&workload.namespace),
+                pod: Arc::clone(&workload.pod),
+                node: Arc::clone(&workload.node),
+            },
+            tracing: self.tracing.clone(),
+            access_log: self.access_log,
+            seed: None,
+        }
     }
 
     /// Whether the pod's connections are captured: then the addresses of endpoints come from the controller, and from objects that
@@ -212,45 +155,5 @@ impl Config {
     /// All mistakes, each with the file, the line and the field.
     pub fn from_yaml(name: &str, text: &str) -> Result<Config, Vec<String>> {
         yaml::parse(name, text)
-    }
-}
-
-impl FromStr for HostPort {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong =
-            || format!("{text:?} is not a host and a port, like \"controller.example:14150\" or \"[::1]:14150\"");
-        let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
-        let port = port.parse::<u16>().ok().filter(|&p| p > 0).ok_or_else(wrong)?;
-        let host = match host.strip_prefix('[') {
-            Some(rest) => rest
-                .strip_suffix(']')
-                .filter(|h| h.parse::<std::net::Ipv6Addr>().is_ok())
-                .ok_or_else(wrong)?,
-            None => host,
-        };
-        let name = |h: &str| {
-            (1..=253).contains(&h.len())
-                && h.bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
-        };
-        if !name(host) && host.parse::<IpAddr>().is_err() || host.contains(':') && !text.starts_with('[') {
-            return Err(wrong());
-        }
-        Ok(Self {
-            host: host.into(),
-            port,
-        })
-    }
-}
-
-impl fmt::Display for HostPort {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
-        }
     }
 }

@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use super::{
-    Config, Destination, DiscoveryConfig, HostPort, InboundDestination, LetIn, Mtls, Plaintext, TracingProtocol,
-};
+use super::{Config, Destination, InboundDestination, LetIn, Mtls, Plaintext};
+use crate::discovery::DiscoveryConfig;
 use crate::model::{Endpoints, Protocol, Target};
+use crate::telemetry::TracingProtocol;
 
 const ENV: [(&str, &str); 8] = [
     ("OUTRIGGER_NAMESPACE", "shop"),
@@ -284,25 +284,5 @@ fn mistakes_in_the_structure_name_line_and_field() {
         (wrong("workload: {", "workload: [{"), ["orders.yaml:", ""]),
     ] {
         assert!(parts.iter().all(|part| error.contains(part)), "{error}");
-    }
-}
-
-#[test]
-fn hosts_and_ports() {
-    for good in ["controller:14150", "10.0.0.1:80", "[fd00::1]:14150", "a.b-c.svc:1"] {
-        assert_eq!(good.parse::<HostPort>().unwrap().to_string(), good);
-    }
-    for wrong in [
-        "",
-        "controller",
-        ":80",
-        "controller:0",
-        "controller:http",
-        "fd00::1:80",
-        "[fd00::1]",
-        "a/b:80",
-        "[x]:80",
-    ] {
-        assert!(wrong.parse::<HostPort>().is_err(), "{wrong:?} was taken");
     }
 }

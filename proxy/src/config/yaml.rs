@@ -13,12 +13,12 @@ use outrigger_proxy_transport::room::Budget;
 use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
 
-use super::{
-    Config, Destination, DiscoveryConfig, HostPort, IdentityConfig, InboundDestination, InboundListener, Mtls,
-    OutboundListener, StaticTargets, TracingConfig, TracingProtocol, Workload, limits,
-};
-use crate::discovery::convert;
-use crate::model::Target;
+use super::{Config, Destination, InboundDestination, InboundListener, Mtls, OutboundListener, limits};
+use crate::discovery::{DiscoveryConfig, StaticTargets};
+use crate::dns::HostPort;
+use crate::identity::IdentityConfig;
+use crate::model::{Target, Workload, from_proto};
+use crate::telemetry::{TracingConfig, TracingProtocol};
 
 pub(super) fn parse(name: &str, text: &str) -> Result<Config, Vec<String>> {
     let file: File = serde_saphyr::from_str(text).map_err(|error| vec![structure(name, text, &error)])?;
@@ -332,7 +332,7 @@ impl Reader<'_> {
             name: entry.name.value.clone(),
             port: entry.port.or(first_port).unwrap_or(0).into(),
         };
-        Target::Service(Arc::new(convert::service(&proto::Service {
+        Target::Service(Arc::new(from_proto::service(&proto::Service {
             r#ref: Some(name.clone()),
             protocol: protocol.unwrap_or(proto::Protocol::Unspecified).into(),
             routes: Vec::new(),

@@ -19,12 +19,11 @@ use tonic::{Code, Status};
 use super::session::Session;
 use super::told::Told;
 use super::wants::Wants;
-use super::{WorkloadInfo, fallback, snapshot};
+use super::{fallback, snapshot};
 use crate::backoff::Backoff;
-use crate::config::Workload;
 use crate::identity::Identity;
 use crate::identity::channel::{Dialer, status_words};
-use crate::model::Target;
+use crate::model::{Target, Workload, WorkloadInfo};
 use crate::shared::Shared;
 
 /// Targets that are known at the same time. Beyond it, those go that nobody uses, first what is no Service

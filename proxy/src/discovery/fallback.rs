@@ -13,11 +13,11 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 use super::controller::{Link, RETRY};
-use super::convert;
 use super::told::Told;
 use super::wants::Word;
 use crate::backoff::Backoff;
 use crate::identity::channel::status_words;
+use crate::model::from_proto;
 
 /// Follows everything until the pod's own stream ends: then the next controller may be a newer one.
 pub(super) async fn follow(
@@ -42,7 +42,7 @@ pub(super) async fn follow(
         while let Some(message) = messages.message().await? {
             begun();
             link.report(None);
-            link.workload.send_replace(convert::workload(&message).into());
+            link.workload.send_replace(from_proto::workload(&message).into());
         }
         Err(Status::unavailable("the controller ended the stream"))
     };
@@ -86,7 +86,7 @@ async fn watch(link: Arc<Link>, channel: Channel, address: SocketAddr, mut backo
                 .await?
                 .into_inner();
             while let Some(message) = messages.message().await? {
-                link.publish(address, Arc::new(convert::target(&message)));
+                link.publish(address, Arc::new(from_proto::target(&message)));
                 backoff.succeeded();
                 link.report(None);
             }

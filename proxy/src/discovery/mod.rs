@@ -4,13 +4,8 @@
 //! cluster. What was learnt stays while the controller is away.
 
 mod controller;
-pub mod convert;
-#[cfg(test)]
-mod convert_tests;
 mod fallback;
 mod session;
-#[cfg(test)]
-mod skew_tests;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -18,20 +13,34 @@ mod told;
 mod wants;
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
+use outrigger_api::spiffe::SpiffeId;
 use outrigger_proxy_transport::error::{ProxyError, Reason};
 use tokio::sync::watch;
 
 use self::controller::Controller;
-use crate::config::{DiscoveryConfig, StaticTargets, Workload};
-use crate::dns::Resolver;
+use crate::dns::{HostPort, Resolver};
 use crate::identity::channel::Dialer;
 use crate::identity::{Clock, Identity};
-use crate::model::{Protocol, Target};
+use crate::model::{Target, Workload, WorkloadInfo};
+
+/// Where the sidecar learns what is behind an address.
+#[derive(Clone, Debug)]
+pub enum DiscoveryConfig {
+    Controller {
+        address: HostPort,
+        /// Who must answer there.
+        id: SpiffeId,
+    },
+    Standalone(StaticTargets),
+}
+
+/// The services of a standalone file, by name.
+#[derive(Clone, Debug, Default)]
+pub struct StaticTargets(pub HashMap<Arc<str>, Arc<Target>>);
 
 /// What is asked for.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -40,26 +49,6 @@ pub enum TargetKey {
     Address(SocketAddr),
     /// A service of the standalone file.
     Named(Arc<str>),
-}
-
-/// What the controller says about this very pod.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct WorkloadInfo {
-    /// The app's protocol by port, where a Service says so.
-    pub protocols: HashMap<u16, Protocol>,
-    /// Ports whose bytes are not looked into.
-    pub opaque_ports: Vec<u16>,
-    /// What is outside of them is not in the cluster. Empty: nothing is known.
-    pub cluster_networks: Vec<IpNet>,
-}
-
-impl WorkloadInfo {
-    /// Whether the address is known not to be in the cluster.
-    pub fn is_outside(&self, ip: IpAddr) -> bool {
-        // An IPv4 address in IPv6 form is what a dual-stack socket says of an IPv4 connection.
-        let ip = ip.to_canonical();
-        !self.cluster_networks.is_empty() && !self.cluster_networks.iter().any(|network| network.contains(&ip))
-    }
 }
 
 /// Handle to what is known of targets; cheap to clone, and used from every thread.

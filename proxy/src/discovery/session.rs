@@ -14,10 +14,10 @@ use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use super::controller::Link;
-use super::convert;
 use super::told::Told;
 use super::wants::Word;
 use crate::backoff::Backoff;
+use crate::model::from_proto;
 
 /// What this sidecar understands.
 const FEATURES: [Feature; 1] = [Feature::EndpointChanges];
@@ -171,7 +171,7 @@ fn apply(link: &Link, told: &mut Told, refused: &mut Refusals, message: ToSideca
             }
         }
         Some(to_sidecar::Kind::Workload(workload)) => {
-            drop(link.workload.send_replace(convert::workload(&workload).into()))
+            drop(link.workload.send_replace(from_proto::workload(&workload).into()))
         }
         // Of a newer controller.
         None => {}

@@ -2,8 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::WorkloadInfo;
-use crate::model::{Backend, Endpoints, Policy, Protocol, Route, Service, ServiceName, Target};
+use crate::model::{Backend, Endpoints, Policy, Protocol, Route, Service, ServiceName, Target, WorkloadInfo};
 
 pub(super) fn target(target: &Target) -> Value {
     match target {

@@ -24,10 +24,11 @@ use tonic::codegen::Service as _;
 use tonic::{Request, Response, Status};
 
 use super::{Discovery, TargetKey};
-use crate::config::{DiscoveryConfig, StaticTargets, Workload};
+use super::{DiscoveryConfig, StaticTargets};
 use crate::dns::Resolver;
 use crate::identity::testing::TestCa;
 use crate::identity::{Credentials, Identity};
+use crate::model::Workload;
 use crate::model::{Endpoints, Protocol, Target};
 
 const SIDECAR: &str = "spiffe://cluster.local/ns/shop/sa/orders";

@@ -11,8 +11,7 @@ use std::sync::Arc;
 use outrigger_api::discovery::{self as proto, backend, target};
 use prost::Message;
 
-use super::convert;
-use crate::model::{Backend, Endpoint, Endpoints, Service, Target};
+use crate::model::{Backend, Endpoint, Endpoints, Service, Target, from_proto};
 
 /// See the module.
 #[derive(Default)]
@@ -59,7 +58,7 @@ impl Told {
             return Arc::clone(&known.target);
         }
         let sets = names(message);
-        let mut target = convert::target(message);
+        let mut target = from_proto::target(message);
         for name in sets.iter().flatten() {
             let set = self.sets.entry(name.clone()).or_default();
             set.named_by.insert(address);
@@ -86,7 +85,7 @@ impl Told {
     pub(super) fn endpoints(&mut self, message: &proto::EndpointSet) -> Result<Vec<(SocketAddr, Arc<Target>)>, Gap> {
         let set = self.sets.entry(message.name.clone()).or_default();
         let endpoints = match message.since {
-            0 => convert::endpoints(&message.endpoints),
+            0 => from_proto::endpoints(&message.endpoints),
             since if set.version == Some(since) => changed(&set.endpoints, message),
             since => {
                 return Err(Gap(format!(
@@ -186,7 +185,7 @@ fn changed(before: &[Arc<Endpoint>], message: &proto::EndpointSet) -> Vec<Arc<En
     for address in named.filter_map(|address| address.parse().ok()) {
         endpoints.remove(&address);
     }
-    let new = convert::endpoints(&message.endpoints).into_iter();
+    let new = from_proto::endpoints(&message.endpoints).into_iter();
     endpoints.extend(new.map(|e| (e.address, e)));
     endpoints.into_values().collect()
 }

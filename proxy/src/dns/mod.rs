@@ -1,6 +1,7 @@
 //! Names that the sidecar resolves itself: only those that are used, for as long as their records say. libc's resolver is
 //! not used, because a static binary cannot load its parts, and because it does not tell TTLs.
 
+mod host_port;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -26,6 +27,8 @@ use tokio::time::{Instant, sleep};
 
 use crate::backoff::Backoff;
 use crate::shared::{Full, Shared};
+
+pub use host_port::HostPort;
 
 /// Names that are watched at the same time.
 pub(crate) const MAX_NAMES: usize = 1024;

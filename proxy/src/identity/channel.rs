@@ -16,8 +16,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::clock::Clock;
 use super::credentials::connect_as;
-use crate::config::HostPort;
-use crate::dns::Resolver;
+use crate::dns::{HostPort, Resolver};
 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// A controller that went away without a word is noticed after both together.

@@ -19,9 +19,8 @@ use tokio_rustls::TlsAcceptor;
 use tonic::codegen::Service as _;
 use tonic::{Request, Response, Status};
 
-use super::Identity;
 use super::testing::TestCa;
-use crate::config::IdentityConfig;
+use super::{Identity, IdentityConfig};
 use crate::dns::Resolver;
 
 const ORDERS: &str = "spiffe://cluster.local/ns/shop/sa/orders";

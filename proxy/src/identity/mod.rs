@@ -18,8 +18,10 @@ mod tests;
 mod tls;
 pub mod verify;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use outrigger_api::spiffe::SpiffeId;
 use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -29,14 +31,28 @@ use tokio::task::AbortHandle;
 use self::channel::Dialer;
 use self::issuer::{Controller, Issue};
 use self::renewal::Renewal;
-use crate::config::IdentityConfig;
-use crate::dns::Resolver;
+use crate::dns::{HostPort, Resolver};
 
 pub use bundle::TrustBundle;
 pub use clock::Clock;
 pub use credentials::{Credentials, HandshakeError, Svid};
 pub use hello::{Hello, inspect_hello};
 pub(crate) use tls::provider;
+
+/// How this sidecar gets its SVID, and whom it trusts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdentityConfig {
+    /// Who this sidecar is to be.
+    pub id: SpiffeId,
+    /// Where `Identity.Issue` is called.
+    pub issuer: HostPort,
+    /// Who must answer there.
+    pub issuer_id: SpiffeId,
+    /// The token that proves who this sidecar is; read again for each request, because kubelet renews it.
+    pub token_file: PathBuf,
+    /// PEM roots; read again on a timer, because they may be rotated.
+    pub trust_bundle_file: PathBuf,
+}
 
 /// What travels inside a mesh connection. It is the ALPN protocol, so the server needs no detection and can tell a mesh
 /// connection from the app's own TLS.

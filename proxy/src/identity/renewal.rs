@@ -16,12 +16,12 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::IdentityConfig;
 use super::bundle::TrustBundle;
 use super::clock::{Clock, written};
 use super::credentials::{Credentials, Svid};
 use super::issuer::{Issue, Issued};
 use crate::backoff::Backoff;
-use crate::config::IdentityConfig;
 
 /// How often the trust bundle's file is read.
 pub(super) const RELOAD: Duration = Duration::from_secs(10);

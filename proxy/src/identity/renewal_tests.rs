@@ -17,8 +17,7 @@ use super::bundle::TrustBundle;
 use super::issuer::{Issue, Issued};
 use super::renewal::RELOAD;
 use super::testing::TestCa;
-use super::{Clock, Credentials, Identity};
-use crate::config::IdentityConfig;
+use super::{Clock, Credentials, Identity, IdentityConfig};
 
 const ORDERS: &str = "spiffe://cluster.local/ns/shop/sa/orders";
 const HOUR: Duration = Duration::from_secs(3600);

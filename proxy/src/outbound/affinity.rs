@@ -15,7 +15,7 @@ use std::sync::Arc;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-use crate::config::Workload;
+use crate::model::Workload;
 use crate::model::{Endpoint, ServiceName};
 
 /// The pod that calls.

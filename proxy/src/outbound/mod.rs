@@ -13,6 +13,8 @@ pub mod request;
 pub mod retry;
 pub mod route;
 pub mod self_call;
+#[cfg(test)]
+mod skew_tests;
 pub mod target;
 pub mod targets;
 

@@ -16,9 +16,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::{NAME_IDLE, WorkerTarget};
-use crate::config::Workload;
 use crate::dns::Resolver;
 use crate::dns::testing::{SILENT, Server, fill};
+use crate::model::Workload;
 use crate::model::{Backend, Endpoints, Policy, Protocol, Service, ServiceName, Target};
 use crate::outbound::affinity::Caller;
 use crate::outbound::balance::Member;

@@ -69,8 +69,8 @@ mod tests {
     use tokio::sync::watch;
 
     use super::*;
-    use crate::config::Workload;
     use crate::dns::Resolver;
+    use crate::model::Workload;
     use crate::model::{Policy, Protocol, Service, ServiceName, Target};
     use crate::outbound::affinity::Caller;
     use crate::telemetry::{Settings, Telemetry};

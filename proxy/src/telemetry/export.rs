@@ -21,8 +21,8 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::backoff::Backoff;
-use crate::config::TracingConfig;
 use crate::dns::Resolver;
+use crate::telemetry::TracingConfig;
 
 use super::{Metrics, Resource, SpanRecord};
 use otlp::Batch;

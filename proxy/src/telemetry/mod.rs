@@ -23,12 +23,29 @@ pub use metrics::{Metrics, Outcome, ServiceMetrics};
 pub use request::{Direction, Protocol, RequestEnd};
 pub use span::{SpanKind, SpanRecord};
 
-use crate::config::{Config, TracingConfig};
 use crate::dns::Resolver;
 
 use access_log::AccessLog;
 use export::Exporter;
 use ids::Ids;
+
+/// Where spans go.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TracingConfig {
+    /// `http://jaeger.shop.svc:4317`.
+    pub endpoint: http::Uri,
+    pub protocol: TracingProtocol,
+    /// Share of the traces that begin here which are recorded, 0 to 1.
+    pub sample_ratio: f64,
+}
+
+/// How OTLP is spoken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TracingProtocol {
+    #[default]
+    Grpc,
+    Http,
+}
 
 /// Who the spans are from: OpenTelemetry's resource.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,23 +67,6 @@ pub struct Settings {
     pub access_log: bool,
     /// Makes the IDs repeatable, for tests.
     pub seed: Option<u64>,
-}
-
-impl From<&Config> for Settings {
-    fn from(config: &Config) -> Self {
-        let workload = &config.workload;
-        Self {
-            resource: Resource {
-                name: Arc::clone(&workload.name),
-                namespace: Arc::clone(&workload.namespace),
-                pod: Arc::clone(&workload.pod),
-                node: Arc::clone(&workload.node),
-            },
-            tracing: config.tracing.clone(),
-            access_log: config.access_log,
-            seed: None,
-        }
-    }
 }
 
 /// Tracer, metrics and access log of one process. A cheap handle.

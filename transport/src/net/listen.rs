@@ -5,6 +5,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
@@ -81,6 +82,15 @@ impl Listener {
             self.told.set(Some(now));
             tracing::warn!(%error, "cannot accept connections; check the limit of open files (ulimit -n)");
         }
+    }
+}
+
+/// Raises the soft limit of open files to the hard one: connections are what a sidecar has most of.
+pub fn raise_file_limit() {
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }
 

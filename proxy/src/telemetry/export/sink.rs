@@ -16,8 +16,8 @@ use tokio::time::timeout;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::config::{TracingConfig, TracingProtocol};
 use crate::dns::Resolver;
+use crate::telemetry::{TracingConfig, TracingProtocol};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);

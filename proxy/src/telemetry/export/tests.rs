@@ -18,10 +18,10 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
 use super::{BATCH, QUEUE, otlp};
-use crate::config::{TracingConfig, TracingProtocol};
 use crate::dns::Resolver;
 use crate::model::ServiceName;
 use crate::telemetry::{Protocol, Resource, Settings, SpanKind, SpanRecord, Telemetry};
+use crate::telemetry::{TracingConfig, TracingProtocol};
 
 const LIMIT: Duration = Duration::from_secs(10);
 

@@ -4,6 +4,11 @@
 //! Architecture Invariant: plain data. Nothing here does I/O, and nothing here changes after it was made: an update is a
 //! new [`Target`].
 
+pub mod from_proto;
+#[cfg(test)]
+mod from_proto_tests;
+mod workload;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,6 +17,8 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use outrigger_api::pattern::Pattern;
 use outrigger_api::spiffe::SpiffeId;
+
+pub use workload::{Workload, WorkloadInfo};
 
 /// What is behind an address.
 #[derive(Clone, Debug)]

@@ -13,9 +13,8 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use serde_json::Value;
 
-use super::convert;
-use crate::model::{Backend, Endpoints, Policy, Service, Target};
-use crate::outbound::{filters, route};
+use super::{filters, route};
+use crate::model::{Backend, Endpoints, Policy, Service, Target, WorkloadInfo, from_proto};
 
 /// A field number that no message has.
 const LATER: u32 = 100;
@@ -91,7 +90,7 @@ fn of_service(more: &[u8]) -> Vec<u8> {
 }
 
 fn decode(bytes: &[u8]) -> Target {
-    convert::target(&proto::Target::decode(bytes).unwrap())
+    from_proto::target(&proto::Target::decode(bytes).unwrap())
 }
 
 fn request() -> Parts {
@@ -274,7 +273,7 @@ fn numbers_that_are_not_known_are_as_good_as_absent() {
     // A retry condition that is not known adds none, and takes none away.
     let retry = all(&[integer(1, 4), later(), integer(4, 14), integer(4, 4_000_000)]);
     let policy = proto::Policy::decode(&field(1, retry)[..]).unwrap();
-    let retry = convert::policy(&Policy::default(), Some(&policy)).retry;
+    let retry = from_proto::policy(&Policy::default(), Some(&policy)).retry;
     assert_eq!((retry.attempts, &retry.grpc_statuses[..]), (4, &[14][..]));
     assert_eq!(retry.statuses, Policy::default().retry.statuses);
     assert!(!retry.non_idempotent);
@@ -296,8 +295,8 @@ fn an_older_controller() {
     assert_eq!(decide(&pod), format!("/a/b unknown [{ORDERS:?}]"));
     // What is known of the pod itself: nothing.
     assert_eq!(
-        convert::workload(&proto::Workload::default()),
-        super::WorkloadInfo::default()
+        from_proto::workload(&proto::Workload::default()),
+        WorkloadInfo::default()
     );
 }
 

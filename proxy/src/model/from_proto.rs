@@ -12,10 +12,9 @@ use outrigger_api::discovery::{backend, filter, path_modifier, string_match, tar
 use outrigger_api::duration;
 use outrigger_api::pattern::{self, Pattern};
 
-use super::WorkloadInfo;
-use crate::model::{
+use super::{
     Backend, Endpoint, Endpoints, Filter, HeaderModifier, HostnameMatch, PathMatch, PathModifier, Policy, Protocol,
-    Redirect, Route, RouteMatch, Service, ServiceName, Target, ValueMatch, WeightedBackend,
+    Redirect, Route, RouteMatch, Service, ServiceName, Target, ValueMatch, WeightedBackend, WorkloadInfo,
 };
 
 /// Equal to no path and no host name of a request: both are without NUL.
@@ -105,7 +104,7 @@ pub fn policy(outer: &Policy, inner: Option<&proto::Policy>) -> Policy {
     policy
 }
 
-fn retry(policy: &mut crate::model::RetryPolicy, inner: &proto::Retry) {
+fn retry(policy: &mut super::RetryPolicy, inner: &proto::Retry) {
     let statuses = inner.statuses.iter().filter_map(|&status| {
         let status = u16::try_from(status).ok()?;
         StatusCode::from_u16(status).ok()
@@ -215,7 +214,7 @@ fn backend(message: &proto::Backend) -> Backend {
 }
 
 /// Those that can be read.
-pub(super) fn endpoints(messages: &[proto::Endpoint]) -> Vec<Arc<Endpoint>> {
+pub(crate) fn endpoints(messages: &[proto::Endpoint]) -> Vec<Arc<Endpoint>> {
     messages.iter().filter_map(endpoint).collect()
 }
 

@@ -9,8 +9,8 @@ use prost::Message;
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 
-use super::convert;
-use crate::model::{Endpoints, Filter, HostnameMatch, PathMatch, Policy, Protocol, Service, Target, ValueMatch};
+use super::from_proto;
+use super::{Endpoints, Filter, HostnameMatch, PathMatch, Policy, Protocol, Service, Target, ValueMatch};
 
 fn endpoint(address: &str, identity: &str) -> proto::Endpoint {
     proto::Endpoint {
@@ -34,7 +34,7 @@ fn backend(name: &str, endpoints: Vec<proto::Endpoint>) -> proto::Backend {
 }
 
 fn service(routes: Vec<proto::Route>) -> Service {
-    convert::service(&proto::Service {
+    from_proto::service(&proto::Service {
         r#ref: backend("orders", vec![]).r#ref,
         protocol: proto::Protocol::Http2.into(),
         routes,
@@ -70,7 +70,7 @@ fn never(path: &PathMatch) -> bool {
 #[test]
 fn nothing_is_external_and_a_pod_is_one_endpoint() {
     assert!(matches!(
-        convert::target(&proto::Target { kind: None }),
+        from_proto::target(&proto::Target { kind: None }),
         Target::External
     ));
     let pod = proto::Pod {
@@ -78,7 +78,7 @@ fn nothing_is_external_and_a_pod_is_one_endpoint() {
         endpoint: Some(endpoint("[fd00::7]:5432", "")),
         ..Default::default()
     };
-    let Target::Service(service) = convert::target(&proto::Target {
+    let Target::Service(service) = from_proto::target(&proto::Target {
         kind: Some(target::Kind::Pod(pod)),
     }) else {
         panic!("not a service");
@@ -101,7 +101,7 @@ fn an_endpoint_with_an_unreadable_identity_is_left_out_and_never_plaintext() {
             endpoint("10.0.0.3:80", ""),
         ],
     );
-    let service = convert::service(&proto::Service {
+    let service = from_proto::service(&proto::Service {
         backends: vec![bad],
         ..Default::default()
     });
@@ -278,7 +278,7 @@ fn backends_by_index_and_filters() {
 
 #[test]
 fn a_service_without_backends_has_an_empty_one_that_no_index_reaches() {
-    let service = convert::service(&proto::Service {
+    let service = from_proto::service(&proto::Service {
         routes: vec![proto::Route {
             backends: vec![proto::WeightedBackend::default()],
             ..Default::default()
@@ -297,7 +297,7 @@ fn policies_merge_field_by_field() {
         statuses_set,
         ..Default::default()
     };
-    let outer = convert::policy(
+    let outer = from_proto::policy(
         &Policy::default(),
         Some(&proto::Policy {
             retry: Some(retry(Some(4), &[429, 99, 70_000], false)),
@@ -313,7 +313,7 @@ fn policies_merge_field_by_field() {
     );
     assert_eq!(outer.request_timeout, Some(Duration::from_secs(2)));
     assert!(outer.connect_timeout >= Duration::from_secs(3600));
-    let inner = convert::policy(
+    let inner = from_proto::policy(
         &outer,
         Some(&proto::Policy {
             retry: Some(retry(None, &[500], true)),
@@ -323,8 +323,8 @@ fn policies_merge_field_by_field() {
     );
     assert_eq!((inner.retry.attempts, inner.request_timeout), (4, None));
     assert_eq!(inner.retry.statuses, [StatusCode::INTERNAL_SERVER_ERROR]);
-    assert_eq!(convert::policy(&inner, None), inner);
-    let bounded = convert::policy(
+    assert_eq!(from_proto::policy(&inner, None), inner);
+    let bounded = from_proto::policy(
         &Policy::default(),
         Some(&proto::Policy {
             retry: Some(proto::Retry {
@@ -348,12 +348,12 @@ fn policies_merge_field_by_field() {
 
 #[test]
 fn unknown_enumerators_are_detected() {
-    let service = convert::service(&proto::Service {
+    let service = from_proto::service(&proto::Service {
         protocol: 4711,
         ..Default::default()
     });
     assert_eq!(service.protocol, Protocol::Detect);
-    let info = convert::workload(&proto::Workload {
+    let info = from_proto::workload(&proto::Workload {
         opaque_ports: vec![0, 25, 70_000],
         protocols: [(8080, 4711), (90_000, 1), (9090, proto::Protocol::Http2.into())].into(),
         cluster_networks: vec!["10.0.0.0/8".to_owned(), "fd00::/8".to_owned()],
@@ -390,7 +390,7 @@ fn any_message_converts() {
         }
         if let Ok(message) = proto::Target::decode(&bytes[..]) {
             decoded += 1;
-            convert::target(&message);
+            from_proto::target(&message);
         }
     }
     assert!(decoded > 1000, "{decoded}");
