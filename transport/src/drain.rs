@@ -41,7 +41,9 @@ const LAST: Duration = Duration::from_millis(500);
 /// Where the process is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
+    /// From the start.
     Serving,
+    /// From the first signal.
     Draining,
     /// Ends at once.
     Forced,
@@ -104,6 +106,7 @@ pub struct Activity {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
     #[default]
+    /// There was no signal.
     Serving,
     /// Answers say that the connection ends; HTTP/2 connections say GOAWAY.
     Draining,

@@ -15,6 +15,8 @@
 //!
 //! A layer never uses one above it.
 
+#![warn(missing_docs)]
+
 mod executor;
 
 pub mod body;

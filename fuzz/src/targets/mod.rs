@@ -1,18 +1,28 @@
 //! The targets, each for what one kind of stranger sends.
 
+#[cfg(feature = "programs")]
 pub mod admission;
+#[cfg(feature = "programs")]
 pub mod certificate;
+#[cfg(feature = "programs")]
 pub mod config;
 pub mod detect;
+#[cfg(feature = "programs")]
 pub mod discovery;
 pub mod framing;
 pub mod grpc_timeout;
 pub mod headers;
+#[cfg(feature = "programs")]
 pub mod hello;
+#[cfg(feature = "programs")]
 pub mod notation;
+#[cfg(feature = "programs")]
 pub mod retry;
+#[cfg(feature = "programs")]
 pub mod route;
+#[cfg(feature = "programs")]
 pub mod spiffe;
+#[cfg(feature = "programs")]
 pub mod trace;
 
 use http::{HeaderMap, HeaderName, HeaderValue};

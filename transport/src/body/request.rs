@@ -17,6 +17,7 @@ use crate::cause::BoxError;
 
 /// A request's body on its way to a server.
 pub enum RequestBody {
+    /// There is none.
     Empty,
     /// A client's.
     Replay(Replay),
@@ -29,7 +30,9 @@ pub enum RequestBody {
 /// Where the bodies of a request's attempts come from. An attempt reads it and does not own it: an attempt that ends before
 /// the first byte was read leaves it whole for the next one, also where nothing is kept.
 pub enum BodySource {
+    /// There is none.
     Empty,
+    /// One that is kept while it is read.
     Kept(Rc<Kept>),
 }
 

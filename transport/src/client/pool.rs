@@ -48,6 +48,7 @@ struct Idle {
 
 /// A connection that is ready for a request.
 pub struct Checkout {
+    /// Of its protocol.
     pub sender: Sender,
     /// It has carried a request before: its other end may have closed it meanwhile.
     pub reused: bool,
@@ -55,12 +56,15 @@ pub struct Checkout {
 
 /// Sends a request.
 pub enum Sender {
+    /// The connection is its alone until the response has ended.
     Http1(Idling),
+    /// One stream of a connection that others use, too.
     Http2(Slot),
 }
 
 /// What a response's body holds of its connection. Dropped without [`Lease::release`], an HTTP/1 connection is closed.
 pub enum Lease {
+    /// It goes back to the pool.
     Http1(Idling),
     /// Freed when it is dropped, too.
     Http2(Slot),
@@ -69,10 +73,10 @@ pub enum Lease {
 /// An HTTP/1 connection out of the pool.
 pub struct Idling {
     pool: Rc<Pool>,
-    pub sender: http1::SendRequest<RequestBody>,
+    pub(super) sender: http1::SendRequest<RequestBody>,
     generation: u64,
     /// The server still waits for a body that does not come: this connection is not used again.
-    pub refused: Option<Refused>,
+    pub(super) refused: Option<Refused>,
 }
 
 impl Lease {

@@ -15,6 +15,7 @@ use crate::headers::{add_host, check_response, complete_uri};
 
 /// A request that has no response.
 pub struct Failure {
+    /// Why, as the client is told.
     pub error: ProxyError,
     /// The connection had carried a request before, so the server may just have closed it.
     pub reused: bool,

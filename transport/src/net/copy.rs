@@ -17,6 +17,7 @@ const FEW: usize = SIZE / 4;
 pub struct Copied {
     /// Bytes from the first connection to the second.
     pub sent: u64,
+    /// Bytes from the second connection to the first.
     pub received: u64,
     /// `Err`: one of the connections broke; both should be reset.
     pub result: io::Result<()>,

@@ -11,7 +11,9 @@ use super::Prefixed;
 /// What the first bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detected {
+    /// HTTP/1.0 or HTTP/1.1: a request line.
     Http1,
+    /// The preface of HTTP/2.
     Http2,
     /// A ClientHello.
     Tls,
@@ -22,7 +24,9 @@ pub enum Detected {
 /// What can be said of the bytes so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict<T> {
+    /// They may become more than one thing.
     NeedMore,
+    /// Whatever comes next, they are this.
     Is(T),
 }
 
@@ -31,6 +35,7 @@ pub enum Verdict<T> {
 pub struct Peeked<IO, T> {
     /// `None`: the time limit ran out, or the connection ended first.
     pub verdict: Option<T>,
+    /// The time limit ran out.
     pub timed_out: bool,
     /// Everything from the first byte on.
     pub io: Prefixed<IO>,

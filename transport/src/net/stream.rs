@@ -13,6 +13,7 @@ use super::{Prefixed, ReadAhead};
 /// A connection as it comes from the system.
 #[derive(Debug)]
 pub enum Io {
+    /// From or to another process.
     Tcp(TcpStream),
     /// To this very pod: a sidecar's own connections are not captured, so it hands them to itself.
     Pipe(DuplexStream),

@@ -41,7 +41,9 @@ const SEND_BUFFER: usize = 256 * 1024;
 /// Which HTTP a connection speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HttpVersion {
+    /// HTTP/1.0 or HTTP/1.1, whichever each message says.
     Http1,
+    /// HTTP/2, by prior knowledge or by ALPN.
     Http2,
 }
 
