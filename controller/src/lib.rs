@@ -50,4 +50,5 @@ pub mod share;
 pub mod split;
 #[cfg(test)]
 mod testing;
+pub mod topic;
 pub mod topology;

@@ -17,6 +17,7 @@ use crate::index::objects::{Kind, Object, ObjectName};
 use crate::index::{Index, from_k8s};
 use crate::metrics::Metrics;
 use crate::policy::TrafficPolicy;
+use crate::topic::Reader;
 use crate::topology::Place;
 
 /// An index, and objects to fill it with.
@@ -102,7 +103,11 @@ impl Cluster {
     /// The same from the two parts in which a session tells it.
     fn in_session(&self, address: SocketAddr, consumer: &str, place: &Place) -> proto::Target {
         let told = |message: Bytes| proto::ToSidecar::decode(message).unwrap().kind.unwrap();
-        let routes = self.index.watch_routes(address, consumer).borrow().clone();
+        let reader = || Reader {
+            inbox: Arc::default(),
+            number: 0,
+        };
+        let routes = self.index.follow_routes(address, consumer, reader()).newest();
         let to_sidecar::Kind::Routes(message) = told(routes.message()) else {
             panic!("no routes");
         };
@@ -115,7 +120,7 @@ impl Cluster {
                     continue;
                 };
                 let name = names.next().unwrap();
-                let views = self.index.watch_endpoints(name).borrow().clone();
+                let views = self.index.follow_endpoints(name, reader()).newest();
                 let to_sidecar::Kind::EndpointSet(set) = told(views.view(place).message(None)) else {
                     panic!("no endpoints");
                 };

@@ -10,13 +10,14 @@ use tokio::sync::watch;
 
 use super::{Caller, Discover, Update};
 use crate::split::{EndpointViews, Routes, SetName};
+use crate::topic::{Followed, Reader, Topic};
 use crate::topology::{Candidates, Place, TargetViews};
 
 /// See the module.
 #[derive(Default)]
 pub struct FixedTargets {
     targets: HashMap<SocketAddr, Fixed>,
-    sets: Mutex<HashMap<SetName, watch::Sender<Arc<EndpointViews>>>>,
+    sets: Mutex<HashMap<SetName, Topic<EndpointViews>>>,
     /// All other addresses.
     external: watch::Sender<Arc<TargetViews>>,
     place: watch::Sender<Arc<Place>>,
@@ -25,7 +26,7 @@ pub struct FixedTargets {
 
 struct Fixed {
     whole: watch::Sender<Arc<TargetViews>>,
-    routes: watch::Sender<Arc<Routes>>,
+    routes: Topic<Routes>,
 }
 
 impl FixedTargets {
@@ -33,10 +34,10 @@ impl FixedTargets {
     pub fn new(targets: impl IntoIterator<Item = (SocketAddr, Target)>) -> Self {
         let mut fixed = Self::default();
         for (address, target) in targets {
-            let routes = Arc::new(fixed.split(address, target.clone()));
+            let routes = fixed.split(address, target.clone());
             let of_address = Fixed {
                 whole: watch::Sender::new(Arc::new(target.into())),
-                routes: watch::Sender::new(routes),
+                routes: Topic::new(routes),
             };
             fixed.targets.insert(address, of_address);
         }
@@ -47,11 +48,9 @@ impl FixedTargets {
     pub fn replace(&self, address: SocketAddr, target: Target) {
         if let Some(fixed) = self.targets.get(&address) {
             let routes = self.split(address, target.clone());
-            fixed.routes.send_if_modified(|old| {
-                let changed = **old != routes;
-                *old = Arc::new(routes);
-                changed
-            });
+            if *fixed.routes.value() != routes {
+                fixed.routes.replace(routes);
+            }
             fixed.whole.send_replace(Arc::new(target.into()));
         }
     }
@@ -92,29 +91,28 @@ impl FixedTargets {
         let mut sets = self.sets.lock();
         let mut views = EndpointViews::new(name.clone(), candidates);
         match sets.get(&name) {
-            Some(sender) => drop(sender.send_if_modified(|old| {
-                views.follow(old);
-                let changed = **old != views;
-                *old = Arc::new(views);
-                changed
-            })),
-            None => drop(sets.insert(name, watch::Sender::new(Arc::new(views)))),
+            Some(topic) if *topic.value() == views => {}
+            Some(topic) => {
+                views.follow(&topic.value());
+                topic.replace(views);
+            }
+            None => drop(sets.insert(name, Topic::new(views))),
         }
     }
 }
 
 impl Discover for FixedTargets {
-    fn watch_routes(&self, address: SocketAddr, _: &str) -> watch::Receiver<Arc<Routes>> {
+    fn follow_routes(&self, address: SocketAddr, _: &str, reader: Reader) -> Followed<Routes> {
         match self.targets.get(&address) {
-            Some(fixed) => fixed.routes.subscribe(),
-            None => watch::Sender::new(Arc::new(Routes::new(address, Target::default(), Vec::new()))).subscribe(),
+            Some(fixed) => fixed.routes.follow(reader),
+            None => Topic::new(Routes::new(address, Target::default(), Vec::new())).follow(reader),
         }
     }
 
-    fn watch_endpoints(&self, name: &SetName) -> watch::Receiver<Arc<EndpointViews>> {
+    fn follow_endpoints(&self, name: &SetName, reader: Reader) -> Followed<EndpointViews> {
         let mut sets = self.sets.lock();
-        let nobody = || watch::Sender::new(Arc::new(EndpointViews::new(name.clone(), Candidates::default())));
-        sets.entry(name.clone()).or_insert_with(nobody).subscribe()
+        let nobody = || Topic::new(EndpointViews::new(name.clone(), Candidates::default()));
+        sets.entry(name.clone()).or_insert_with(nobody).follow(reader)
     }
 
     fn watch_target(&self, address: SocketAddr, _: &str) -> watch::Receiver<Arc<TargetViews>> {

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 pub use self::fixed::FixedTargets;
 pub(crate) use self::service::DiscoveryService;
 use crate::split::{self, EndpointViews, Routes, SetName};
+use crate::topic::{Followed, Reader};
 use crate::topology::{Place, TargetViews};
 
 /// A message, and its bytes once somebody needed them.
@@ -77,10 +78,10 @@ pub struct Caller {
 
 /// What the service serves.
 pub trait Discover: Send + Sync + 'static {
-    /// What is behind an address but its endpoints, for a client in `namespace`; kept up to date while the receiver lives.
-    fn watch_routes(&self, address: SocketAddr, namespace: &str) -> watch::Receiver<Arc<Routes>>;
-    /// The endpoints of a backend that routes name; kept up to date while the receiver lives.
-    fn watch_endpoints(&self, name: &SetName) -> watch::Receiver<Arc<EndpointViews>>;
+    /// What is behind an address but its endpoints, for a client in `namespace`; kept up to date while it is followed.
+    fn follow_routes(&self, address: SocketAddr, namespace: &str, reader: Reader) -> Followed<Routes>;
+    /// The endpoints of a backend that routes name; kept up to date while they are followed.
+    fn follow_endpoints(&self, name: &SetName, reader: Reader) -> Followed<EndpointViews>;
     /// Both together, for sidecars of the version before the session.
     fn watch_target(&self, address: SocketAddr, namespace: &str) -> watch::Receiver<Arc<TargetViews>>;
     /// Where a caller runs; kept up to date while the receiver lives.

@@ -10,14 +10,13 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::future::{AbortHandle, Abortable};
-use futures_util::stream::{self, FuturesUnordered, Stream};
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::TryStreamExt;
+use futures_util::stream::{self, Stream};
 use outrigger_api::discovery::{Feature, FromSidecar, Hello, Refused, Workload, from_sidecar, to_sidecar};
+use slab::Slab;
 use tokio::sync::watch;
 use tokio::task::coop::consume_budget;
 use tonic::server::StreamingService;
@@ -28,6 +27,7 @@ use super::{Discover, Update};
 use crate::metrics::{AnswerKind, StreamKind, Wanted};
 use crate::share::{self, Held};
 use crate::split::{EndpointViews, Routes, SetName, encoded};
+use crate::topic::{Followed, Inbox, Reader};
 use crate::topology::Place;
 
 impl StreamingService<FromSidecar> for DiscoveryService {
@@ -86,7 +86,9 @@ struct Session {
     sets: HashMap<SetName, Set>,
     /// What is to be sent, in this order. It is empty whenever the sidecar is heard.
     queue: VecDeque<Next>,
-    changes: FuturesUnordered<Abortable<Change>>,
+    /// What has changed, by its number.
+    inbox: Arc<Inbox>,
+    numbers: Slab<Key>,
 }
 
 /// An address that is wanted.
@@ -116,53 +118,10 @@ enum Next {
     Refused(SocketAddr, Status),
 }
 
+#[derive(Clone)]
 enum Key {
     Target(SocketAddr),
     Set(SetName),
-}
-
-/// Ends when there is a newer value.
-type Change = Pin<Box<dyn Future<Output = Key> + Send>>;
-
-/// A value that is looked at again when it changes.
-struct Followed<V> {
-    values: watch::Receiver<Arc<V>>,
-    change: AbortHandle,
-}
-
-impl<V: Send + Sync + 'static> Followed<V> {
-    fn new(values: watch::Receiver<Arc<V>>, key: Key, changes: &FuturesUnordered<Abortable<Change>>) -> Self {
-        let change = AbortHandle::new_pair().0;
-        let mut followed = Self { values, change };
-        followed.again(key, changes);
-        followed
-    }
-
-    /// The value now.
-    fn newest(&mut self) -> Arc<V> {
-        Arc::clone(&self.values.borrow_and_update())
-    }
-
-    /// Waits for the next change after the value that was looked at last.
-    fn again(&mut self, key: Key, changes: &FuturesUnordered<Abortable<Change>>) {
-        let mut values = self.values.clone();
-        let change: Change = Box::pin(async move {
-            if values.changed().await.is_err() {
-                // It never changes any more.
-                std::future::pending::<()>().await;
-            }
-            key
-        });
-        let (handle, registration) = AbortHandle::new_pair();
-        changes.push(Abortable::new(change, registration));
-        self.change = handle;
-    }
-}
-
-impl<V> Drop for Followed<V> {
-    fn drop(&mut self) {
-        self.change.abort();
-    }
 }
 
 impl Session {
@@ -175,7 +134,8 @@ impl Session {
             targets: HashMap::new(),
             sets: HashMap::new(),
             queue: [Next::Workload].into(),
-            changes: FuturesUnordered::new(),
+            inbox: Arc::default(),
+            numbers: Slab::new(),
             member,
         }
     }
@@ -193,9 +153,10 @@ impl Session {
             consume_budget().await;
             tokio::select! {
                 request = requests.message() => self.hear(request?.ok_or_else(ended)?)?,
-                Some(changed) = self.changes.next() => {
-                    // What was aborted is not followed any more.
-                    if let Ok(key) = changed {
+                number = self.inbox.next() => {
+                    // What was dropped meanwhile is not followed any more; another one may have its number, and looks once too
+                    // often.
+                    if let Some(key) = self.numbers.get(number).cloned() {
                         self.changed(key);
                     }
                 }
@@ -223,9 +184,13 @@ impl Session {
                 Err(status) => return self.queue.push_back(Next::Refused(address, status)),
             };
             let service = &self.member.service;
-            let routes = service.index.watch_routes(address, &self.member.caller.namespace);
+            let reader = Reader {
+                inbox: Arc::clone(&self.inbox),
+                number: self.numbers.insert(Key::Target(address)),
+            };
+            let namespace = &self.member.caller.namespace;
             vacant.insert(Target {
-                routes: Followed::new(routes, Key::Target(address), &self.changes),
+                routes: service.index.follow_routes(address, namespace, reader),
                 told: None,
                 _held: held,
                 _wanted: service.metrics.wanted(),
@@ -235,33 +200,28 @@ impl Session {
     }
 
     fn drop(&mut self, address: SocketAddr) {
-        let target = self.targets.remove(&address);
-        if let Some(told) = target.and_then(|mut target| target.told.take()) {
-            told.sets().iter().for_each(|name| self.release(name));
+        let Some(target) = self.targets.remove(&address) else {
+            return;
+        };
+        self.numbers.remove(target.routes.number());
+        for name in target.told.iter().flat_map(|told| told.sets()) {
+            self.release(name);
         }
     }
 
     fn changed(&mut self, key: Key) {
         match key {
             Key::Target(address) => {
-                let Some(target) = self.targets.get_mut(&address) else {
+                let Some(target) = self.targets.get(&address) else {
                     return;
                 };
                 let newest = target.routes.newest();
-                target.routes.again(Key::Target(address), &self.changes);
                 // It may have been wanted again meanwhile.
                 if target.told.as_ref().is_none_or(|told| !Arc::ptr_eq(told, &newest)) {
                     self.tell(address);
                 }
             }
-            Key::Set(name) => {
-                let Some(set) = self.sets.get_mut(&name) else {
-                    return;
-                };
-                set.views.newest();
-                set.views.again(Key::Set(name.clone()), &self.changes);
-                self.queue.push_back(Next::Set(name));
-            }
+            Key::Set(name) => self.queue.push_back(Next::Set(name)),
         }
     }
 
@@ -292,9 +252,12 @@ impl Session {
             return Ok(());
         }
         let held = self.member.share.charge(share::SET)?;
-        let views = self.member.service.index.watch_endpoints(name);
+        let reader = Reader {
+            inbox: Arc::clone(&self.inbox),
+            number: self.numbers.insert(Key::Set(name.clone())),
+        };
         let set = Set {
-            views: Followed::new(views, Key::Set(name.clone()), &self.changes),
+            views: self.member.service.index.follow_endpoints(name, reader),
             sent: None,
             named: 1,
             _held: held,
@@ -309,8 +272,12 @@ impl Session {
             return;
         };
         set.get_mut().named -= 1;
-        if set.get().named == 0 && set.remove().sent.is_some() {
-            self.queue.push_back(Next::Gone(name.clone()));
+        if set.get().named == 0 {
+            let set = set.remove();
+            self.numbers.remove(set.views.number());
+            if set.sent.is_some() {
+                self.queue.push_back(Next::Gone(name.clone()));
+            }
         }
     }
 

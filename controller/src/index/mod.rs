@@ -30,6 +30,7 @@ use self::watches::{Answer, Watches};
 use crate::discovery::{Caller, Discover, Update};
 use crate::metrics::{AnswerKind, Metrics};
 use crate::split::{EndpointViews, Routes, SetName};
+use crate::topic::{Followed, Reader};
 use crate::topology::{Place, TargetViews};
 
 /// How long changes are gathered.
@@ -233,16 +234,18 @@ impl Answer for EndpointViews {
 }
 
 impl Discover for Index {
-    fn watch_routes(&self, address: SocketAddr, namespace: &str) -> watch::Receiver<Arc<Routes>> {
+    fn follow_routes(&self, address: SocketAddr, namespace: &str, reader: Reader) -> Followed<Routes> {
         let mut inner = self.inner.lock();
         let Inner { store, routes, .. } = &mut *inner;
-        routes.watch((address, namespace.into()), |key, deps| build::routes(store, key, deps))
+        routes.follow((address, namespace.into()), reader, |key, deps| {
+            build::routes(store, key, deps)
+        })
     }
 
-    fn watch_endpoints(&self, name: &SetName) -> watch::Receiver<Arc<EndpointViews>> {
+    fn follow_endpoints(&self, name: &SetName, reader: Reader) -> Followed<EndpointViews> {
         let mut inner = self.inner.lock();
         let Inner { store, endpoints, .. } = &mut *inner;
-        endpoints.watch(name.clone(), |name, deps| build::endpoints(store, name, deps))
+        endpoints.follow(name.clone(), reader, |name, deps| build::endpoints(store, name, deps))
     }
 
     fn watch_target(&self, address: SocketAddr, namespace: &str) -> watch::Receiver<Arc<TargetViews>> {

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::build::Deps;
 use super::store::Dep;
+use crate::topic::{Followed, Reader, Topic};
 
 pub(super) struct Watches<K, V> {
     watched: HashMap<K, Watched<V>>,
@@ -27,7 +28,7 @@ pub(super) trait Answer: PartialEq {
 }
 
 struct Watched<V> {
-    sender: watch::Sender<Arc<V>>,
+    topic: Topic<V>,
     deps: Deps,
 }
 
@@ -44,17 +45,25 @@ impl<K, V> Default for Watches<K, V> {
 impl<K: Clone + Eq + Hash, V: Answer> Watches<K, V> {
     /// The answer to `key`, and what it becomes.
     pub(super) fn watch(&mut self, key: K, build: impl FnOnce(&K, &mut Deps) -> V) -> watch::Receiver<Arc<V>> {
-        if let Some(watched) = self.watched.get(&key) {
-            return watched.sender.subscribe();
+        self.topic(key, build).watch()
+    }
+
+    /// The same for a reader that hears of it in its inbox.
+    pub(super) fn follow(&mut self, key: K, reader: Reader, build: impl FnOnce(&K, &mut Deps) -> V) -> Followed<V> {
+        self.topic(key, build).follow(reader)
+    }
+
+    fn topic(&mut self, key: K, build: impl FnOnce(&K, &mut Deps) -> V) -> &Topic<V> {
+        if !self.watched.contains_key(&key) {
+            if self.watched.len() >= self.sweep_at {
+                self.sweep();
+            }
+            let mut deps = Deps::new();
+            let topic = Topic::new(build(&key, &mut deps));
+            self.depend(&key, &deps);
+            self.watched.insert(key.clone(), Watched { topic, deps });
         }
-        if self.watched.len() >= self.sweep_at {
-            self.sweep();
-        }
-        let mut deps = Deps::new();
-        let (sender, receiver) = watch::channel(Arc::new(build(&key, &mut deps)));
-        self.depend(&key, &deps);
-        self.watched.insert(key, Watched { sender, deps });
-        receiver
+        &self.watched[&key].topic
     }
 
     /// Makes anew what depends on one of `touched`, and sends it if it is another.
@@ -67,10 +76,10 @@ impl<K: Clone + Eq + Hash, V: Answer> Watches<K, V> {
             };
             let mut deps = Deps::new();
             let mut value = build(&key, &mut deps);
-            let before = watched.sender.borrow().clone();
+            let before = watched.topic.value();
             if *before != value {
                 value.replaces(&before);
-                watched.sender.send_replace(Arc::new(value));
+                watched.topic.replace(value);
             }
             if watched.deps != deps {
                 let old = std::mem::replace(&mut watched.deps, deps.clone());
@@ -82,7 +91,7 @@ impl<K: Clone + Eq + Hash, V: Answer> Watches<K, V> {
 
     /// Drops answers that nobody watches.
     pub(super) fn sweep(&mut self) {
-        let idle = self.watched.iter().filter(|(_, w)| w.sender.receiver_count() == 0);
+        let idle = self.watched.iter().filter(|(_, w)| w.topic.is_unused());
         let idle: Vec<K> = idle.map(|(key, _)| key.clone()).collect();
         for key in idle {
             if let Some(watched) = self.watched.remove(&key) {

@@ -1,8 +1,13 @@
 //! Routes and endpoints of a target are told apart.
 
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+
 use crate::discovery::Discover;
 use crate::index::objects::Kind;
 use crate::testing::Cluster;
+use crate::topic::{Inbox, Reader};
 
 const ROUTE: &str = "
 kind: HTTPRoute
@@ -27,31 +32,37 @@ fn a_flap_of_an_endpoint_changes_its_set_alone() {
     cluster.add_service("web", 1);
     cluster.add_service("canary", 2);
     cluster.apply(ROUTE);
-    let mut routes = cluster.index.watch_routes("10.96.0.1:80".parse().unwrap(), "client");
-    let names = routes.borrow_and_update().sets().to_vec();
-    let names: Vec<_> = names.iter().map(ToString::to_string).collect();
+    let inbox = Arc::new(Inbox::default());
+    let reader = |number| Reader {
+        inbox: Arc::clone(&inbox),
+        number,
+    };
+    let routes = cluster
+        .index
+        .follow_routes("10.96.0.1:80".parse().unwrap(), "client", reader(0));
+    let names: Vec<_> = routes.newest().sets().iter().map(ToString::to_string).collect();
     assert_eq!(names, ["shop/web:80/v4", "shop/canary:80/v4"]);
-    let sets = routes.borrow().sets().to_vec();
-    let mut sets: Vec<_> = sets.iter().map(|name| cluster.index.watch_endpoints(name)).collect();
+    let _sets: Vec<_> = (1..)
+        .zip(routes.newest().sets())
+        .map(|(number, name)| cluster.index.follow_endpoints(name, reader(number)))
+        .collect();
+    let changed = || {
+        let mut changed: Vec<_> = std::iter::from_fn(|| inbox.next().now_or_never()).collect();
+        changed.sort_unstable();
+        changed
+    };
     cluster.apply(&slice(""));
+    assert_eq!(changed(), [1]);
     cluster.apply(&slice("{addresses: [10.244.0.1]}"));
     cluster.apply(&slice("{addresses: [10.244.0.1], conditions: {ready: false}}"));
-    let changed = |sets: &mut [tokio::sync::watch::Receiver<_>]| -> Vec<bool> {
-        let changed = |set: &mut tokio::sync::watch::Receiver<_>| {
-            let changed = set.has_changed().unwrap();
-            set.mark_unchanged();
-            changed
-        };
-        sets.iter_mut().map(changed).collect()
-    };
-    assert!(!routes.has_changed().unwrap());
-    assert_eq!(changed(&mut sets), [true, false]);
+    assert_eq!(changed(), [1]);
     // And the other way round.
     cluster.delete(Kind::HttpRoute, "shop", "split");
-    assert!(routes.has_changed().unwrap());
-    assert_eq!(changed(&mut sets), [false, false]);
-    assert_eq!(routes.borrow_and_update().sets().len(), 1);
+    assert_eq!(changed(), [0]);
+    assert_eq!(routes.newest().sets().len(), 1);
     // A pod is no endpoint of a set: its own address is one target.
-    let pod = cluster.index.watch_routes("10.244.0.1:8080".parse().unwrap(), "client");
-    assert_eq!(pod.borrow().sets(), []);
+    let pod = cluster
+        .index
+        .follow_routes("10.244.0.1:8080".parse().unwrap(), "client", reader(3));
+    assert_eq!(pod.newest().sets(), []);
 }
