@@ -5,6 +5,8 @@
 
 mod controller;
 mod fallback;
+#[cfg(test)]
+mod recorded_tests;
 mod session;
 mod snapshot;
 #[cfg(test)]
