@@ -72,5 +72,10 @@ mod tests {
         };
         assert_eq!(enabled("warn,outrigger_proxy=debug"), (true, true));
         assert_eq!(enabled("info"), (false, false));
+        let of_transport = std::any::type_name::<outrigger_proxy_transport::net::Stream>();
+        assert!(
+            of_transport.starts_with("outrigger_proxy_transport::"),
+            "{of_transport}"
+        );
     }
 }
