@@ -40,6 +40,8 @@ pub struct Settings {
     /// How long a sidecar that was told to end waits for requests in flight, as "30s". It is kept below each pod's own
     /// grace period.
     pub drain_timeout: String,
+    /// Whether sidecars close connections that outlive the certificate of their peer.
+    pub close_expired: bool,
     /// Ports that are opaque in every pod, beside the well-known ones, as "3307,9000-9010".
     pub opaque_ports: String,
 }
@@ -171,6 +173,7 @@ impl Default for Settings {
             log_level: "info".to_owned(),
             access_log: false,
             drain_timeout: "30s".to_owned(),
+            close_expired: false,
             opaque_ports: String::new(),
         }
     }

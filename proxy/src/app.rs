@@ -24,7 +24,7 @@ use crate::config::Config;
 use crate::context::Process;
 use crate::discovery::Discovery;
 use crate::dns::Resolver;
-use crate::identity::Identity;
+use crate::identity::{Clock, Identity};
 use crate::probe::AppProbes;
 use crate::telemetry::Telemetry;
 use crate::telemetry::logging::LogFilter;
@@ -107,6 +107,14 @@ pub fn run(config: Config, log: LogFilter) -> anyhow::Result<ExitCode> {
 /// # Errors
 /// When an address cannot be bound, or the telemetry's collector is no URL.
 pub async fn start(config: Config, log: Option<LogFilter>) -> anyhow::Result<RunningProxy> {
+    start_by(Clock::system(), config, log).await
+}
+
+/// The same, by a clock that says when certificates are valid.
+///
+/// # Errors
+/// As [`start`].
+pub async fn start_by(clock: Clock, config: Config, log: Option<LogFilter>) -> anyhow::Result<RunningProxy> {
     let workers = config.workers.max(1);
     let admin_listener = tokio::net::TcpListener::bind(config.admin)
         .await
@@ -118,7 +126,7 @@ pub async fn start(config: Config, log: Option<LogFilter>) -> anyhow::Result<Run
     let telemetry = Telemetry::start(&config.telemetry(), &resolver).map_err(failed)?;
     telemetry.metrics().runtime(Handle::current());
     telemetry.metrics().connections_limit(config.budget.connections);
-    let identity = Identity::start(config.identity.clone(), resolver.clone());
+    let identity = Identity::start(config.identity.clone(), clock, resolver.clone());
     let discovery = Discovery::start(&config.discovery, &config.workload, identity.clone(), resolver.clone());
     let process = Arc::new(Process {
         listening: outbound.iter().chain(&inbound).chain([&admin]).copied().collect(),

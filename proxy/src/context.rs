@@ -14,9 +14,9 @@ use rand::rngs::SmallRng;
 use crate::config::Config;
 use crate::discovery::Discovery;
 use crate::dns::Resolver;
-use crate::identity::Identity;
+use crate::identity::{Identity, Peers, Rules};
 use crate::model::ServiceName;
-use crate::telemetry::{Metrics, Telemetry};
+use crate::telemetry::{Direction, Metrics, Telemetry};
 
 /// What all workers share, and the control runtime carries.
 pub struct Process {
@@ -69,6 +69,16 @@ impl Context {
             activity: Rc::default(),
             rng: RefCell::new(SmallRng::from_os_rng()),
         }
+    }
+
+    /// The other sidecars of one direction.
+    pub fn peers(&self, direction: Direction) -> Peers {
+        let config = self.config();
+        let rules = Rules {
+            limit: config.drain_timeout,
+            close_expired: config.close_expired,
+        };
+        Peers::new(direction, rules, Arc::clone(self.metrics()))
     }
 
     /// The process's.

@@ -12,7 +12,7 @@ use outrigger_injector::app::{self, Options, Running};
 use outrigger_injector::settings::Settings;
 use outrigger_proxy::discovery::{Discovery, DiscoveryConfig};
 use outrigger_proxy::dns::{HostPort, Resolver};
-use outrigger_proxy::identity::{Identity, IdentityConfig};
+use outrigger_proxy::identity::{Clock, Identity, IdentityConfig};
 use outrigger_proxy::model::Workload;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -285,6 +285,7 @@ impl ControlPlane {
                 token_file,
                 trust_bundle_file,
             },
+            Clock::system(),
             resolver()?,
         );
         let workload = Workload {

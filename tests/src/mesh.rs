@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -33,6 +33,7 @@ use outrigger_controller::server::{ServerTls, serve};
 use outrigger_proxy::app::{self, RunningProxy};
 use outrigger_proxy::config::{Config, Destination, OutboundListener};
 use outrigger_proxy::discovery::DiscoveryConfig;
+use outrigger_proxy::identity::Clock;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -136,6 +137,16 @@ impl Authority {
     pub fn ca(&self) -> Arc<Ca> {
         Arc::clone(&self.ca.borrow())
     }
+
+    /// Trusts its own root and those of `others`, and nobody else: in the file, and for who is issued an SVID.
+    pub fn trust(&self, others: &[&Ca]) {
+        let mut pem = self.ca().pem().clone();
+        let roots = std::iter::once(pem.certificates.clone()).chain(others.iter().map(|ca| ca.bundle_pem()));
+        pem.roots = Some(roots.collect());
+        let ca = Ca::from_pem(pem, TRUST_DOMAIN, SystemTime::now()).unwrap();
+        std::fs::write(self.directory().join("ca.pem"), ca.bundle_pem()).unwrap();
+        self.ca.send_replace(Arc::new(ca));
+    }
 }
 
 impl Drop for Authority {
@@ -156,6 +167,7 @@ pub struct Sidecar {
     services: String,
     more: String,
     addresses: Vec<SocketAddr>,
+    clock: Clock,
 }
 
 impl Sidecar {
@@ -166,7 +178,15 @@ impl Sidecar {
             services: String::new(),
             more: String::new(),
             addresses: Vec::new(),
+            clock: Clock::system(),
         }
+    }
+
+    /// Judges certificates by another clock.
+    #[must_use]
+    pub fn by(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
     }
 
     /// Protects an app.
@@ -260,7 +280,9 @@ impl Sidecar {
     /// As [`Sidecar::start_with`], without waiting for its identity.
     pub async fn launch(self, authority: &Authority, change: impl FnOnce(&mut Config)) -> RunningProxy {
         let file = self.file(authority);
-        let Self { name, addresses, .. } = self;
+        let Self {
+            name, addresses, clock, ..
+        } = self;
         let path = authority.directory().join(format!("{name}.yaml"));
         let mut config = Config::from_yaml(&path.to_string_lossy(), &file).unwrap_or_else(|e| panic!("{e:#?}\n{file}"));
         if !addresses.is_empty() {
@@ -274,7 +296,7 @@ impl Sidecar {
             }));
         }
         change(&mut config);
-        app::start(config, None).await.unwrap()
+        app::start_by(clock, config, None).await.unwrap()
     }
 }
 

@@ -105,6 +105,7 @@ livenessProbe:
   "logLevel" $proxy.logLevel
   "accessLog" $proxy.accessLog
   "drainTimeout" $proxy.drainTimeout
+  "closeExpired" ((.Values.identity).closeExpired | default false)
   "opaquePorts" $proxy.opaquePorts
   | toYaml }}
 {{- end }}

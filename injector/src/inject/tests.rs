@@ -250,6 +250,7 @@ fn the_drain_ends_before_the_grace_period() {
 fn settings_reach_the_sidecar() {
     let settings: Settings = serde_saphyr::from_str(
         "{namespace: mesh, trustDomain: example.org, tracing: null, opaquePorts: '3307', accessLog: true,\n\
+         closeExpired: true,\
          resources: {cpuRequest: null, memoryRequest: null, memoryLimit: null}}",
     )
     .unwrap();
@@ -267,6 +268,7 @@ fn settings_reach_the_sidecar() {
     );
     assert_eq!(env("OUTRIGGER_OPAQUE_PORTS").unwrap(), "3307,3308");
     assert_eq!(env("OUTRIGGER_ACCESS_LOG").unwrap(), "true");
+    assert_eq!(env("OUTRIGGER_CLOSE_EXPIRED").unwrap(), "true");
 }
 
 /// A name without a dot would be looked up in the search domains of the node, too.

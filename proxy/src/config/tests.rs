@@ -46,6 +46,7 @@ fn environment_with_defaults() {
     );
     assert_eq!(config.drain_timeout, Duration::from_secs(30));
     assert_eq!(config.detect_timeout, Duration::from_secs(1));
+    assert!(!config.close_expired);
     let outbound: Vec<_> = config.outbound.iter().map(|listener| listener.listen).collect();
     assert_eq!(outbound, [address("127.0.0.1:14140"), address("[::1]:14140")]);
     let inbound: Vec<_> = config.inbound.iter().map(|listener| listener.listen).collect();
@@ -94,6 +95,7 @@ fn environment_with_everything() {
         ("OUTRIGGER_OPAQUE_PORTS", "3306,9000-9010"),
         ("OUTRIGGER_DRAIN_TIMEOUT", "5s"),
         ("OUTRIGGER_DETECT_TIMEOUT", "250ms"),
+        ("OUTRIGGER_CLOSE_EXPIRED", "true"),
         ("OUTRIGGER_WORKERS", "2"),
     ])
     .unwrap();
@@ -115,7 +117,10 @@ fn environment_with_everything() {
     );
     assert_eq!(config.app_probes.len(), 1);
     assert_eq!(config.opaque_ports, [3306..=3306, 9000..=9010]);
-    assert_eq!((config.workers, config.access_log), (2, true));
+    assert_eq!(
+        (config.workers, config.access_log, config.close_expired),
+        (2, true, true)
+    );
     assert_eq!(config.detect_timeout, Duration::from_millis(250));
 }
 
@@ -136,6 +141,7 @@ fn all_mistakes_of_the_environment_together() {
         ("OUTRIGGER_OPAQUE_PORTS", "mysql"),
         ("OUTRIGGER_DRAIN_TIMEOUT", "30"),
         ("OUTRIGGER_DETECT_TIMEOUT", "10ms"),
+        ("OUTRIGGER_CLOSE_EXPIRED", "yes"),
         ("OUTRIGGER_WORKERS", "0"),
         ("OUTRIGGER_NAMESPACE", "Shop"),
     ];
@@ -204,6 +210,9 @@ fn file() {
         (config.workers, config.access_log, config.mtls),
         (2, true, Mtls::Strict)
     );
+    assert!(!config.close_expired);
+    let closes = YAML.replace("/etc/ca.pem", "/etc/ca.pem\n  closeExpired: true");
+    assert!(Config::from_yaml("orders.yaml", &closes).unwrap().close_expired);
     let DiscoveryConfig::Standalone(targets) = &config.discovery else {
         panic!("not standalone");
     };

@@ -72,6 +72,8 @@ struct IdentityEntry {
     issuer_id: Spanned<String>,
     token_file: PathBuf,
     trust_bundle_file: PathBuf,
+    #[serde(default)]
+    close_expired: bool,
 }
 
 #[derive(Deserialize)]
@@ -186,6 +188,7 @@ impl Reader<'_> {
             workers: workers.unwrap_or(1),
             drain_timeout: drain.unwrap_or(std::time::Duration::from_secs(30)),
             detect_timeout: detect.unwrap_or(std::time::Duration::from_secs(1)),
+            close_expired: file.identity.close_expired,
             budget: Budget::default(),
             dns_servers: None,
         })

@@ -9,7 +9,7 @@ use outrigger_proxy_transport::error::{ProxyError, Reason};
 use outrigger_proxy_transport::net::{ReadAhead, linger};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig};
-use rustls_pki_types::{CertificateDer, DnsName, PrivateKeyDer, ServerName};
+use rustls_pki_types::{CertificateDer, DnsName, PrivateKeyDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
@@ -18,6 +18,7 @@ use super::bundle::TrustBundle;
 use super::clock::{Clock, written};
 use super::tls::{client_config, explain, provider, server_config};
 use super::verify::{Leaf, Verifier};
+use crate::telemetry::Direction;
 use crate::telemetry::metrics::Handshake;
 
 /// What a client may send in its handshake: a ClientHello has about 1.7 KB, and a chain of four certificates 8 KB. Without this
@@ -43,6 +44,7 @@ pub struct Credentials {
     /// When each root ends.
     pub roots_not_after: Vec<SystemTime>,
     clock: Clock,
+    verifier: Arc<Verifier>,
     /// By protocol, in the order of [`MeshProtocol::ALL`]. They share their tickets.
     clients: [Arc<ClientConfig>; 3],
     /// To the controller.
@@ -118,6 +120,7 @@ impl Credentials {
             clients,
             control: Arc::new(client_config(&verifier, Some(&svid.key), b"h2", clock)?),
             server: Arc::new(server_config(&verifier, &svid.key, clock)?),
+            verifier,
         })
     }
 
@@ -168,6 +171,23 @@ impl Credentials {
         };
         let protocol = protocol.ok_or_else(none)?;
         Ok((stream, id, protocol))
+    }
+
+    /// Whether the chain of a peer that calls (inbound) or is called leads to one of our roots, at a time.
+    pub(super) fn trusts(&self, direction: Direction, chain: &[CertificateDer<'_>], at: SystemTime) -> bool {
+        let Some((leaf, intermediates)) = chain.split_first() else {
+            return false;
+        };
+        let at = UnixTime::since_unix_epoch(at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
+        match direction {
+            Direction::Inbound => self.verifier.check_client(leaf, intermediates, at).is_ok(),
+            Direction::Outbound => self.verifier.check_server(leaf, intermediates, at).is_ok(),
+        }
+    }
+
+    /// The clock by which it judges.
+    pub(super) fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// For connections to the controller: ALPN is h2.

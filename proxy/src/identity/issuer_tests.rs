@@ -20,7 +20,7 @@ use tonic::codegen::Service as _;
 use tonic::{Request, Response, Status};
 
 use super::testing::TestCa;
-use super::{Identity, IdentityConfig};
+use super::{Clock, Identity, IdentityConfig};
 use crate::dns::Resolver;
 
 const ORDERS: &str = "spiffe://cluster.local/ns/shop/sa/orders";
@@ -91,7 +91,11 @@ impl Bench {
     }
 
     fn start(&self) -> Identity {
-        Identity::start(self.config.clone(), Resolver::start(Some(&[])).unwrap())
+        Identity::start(
+            self.config.clone(),
+            Clock::system(),
+            Resolver::start(Some(&[])).unwrap(),
+        )
     }
 }
 
@@ -151,13 +155,13 @@ async fn no_controller_and_no_token() {
     let mut config = bench.config.clone();
     config.issuer.port = 1;
     let resolver = Resolver::start(Some(&[])).unwrap();
-    let identity = Identity::start(config.clone(), resolver.clone());
+    let identity = Identity::start(config.clone(), Clock::system(), resolver.clone());
     let words = problem(&identity).await;
     assert!(
         words.contains("127.0.0.1:1") && words.contains("cannot be connected"),
         "{words}"
     );
     config.token_file = bench.folder.path().join("missing");
-    let words = problem(&Identity::start(config, resolver)).await;
+    let words = problem(&Identity::start(config, Clock::system(), resolver)).await;
     assert!(words.contains("missing cannot be read"), "{words}");
 }

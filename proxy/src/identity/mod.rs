@@ -8,6 +8,7 @@ mod hello;
 mod issuer;
 #[cfg(test)]
 mod issuer_tests;
+mod peers;
 mod renewal;
 #[cfg(test)]
 mod renewal_tests;
@@ -37,6 +38,7 @@ pub use bundle::TrustBundle;
 pub use clock::Clock;
 pub use credentials::{Credentials, HandshakeError, Svid};
 pub use hello::{Hello, inspect_hello};
+pub use peers::{Peers, Rules};
 pub(crate) use tls::provider;
 
 /// How this sidecar gets its SVID, and whom it trusts.
@@ -82,6 +84,7 @@ impl MeshProtocol {
 pub struct Identity(Arc<Inner>);
 
 struct Inner {
+    clock: Clock,
     current: watch::Sender<Option<Arc<Credentials>>>,
     problem: Arc<Mutex<Option<String>>>,
     /// The task that renews; it ends with the last handle.
@@ -90,8 +93,7 @@ struct Inner {
 
 impl Identity {
     /// Starts to issue and renew on the runtime that calls this.
-    pub fn start(config: IdentityConfig, resolver: Resolver) -> Self {
-        let clock = Clock::system();
+    pub fn start(config: IdentityConfig, clock: Clock, resolver: Resolver) -> Self {
         let issuer = Controller {
             dialer: Dialer {
                 address: config.issuer.clone(),
@@ -107,9 +109,17 @@ impl Identity {
     fn start_with(config: IdentityConfig, issuer: impl Issue, clock: Clock, random: SmallRng) -> Self {
         let current = watch::channel(None).0;
         let problem = Arc::default();
-        let renewal = Renewal::new(config, issuer, clock, random, current.clone(), Arc::clone(&problem));
+        let renewal = Renewal::new(
+            config,
+            issuer,
+            clock.clone(),
+            random,
+            current.clone(),
+            Arc::clone(&problem),
+        );
         let renewal = tokio::spawn(renewal.run()).abort_handle();
         Self(Arc::new(Inner {
+            clock,
             current,
             problem,
             renewal: Some(renewal),
@@ -119,6 +129,7 @@ impl Identity {
     /// An identity that never changes, for tests.
     pub fn fixed(credentials: Credentials) -> Self {
         Self(Arc::new(Inner {
+            clock: credentials.clock().clone(),
             current: watch::channel(Some(Arc::new(credentials))).0,
             problem: Arc::default(),
             renewal: None,
@@ -136,6 +147,11 @@ impl Identity {
     /// Why the credentials are not there or could not be renewed, if that is so: what was tried, and what to check.
     pub fn problem(&self) -> Option<String> {
         self.0.problem.lock().clone()
+    }
+
+    /// The clock by which certificates are valid or not.
+    pub fn clock(&self) -> &Clock {
+        &self.0.clock
     }
 
     /// The credentials now, or `None` while there are none.

@@ -115,6 +115,32 @@ impl Verifier {
         })
     }
 
+    /// Whether a peer that is called is of the mesh.
+    pub(super) fn check_server(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let certificate = ParsedCertificate::try_from(leaf)?;
+        verify_server_cert_signed_by_trust_anchor(&certificate, &self.roots, intermediates, now, self.algorithms.all)
+            .map_err(|error| self.explain(error, leaf, intermediates))?;
+        self.check_name(leaf)
+    }
+
+    /// Whether a peer that calls is of the mesh.
+    pub(super) fn check_client(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        self.clients
+            .verify_client_cert(leaf, intermediates, now)
+            .map_err(|error| self.explain(error, leaf, intermediates))?;
+        self.check_name(leaf)
+    }
+
     fn check_name(&self, leaf: &CertificateDer<'_>) -> Result<(), Error> {
         match Leaf::parse(leaf) {
             Ok(leaf) if leaf.id.is_of(&self.trust_domain) => Ok(()),
@@ -157,10 +183,7 @@ impl ServerCertVerifier for Verifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let certificate = ParsedCertificate::try_from(end_entity)?;
-        verify_server_cert_signed_by_trust_anchor(&certificate, &self.roots, intermediates, now, self.algorithms.all)
-            .map_err(|error| self.explain(error, end_entity, intermediates))?;
-        self.check_name(end_entity)?;
+        self.check_server(end_entity, intermediates, now)?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -199,12 +222,8 @@ impl ClientCertVerifier for Verifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self
-            .clients
-            .verify_client_cert(end_entity, intermediates, now)
-            .map_err(|error| self.explain(error, end_entity, intermediates))?;
-        self.check_name(end_entity)?;
-        Ok(verified)
+        self.check_client(end_entity, intermediates, now)?;
+        Ok(ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(

@@ -14,7 +14,7 @@ use outrigger_proxy_transport::body::ClientBody;
 use outrigger_proxy_transport::drain::OpenConnection;
 use outrigger_proxy_transport::error::Reason;
 use outrigger_proxy_transport::net::detect::{Detected, Peeked, Verdict, peek, protocol, settle};
-use outrigger_proxy_transport::net::{Io, Prefixed, Stream, listen, tunnel};
+use outrigger_proxy_transport::net::{Io, Prefixed, Stream, Termed, listen, tunnel};
 use outrigger_proxy_transport::room::Seat;
 use outrigger_proxy_transport::server::{HttpVersion, ResponseBody, serve};
 use tokio::io::AsyncReadExt;
@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use crate::config::{Mtls, Plaintext};
 use crate::context::{Context, Process};
-use crate::identity::{Hello, MeshProtocol, inspect_hello};
+use crate::identity::{Hello, MeshProtocol, Peers, inspect_hello};
 use crate::model::Protocol;
 use crate::telemetry::Direction;
 use crate::telemetry::metrics::{Handshake, OpenConnection as Counted};
@@ -44,17 +44,22 @@ const PROBE_HELD: Duration = Duration::from_secs(10);
 pub struct State {
     pub context: Rc<Context>,
     apps: Apps,
+    peers: Peers,
 }
 
 impl State {
     /// Nothing is known yet.
     pub fn new(context: Rc<Context>) -> Rc<Self> {
-        let apps = Apps::default();
-        Rc::new(Self { context, apps })
+        Rc::new(Self {
+            apps: Apps::default(),
+            peers: context.peers(Direction::Inbound),
+            context,
+        })
     }
 
-    /// Closes connections to the app that were idle for too long.
+    /// Closes connections to the app that were idle for too long, and those of peers whose certificate has ended.
     pub fn sweep(&self, now: Instant) {
+        self.peers.sweep(now, &self.context.process.identity);
         self.apps.sweep(now);
     }
 }
@@ -214,7 +219,9 @@ async fn shake_hands(
     let (cause, error) = match accepted {
         Ok(Ok((tls, peer, protocol))) => {
             metrics.handshake(Direction::Inbound, Handshake::Ok);
-            return Some((Stream::Accepted(Box::new(tls)), peer, protocol));
+            let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
+            let term = state.peers.enter(protocol, chain, &credentials);
+            return Some((Stream::Accepted(Box::new(Termed::new(tls, term))), peer, protocol));
         }
         Ok(Err(refused)) => (refused.cause, refused.to_string()),
         Err(_) => (Handshake::Timeout, format!("it took longer than {HANDSHAKE:?}")),

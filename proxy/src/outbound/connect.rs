@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use outrigger_api::address;
 use outrigger_proxy_transport::error::{ProxyError, Reason};
-use outrigger_proxy_transport::net::{Io, Prefixed, ReadAhead, Stream, listen};
+use outrigger_proxy_transport::net::{Io, Prefixed, ReadAhead, Stream, Termed, listen};
 
 use super::State;
 use crate::context::Process;
@@ -56,7 +56,10 @@ pub async fn connect(
                 let shaken = credentials.connect(io, endpoint.address.ip(), identity, protocol).await;
                 let result = shaken.as_ref().map_or_else(|failed| failed.cause, |_| Handshake::Ok);
                 state.context.metrics().handshake(Direction::Outbound, result);
-                Ok(Stream::Connected(Box::new(shaken?)))
+                let tls = shaken?;
+                let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
+                let term = state.peers.enter(protocol, chain, credentials);
+                Ok(Stream::Connected(Box::new(Termed::new(tls, term))))
             }
             _ => Ok(Stream::Plain(Prefixed::new(bytes::Bytes::new(), io))),
         }

@@ -35,6 +35,7 @@ use tokio::time::Instant;
 
 use crate::context::Context;
 use crate::discovery::TargetKey;
+use crate::identity::Peers;
 use crate::model::{Protocol, Target};
 use crate::telemetry::Direction;
 use affinity::Caller;
@@ -56,6 +57,7 @@ pub struct State {
     /// This pod, for choices that stay the same.
     caller: Caller,
     targets: Targets,
+    peers: Peers,
     /// Mirrored requests that are under way.
     mirrors: Cell<usize>,
     self_calls: SelfCalls,
@@ -69,6 +71,7 @@ impl State {
         let state = Self {
             caller: Caller::new(&config.workload),
             targets: Targets::new(config.workers),
+            peers: context.peers(Direction::Outbound),
             mirrors: Cell::new(0),
             self_calls,
             context,
@@ -106,8 +109,9 @@ impl State {
         Ok(Some(target))
     }
 
-    /// Closes connections that were idle for too long, and forgets targets that were.
+    /// Closes connections that were idle for too long or whose peer's certificate has ended, and forgets targets that were idle.
     pub fn sweep(&self, now: Instant) {
+        self.peers.sweep(now, &self.context.process.identity);
         self.targets.sweep(now);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use outrigger_controller::ca::{Ca, CaPem};
 use outrigger_tests::mesh::{Authority, id};
 use rcgen::{CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose, SanType};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -72,7 +73,7 @@ impl Flaw {
         let stranger;
         let signer = match self {
             Flaw::UnknownIssuer => {
-                stranger = outrigger_controller::ca::Ca::generate("mesh.test").unwrap();
+                stranger = Ca::generate("mesh.test").unwrap();
                 stranger.pem().clone()
             }
             _ => authority.ca().pem().clone(),
@@ -88,7 +89,13 @@ pub(crate) fn right(authority: &Authority, name: &str) -> Identity {
     sign(authority.ca().pem(), names, now - DAY, now + DAY)
 }
 
-fn sign(signer: &outrigger_controller::ca::CaPem, names: Vec<SanType>, begin: SystemTime, end: SystemTime) -> Identity {
+/// The same from any CA of the trust domain, until a moment.
+pub(crate) fn until(signer: &Ca, name: &str, end: SystemTime) -> Identity {
+    let names = vec![SanType::URI(id(name).to_string().try_into().unwrap())];
+    sign(signer.pem(), names, SystemTime::now() - DAY, end)
+}
+
+fn sign(signer: &CaPem, names: Vec<SanType>, begin: SystemTime, end: SystemTime) -> Identity {
     let issuer = KeyPair::from_pem(&signer.key).unwrap();
     let issuer = Issuer::from_ca_cert_pem(&signer.certificates, issuer).unwrap();
     let key = KeyPair::generate().unwrap();

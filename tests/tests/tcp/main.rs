@@ -9,6 +9,7 @@ mod exhaustion;
 mod first_words;
 mod hostile;
 mod idle;
+mod outlived;
 mod streams;
 
 use std::net::SocketAddr;

@@ -29,7 +29,7 @@ use crate::cause::{classify_before_settings, unanswered, with_causes};
 use crate::error::{ProxyError, Reason};
 use crate::executor::LocalExecutor;
 use crate::limits::{CONNECTION_WINDOW, MAX_HEADER_BYTES, STREAM_WINDOW};
-use crate::net::{Stream, writes_to_inner};
+use crate::net::{Stream, Term, writes_to_inner};
 
 /// Connections to one peer; beyond, requests wait for a stream to end.
 const MAX_CONNECTIONS: usize = 8;
@@ -58,6 +58,7 @@ struct Http2 {
     sender: http2::SendRequest<RequestBody>,
     state: Rc<State>,
     generation: u64,
+    term: Term,
     open: Cell<usize>,
     /// When the last stream ended.
     used: Cell<Instant>,
@@ -136,7 +137,12 @@ impl Multiplex {
     /// Closes what was idle for too long, and forgets what is closed.
     pub(super) fn sweep(&self, expired: impl Fn(Instant) -> bool) {
         let mut connections = self.0.made.borrow_mut();
+        let before = connections.len();
         connections.retain(|c| c.takes_requests() && (c.open.get() > 0 || !expired(c.used.get())));
+        if connections.len() < before {
+            // There is room for another connection: who waits for a stream to end need not wait for that.
+            self.0.freed.notify_waiters();
+        }
     }
 
     /// Whether there is no connection.
@@ -197,6 +203,7 @@ impl Connections {
     ) -> Result<(), ProxyError> {
         let began = Instant::now();
         let io = connecting.await?;
+        let term = io.term();
         let heard = Rc::<Notify>::default();
         let stream = Heard {
             io,
@@ -233,6 +240,7 @@ impl Connections {
             sender,
             state,
             generation,
+            term,
             open: Cell::new(0),
             used: Cell::new(Instant::now()),
             leaving: Cell::new(false),
@@ -244,7 +252,7 @@ impl Connections {
 
 impl Http2 {
     fn takes_requests(&self) -> bool {
-        !self.leaving.get() && self.sender.is_ready()
+        !self.leaving.get() && self.term.is_good() && self.sender.is_ready()
     }
 
     fn has_room(&self) -> bool {

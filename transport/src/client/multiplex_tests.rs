@@ -205,6 +205,26 @@ fn all_who_wait_for_a_stream_hear_of_a_new_connection() {
 }
 
 #[test]
+fn who_waits_for_a_stream_does_not_wait_for_connections_that_have_left() {
+    run(async {
+        let peer = Peer::new(Does::ServeTwo);
+        let mut slots = Vec::new();
+        for _ in 0..2 * MAX_CONNECTIONS {
+            slots.push(peer.slot(1).await.0.unwrap().0);
+        }
+        let waiting = peer.spawn(1);
+        sleep(MS).await;
+        assert!(!waiting.is_finished());
+        // None of them takes requests any more, and no stream ends.
+        slots.iter().for_each(Slot::leave);
+        peer.multiplex.sweep(|_| false);
+        let (slot, _) = timeout(LIMIT, waiting).await.expect("it waits on").unwrap();
+        assert!(slot.is_ok());
+        assert_eq!(peer.dials.get(), MAX_CONNECTIONS + 1);
+    });
+}
+
+#[test]
 fn newer_credentials_do_not_wait_for_a_connection_with_old_ones() {
     run(async {
         let peer = Peer::new(Does::Fail(LIMIT));

@@ -1,8 +1,9 @@
 //! Connections to one peer, kept for the next request: an idle list for HTTP/1, shared connections for HTTP/2.
 //!
 //! A pool belongs to one endpoint (address and identity together) of one worker, so two connections in it are equal in
-//! everything that trust depends on, except the credentials: those have a generation, and a connection of an older
-//! generation finishes what it carries and is not used again.
+//! everything that trust depends on, except our credentials and the peer's certificate. The credentials have a generation, and
+//! the certificate a [`Term`]: a connection of an older generation, or whose term is over, finishes what it carries and is not
+//! used again.
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -18,7 +19,7 @@ use super::multiplex::{Multiplex, Slot};
 use crate::body::{Refused, RequestBody};
 use crate::error::{ProxyError, Reason};
 use crate::limits::MAX_BUFFER;
-use crate::net::Stream;
+use crate::net::{Stream, Term};
 
 /// Idle HTTP/1 connections to one peer; a further one is closed. As many as come at once are kept for a while: to close and
 /// make them again costs a handshake each.
@@ -43,6 +44,7 @@ pub struct Pool {
 struct Idle {
     sender: http1::SendRequest<RequestBody>,
     generation: u64,
+    term: Term,
     since: Instant,
 }
 
@@ -75,6 +77,7 @@ pub struct Idling {
     pool: Rc<Pool>,
     pub(super) sender: http1::SendRequest<RequestBody>,
     generation: u64,
+    term: Term,
     /// The server still waits for a body that does not come: this connection is not used again.
     pub(super) refused: Option<Refused>,
 }
@@ -85,6 +88,7 @@ impl Lease {
         if let Lease::Http1(idling) = self
             && idling.refused.is_none()
             && idling.generation == idling.pool.generation.get()
+            && idling.term.is_good()
             && !idling.sender.is_closed()
         {
             let pool = Rc::clone(&idling.pool);
@@ -127,6 +131,7 @@ impl Pool {
                 },
             };
             if idling.generation == generation
+                && idling.term.is_good()
                 && let Some(checkout) = idling.checkout().await
             {
                 return Ok(checkout);
@@ -139,10 +144,12 @@ impl Pool {
         generation: u64,
         connect: impl AsyncFnOnce() -> Result<Stream, ProxyError>,
     ) -> Result<Checkout, ProxyError> {
+        let stream = connect().await?;
+        let term = stream.term();
         let (sender, connection) = http1::Builder::new()
             .preserve_header_case(true)
             .max_buf_size(MAX_BUFFER)
-            .handshake(TokioIo::new(connect().await?))
+            .handshake(TokioIo::new(stream))
             .await
             .map_err(|e| handshake_failed(&e))?;
         tokio::task::spawn_local(async move {
@@ -155,6 +162,7 @@ impl Pool {
                 pool: Rc::clone(self),
                 sender,
                 generation,
+                term,
                 refused: None,
             }),
             reused: false,
@@ -188,7 +196,8 @@ impl Pool {
         let limit = if self.mesh { MESH_IDLE } else { PLAIN_IDLE };
         let expired = |since: Instant| now.saturating_duration_since(since) >= limit;
         let mut idle = self.http1.borrow_mut();
-        idle.retain(|i| !i.sender.is_closed() && i.generation == self.generation.get() && !expired(i.since));
+        let generation = self.generation.get();
+        idle.retain(|i| !i.sender.is_closed() && i.generation == generation && i.term.is_good() && !expired(i.since));
         if idle.is_empty() {
             *idle = Vec::new();
         }
@@ -203,11 +212,12 @@ impl Pool {
     fn pop(self: &Rc<Self>, generation: u64) -> Option<Idling> {
         let mut idle = self.http1.borrow_mut();
         while let Some(i) = idle.pop() {
-            if i.generation == generation && !i.sender.is_closed() {
+            if i.generation == generation && i.term.is_good() && !i.sender.is_closed() {
                 return Some(Idling {
                     pool: Rc::clone(self),
                     sender: i.sender,
                     generation,
+                    term: i.term,
                     refused: None,
                 });
             }
@@ -221,6 +231,7 @@ impl Pool {
             idle.push(Idle {
                 sender: idling.sender,
                 generation: idling.generation,
+                term: idling.term,
                 since: Instant::now(),
             });
         }

@@ -44,6 +44,7 @@ pub mod read_ahead;
 pub mod server_first;
 pub mod sockets;
 pub mod stream;
+pub mod term;
 mod tunnel;
 
 pub use linger::{LINGER_BYTES, LINGER_TIME, linger};
@@ -51,4 +52,5 @@ pub use prefixed::Prefixed;
 pub use read_ahead::ReadAhead;
 pub use server_first::ServerFirst;
 pub use stream::{Io, Stream};
+pub use term::{Notice, Standing, Term, Termed};
 pub use tunnel::tunnel;

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::{Prefixed, ReadAhead};
+use super::{Prefixed, ReadAhead, Term, Termed};
 
 /// A connection as it comes from the system.
 #[derive(Debug)]
@@ -25,9 +25,9 @@ pub enum Stream {
     /// From or to anyone, in plaintext (or in the app's own TLS).
     Plain(Prefixed<Io>),
     /// From another sidecar.
-    Accepted(Box<tokio_rustls::server::TlsStream<ReadAhead<Prefixed<Io>>>>),
+    Accepted(Box<Termed<tokio_rustls::server::TlsStream<ReadAhead<Prefixed<Io>>>>>),
     /// To another sidecar.
-    Connected(Box<tokio_rustls::client::TlsStream<ReadAhead<Io>>>),
+    Connected(Box<Termed<tokio_rustls::client::TlsStream<ReadAhead<Io>>>>),
 }
 
 impl Io {
@@ -63,8 +63,8 @@ impl Stream {
     pub fn reset_on_close(&self) {
         let io = match self {
             Stream::Plain(io) => io.get_ref(),
-            Stream::Accepted(tls) => tls.get_ref().0.get_ref().get_ref(),
-            Stream::Connected(tls) => tls.get_ref().0.get_ref(),
+            Stream::Accepted(tls) => tls.get_ref().get_ref().0.get_ref().get_ref(),
+            Stream::Connected(tls) => tls.get_ref().get_ref().0.get_ref(),
         };
         if let Io::Tcp(tcp) = io {
             // Best effort: a socket that is closed already cannot be reset.
@@ -75,6 +75,15 @@ impl Stream {
     /// Whether mutual TLS protects it.
     pub fn is_mesh(&self) -> bool {
         !matches!(self, Stream::Plain(_))
+    }
+
+    /// When it ends.
+    pub fn term(&self) -> Term {
+        match self {
+            Stream::Plain(_) => Term::default(),
+            Stream::Accepted(tls) => tls.term().clone(),
+            Stream::Connected(tls) => tls.term().clone(),
+        }
     }
 }
 

@@ -234,6 +234,11 @@ impl Seat {
         }
     }
 
+    /// Whether the connection carries something.
+    pub fn is_busy(&self) -> bool {
+        self.place.busy.get() > 0
+    }
+
     /// Whether the connection has to end, because its place went to another.
     pub fn is_closed(&self) -> bool {
         self.place.closed.get()

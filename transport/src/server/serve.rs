@@ -2,10 +2,11 @@
 
 use std::cell::Cell;
 use std::convert::Infallible;
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use http::header::CONNECTION;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
@@ -19,12 +20,12 @@ use super::guard::{Guard, HEAD_TIME, Watch};
 use super::response::ResponseBody;
 use super::waiting::Waiting;
 use crate::body::ClientBody;
-use crate::drain::{Activity, OpenConnection, Stage};
+use crate::drain::{OpenConnection, Stage};
 use crate::executor::LocalExecutor;
 use crate::headers::{asks_for_tunnel, settle_host};
 use crate::limits::{CONNECTION_WINDOW, MAX_BUFFER, STREAM_WINDOW};
-use crate::net::Stream;
 use crate::net::detect::{Peeked, http2_opening, peek};
+use crate::net::{Standing, Stream};
 
 /// Streams that a client may have open on one connection; further ones wait on its side.
 const MAX_STREAMS: u32 = 1000;
@@ -67,25 +68,28 @@ where
     H: AsyncFn(Request<ClientBody>) -> Response<ResponseBody> + 'static,
 {
     let seat = open.seat();
+    let term = stream.term();
     let half_closes = !stream.is_mesh();
     let (stream, watch) = Guard::new(stream, half_closes, seat.heads(), seat.most_held());
     let gone = Arc::clone(&watch);
     // A connection that has not had its first request is not closed by the drain: it was made for one.
     let used = Rc::new(Cell::new(false));
     let service = service_fn({
-        let (used, activity) = (Rc::clone(&used), open.activity());
+        let (used, activity, term) = (Rc::clone(&used), open.activity(), term.clone());
         move |request| {
             let first = !used.replace(true);
             watch.progress.begin();
             let busy = seat.busy();
-            let (handle, watch, activity) = (Rc::clone(&handle), Arc::clone(&watch), Rc::clone(&activity));
+            let (handle, watch) = (Rc::clone(&handle), Arc::clone(&watch));
+            let (activity, term) = (Rc::clone(&activity), term.clone());
             async move {
                 if first && half_closes {
                     // What came with the connection is read before the system says what else came: the end of the
                     // client's half. In one turn it is known.
                     tokio::task::yield_now().await;
                 }
-                let response = answer_http1(&*handle, watch, &activity, request).await;
+                let ending = || activity.stage() > Stage::Serving || !term.is_good();
+                let response = answer_http1(&*handle, watch, ending, request).await;
                 Ok::<_, Infallible>(response.map(|body| body.with_busy(busy)))
             }
         }
@@ -105,7 +109,8 @@ where
         poll_fn(|cx| {
             let polled = connection.as_mut().poll(cx);
             // Answers say "Connection: close" while the drain goes on; here, idle connections are closed.
-            if polled.is_pending() && !closing && open.poll_stage(cx) >= Stage::Closing && used.get() {
+            let drained = |cx: &mut Context<'_>| open.poll_stage(cx) >= Stage::Closing && used.get();
+            if polled.is_pending() && !closing && (drained(cx) || term.standing() == Standing::Over) {
                 closing = true;
                 connection.as_mut().graceful_shutdown();
                 return connection.as_mut().poll(cx);
@@ -120,11 +125,12 @@ where
     served
 }
 
-/// Answers one request, or the stand-in for one.
+/// Answers one request, or the stand-in for one. `ending`: whether it is the last one of its connection, asked when the answer
+/// is there.
 async fn answer_http1<H>(
     handle: &H,
     watch: Arc<Watch>,
-    activity: &Activity,
+    ending: impl Fn() -> bool,
     mut request: Request<Incoming>,
 ) -> Response<ResponseBody>
 where
@@ -146,9 +152,8 @@ where
     // hyper closes a connection whose request was answered before all of its body was read: then that is said, or the
     // client's next request on it would be lost.
     let unread = !received.ended();
-    let draining = activity.stage() > Stage::Serving;
     let half_closed = watch.progress.answered();
-    let ends = fault.is_some() || unread || draining || half_closed;
+    let ends = fault.is_some() || unread || ending() || half_closed;
     // "Connection: upgrade" has to stay, and what follows is no HTTP.
     if !switches && (ends || (tunnel && watch.refuse_tunnel())) {
         response
@@ -198,6 +203,7 @@ where
         return Ok(());
     };
     let seat = open.seat();
+    let term = io.get_ref().term();
     let (streams, fields) = match seat.most_held() {
         Some(most) => (REFUSED_STREAMS, most.max(REFUSED_FIELDS)),
         None => (MAX_STREAMS, MAX_BUFFER),
@@ -206,11 +212,20 @@ where
     let used = Rc::new(Cell::new(false));
     let waiting = Waiting::new();
     let service = service_fn({
-        let used = Rc::clone(&used);
+        let (used, term) = (Rc::clone(&used), term.clone());
         move |request| {
             used.set(true);
             let (handle, waiting, busy) = (Rc::clone(&handle), Rc::clone(&waiting), seat.busy());
+            // The client does not want to hear of the GOAWAY: until it confirms a ping, h2 lets it go on (RFC 9113 section 6.8).
+            let late = term.standing() >= Standing::Over;
+            if late {
+                term.cut();
+            }
             async move {
+                if late {
+                    // Its connection ends, and this stream with it.
+                    pending::<()>().await;
+                }
                 let response = answer_http2(&*handle, &waiting, request).await;
                 Ok::<_, Infallible>(response.map(|body| body.with_busy(busy)))
             }
@@ -232,9 +247,14 @@ where
     let mut going = false;
     poll_fn(|cx| {
         let polled = connection.as_mut().poll(cx);
+        let standing = term.standing();
+        if polled.is_pending() && standing == Standing::Over && going && !seat.is_busy() {
+            return Poll::Ready(Ok(()));
+        }
         if polled.is_pending() && !going {
             let stage = open.poll_stage(cx);
-            if seat.is_closed() || stage == Stage::Refusing || (stage >= Stage::Draining && used.get()) {
+            let drained = stage == Stage::Refusing || (stage >= Stage::Draining && used.get());
+            if drained || seat.is_closed() || standing >= Standing::Ending {
                 going = true;
                 connection.as_mut().graceful_shutdown();
                 return connection.as_mut().poll(cx);

@@ -11,7 +11,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::super::request::Direction;
-use super::{Handshake, Metrics, Refused, ServiceMetrics, process};
+use super::{Ended, Handshake, Metrics, Refused, ServiceMetrics, process};
 
 const DIRECTIONS: [Direction; 2] = [Direction::Outbound, Direction::Inbound];
 const OUTCOMES: [&str; 2] = ["success", "failure"];
@@ -173,6 +173,8 @@ impl Families<'_> {
     fn connections(&mut self, metrics: &Metrics) -> fmt::Result {
         let mut handshakes = Vec::new();
         let mut open = Vec::new();
+        let mut ended = Vec::new();
+        let mut expired = Vec::new();
         for direction in DIRECTIONS {
             let label = || ("direction", Some(direction.as_str().to_owned()));
             for (result, count) in Handshake::NAMES.iter().zip(&metrics.handshakes[direction as usize]) {
@@ -183,6 +185,12 @@ impl Families<'_> {
                 let tls = ("tls", Some((*tls).to_owned()));
                 open.push((Labels([label(), tls]), count.load(Relaxed)));
             }
+            for (reason, count) in Ended::NAMES.iter().zip(&metrics.connections_ended[direction as usize]) {
+                let reason = ("reason", Some((*reason).to_owned()));
+                ended.push((Labels([label(), reason]), count.load(Relaxed)));
+            }
+            let outlived = &metrics.connections_expired[direction as usize];
+            expired.push((Labels([label()]), outlived.load(Relaxed)));
         }
         self.counters(
             "outrigger_tls_handshakes",
@@ -193,6 +201,17 @@ impl Families<'_> {
             "outrigger_connections_open",
             "Open connections; tls: mutual TLS between sidecars.",
             open,
+        )?;
+        self.gauges(
+            "outrigger_connections_expired",
+            "Open connections between sidecars that have outlived the certificate of their peer.",
+            expired,
+        )?;
+        self.counters(
+            "outrigger_connections_ended",
+            "Connections between sidecars that were told to end: the peer's certificate had ended, or its root is not trusted any \
+             more.",
+            ended,
         )?;
         self.gauges(
             "outrigger_connections_limit",

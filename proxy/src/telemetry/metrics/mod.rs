@@ -102,6 +102,20 @@ impl Refused {
     const NAMES: [&str; 2] = ["crowded", "not-this-pod"];
 }
 
+/// Why a connection between sidecars ends that would go on by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The peer's certificate has ended.
+    Expired,
+    /// The root of the peer's certificate is not trusted any more.
+    Untrusted,
+}
+
+impl Ended {
+    /// The label's values, in the order of the enum.
+    const NAMES: [&str; 2] = ["expired", "untrusted"];
+}
+
 /// All metrics of a process.
 pub struct Metrics {
     services: Table<ServiceName>,
@@ -114,6 +128,8 @@ pub struct Metrics {
     connections_limit: AtomicU64,
     connections_shed: AtomicU64,
     connections_refused: [AtomicU64; Refused::NAMES.len()],
+    connections_ended: [[AtomicU64; Ended::NAMES.len()]; 2],
+    connections_expired: [AtomicI64; 2],
     detect_timeouts: AtomicU64,
     spans_exported: AtomicU64,
     spans_dropped: AtomicU64,
@@ -144,6 +160,8 @@ impl Metrics {
             connections_limit: AtomicU64::new(0),
             connections_shed: AtomicU64::new(0),
             connections_refused: Default::default(),
+            connections_ended: Default::default(),
+            connections_expired: Default::default(),
             detect_timeouts: AtomicU64::new(0),
             spans_exported: AtomicU64::new(0),
             spans_dropped: AtomicU64::new(0),
@@ -189,6 +207,16 @@ impl Metrics {
     /// A connection was closed before anything of it was read.
     pub fn connection_refused(&self, why: Refused) {
         self.connections_refused[why as usize].fetch_add(1, Relaxed);
+    }
+
+    /// A connection between sidecars was told to end.
+    pub fn connection_ended(&self, direction: Direction, why: Ended) {
+        self.connections_ended[direction as usize][why as usize].fetch_add(1, Relaxed);
+    }
+
+    /// So many more connections have outlived the certificate of their peer, or less.
+    pub fn connections_expired(&self, direction: Direction, change: i64) {
+        self.connections_expired[direction as usize].fetch_add(change, Relaxed);
     }
 
     /// The first bytes of a connection did not come within the time limit of detection.

@@ -1,0 +1,199 @@
+//! How long a connection between two sidecars may be used: as long as the other one is whom its certificate names.
+//!
+//! Who knows of certificates holds a [`Notice`], and tells by it when the time is up. Who uses the connection asks its
+//! [`Term`]; and the connection itself is [`Termed`], so that nothing passes on one that is cut, whoever holds it by then.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
+
+use futures_util::task::AtomicWaker;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// How far the end of a connection is. It only goes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// It is used.
+    #[default]
+    Good,
+    /// No request is sent on it any more, and whoever sends some is told so: by GOAWAY, by `Connection: close`. What is in
+    /// flight goes on.
+    Ending,
+    /// The same, and who sends requests had the time to hear of it: idle, it is closed; with a new request, too.
+    Over,
+    /// It is closed, whatever it carries.
+    Cut,
+}
+
+impl Standing {
+    const ALL: [Standing; 4] = [Standing::Good, Standing::Ending, Standing::Over, Standing::Cut];
+}
+
+/// What those who use a connection know of its end; cheap to clone. The default is one without an end.
+#[derive(Clone, Debug, Default)]
+pub struct Term(Option<Arc<State>>);
+
+/// Tells a connection of its end, and does not keep it.
+#[derive(Debug)]
+pub struct Notice(Weak<State>);
+
+#[derive(Debug)]
+struct State {
+    /// A place in [`Standing::ALL`].
+    standing: AtomicU8,
+    /// Of the task that reads from the connection.
+    waker: AtomicWaker,
+}
+
+/// A connection that reads and writes until it is cut.
+#[derive(Debug)]
+pub struct Termed<IO> {
+    io: IO,
+    term: Term,
+}
+
+impl Term {
+    /// One that begins, and what ends it.
+    pub fn begin() -> (Self, Notice) {
+        let state = Arc::new(State {
+            standing: AtomicU8::new(Standing::Good as u8),
+            waker: AtomicWaker::new(),
+        });
+        let notice = Notice(Arc::downgrade(&state));
+        (Self(Some(state)), notice)
+    }
+
+    /// How far the end is. The task that reads from the connection is woken when that changes.
+    pub fn standing(&self) -> Standing {
+        self.0.as_ref().map_or(Standing::Good, |state| state.standing())
+    }
+
+    /// Whether requests may be sent on it.
+    pub fn is_good(&self) -> bool {
+        self.standing() == Standing::Good
+    }
+
+    /// Cuts the connection. The caller is a task of it.
+    pub fn cut(&self) {
+        if let Some(state) = &self.0 {
+            state.go_on(Standing::Cut);
+        }
+    }
+
+    /// Waits until it is cut, as the task that reads from the connection.
+    pub async fn until_cut(&self) {
+        poll_fn(|cx| self.poll_cut(cx)).await;
+    }
+
+    fn poll_cut(&self, cx: &Context<'_>) -> Poll<()> {
+        let Some(state) = &self.0 else { return Poll::Pending };
+        state.waker.register(cx.waker());
+        match state.standing() {
+            Standing::Cut => Poll::Ready(()),
+            _ => Poll::Pending,
+        }
+    }
+}
+
+impl Notice {
+    /// Whether the connection is still there.
+    pub fn is_heard(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+
+    /// Tells the connection. Gives how it stood before, if it is still there. One that is over is woken each time, so that it
+    /// looks whether it is idle.
+    pub fn give(&self, standing: Standing) -> Option<Standing> {
+        Some(self.0.upgrade()?.go_on(standing))
+    }
+}
+
+impl State {
+    fn standing(&self) -> Standing {
+        Standing::ALL[usize::from(self.standing.load(Ordering::Relaxed))]
+    }
+
+    fn go_on(&self, standing: Standing) -> Standing {
+        let before = self.standing.fetch_max(standing as u8, Ordering::Relaxed);
+        if before < standing as u8 || standing == Standing::Over {
+            self.waker.wake();
+        }
+        Standing::ALL[usize::from(before)]
+    }
+}
+
+impl<IO> Termed<IO> {
+    /// Ends with `term`.
+    pub fn new(io: IO, term: Term) -> Self {
+        Self { io, term }
+    }
+
+    /// The connection itself.
+    pub fn get_ref(&self) -> &IO {
+        &self.io
+    }
+
+    /// When it ends.
+    pub fn term(&self) -> &Term {
+        &self.term
+    }
+
+    fn check(&self) -> io::Result<()> {
+        match self.term.standing() {
+            Standing::Cut => Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                "the peer's certificate has ended, or its root is not trusted any more",
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Termed<IO> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        this.check()?;
+        let read = Pin::new(&mut this.io).poll_read(cx, buf);
+        if read.is_pending() && this.term.poll_cut(cx).is_ready() {
+            this.check()?;
+        }
+        read
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Termed<IO> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        this.check()?;
+        Pin::new(&mut this.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        this.check()?;
+        Pin::new(&mut this.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        this.check()?;
+        Pin::new(&mut this.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        this.check()?;
+        Pin::new(&mut this.io).poll_shutdown(cx)
+    }
+}
