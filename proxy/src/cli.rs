@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use nix::sys::prctl::set_dumpable;
 use outrigger_api::ports;
 use outrigger_proxy_transport::room::Budget;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -75,6 +76,7 @@ where
 }
 
 fn run(file: Option<PathBuf>) -> ExitCode {
+    let hidden = hide();
     let config = match &file {
         None => Config::from_env(|name| std::env::var(name).ok()),
         Some(path) => match std::fs::read_to_string(path) {
@@ -91,10 +93,20 @@ fn run(file: Option<PathBuf>) -> ExitCode {
         Ok(log) => log,
         Err(error) => return wrong_configuration(&[error]),
     };
+    if let Err(error) = hidden {
+        tracing::warn!(%error, "other processes of this user can read the memory of this one, and its files");
+    }
     app::run(config, log).unwrap_or_else(|error| {
         tracing::error!(error = format!("{error:#}"), "the sidecar failed");
         ExitCode::FAILURE
     })
+}
+
+/// What this process will hold (a key, a token) is not for other processes of its user, which there may be where an app runs as root
+/// and the containers of the pod see one another's processes: without the capability SYS_PTRACE, they have no access to the memory, the
+/// environment, the open files and the root directory of a process that may not be dumped (ptrace(2), proc_pid(5)).
+fn hide() -> nix::Result<()> {
+    set_dumpable(false)
 }
 
 fn init() -> ExitCode {

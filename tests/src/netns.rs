@@ -234,6 +234,16 @@ impl Running {
         }
     }
 
+    /// Its process. `ip netns exec` and `setpriv` become the program that they start.
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Whether it runs.
+    pub fn runs(&mut self) -> bool {
+        matches!(self.0.try_wait(), Ok(None))
+    }
+
     /// Sends a signal. `ip netns exec` and `setpriv` become the program that they start, so it gets there.
     pub fn signal(&self, signal: Signal) {
         // An ID that does not fit cannot be.
@@ -245,7 +255,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if matches!(self.0.try_wait(), Ok(None)) {
+        if self.runs() {
             _ = self.0.kill();
             _ = self.0.wait();
         }

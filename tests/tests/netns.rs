@@ -1,13 +1,16 @@
 //! The mesh in network namespaces: real capture, real sidecars of their own user, and no cluster.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+use std::fs::Permissions;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use outrigger_proxy::capture::CaptureConfig;
 use outrigger_tests::netns::mesh::{Mesh, get, http_server, identity, pod, service, speaks_first};
-use outrigger_tests::netns::{Lab, Namespace, Pod};
+use outrigger_tests::netns::{Lab, Namespace, Pod, Running, program};
 
 const ORDERS_V4: &str = "10.96.0.10:8080";
 const ORDERS_V6: &str = "[fd96::10]:8080";
@@ -386,6 +389,95 @@ fn the_wrong_identity_is_refused() {
     );
     assert!(answer.contains(&identity("orders")), "{answer}");
     assert_eq!(imposter.metric(&format!("{IN}8080\",{OK}\"true\"}}")), 0.0);
+}
+
+/// What a root app may become, and an ephemeral container may be. Here all see one another's processes, as with
+/// `shareProcessNamespace`.
+#[test]
+#[ignore = "needs root"]
+fn its_own_user_and_root_read_nothing_of_a_sidecar() {
+    let shop = Shop::new();
+    let none = CaptureConfig::default();
+    let web = shop.mesh.join(&shop.lab, &shop.web, "web", &none, &[]);
+    let words = |text: &'static str| text.split(' ').collect::<Vec<_>>();
+    let own = words("--reuid 2140 --regid 2140 --clear-groups --bounding-set -all --inh-caps -all");
+    // What containerd and CRI-O give by default; SYS_PTRACE is not among it.
+    let root = words(
+        "--inh-caps -all --bounding-set -all,+chown,+dac_override,+fsetid,+fowner,+mknod,+net_raw,+setgid,+setuid,+setfcap,+setpcap,\
+         +net_bind_service,+sys_chroot,+kill,+audit_write",
+    );
+    let reads = |who: &[&str], process: &Running, what: &str| {
+        let what = what.replace("PROC", &format!("/proc/{}", process.id())) + " >/dev/null 2>&1";
+        let arguments = [who, &["sh", "-c", &what]].concat();
+        web.pod.run("setpriv", &arguments).status.success()
+    };
+    let start = |program: &str, arguments: &[&str]| {
+        let mut command = web.pod.command("setpriv");
+        // setpriv itself has capabilities until a program begins; a container's runtime has none then.
+        command
+            .args(&own)
+            .args(["sh", "-c", "exec \"$0\" \"$@\"", program])
+            .args(arguments);
+        let process = web.pod.start(&mut command);
+        let name = format!("grep -q {} PROC/comm", &program[program.len().saturating_sub(15)..]);
+        let began = Instant::now();
+        while !reads(&root, &process, &name) {
+            assert!(began.elapsed() < Duration::from_secs(20), "{program} does not start");
+        }
+        process
+    };
+    let other = start("sleep", &["1d"]);
+    // One that only begins, and has hidden nothing itself: the program is as in the images.
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+    let copy = folder.path().join("outrigger-proxy");
+    std::fs::copy(program("outrigger-proxy"), &copy).unwrap();
+    std::fs::set_permissions(&copy, Permissions::from_mode(0o711)).unwrap();
+    let begins = start(
+        copy.to_str().unwrap(),
+        &["wait", "--timeout", "1h", "--admin", "192.0.2.1:1"],
+    );
+    for what in [
+        "cat PROC/environ",
+        "ls PROC/root/",
+        "readlink PROC/fd/0",
+        "ls PROC/cwd/",
+        "cat PROC/maps",
+        ": < PROC/mem",
+    ] {
+        for (who, user) in [("its own user", &own), ("root", &root)] {
+            assert!(!reads(user, &web.sidecar, what), "{who}: {what}");
+            assert!(!reads(user, &begins, what), "{who}, of one that begins: {what}");
+        }
+        // So it is not for another reason. (Yama may forbid to open memory.)
+        assert!(
+            what.contains("mem") || reads(&own, &other, what),
+            "another process: {what}"
+        );
+    }
+    // And it reads what it needs of itself.
+    for series in ["process_open_fds", "process_resident_memory_bytes"] {
+        assert!(web.metric(series) > 0.0, "{series}");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_sidecar_drains_while_its_app_has_a_socket() {
+    let lab = Lab::new();
+    let (with, without) = (lab.pod("web"), lab.pod("orders"));
+    let mesh = Mesh::new(&lab, &["web", "orders"], Vec::new());
+    let patient = [("OUTRIGGER_DRAIN_TIMEOUT", "1h")];
+    let none = CaptureConfig::default();
+    let app = with.enter(|| std::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+    let mut waits = mesh.join(&lab, &with, "web", &none, &patient);
+    waits.sidecar.signal(Signal::SIGTERM);
+    // One that waits for nobody has begun and ended meanwhile.
+    let mut ends = mesh.join(&lab, &without, "orders", &none, &patient);
+    assert!(ends.sidecar.terminate().success());
+    assert!(waits.sidecar.runs());
+    drop(app);
+    assert!(waits.sidecar.wait(Duration::from_secs(60)).success());
 }
 
 #[test]
