@@ -5,6 +5,7 @@
 mod chart;
 mod controller;
 mod golden;
+mod guests;
 mod injector;
 mod rights;
 
