@@ -35,7 +35,6 @@ fn source(program: &str) -> String {
         "inject" => root().join("injector/src/inject"),
         "gate" => root().join("gate/src"),
         "sidecar" => root().join("proxy/src"),
-        "sidecar-dns" => root().join("proxy/src/dns"),
         _ => tests.join(program),
     };
     read_all(&folder)
