@@ -397,14 +397,23 @@ async fn wants_of_one_pod_leave_the_memory_to_others() {
             let invented = (first..first + wants).map(|n| want(&format!("{}:80", Ipv4Addr::from(n))));
             let said: Vec<_> = said([hello("")].into_iter().chain(invented)).collect();
             attack.spawn(async move {
-                let (sender, requests) = mpsc::channel(said.len());
-                said.into_iter().for_each(|said| sender.try_send(said).unwrap());
-                if let Ok(messages) = client.session(ReceiverStream::new(requests)).await {
-                    let mut messages = messages.into_inner();
-                    while messages.message().await.is_ok_and(|message| message.is_some()) {}
+                // Few at a time: what a client that is gone has not sent yet keeps its stream open.
+                let (sender, requests) = mpsc::channel(64);
+                let Ok(messages) = client.session(ReceiverStream::new(requests)).await else {
+                    return;
+                };
+                let mut messages = messages.into_inner();
+                let say = async {
+                    for said in said {
+                        sender.send(said).await.ok();
+                    }
+                    std::future::pending::<()>().await;
+                };
+                let read = async { while messages.message().await.is_ok_and(|message| message.is_some()) {} };
+                tokio::select! {
+                    () = say => {}
+                    () = read => {}
                 }
-                // Until here the session has not ended its side.
-                drop(sender);
             });
         }
     }
