@@ -197,3 +197,59 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Termed<IO> {
         Pin::new(&mut this.io).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::{Standing, Term, Termed};
+    use futures_util::FutureExt;
+    use std::io::ErrorKind;
+    use std::time::Duration;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::time::timeout;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_waits_for_bytes_hears_that_it_is_cut() {
+        let (mut far, near) = duplex(64);
+        let (term, notice) = Term::begin();
+        let mut near = Termed::new(near, term.clone());
+        let reading = tokio::spawn(async move {
+            let byte = near.read_u8().await.unwrap();
+            (byte, near.read_u8().await.unwrap_err(), near)
+        });
+        tokio::task::yield_now().await;
+        for standing in [Standing::Ending, Standing::Over] {
+            notice.give(standing).unwrap();
+            tokio::task::yield_now().await;
+        }
+        far.write_u8(7).await.unwrap();
+        tokio::task::yield_now().await;
+        assert_eq!(notice.give(Standing::Cut), Some(Standing::Over));
+        let woken = timeout(Duration::from_secs(1), reading).await;
+        let (byte, error, mut near) = woken.expect("it is not woken").unwrap();
+        assert_eq!((byte, error.kind()), (7, ErrorKind::ConnectionAborted));
+        assert!(near.write_u8(1).await.is_err() && near.flush().await.is_err());
+        assert!(term.until_cut().now_or_never().is_some());
+        drop((near, term));
+        assert!(!notice.is_heard());
+        assert_eq!(notice.give(Standing::Cut), None);
+    }
+
+    #[test]
+    fn a_term_goes_on_and_never_back() {
+        let (term, notice) = Term::begin();
+        for (told, stands) in [
+            (Standing::Good, Standing::Good),
+            (Standing::Over, Standing::Over),
+            (Standing::Ending, Standing::Over),
+            (Standing::Cut, Standing::Cut),
+            (Standing::Good, Standing::Cut),
+        ] {
+            notice.give(told).unwrap();
+            assert_eq!((term.standing(), term.is_good()), (stands, stands == Standing::Good));
+        }
+        let endless = Term::default();
+        endless.cut();
+        assert!(endless.is_good() && endless.until_cut().now_or_never().is_none());
+    }
+}
