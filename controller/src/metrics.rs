@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
-use outrigger_gate::{Budget, Gate};
+use outrigger_gate::{Budget, Gate, Paces};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -126,11 +126,13 @@ pub struct Metrics {
     status_writes: Counter,
     gate: OnceLock<Arc<Gate>>,
     budget: OnceLock<Arc<Budget<Tenant>>>,
+    paces: OnceLock<Arc<Paces<Tenant>>>,
     secret_missing: Gauge,
     strangers: Gauge,
     displaced: Gauge,
     charged: Gauge,
     over_budget: Gauge,
+    pauses: Gauge,
     outside_networks: Family<Label, Gauge>,
     networks_refuted: Gauge,
 }
@@ -244,14 +246,22 @@ impl Default for Metrics {
              since the start",
             over_budget.clone(),
         );
+        let pauses = Gauge::default();
+        registry.register(
+            "controller_pauses",
+            "Times that a connection was not read for a while because its pod says more than it may, since the start",
+            pauses.clone(),
+        );
         Self {
             gate: OnceLock::new(),
             budget: OnceLock::new(),
+            paces: OnceLock::new(),
             secret_missing,
             strangers,
             displaced,
             charged,
             over_budget,
+            pauses,
             registry,
             issued,
             streams,
@@ -282,6 +292,9 @@ impl Metrics {
             self.charged.set(number(budget.used()));
             self.over_budget.set(number(budget.refused()));
         }
+        if let Some(paces) = self.paces.get() {
+            self.pauses.set(number(paces.pauses()));
+        }
         let mut text = String::new();
         // Writing to a String does not fail.
         let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
@@ -296,6 +309,11 @@ impl Metrics {
     /// Says what is charged.
     pub(crate) fn watch_budget(&self, budget: &Arc<Budget<Tenant>>) {
         let _ = self.budget.set(Arc::clone(budget));
+    }
+
+    /// Says how fast peers speak.
+    pub(crate) fn watch_paces(&self, paces: &Arc<Paces<Tenant>>) {
+        let _ = self.paces.set(Arc::clone(paces));
     }
 
     pub(crate) fn issued(&self, result: IssueResult) {

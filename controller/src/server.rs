@@ -16,7 +16,7 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use outrigger_api::identity::identity_server::{Identity, IdentityServer};
 use outrigger_api::spiffe::SpiffeId;
-use outrigger_gate::{Budget, Gate, Guarded, Limits, Times, Work};
+use outrigger_gate::{Budget, Gate, Guarded, Limits, Pace, Paced, Paces, Rate, Times, Work};
 use rustls::ServerConfig;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -54,6 +54,18 @@ const STRANGERS_TIMES: Times = Times {
 const STRANGERS_STREAMS: u32 = 2;
 /// What a stranger may send before somebody reads it.
 const STRANGERS_WINDOW: u32 = 32 * 1024;
+/// Two heads and two requests. What is beyond is not read before the connection's time is over.
+const STRANGERS_PACE: Rate = Rate {
+    burst: 96 * 1024,
+    per_second: 1024,
+};
+/// What the connections of a pod may say together. A sidecar says 200 bytes when it begins, and 40 for each address: 160 KiB where
+/// it has 4,096 of them, 500 KiB in the version before. To hear it costs much more than to say it: 512 KiB of attempts to open
+/// streams are half a second of a processor.
+const MEMBERS_PACE: Rate = Rate {
+    burst: 512 * 1024,
+    per_second: 32 * 1024,
+};
 /// What a member may send before somebody reads it; it is part of what its connection is said to cost. In a session nobody
 /// reads while the sidecar does not.
 const MEMBERS_WINDOW: u32 = 16 * 1024;
@@ -161,12 +173,14 @@ pub async fn serve_within(
         config,
         trust_domain,
         budget: Budget::new(budget),
+        paces: Arc::new(Paces::new(MEMBERS_PACE)),
         metrics: metrics.clone(),
         refusals: Refusals::default(),
         strangers,
         members,
     });
     metrics.watch_budget(&entrance.budget);
+    metrics.watch_paces(&entrance.paces);
     tokio::spawn(entrance.accept(listener, stop.clone()));
 
     let identity = Arc::new(identity);
@@ -229,6 +243,7 @@ struct Entrance {
     config: Arc<ArcSwap<ServerConfig>>,
     trust_domain: String,
     budget: Arc<Budget<Tenant>>,
+    paces: Arc<Paces<Tenant>>,
     metrics: Arc<Metrics>,
     refusals: Refusals,
     strangers: mpsc::Sender<Connection<Guarded<TlsStream<TcpStream>>>>,
@@ -271,7 +286,8 @@ impl Entrance {
                     identity: None,
                     bound: Bound::Times(work.clone()),
                 };
-                let stream = work.guard(stream);
+                let pace = Arc::new(Pace::new(STRANGERS_PACE, Instant::now()));
+                let stream = pace.apply(work.guard(stream));
                 let _ = self
                     .strangers
                     .send(Connection {
@@ -283,6 +299,8 @@ impl Entrance {
             }
             Some(id) => {
                 let share = Share::new(&self.budget, &id, address.ip());
+                let pace = self.paces.of(Tenant::pod(&id, address.ip()), Instant::now());
+                let stream = pace.apply(stream);
                 let held = share.charge(share::CONNECTION).map_err(|status| {
                     // The peer itself learns no more than that the connection ends.
                     self.refusals
@@ -391,7 +409,7 @@ fn server_config(tls: &ServerTls) -> anyhow::Result<(ServerConfig, SystemTime)> 
 
 /// A connection after its handshake.
 struct Connection<S> {
-    stream: S,
+    stream: Paced<S>,
     peer: Peer,
     /// What it costs while it is open.
     #[allow(dead_code)] // only its drop matters

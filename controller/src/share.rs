@@ -38,6 +38,12 @@ pub enum Tenant {
     Pod(SpiffeId, IpAddr),
 }
 
+impl Tenant {
+    pub(crate) fn pod(id: &SpiffeId, address: IpAddr) -> Self {
+        Self::Pod(id.clone(), address.to_canonical())
+    }
+}
+
 /// Memory that is charged until it is dropped.
 pub(crate) type Held = Charge<Tenant>;
 
@@ -61,7 +67,7 @@ impl Share {
         };
         // A fifth of all for one pod, so that it cannot take away what its namespace has.
         let pod = Holder {
-            key: Tenant::Pod(id.clone(), address.to_canonical()),
+            key: Tenant::pod(id, address),
             divisor: 4,
         };
         Self {

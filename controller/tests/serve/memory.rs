@@ -83,8 +83,8 @@ async fn memory_of_a_thousand_sidecars() {
     for way in [Way::Streams, Way::Bare, Way::Session, Way::Invented] {
         let controller = Controller::start();
         let before = controller.resident();
-        let connect = (0..SIDECARS).map(async |_| {
-            let svid = controller.server.svid("shop", "orders");
+        let connect = (0..SIDECARS).map(async |n| {
+            let svid = controller.server.svid("shop", &format!("orders-{n}"));
             controller.server.connect(Some(svid)).await
         });
         let channels: Vec<_> = stream::iter(connect).buffered(STARTING).collect().await;
