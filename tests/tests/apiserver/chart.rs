@@ -54,6 +54,72 @@ async fn values_of_the_release_before_render_and_mean_the_defaults() -> Result<(
     Ok(())
 }
 
+/// Whom the NetworkPolicies let in, by the names of the ports. None is made unless it is asked for.
+#[tokio::test]
+#[ignore = "needs a kube-apiserver"]
+async fn network_policies_leave_the_admin_ports_to_who_is_named() -> Result<()> {
+    let policies = |objects: Vec<Value>| -> Vec<Value> {
+        let policies = objects.into_iter().filter(|object| object["kind"] == "NetworkPolicy");
+        policies.collect()
+    };
+    ensure!(policies(rendered(&[]).await?).is_empty());
+    ensure!(policies(rendered(&["--set", "networkPolicy=null"]).await?).is_empty());
+    let monitoring = json!([{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]);
+    let named = format!("networkPolicy.metricsFrom={monitoring}");
+    let admin = Kubectl::from_env()?;
+    let install = admin.create_namespace(INSTALL_NAMESPACE, &[]).await?;
+    for (more, peers) in [(None, None), (Some(named.as_str()), Some(monitoring))] {
+        let mut arguments = vec!["--set", "networkPolicy.enabled=true"];
+        arguments.extend(more.iter().flat_map(|more| ["--set-json", more]));
+        let policies = policies(rendered(&arguments).await?);
+        ensure!(policies.len() == 2, "{policies:?}");
+        for policy in policies {
+            // A selector that takes no pod would protect nothing.
+            let taken = install
+                .run_with_input(["apply", "-o", "json", "-f", "-"], &policy.to_string())
+                .await?;
+            let taken: Value = serde_json::from_str(&taken)?;
+            let own = match taken["metadata"]["name"].as_str() {
+                Some("outrigger-controller") => "grpc",
+                Some("outrigger-injector") => "webhook",
+                other => anyhow::bail!("{other:?}"),
+            };
+            let rules = taken["spec"]["ingress"].as_array().context("no rules")?;
+            let open = json!({"ports": [{"port": own, "protocol": "TCP"}]});
+            let metrics = peers
+                .iter()
+                .map(|peers| json!({"ports": [{"port": "admin", "protocol": "TCP"}], "from": peers}));
+            let expected: Vec<_> = std::iter::once(open).chain(metrics).collect();
+            ensure!(*rules == expected, "{rules:?}");
+            ensure!(taken["spec"]["policyTypes"] == json!(["Ingress"]));
+            let deployments = rendered(&arguments).await?;
+            let mut deployments = deployments.iter().filter(|object| object["kind"] == "Deployment");
+            let of_it = deployments.find(|object| object["metadata"]["name"] == taken["metadata"]["name"]);
+            let pod = &of_it.context("no Deployment of its name")?["spec"]["template"];
+            for (label, value) in taken["spec"]["podSelector"]["matchLabels"]
+                .as_object()
+                .context("no selector")?
+            {
+                ensure!(pod["metadata"]["labels"][label] == *value, "{label}");
+            }
+            let ports = pod["spec"]["containers"][0]["ports"].as_array().into_iter().flatten();
+            let ports: Vec<_> = ports.filter_map(|port| port["name"].as_str()).collect();
+            ensure!(ports == [own, "admin"], "{ports:?}");
+            install
+                .run(["delete", "networkpolicy", taken["metadata"]["name"].as_str().unwrap()])
+                .await?;
+        }
+    }
+    for wrong in [
+        "networkPolicy.enabled=1",
+        "networkPolicy.metricsFrom=[{}]",
+        "networkPolicy.egress=true",
+    ] {
+        ensure!(rendered(&["--set-json", wrong]).await.is_err(), "{wrong}");
+    }
+    Ok(())
+}
+
 /// Those that earlier controllers and injectors made, and those of `kubectl create secret tls`, are of the type
 /// kubernetes.io/tls. A type cannot be changed: with another one in the manifest, whoever applies it (`kubectl apply`, Argo CD,
 /// which cannot look for what is there) would fail.
