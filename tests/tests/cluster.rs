@@ -2,12 +2,14 @@
 //! after the other (`--test-threads=1`); each leaves the shop working.
 #![allow(clippy::unwrap_used)]
 
+use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use http::Method;
 use outrigger_api::labels;
+use outrigger_api::ports::PROXY_UID;
 use outrigger_tests::cluster::{
     CLIENT_IMAGE, Client, Cluster, INSTALL_NAMESPACE, SHOP, SHOP_IMAGE, SIDECAR, client_pod, rolled_out, with_shop,
 };
@@ -178,6 +180,33 @@ fn traffic_between_pods_is_encrypted() -> Result<()> {
             "what came from outside went on in plaintext between sidecars"
         );
         ensure!(inside == 0, "traffic between sidecars can be read");
+        Ok(())
+    })
+}
+
+/// The kernel gives the files of a process that is hidden to root. It hides a process from its beginning where that cannot read its own
+/// program.
+#[test]
+#[ignore = "needs root and a cluster"]
+fn sidecars_are_hidden_from_their_own_user() -> Result<()> {
+    with_shop(async |_| {
+        let mut sidecars = 0;
+        for process in std::fs::read_dir("/proc")? {
+            let process = process?.path();
+            // It may have ended meanwhile.
+            let words = std::fs::read(process.join("cmdline")).unwrap_or_default();
+            if !words.starts_with(b"/outrigger-proxy\0run\0") {
+                continue;
+            }
+            let status = std::fs::read_to_string(process.join("status"))?;
+            ensure!(status.contains(&format!("\nUid:\t{PROXY_UID}\t")), "{status}");
+            let owner = process.join("environ").metadata()?.uid();
+            ensure!(owner == 0, "{} is not hidden from {owner}", process.display());
+            let mode = process.join("root/outrigger-proxy").metadata()?.mode();
+            ensure!(mode & 0o777 == 0o711, "the program's mode is {mode:o}");
+            sidecars += 1;
+        }
+        ensure!(sidecars >= 4, "{sidecars} sidecars");
         Ok(())
     })
 }

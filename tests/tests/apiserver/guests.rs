@@ -58,33 +58,32 @@ fn no_guest_is_the_sidecars_user() -> Result<()> {
             }
             // A policy that is new is in force a moment later.
             eventually(&format!("{expected:?}: {guest}"), Duration::from_secs(20), async || {
-                let answer = add(&shop, pod, &guest).await?;
+                let answer = add(&shop, pod, guest.clone()).await?;
                 ensure!(answer == expected, "{answer:?} in {}", pod["metadata"]["name"]);
                 Ok(())
             })
             .await?;
         }
+        // Of those that are there already nothing is said again.
+        let guest = json!({"name": "first", "image": "example/debug:1", "targetContainerName": target});
+        put(&shop, &with(&plain, guest), "", &[]).await?;
+        let plain = shop.get(["pod", "plain"]).await?;
+        ensure!(plain["spec"]["ephemeralContainers"][0]["name"] == "first", "{plain}");
+        let guest = json!({"name": "second", "image": "example/debug:1"});
+        ensure!(add(&shop, &plain, guest).await? == Answer::Taken);
         Ok(())
     })
 }
 
 /// Asks kube-apiserver to put the container into the pod, without keeping it.
-async fn add(namespace: &Kubectl, pod: &Value, guest: &Value) -> Result<Answer> {
-    let mut pod = pod.clone();
-    pod["spec"]["ephemeralContainers"] = json!([guest]);
-    let name = pod["metadata"]["name"].as_str().context("no name")?;
-    let path = format!(
-        "/api/v1/namespaces/{}/pods/{name}/ephemeralcontainers?dryRun=All",
-        namespace.current_namespace()
-    );
-    let put = ["replace", "--raw", &path, "-f", "-"];
-    if let Err(refused) = namespace.run_with_input(put, &pod.to_string()).await {
+async fn add(namespace: &Kubectl, pod: &Value, guest: Value) -> Result<Answer> {
+    let pod = with(pod, guest);
+    if let Err(refused) = put(namespace, &pod, "?dryRun=All", &[]).await {
         let why = format!("{refused:#}");
         ensure!(why.contains("The user 2140 is the sidecar's own"), "{why}");
         return Ok(Answer::Refused);
     }
-    let strictly = [&put[..], &["--warnings-as-errors"]].concat();
-    match namespace.run_with_input(strictly, &pod.to_string()).await {
+    match put(namespace, &pod, "?dryRun=All", &["--warnings-as-errors"]).await {
         Ok(_) => Ok(Answer::Taken),
         Err(warned) => {
             let why = format!("{warned:#}");
@@ -92,4 +91,26 @@ async fn add(namespace: &Kubectl, pod: &Value, guest: &Value) -> Result<Answer> 
             Ok(Answer::Warned)
         }
     }
+}
+
+fn with(pod: &Value, guest: Value) -> Value {
+    let mut pod = pod.clone();
+    match pod["spec"]["ephemeralContainers"].as_array_mut() {
+        Some(guests) => guests.push(guest),
+        None => pod["spec"]["ephemeralContainers"] = json!([guest]),
+    }
+    pod
+}
+
+/// `query`, and flags of kubectl.
+async fn put(namespace: &Kubectl, pod: &Value, query: &str, flags: &[&str]) -> Result<String> {
+    let name = pod["metadata"]["name"].as_str().context("no name")?;
+    let path = format!(
+        "/api/v1/namespaces/{}/pods/{name}/ephemeralcontainers{query}",
+        namespace.current_namespace()
+    );
+    let replace = ["replace", "--raw", &path, "-f", "-"];
+    namespace
+        .run_with_input([&replace[..], flags].concat(), &pod.to_string())
+        .await
 }
