@@ -44,7 +44,7 @@ struct Arguments {
     )]
     cluster_networks: Networks,
     /// How long SVIDs live: 10m to 720h.
-    #[arg(long, env = "OUTRIGGER_SVID_TTL", default_value = "24h", value_parser = ttl)]
+    #[arg(long, env = "OUTRIGGER_SVID_TTL", default_value = "8h", value_parser = ttl)]
     svid_ttl: Duration,
     /// Refuse a pod's token from the address of another pod, instead of logging it.
     #[arg(long, env = "OUTRIGGER_CHECK_ADDRESS", action = clap::ArgAction::Set, default_value_t = false)]

@@ -211,7 +211,7 @@ impl ControlPlane {
             admin,
             cluster_networks: "10.0.0.0/8".parse().map_err(anyhow::Error::msg)?,
             allow_external_names: true,
-            svid_ttl: Duration::from_secs(24 * 3600),
+            svid_ttl: Duration::from_secs(8 * 3600),
             check_address: false,
         };
         let shutdown = CancellationToken::new();

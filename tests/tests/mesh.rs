@@ -322,7 +322,7 @@ async fn somebody_else_is_not_talked_to() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn certificates_are_renewed_under_load() {
-    let authority = Authority::start(&["web", "orders"], Duration::from_secs(6)).await;
+    let authority = Authority::start(&["web", "orders"], Duration::from_secs(16)).await;
     let app = App::start(async |_| status(200)).await;
     let mesh = pair(&authority, app.address, "http1", "{retry: {attempts: 0}}", "").await;
     let (http, to) = (Http::one(), mesh.to);

@@ -4,9 +4,11 @@ mod certs;
 mod control;
 mod linkerd;
 mod load;
+mod renew;
 mod server;
 
 use clap::Parser;
+use tokio::task::LocalSet;
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -25,6 +27,8 @@ enum Command {
     Connect(load::Connect),
     /// Opens connections, uses each once, and keeps them.
     Hold(load::Hold),
+    /// Renews SVIDs as sidecars do, at a real controller and a real kube-apiserver, and says what that costs them.
+    Renew(renew::Options),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -36,6 +40,7 @@ fn main() -> anyhow::Result<()> {
         Command::Rate(options) => load::rate(&options),
         Command::Connect(options) => load::connect(&options),
         Command::Hold(options) => load::hold(&options),
+        Command::Renew(options) => on_one_thread(async { LocalSet::new().run_until(renew::run(options)).await }),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Keeps the credentials fresh: the trust bundle is read again on a timer, the SVID is renewed at two thirds of its life.
+//! Keeps the credentials fresh: the trust bundle is read again on a timer, the SVID is renewed at a quarter of its life.
 //!
 //! An SVID that cannot be renewed is kept while it is valid, and tried again with backoff; one that has ended is given up,
 //! so that the error says so here, and not as a riddle at the peers. Roots that came with an SVID are trusted until the
@@ -29,9 +29,10 @@ pub(super) const RELOAD: Duration = Duration::from_secs(10);
 const RELOAD_MISSING: Duration = Duration::from_secs(1);
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 const ISSUE_TIMEOUT: Duration = Duration::from_secs(10);
-/// When an SVID is renewed, as a share of the life that it has when it arrives: around two thirds, spread, so that pods
-/// that started together do not come together.
-const RENEW: std::ops::Range<f64> = 0.62..0.71;
+/// When an SVID is renewed, as a share of the life that it has when it arrives. Early, because a renewal costs little, and what is
+/// left is how long a controller may be away (docs/configuration.md). Spread, so that pods that started together do not come
+/// together.
+const RENEW: std::ops::Range<f64> = 0.22..0.28;
 
 pub(super) struct Renewal<I> {
     config: IdentityConfig,

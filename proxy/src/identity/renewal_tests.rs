@@ -130,7 +130,7 @@ async fn ready(identity: &Identity) -> Arc<Credentials> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn renews_at_two_thirds_of_its_life() {
+async fn renews_at_a_quarter_of_its_life() {
     let bench = Bench::new(|_| {});
     let first = ready(&bench.identity).await;
     assert_eq!(first.id.as_str(), ORDERS);
@@ -146,7 +146,7 @@ async fn renews_at_two_thirds_of_its_life() {
         assert_eq!(credentials.generation, round);
         assert!(credentials.not_after > bench.clock.now() + 23 * HOUR);
     }
-    assert!(fractions.iter().all(|f| (0.61..0.72).contains(f)), "{fractions:?}");
+    assert!(fractions.iter().all(|f| (0.21..0.29).contains(f)), "{fractions:?}");
     let (least, most) = fractions
         .iter()
         .fold((1.0, 0.0), |(l, m), &f| (f64::min(l, f), f64::max(m, f)));
@@ -159,14 +159,14 @@ async fn an_issuer_that_is_away_is_asked_again_and_the_svid_kept_while_it_is_val
     let bench = Bench::new(|_| {});
     let first = ready(&bench.identity).await;
     bench.script.lock().failing = Some("controller: connection refused");
-    sleep(20 * HOUR).await;
+    sleep(10 * HOUR).await;
     let kept = bench.identity.current().unwrap();
     assert_eq!(kept.generation, first.generation);
     assert_eq!(bench.problem().await, "controller: connection refused");
     // About four hours, two tries a minute at the end of the backoff.
     let calls = bench.calls();
     assert!((200..1200).contains(&calls), "{calls} calls");
-    sleep(5 * HOUR).await;
+    sleep(15 * HOUR).await;
     assert!(bench.identity.current().is_none(), "an SVID that has ended is in use");
     bench.script.lock().failing = None;
     sleep(Duration::from_secs(31)).await;

@@ -29,7 +29,7 @@ const CONTROLLER: &str = "spiffe://soak.test/ns/outrigger/sa/outrigger-controlle
 pub(super) const SERVER: &str = "server";
 /// The accounts of those that call them.
 pub(super) const CLIENTS: [&str; 2] = ["client-a", "client-b"];
-/// Renewed at two thirds, so about every 40 s. What is left then is longer than the controller is ever lost, also when it is lost
+/// Renewed at a quarter, so about every 15 s. What is left then is longer than the controller is ever lost, also when it is lost
 /// and slow by turns.
 const SVID_LIFETIME: Duration = Duration::from_secs(60);
 /// The addresses of the Services: nothing is there, and nothing is sent there.
