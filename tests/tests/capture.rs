@@ -1,5 +1,4 @@
 //! Traffic capture in real network namespaces: what the kernel does with connections once `outrigger-proxy init` ran.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream};

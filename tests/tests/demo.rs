@@ -1,5 +1,4 @@
 //! `outrigger demo`, as its user runs it: the built program, without root and without a cluster.
-#![allow(clippy::unwrap_used)]
 
 use std::collections::HashMap;
 use std::path::PathBuf;

@@ -1,7 +1,5 @@
 //! docs/compatibility.md and THREATS.md name tests; each of them exists.
 
-#![allow(clippy::unwrap_used)]
-
 use std::fs;
 use std::path::{Path, PathBuf};
 

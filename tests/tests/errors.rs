@@ -1,8 +1,6 @@
 //! Every code of `outrigger-error`, made by real sidecars: what an HTTP caller and a gRPC caller are told, and what the
 //! metric, the span and the access log say. Each code's test has its name; a test of the proxy holds docs/errors.md to that.
 
-#![allow(clippy::unwrap_used)]
-
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
@@ -621,6 +619,7 @@ fn the_access_log_has_each_code() {
         return;
     }
     let run = Command::new(std::env::current_exe().unwrap())
+        .arg("errors::")
         .env(LOGGED, "1")
         .stderr(Stdio::inherit())
         .output()

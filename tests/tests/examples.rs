@@ -1,5 +1,4 @@
 //! Every example is read by what it is for.
-#![allow(clippy::unwrap_used)]
 
 use std::path::Path;
 

@@ -1,7 +1,5 @@
 //! Two sidecars and what goes through them, in one process.
 
-#![allow(clippy::unwrap_used)]
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};

@@ -1,8 +1,6 @@
 //! What HTTP is made of, through two sidecars in one process: heads without bodies, routes and their filters, a pod that
 //! calls itself, probes, names, and what goes wrong on the way.
 
-#![allow(clippy::unwrap_used)]
-
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,5 +1,4 @@
 //! The mesh in network namespaces: real capture, real sidecars of their own user, and no cluster.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 use std::fs::Permissions;
 use std::io::{Read, Write};

@@ -1,8 +1,6 @@
 //! Probes of every kind say of an app what they would say without a sidecar. In network namespaces they go the whole way: the
 //! injector's own patch, a captured pod, a sidecar of its own user, and who asks from outside as kubelet does.
 
-#![allow(clippy::unwrap_used)]
-
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 

@@ -2,8 +2,6 @@
 //!
 //! Debian: `redis-server redis-tools postgresql mariadb-server mariadb-client python3-aiosmtpd curl`.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
-
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;

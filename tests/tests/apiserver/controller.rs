@@ -14,7 +14,7 @@ use outrigger_tests::kube::{Kubectl, eventually};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::{namespace, pod, run};
+use super::{namespace, pod, run};
 
 /// The shop of these tests: a Service with one endpoint, and the ServiceAccount of whoever calls it.
 async fn shop(plane: &ControlPlane) -> Result<(Kubectl, SocketAddr)> {

@@ -8,7 +8,7 @@ use outrigger_tests::control_plane::{ControlPlane, documents};
 use outrigger_tests::kube::Kubectl;
 use serde_json::{Value, json};
 
-use crate::{dry_run, namespace, run};
+use super::{dry_run, namespace, run};
 
 const IMAGE: &str = "registry.example/outrigger/proxy:test";
 

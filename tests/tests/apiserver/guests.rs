@@ -8,7 +8,7 @@ use outrigger_api::ports::PROXY_UID;
 use outrigger_tests::kube::{Kubectl, eventually};
 use serde_json::{Value, json};
 
-use crate::{has_sidecar, namespace, pod, run};
+use super::{has_sidecar, namespace, pod, run};
 
 #[derive(Debug, PartialEq)]
 enum Answer {

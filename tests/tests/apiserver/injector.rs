@@ -8,7 +8,7 @@ use outrigger_api::labels;
 use outrigger_tests::kube::eventually;
 use serde_json::{Value, json};
 
-use crate::{dry_run, has_sidecar, namespace, pod, run};
+use super::{dry_run, has_sidecar, namespace, pod, run};
 
 #[test]
 #[ignore = "needs a kube-apiserver"]

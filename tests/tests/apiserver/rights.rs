@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use outrigger_tests::kube::eventually;
 use serde_json::{Value, json};
 
-use crate::run;
+use super::run;
 
 /// The rights that both programs have are enough: every test here runs with them. And they are no more.
 #[test]

@@ -11,7 +11,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use outrigger_tests::mesh::text;
 use tokio::net::TcpListener;
 
-use crate::{Way, authority, program};
+use super::{Way, authority, program};
 
 /// What does not begin like HTTP/2 is answered in HTTP/1.1 with 400 and a close where the port is said to be HTTP, and is the
 /// app's where nothing is said, which resets it. This h2spec takes neither for a close. In a mesh connection it passes: only

@@ -8,7 +8,7 @@ use outrigger_tests::mesh::{Http, Sidecar, request};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpListener;
 
-use crate::{authority, program};
+use super::{authority, program};
 
 /// Each has a port of its own, from the first on.
 const CASES: u16 = 57;

@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Child;
 use tokio::task::JoinSet;
 
-use crate::{Way, authority, program};
+use super::{Way, authority, program};
 
 const CASES: &[&str] = &[
     "empty_unary",

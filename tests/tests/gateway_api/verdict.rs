@@ -201,7 +201,7 @@ mod tests {
     /// The file in docs/ by itself: nobody has to bring a cluster up to see that it is whole.
     #[test]
     fn the_document_is_whole() {
-        let path = outrigger_tests::cluster::repository().join(crate::DOCUMENT);
+        let path = outrigger_tests::cluster::repository().join(super::super::DOCUMENT);
         let text = std::fs::read_to_string(path).unwrap();
         Record::from_document(&text).unwrap().ensure_all_passed().unwrap();
     }

@@ -13,8 +13,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::raw::{self, GOAWAY, HEADERS, Raw};
 use super::{
-    Between, EACH, H2App, MUCH_MEMORY, all, answer, at_length, call, client, client_with, code, grpc_status, mesh,
-    message, piece, send, soon, trailers,
+    Between, EACH, H2App, all, answer, at_length, call, client, client_with, code, grpc_status, mesh, message, piece,
+    send, soon, trailers,
 };
 
 fn limited(streams: u32) -> h2::server::Builder {
@@ -267,7 +267,6 @@ async fn pour(mut stream: h2::SendStream<Bytes>, sent: &AtomicUsize, length: usi
 
 #[tokio::test]
 async fn who_does_not_read_makes_the_other_wait() {
-    let _alone = MUCH_MEMORY.lock().await;
     let sent = Arc::new(AtomicUsize::new(0));
     let (held, mut holds) = mpsc::unbounded_channel();
     let app = H2App::start({

@@ -1,4 +1,4 @@
-//! What clients without an identity can make a sidecar keep: a program of its own, so that nothing else is measured.
+//! What clients without an identity can make a sidecar keep. Each sidecar is a process of its own, so that nothing else is measured.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use http::Request;
-use outrigger_tests::mesh::{Authority, Sidecar};
+use outrigger_tests::mesh::{Authority, Sidecar, id};
 use outrigger_tests::program::Program;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::raw::{self, END_HEADERS, END_STREAM, HEADERS, Raw, frame};
+use super::floods::{self, ENHANCE_YOUR_CALM, Others, get};
+use super::raw::{self, CONTINUATION, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, Raw, SETTINGS, frame};
 use super::{H2App, answer, at_length, call, client, send, soon};
 
 /// An outbound and an inbound sidecar before an app, as programs; and where a client calls each.
@@ -153,4 +154,101 @@ async fn bodies_are_not_kept_after_the_response_has_begun() {
         let grown = program.memory().saturating_sub(before);
         assert!(grown < MOST_KIB, "{grown} KiB");
     }
+}
+
+/// Runs an attack on the outbound and on the inbound listener of two sidecars, with others around. They grow by less than
+/// `most` KiB together, while what `run` gives is held.
+async fn attack<T, R: Future<Output = T>>(most: u64, run: impl Fn(SocketAddr) -> R) {
+    let app = floods::app().await;
+    let authority = Authority::start(&["web", "orders"], Duration::from_secs(3600)).await;
+    let orders = Sidecar::new("orders").protects(app.address);
+    let orders = Program::start("orders", orders, &authority, None).await;
+    let web = Sidecar::new("web").calls("orders", "http2", &[(orders.inbound[0], Some(id("orders")))], "{}");
+    let web = Program::start("web", web, &authority, None).await;
+    let listeners = [web.outbound[0], orders.inbound[0]];
+    for to in listeners {
+        let before = web.memory() + orders.memory();
+        let others = Others::start(listeners);
+        let held = run(to).await;
+        let grown = (web.memory() + orders.memory()).saturating_sub(before);
+        println!("{grown} KiB");
+        assert!(grown < most, "{grown} KiB");
+        drop(held);
+        others.are_well().await;
+    }
+}
+
+#[tokio::test]
+async fn heads_that_grow_when_they_are_decoded() {
+    const MOST: u64 = 32 * 1024; // they would decode to 9 GB
+    attack(MOST, |to| async move {
+        let mut connections = Vec::new();
+        for _ in 0..20 {
+            let mut raw = Raw::connect(to, &[]).await;
+            let mut block = raw::request(false);
+            // A field of 4,000 bytes goes into the table (RFC 7541 section 6.2.1), and then 16,000 times out of it.
+            block.extend_from_slice(&[0x40, 1, b'a', 0x7f, 0xa1, 0x1e]);
+            block.extend_from_slice(&[b'v'; 4000]);
+            block.resize(16_384, 0xbe);
+            raw.send(&frame(HEADERS, END_STREAM, 1, &block)).await;
+            for _ in 0..7 {
+                // It may be closed already.
+                let _ = raw.write.write_all(&frame(CONTINUATION, 0, 1, &[0xbe; 16_384])).await;
+            }
+            connections.push(raw);
+        }
+        for raw in &mut connections {
+            let goaway = raw.until(GOAWAY).await.unwrap();
+            assert_eq!(goaway.number(4), ENHANCE_YOUR_CALM);
+        }
+        connections
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn control_frames_whose_answers_nobody_reads() {
+    const MOST: u64 = 32 * 1024;
+    attack(MOST, |to| async move {
+        let mut connections = Vec::new();
+        for flood in [frame(SETTINGS, 0, 0, &[]), frame(PING, 0, 0, &[1; 8])] {
+            let mut raw = Raw::connect(to, &[]).await;
+            let flood = flood.repeat(10_000);
+            // Each has to be acknowledged, so the sidecar stops reading when it cannot write: what it has read is bounded by
+            // the sockets' buffers, and the flood does not get through.
+            let mut taken = 0;
+            let stuck = async {
+                while taken < 2_000 {
+                    if raw.write.write_all(&flood).await.is_err() {
+                        return;
+                    }
+                    taken += 1;
+                }
+            };
+            let stuck = tokio::time::timeout(Duration::from_secs(3), stuck).await;
+            assert!(stuck.is_err() || taken < 2_000, "all of it was taken");
+            connections.push(raw);
+        }
+        connections
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn windows_that_never_open() {
+    const MOST: u64 = 32 * 1024; // of 400 MB that nobody reads
+    attack(MOST, |to| async move {
+        // INITIAL_WINDOW_SIZE is 0: of 400 responses of a megabyte nothing can be sent.
+        let mut raw = Raw::connect(to, &[0, 4, 0, 0, 0, 0]).await;
+        for n in 0..400 {
+            raw.send(&get(2 * n + 1)).await;
+        }
+        let mut heads = 0;
+        while heads < 32 {
+            raw.until(HEADERS).await.unwrap();
+            heads += 1;
+        }
+        raw
+    })
+    .await;
 }

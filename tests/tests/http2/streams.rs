@@ -5,8 +5,8 @@ use http::Request;
 
 use super::raw::{self, DATA, END_HEADERS, END_STREAM, HEADERS, Raw, frame};
 use super::{
-    Between, EACH, H2App, MUCH_MEMORY, all, answer, at_length, call, client, client_with, grpc_status, mesh, message,
-    piece, send, soon, trailers,
+    Between, EACH, H2App, all, answer, at_length, call, client, client_with, grpc_status, mesh, message, piece, send,
+    soon, trailers,
 };
 
 async fn app() -> H2App {
@@ -138,7 +138,6 @@ async fn trailers_only_and_a_server_that_does_not_listen_to_the_end() {
 
 #[tokio::test]
 async fn a_message_of_32_megabytes_both_ways() {
-    let _alone = MUCH_MEMORY.lock().await;
     let app = app().await;
     let mesh = mesh(Between::Both, app.address, "{}").await;
     let mut client = client(mesh.to).await;

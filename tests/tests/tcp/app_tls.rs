@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::{app, authority, handshakes, pair, soon};
+use super::{app, authority, handshakes, pair, soon};
 
 /// The app's own CA: the mesh knows nothing of it.
 struct Pki(CertifiedIssuer<'static, KeyPair>);

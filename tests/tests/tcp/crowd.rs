@@ -15,9 +15,9 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsConnector;
 
-use crate::certificates::right;
-use crate::hostile::{client, hello};
-use crate::{authority, handshakes, raise_file_limit, soon, until};
+use super::certificates::right;
+use super::hostile::{client, hello};
+use super::{authority, handshakes, raise_file_limit, soon, until};
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: orders\r\n\r\n";
 const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";

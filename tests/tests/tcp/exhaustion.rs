@@ -7,7 +7,7 @@ use outrigger_tests::program::Program;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::{app, authority, raise_file_limit, soon, until};
+use super::{app, authority, raise_file_limit, soon, until};
 
 #[tokio::test]
 async fn the_soft_limit_of_open_files_is_raised() {

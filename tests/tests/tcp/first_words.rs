@@ -12,7 +12,7 @@ use outrigger_tests::mesh::{Authority, Http, Sidecar, id, metric};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::{app, authority, soon, until};
+use super::{app, authority, soon, until};
 
 /// Longer than any test waits: whatever waits for the first bytes of a client is found out.
 fn for_ever(config: &mut Config) {

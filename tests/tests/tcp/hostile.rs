@@ -21,8 +21,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::certificates::{Flaw, Identity, right};
-use crate::{app, authority, handshakes, pair, raise_file_limit, soon, until};
+use super::certificates::{Flaw, Identity, right};
+use super::{app, authority, handshakes, pair, raise_file_limit, soon, until};
 
 /// Believes everything: a client that means harm does not check whom it meets.
 #[derive(Debug)]

@@ -13,9 +13,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 
-use crate::certificates::right;
-use crate::hostile::client;
-use crate::{authority, raise_file_limit, until};
+use super::certificates::right;
+use super::hostile::client;
+use super::{authority, raise_file_limit, until};
 
 /// KiB that one idle connection may cost: half as much again as was measured.
 const OPAQUE_OUTBOUND: f64 = 17.0;

@@ -30,9 +30,9 @@ use tokio::task::JoinHandle;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::certificates::{Identity, until as identity_until};
-use crate::hostile::client;
-use crate::{DAY, app, soon, until};
+use super::certificates::{Identity, until as identity_until};
+use super::hostile::client;
+use super::{DAY, app, soon, until};
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// Bytes that were not taken for so long are not taken at all.

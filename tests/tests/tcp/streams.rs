@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, split};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
-use crate::{SOON, app, authority, handshakes, pair, soon};
+use super::{SOON, app, authority, handshakes, pair, soon};
 
 /// More than all buffers on the way hold together.
 const MUCH: usize = 32 * 1024 * 1024;
@@ -211,7 +211,7 @@ async fn an_app_that_is_not_there_is_a_reset() {
     // And where there is not even a sidecar.
     drop(mesh.orders);
     let code = ["reason=\"connect-failed\""];
-    crate::until("the endpoint refuses", async || {
+    super::until("the endpoint refuses", async || {
         // The reset may come before the connection is even looked at.
         let reached = async { TcpStream::connect(mesh.to).await?.read_u8().await };
         assert_eq!(soon(reached).await.unwrap_err().kind(), ErrorKind::ConnectionReset);

@@ -2,7 +2,6 @@
 //! gRPC project's interop client and server with sidecars in between.
 //!
 //! `tests/cluster/build conformance` makes the programs. They are looked for on the PATH.
-#![allow(clippy::unwrap_used)]
 
 mod h2spec;
 mod h2specd;

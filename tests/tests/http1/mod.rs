@@ -1,8 +1,6 @@
 //! HTTP/1 as bytes: what a client writes, what the app reads, and back. Through two sidecars with mutual TLS, through the
 //! outbound one alone, and through the inbound one alone.
 
-#![allow(clippy::unwrap_used)]
-
 mod connections;
 mod fidelity;
 mod half_close;

@@ -1,7 +1,5 @@
 //! Sidecars that start and end, and a mesh that changes under load. In one process.
 
-#![allow(clippy::unwrap_used)]
-
 mod affinity;
 mod backends;
 mod controller;

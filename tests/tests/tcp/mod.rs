@@ -1,7 +1,5 @@
 //! What is not HTTP: TLS of the app itself, bytes of any protocol, and peers that mean harm.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
-
 mod app_tls;
 mod certificates;
 mod crowd;

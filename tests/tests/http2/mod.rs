@@ -1,7 +1,5 @@
 //! HTTP/2 and gRPC through two sidecars and through one: streams, resets, time limits, connections, and floods.
 
-#![allow(clippy::unwrap_used)]
-
 mod connect;
 mod connections;
 mod deadlines;
@@ -183,9 +181,6 @@ fn message(text: &[u8]) -> Bytes {
     message.extend_from_slice(text);
     message.into()
 }
-
-/// Held by the tests that look at this process's memory, and by those that fill it.
-static MUCH_MEMORY: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// Within the time that everything takes at most.
 async fn soon<T>(future: impl Future<Output = T>) -> T {
