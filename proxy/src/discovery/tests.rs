@@ -40,6 +40,8 @@ const SHORT: Duration = Duration::from_millis(300);
 #[derive(Clone, Default)]
 struct Scripted(Arc<Mutex<State>>);
 
+type Session = mpsc::Sender<Result<ToSidecar, Status>>;
+
 #[derive(Default)]
 struct State {
     /// By address; an address that is not there gets no answer.
@@ -51,7 +53,8 @@ struct State {
     /// It does not know sessions.
     is_old: bool,
     hellos: Vec<proto::Hello>,
-    sessions: Vec<(mpsc::Sender<Result<ToSidecar, Status>>, HashSet<String>)>,
+    /// The addresses that each wants.
+    sessions: Vec<(Session, HashSet<String>)>,
     /// Of the last state of a set.
     version: u64,
     /// Addresses for which there is no room.

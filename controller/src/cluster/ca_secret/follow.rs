@@ -40,7 +40,7 @@ impl CaSecret {
         let mut follower = Follower::new(self, rotation, ca, metrics);
         let mut reread = tokio::time::interval_at(Instant::now() + REREAD, REREAD);
         loop {
-            let change = follower.rest().map(tokio::time::sleep);
+            let change = follower.rest();
             tokio::select! {
                 event = events.try_next() => match event {
                     Ok(Some(watcher::Event::Apply(secret) | watcher::Event::InitApply(secret))) => follower.seen(secret).await,
@@ -50,7 +50,7 @@ impl CaSecret {
                     Err(e) => tracing::warn!(error = %e, "watching the CA's Secret failed; trying again"),
                 },
                 _ = reread.tick() => follower.read().await,
-                Some(()) = async { Some(change?.await) } => follower.advance().await,
+                () = tokio::time::sleep(change.unwrap_or_default()), if change.is_some() => follower.advance().await,
             }
         }
     }

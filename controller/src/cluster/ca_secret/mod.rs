@@ -64,7 +64,7 @@ impl CaSecret {
     }
 
     fn parse(&self, secret: &Secret) -> anyhow::Result<Rotation> {
-        let wanted = fields::wanted(secret).map_err(anyhow::Error::from).and_then(|pem| {
+        let wanted = fields::wanted(secret).and_then(|pem| {
             let ca = Ca::from_pem(pem, &self.trust_domain, SystemTime::now());
             ca.map_err(anyhow::Error::from)
         });
