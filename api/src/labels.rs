@@ -54,10 +54,16 @@ pub const SKIP_INBOUND_PORTS_VARIABLE: &str = "OUTRIGGER_SKIP_INBOUND_PORTS";
 
 /// The audience of the projected ServiceAccount token that proves who a sidecar is.
 pub const TOKEN_AUDIENCE: &str = "outrigger";
-/// The ConfigMap with the trust bundle in every namespace that is labelled for injection.
+/// The ConfigMap with the trust bundle: in Outrigger's own namespace, where the injector reads it; and in every namespace that is
+/// labelled for injection, for sidecars of `outrigger inject` and of the version before.
 pub const TRUST_BUNDLE_CONFIG_MAP: &str = "outrigger-trust-bundle";
 /// The key in that ConfigMap: PEM certificates, one or more roots.
 pub const TRUST_BUNDLE_KEY: &str = "ca.crt";
+/// In the environment of [`PROXY_CONTAINER`]: the trust bundle when the pod was made, PEM.
+pub const TRUST_BUNDLE_VARIABLE: &str = "OUTRIGGER_TRUST_BUNDLE";
+/// Bytes that a trust bundle may have as PEM: some 40 roots with P-256 keys, 16 with RSA keys of 4096 bits. It is in every pod, and
+/// Linux takes no variable beyond 128 KiB.
+pub const MAX_TRUST_BUNDLE: usize = 32 * 1024;
 
 /// Parses a list of ports and ranges of ports, "3306, 9000-9010".
 ///

@@ -3,6 +3,7 @@
 
 mod gather;
 mod metrics;
+mod trust;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -61,7 +62,9 @@ struct Facts {
     /// Whether the cluster serves the kinds of `outrigger.dev`, and those of Gateway API.
     own_kinds: bool,
     gateway_api: bool,
-    /// The trust bundle (PEM) in every labelled namespace, `None` where it is missing.
+    /// The trust bundle (PEM) in Outrigger's own namespace, `None` where it is missing: new sidecars get this one.
+    bundle: Option<String>,
+    /// The same in every labelled namespace.
     bundles: BTreeMap<String, Option<String>>,
     /// The pods of the labelled namespaces.
     pods: Vec<Pod>,
@@ -88,8 +91,6 @@ enum Level {
 }
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
-/// Roots are renewed by people, who need time for it.
-const ROOT_WARNING: Duration = Duration::from_secs(60 * 24 * 3600);
 /// The webhook's CA is renewed by the injector with a third of its year left: one that is nearer to its end was not.
 const WEBHOOK_WARNING: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Names in one line.
@@ -117,7 +118,7 @@ fn findings(facts: &Facts) -> Vec<Finding> {
         true => "Gateway API is installed: HTTPRoute and GRPCRoute are in force",
         false => "Gateway API is not installed: everything works, except for routes",
     }));
-    findings.extend(trust(facts));
+    findings.extend(trust::findings(facts));
     findings.extend(sidecars(facts));
     findings.extend(probes(facts));
     findings.extend(guests(facts));
@@ -183,59 +184,6 @@ fn webhooks(facts: &Facts) -> Finding {
         }
     }
     good("the webhook configuration has a valid CA bundle")
-}
-
-fn trust(facts: &Facts) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    if facts.bundles.is_empty() {
-        let hint = format!("kubectl label namespace NAME {}={}", labels::INJECT, labels::ENABLED);
-        findings.push(warning("no namespace is labelled for injection", hint));
-    }
-    let controller = format!(
-        "kubectl logs -n {} deployment/outrigger-controller says why",
-        facts.namespace
-    );
-    let missing: Vec<_> = facts
-        .bundles
-        .iter()
-        .filter(|(_, bundle)| bundle.is_none())
-        .map(|(name, _)| name.as_str())
-        .collect();
-    if !missing.is_empty() {
-        let text = format!(
-            "ConfigMap {} is missing in {}: sidecars cannot start there",
-            labels::TRUST_BUNDLE_CONFIG_MAP,
-            some(&missing)
-        );
-        findings.push(wrong(text, &controller));
-    }
-    let bundles: BTreeSet<_> = facts.bundles.values().flatten().collect();
-    if bundles.len() > 1 {
-        findings.push(warning(
-            "the trust bundle is not the same in all namespaces",
-            "look again in a minute; if it stays so: is the controller's ServiceAccount allowed to write ConfigMaps?",
-        ));
-    }
-    for bundle in bundles {
-        findings.push(match certs::ends(bundle) {
-            Err(why) => wrong(format!("the trust bundle is not valid: {why}"), &controller),
-            Ok(ends) => roots(&ends, facts.now),
-        });
-    }
-    findings
-}
-
-fn roots(ends: &[SystemTime], now: SystemTime) -> Finding {
-    let hint = "give the Secret outrigger-ca a new CA: the controllers change over to it by themselves (docs/configuration.md)";
-    match ends.iter().max().map(|end| left(*end, now)) {
-        None => wrong("the trust bundle is empty", hint),
-        Some(None) => wrong("every root of the trust bundle has expired", hint),
-        Some(Some(left)) if left < ROOT_WARNING => warning(
-            format!("the newest root of the trust bundle expires in {}", days(left)),
-            hint,
-        ),
-        Some(Some(left)) => good(format!("the trust bundle is valid for {}", days(left))),
-    }
 }
 
 /// Pods that should have a sidecar.

@@ -4,8 +4,9 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use outrigger_injector::inject::random_key;
+use outrigger_injector::inject::{Given, random_key};
 use outrigger_injector::manifest;
+use outrigger_injector::roots::check;
 use outrigger_injector::settings::Settings;
 
 /// Put the sidecar into the workloads of a manifest, as the webhook would, and print it
@@ -23,6 +24,10 @@ pub(crate) struct Args {
     /// The sidecar's image, instead of the settings' one
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
+    /// The roots that the sidecars trust at first, PEM, as in key `ca.crt` of the ConfigMap outrigger-trust-bundle in Outrigger's
+    /// namespace. Without it the ConfigMap of the pods' own namespace says them, and so does whoever may write there
+    #[arg(long, value_name = "FILE")]
+    trust_bundle: Option<PathBuf>,
     /// For clusters older than Kubernetes 1.29: the sidecar is an ordinary container
     #[arg(long)]
     no_native_sidecars: bool,
@@ -43,13 +48,24 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     settings.native_sidecars &= !args.no_native_sidecars;
     let text = read(&args.filename)?;
     let namespace = args.namespace.unwrap_or_default();
-    let injected = manifest::inject(&text, &namespace, &settings, &random_key()?)
+    let roots = args.trust_bundle.as_deref().map(trust_bundle).transpose()?;
+    let given = Given {
+        key: &random_key()?,
+        roots: roots.as_deref(),
+    };
+    let injected = manifest::inject(&text, &namespace, &settings, given)
         .map_err(|errors| anyhow::anyhow!("{}: {}", args.filename.display(), errors.join("\n")))?;
     for note in &injected.notes {
         eprintln!("{note}");
     }
     std::io::stdout().write_all(injected.yaml.as_bytes())?;
     Ok(())
+}
+
+fn trust_bundle(file: &Path) -> anyhow::Result<String> {
+    let roots = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+    check(&roots).map_err(|why| anyhow::anyhow!("{}: {why}", file.display()))?;
+    Ok(roots)
 }
 
 fn read(file: &Path) -> anyhow::Result<String> {

@@ -157,7 +157,7 @@ pub async fn serve_within(
     discovery: Option<Arc<dyn Discover>>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let metrics = tls.metrics.clone();
+    let (metrics, ca) = (tls.metrics.clone(), tls.ca.clone());
     let (config, not_after) = server_config(&tls)?;
     let config = Arc::new(ArcSwap::from_pointee(config));
     let trust_domain = tls.id.trust_domain().to_owned();
@@ -188,7 +188,7 @@ pub async fn serve_within(
         let service = IdentityServer::from_arc(Arc::clone(&identity)).max_decoding_message_size(MAX_ISSUE_BYTES);
         InterceptedService::new(service, charge_issue)
     };
-    let discovery = discovery.map(|index| DiscoveryService::new(index, metrics, stop.clone(), MAX_WATCH_BYTES));
+    let discovery = discovery.map(|index| DiscoveryService::new(index, metrics, ca, stop.clone(), MAX_WATCH_BYTES));
     let for_strangers = builder()
         .max_concurrent_streams(STRANGERS_STREAMS)
         .initial_stream_window_size(STRANGERS_WINDOW)

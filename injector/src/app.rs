@@ -8,12 +8,14 @@ use std::time::Duration;
 use anyhow::Context;
 use kube::Client;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin;
 use crate::certs::{Profile, Serving};
 use crate::metrics::Metrics;
+use crate::roots;
 use crate::rotation::{Places, Rotation};
 use crate::settings::Settings;
 use crate::webhook::Webhook;
@@ -93,21 +95,30 @@ pub async fn start(mut options: Options, client: Client, shutdown: CancellationT
     let serving = Arc::new(Serving::default());
     let trusted = Arc::new(AtomicBool::new(false));
     let known = Arc::new(AtomicBool::new(false));
+    let (say_roots, roots) = watch::channel(None);
     let mut tasks = JoinSet::new();
 
     let readiness = {
         let (serving, trusted, known, shutdown) = (serving.clone(), trusted.clone(), known.clone(), shutdown.clone());
+        let roots = roots.clone();
         move || match () {
             () if shutdown.is_cancelled() => Err("ending"),
             () if !known.load(Ordering::Acquire) => Err("the version of the cluster is not known yet"),
             () if !serving.is_ready() => Err("there is no certificate yet"),
             () if !trusted.load(Ordering::Acquire) => Err("the webhook configuration has no CA bundle yet"),
+            () if roots.borrow().is_none() => Err("the controller has not written the trust bundle yet"),
             () => Ok(()),
         }
     };
     // It outlives the rest: /livez answers during the drain.
     let served = CancellationToken::new();
     tasks.spawn(admin::serve(admin_listener, metrics.clone(), readiness, served.clone()));
+    tasks.spawn(roots::follow(
+        client.clone(),
+        options.settings.namespace.clone(),
+        say_roots,
+        shutdown.clone(),
+    ));
     let rotation = Rotation::new(
         &client,
         options.places,
@@ -124,7 +135,7 @@ pub async fn start(mut options: Options, client: Client, shutdown: CancellationT
         };
         options.settings.native_sidecars &= native;
         known.store(true, Ordering::Release);
-        let webhook = Arc::new(Webhook::new(options.settings, Box::new(client), metrics));
+        let webhook = Arc::new(Webhook::new(options.settings, Box::new(client), roots, metrics));
         let close = CancellationToken::new();
         let closing = {
             let close = close.clone();

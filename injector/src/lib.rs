@@ -5,7 +5,7 @@
 //!
 //! What the webhook needs of Kubernetes (the chart's RBAC says exactly this): `get` of namespaces; `get`, `list`, `watch`
 //! and `patch` of its own MutatingWebhookConfiguration, of which a ValidatingAdmissionPolicy leaves `caBundle`; in its own
-//! namespace `get`, `list`, `watch` and `update` of its own Secret.
+//! namespace `get`, `list`, `watch` and `update` of its own Secret, and `get`, `list` and `watch` of the trust bundle's ConfigMap.
 
 mod admin;
 pub mod app;
@@ -15,6 +15,7 @@ pub mod manifest;
 mod metrics;
 mod quantity;
 pub mod review;
+pub mod roots;
 pub mod rotation;
 pub mod selftest;
 pub mod settings;

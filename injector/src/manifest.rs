@@ -8,7 +8,7 @@ use outrigger_api::labels;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::inject::{self, NamespaceMeta, Outcome};
+use crate::inject::{self, Given, NamespaceMeta, Outcome};
 use crate::settings::Settings;
 
 /// A manifest with sidecars.
@@ -22,12 +22,11 @@ pub struct Injected {
 
 /// Puts sidecars into all workloads of a YAML (or JSON) text of one or more documents, whatever the labels of their
 /// namespaces; a workload that says that it wants none stays without. The annotations of a namespace count where the
-/// Namespace is in the same text. `namespace` is where objects go that name none, empty where that is not known; `key` as in
-/// [`inject::patch`].
+/// Namespace is in the same text. `namespace` is where objects go that name none, empty where that is not known.
 ///
 /// # Errors
 /// Every mistake, each with its document and where it is.
-pub fn inject(text: &str, namespace: &str, settings: &Settings, key: &str) -> Result<Injected, Vec<String>> {
+pub fn inject(text: &str, namespace: &str, settings: &Settings, given: Given<'_>) -> Result<Injected, Vec<String>> {
     let mut errors = Vec::new();
     let mut documents = Vec::new();
     for (index, document) in split(text).into_iter().enumerate() {
@@ -41,7 +40,7 @@ pub fn inject(text: &str, namespace: &str, settings: &Settings, key: &str) -> Re
         settings,
         namespaces,
         default_namespace: namespace,
-        key,
+        given,
     };
     let mut yaml = Vec::new();
     let mut notes = Vec::new();
@@ -81,7 +80,7 @@ struct Context<'a> {
     settings: &'a Settings,
     namespaces: BTreeMap<String, NamespaceMeta>,
     default_namespace: &'a str,
-    key: &'a str,
+    given: Given<'a>,
 }
 
 impl Context<'_> {
@@ -138,7 +137,7 @@ impl Context<'_> {
             };
             pod.metadata.owner_references = Some(vec![owner]);
         }
-        match inject::patch(&pod, &namespace, self.settings, self.key).map_err(|refusal| refusal.to_string())? {
+        match inject::patch(&pod, &namespace, self.settings, self.given).map_err(|refusal| refusal.to_string())? {
             Outcome::AlreadyInjected => notes.push(format!("{who}: has the sidecar already")),
             Outcome::OptedOut => notes.push(format!("{who}: left alone, {} is disabled", labels::INJECT)),
             Outcome::NotSelected => notes.push(format!(

@@ -20,16 +20,18 @@ use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::{Api, Client};
+use outrigger_api::labels;
 use outrigger_gate::{
     Budget, Charge, Crowded, Gate, Holder, Limits, OverBudget, Room, Times, Turns, Work, memory_limit,
 };
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::certs::Serving;
-use crate::inject::{self, NamespaceMeta, Outcome, Refusal};
+use crate::inject::{self, Given, NamespaceMeta, Outcome, Refusal};
 use crate::metrics::{Metrics, Reviewed};
 use crate::review;
 use crate::settings::Settings;
@@ -88,6 +90,7 @@ impl Namespaces for Client {
 pub(crate) struct Webhook {
     pub(crate) settings: Settings,
     pub(crate) namespaces: Box<dyn Namespaces>,
+    roots: watch::Receiver<Option<Arc<str>>>,
     pub(crate) metrics: Arc<Metrics>,
     /// Tests give more, on machines that do other things too.
     pub(crate) times: Times,
@@ -112,10 +115,17 @@ struct Body {
 }
 
 impl Webhook {
-    pub(crate) fn new(settings: Settings, namespaces: Box<dyn Namespaces>, metrics: Arc<Metrics>) -> Self {
+    /// `roots` is the trust bundle, once it is known.
+    pub(crate) fn new(
+        settings: Settings,
+        namespaces: Box<dyn Namespaces>,
+        roots: watch::Receiver<Option<Arc<str>>>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self {
             settings,
             namespaces,
+            roots,
             metrics,
             times: TIMES,
             turns: Turns::new(REVIEWS),
@@ -244,21 +254,27 @@ impl Webhook {
         let Some(pod) = request.pod().map_err(|why| self.malformed(why))? else {
             return Ok(json(&review::allow(&request.uid)));
         };
+        let Some(roots) = self.roots.borrow().clone() else {
+            return Err(self.failed(format!(
+                "the injector does not know yet whom sidecars are to trust: the controller writes the ConfigMap {}/{}",
+                self.settings.namespace,
+                labels::TRUST_BUNDLE_CONFIG_MAP
+            )));
+        };
         let found = timeout(LOOKUP_TIMEOUT, self.namespaces.find(&request.namespace)).await;
         let namespace = match found.map_err(anyhow::Error::from).and_then(|found| found) {
             Ok(namespace) => namespace,
             Err(error) => {
-                self.metrics.reviewed(Reviewed::Failed);
                 let why = format!("the injector cannot read namespace {:?}: {error:#}", request.namespace);
-                tracing::warn!("{why}");
-                return Err((StatusCode::INTERNAL_SERVER_ERROR, why));
+                return Err(self.failed(why));
             }
         };
-        let key = inject::random_key().map_err(|error| {
-            self.metrics.reviewed(Reviewed::Failed);
-            (StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
-        })?;
-        let decision = inject::patch(&pod, &namespace, &self.settings, &key);
+        let key = inject::random_key().map_err(|error| self.failed(error.to_string()))?;
+        let given = Given {
+            key: &key,
+            roots: Some(&roots),
+        };
+        let decision = inject::patch(&pod, &namespace, &self.settings, given);
         self.note(&pod, &namespace, &decision);
         Ok(json(&review::answer_to(&request.uid, &decision)))
     }
@@ -278,6 +294,13 @@ impl Webhook {
         };
         self.metrics.reviewed(outcome);
         tracing::debug!(namespace, pod = name, ?outcome, "review");
+    }
+
+    /// Nobody can say what the pod should be: better none than one outside of the mesh, or one that trusts anybody.
+    fn failed(&self, why: String) -> Refused {
+        self.metrics.reviewed(Reviewed::Failed);
+        tracing::warn!("{why}");
+        (StatusCode::INTERNAL_SERVER_ERROR, why)
     }
 
     fn crowded(&self, why: &str) -> Refused {

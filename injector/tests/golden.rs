@@ -6,12 +6,17 @@ use std::fs;
 use std::path::Path;
 
 use k8s_openapi::api::core::v1::Pod;
-use outrigger_injector::inject::{self, NamespaceMeta, Outcome};
+use outrigger_injector::inject::{self, Given, NamespaceMeta, Outcome};
 use outrigger_injector::manifest;
 use outrigger_injector::settings::{Settings, VERSION};
 
-/// Where a random one would be.
-const KEY: &str = "00112233445566778899aabbccddeeff";
+const GIVEN: Given<'_> = Given {
+    // Where a random one would be.
+    key: "00112233445566778899aabbccddeeff",
+    roots: Some(include_str!("../testdata/roots.pem")),
+};
+/// What `outrigger inject` does without `--trust-bundle`.
+const WITHOUT_ROOTS: &str = "config-map";
 
 #[test]
 fn golden_files() {
@@ -35,9 +40,13 @@ fn golden_files() {
     let mut wrong = Vec::new();
     for name in inputs {
         let text = fs::read_to_string(folder.join(format!("{name}.input.yaml"))).unwrap();
-        let (file, other, actual) = match manifest::inject(&text, "shop", &settings, KEY) {
+        let given = Given {
+            roots: GIVEN.roots.filter(|_| name != WITHOUT_ROOTS),
+            ..GIVEN
+        };
+        let (file, other, actual) = match manifest::inject(&text, "shop", &settings, given) {
             Ok(injected) => {
-                let again = manifest::inject(&injected.yaml, "shop", &settings, KEY).unwrap();
+                let again = manifest::inject(&injected.yaml, "shop", &settings, given).unwrap();
                 assert_eq!(
                     again.yaml, injected.yaml,
                     "{name}: injecting twice is not the same as once"
@@ -71,7 +80,7 @@ fn golden_files() {
 fn webhook_and_offline_agree() {
     let deployment = "{apiVersion: apps/v1, kind: Deployment, metadata: {name: orders}, spec: {template: {
         metadata: {labels: {app: x}}, spec: {containers: [{name: app, image: app}]}}}}";
-    let offline = manifest::inject(deployment, "shop", &settings(), KEY).unwrap().yaml;
+    let offline = manifest::inject(deployment, "shop", &settings(), GIVEN).unwrap().yaml;
     let offline: serde_json::Value = serde_saphyr::from_str(&offline).unwrap();
 
     let mut pod = serde_json::json!({
@@ -89,7 +98,7 @@ fn webhook_and_offline_agree() {
         labels: [("outrigger.dev/inject".to_owned(), "enabled".to_owned())].into(),
         ..NamespaceMeta::default()
     };
-    let Outcome::Patched { patch, .. } = inject::patch(&typed, &namespace, &settings(), KEY).unwrap() else {
+    let Outcome::Patched { patch, .. } = inject::patch(&typed, &namespace, &settings(), GIVEN).unwrap() else {
         panic!()
     };
     json_patch::patch(&mut pod, &patch).unwrap();

@@ -12,7 +12,7 @@ use outrigger_injector::app::{self, Options, Running};
 use outrigger_injector::settings::Settings;
 use outrigger_proxy::discovery::{Discovery, DiscoveryConfig};
 use outrigger_proxy::dns::{HostPort, Resolver};
-use outrigger_proxy::identity::{Clock, Identity, IdentityConfig};
+use outrigger_proxy::identity::{Clock, FirstRoots, Identity, IdentityConfig};
 use outrigger_proxy::model::Workload;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -87,7 +87,8 @@ impl ControlPlane {
         found.next().context("the chart has no MutatingWebhookConfiguration")
     }
 
-    /// Starts an injector, with changes to its options, and waits until it is ready.
+    /// Starts an injector, with changes to its options, and waits until it is ready. Sidecars get the roots of the golden files,
+    /// unless a controller runs, which has its own.
     ///
     /// kube-apiserver resolves a Service of the type ExternalName itself, so it reaches the test's process by the name that
     /// the certificate is for; only type and port differ from the chart.
@@ -108,6 +109,8 @@ impl ControlPlane {
         let running = app::start(options, client, shutdown.clone()).await?;
 
         let install = self.admin.namespace(INSTALL_NAMESPACE);
+        let roots = std::fs::read_to_string(repository().join("injector/testdata/roots.pem"))?;
+        install.apply(&trust_bundle(&roots)).await?;
         let service = json!({
             "apiVersion": "v1", "kind": "Service", "metadata": {"name": "outrigger-injector"},
             "spec": {"type": "ExternalName", "externalName": "localhost"}
@@ -180,6 +183,13 @@ impl ControlPlane {
     }
 }
 
+/// The ConfigMap with this trust bundle.
+pub fn trust_bundle(pem: &str) -> String {
+    let metadata = json!({"name": labels::TRUST_BUNDLE_CONFIG_MAP});
+    let data = json!({labels::TRUST_BUNDLE_KEY: pem});
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}).to_string()
+}
+
 /// A controller that runs.
 pub struct Controller {
     address: SocketAddr,
@@ -231,7 +241,7 @@ impl ControlPlane {
     }
 
     /// What a sidecar of this ServiceAccount in this namespace has: a pod with a token of this audience that is bound to it,
-    /// and the trust bundle.
+    /// and the trust bundle of the namespace's ConfigMap.
     ///
     /// # Errors
     /// When the controller does not put the trust bundle into the namespace.
@@ -241,6 +251,35 @@ impl ControlPlane {
         namespace: &Kubectl,
         account: &str,
         audience: &str,
+    ) -> Result<Sidecar> {
+        let bundle = eventually("the trust bundle", Duration::from_secs(10), async || {
+            let map = namespace.get(["configmap", labels::TRUST_BUNDLE_CONFIG_MAP]).await?;
+            map["data"][labels::TRUST_BUNDLE_KEY]
+                .as_str()
+                .map(str::to_owned)
+                .context("it is empty")
+        })
+        .await?;
+        let file = self
+            .files
+            .path()
+            .join(format!("{}-ca.crt", namespace.current_namespace()));
+        std::fs::write(&file, bundle)?;
+        self.sidecar_with(controller, namespace, account, audience, FirstRoots::File(file))
+            .await
+    }
+
+    /// The same with these roots.
+    ///
+    /// # Errors
+    /// When its pod cannot be made.
+    pub async fn sidecar_with(
+        &self,
+        controller: &Controller,
+        namespace: &Kubectl,
+        account: &str,
+        audience: &str,
+        roots: FirstRoots,
     ) -> Result<Sidecar> {
         let name = namespace.current_namespace();
         let pod = format!("{account}-1");
@@ -259,16 +298,6 @@ impl ControlPlane {
         let token = namespace.run([&create[..], &bound].concat()).await?;
         let token_file = self.files.path().join(format!("{name}-{account}-{audience}.token"));
         std::fs::write(&token_file, token.trim())?;
-        let bundle = eventually("the trust bundle", Duration::from_secs(10), async || {
-            let map = namespace.get(["configmap", labels::TRUST_BUNDLE_CONFIG_MAP]).await?;
-            map["data"][labels::TRUST_BUNDLE_KEY]
-                .as_str()
-                .map(str::to_owned)
-                .context("it is empty")
-        })
-        .await?;
-        let trust_bundle_file = self.files.path().join(format!("{name}-ca.crt"));
-        std::fs::write(&trust_bundle_file, bundle)?;
 
         let address = HostPort {
             host: controller.address.ip().to_string().into(),
@@ -283,7 +312,7 @@ impl ControlPlane {
                 issuer: address.clone(),
                 issuer_id: id.clone(),
                 token_file,
-                trust_bundle_file,
+                roots,
             },
             Clock::system(),
             resolver()?,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use k8s_openapi::api::core::v1::Pod;
 use outrigger_api::probes::{AppProbe, Ask, HttpGet, KEY_HEADER, Kind};
-use outrigger_injector::inject::{NamespaceMeta, Outcome, patch};
+use outrigger_injector::inject::{Given, NamespaceMeta, Outcome, patch};
 use outrigger_injector::settings::Settings;
 use outrigger_proxy::capture::CaptureConfig;
 use outrigger_proxy::probe::{Answer, AppProbes};
@@ -134,7 +134,11 @@ fn injected(kind: &str, mode: &str) -> Value {
         labels: [("outrigger.dev/inject".to_owned(), "enabled".to_owned())].into(),
         ..NamespaceMeta::default()
     };
-    let Outcome::Patched { patch, .. } = patch(&typed, &namespace, &Settings::default(), "the-key").unwrap() else {
+    let given = Given {
+        key: "the-key",
+        roots: None,
+    };
+    let Outcome::Patched { patch, .. } = patch(&typed, &namespace, &Settings::default(), given).unwrap() else {
         panic!("not patched");
     };
     json_patch::patch(&mut pod, &patch).unwrap();

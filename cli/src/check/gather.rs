@@ -40,16 +40,12 @@ pub(super) async fn facts(client: &Client, namespace: &str) -> anyhow::Result<Fa
     let mut bundles = BTreeMap::new();
     let mut pods = Vec::new();
     for name in labelled.iter().map(ResourceExt::name_any) {
-        let config_maps = Api::<ConfigMap>::namespaced(client.clone(), &name);
-        let bundle = config_maps
-            .get_opt(labels::TRUST_BUNDLE_CONFIG_MAP)
-            .await
-            .with_context(|| format!("reading ConfigMap {name}/{}", labels::TRUST_BUNDLE_CONFIG_MAP))?;
+        let bundle = trust_bundle(client, &name).await?;
         let mut of_namespace = list(&Api::<Pod>::namespaced(client.clone(), &name), ListParams::default())
             .await
             .with_context(|| format!("listing the pods of {name}"))?;
         pods.append(&mut of_namespace);
-        bundles.insert(name, bundle.and_then(|map| map.data?.remove(labels::TRUST_BUNDLE_KEY)));
+        bundles.insert(name, bundle);
     }
     let controllers = ListParams::default().labels("app.kubernetes.io/name=outrigger-controller");
     let controllers = list(&Api::<Pod>::namespaced(client.clone(), namespace), controllers)
@@ -77,12 +73,20 @@ pub(super) async fn facts(client: &Client, namespace: &str) -> anyhow::Result<Fa
         missing_secrets: missing_secrets(client, namespace).await?,
         own_kinds: serves("outrigger.dev"),
         gateway_api: serves("gateway.networking.k8s.io"),
+        bundle: trust_bundle(client, namespace).await?,
         bundles,
         pods,
         sidecars_say,
         controllers_say,
         now: SystemTime::now(),
     })
+}
+
+async fn trust_bundle(client: &Client, namespace: &str) -> anyhow::Result<Option<String>> {
+    let config_maps = Api::<ConfigMap>::namespaced(client.clone(), namespace);
+    let map = config_maps.get_opt(labels::TRUST_BUNDLE_CONFIG_MAP).await;
+    let map = map.with_context(|| format!("reading ConfigMap {namespace}/{}", labels::TRUST_BUNDLE_CONFIG_MAP))?;
+    Ok(map.and_then(|map| map.data?.remove(labels::TRUST_BUNDLE_KEY)))
 }
 
 /// Of the Secrets that the chart makes. Whoever may not look at Secrets is not told.

@@ -6,7 +6,8 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 
 use super::metrics::Said;
-use super::{DAY, Facts, Level, findings, roots, some};
+use super::trust::validity;
+use super::{DAY, Facts, Level, findings, some};
 
 fn facts() -> Facts {
     let deployment = json!({"spec": {"replicas": 2, "selector": {}, "template": {}}, "status": {"readyReplicas": 2}});
@@ -19,6 +20,7 @@ fn facts() -> Facts {
         missing_secrets: Vec::new(),
         own_kinds: true,
         gateway_api: false,
+        bundle: None,
         bundles: [("shop".to_owned(), None)].into(),
         pods: Vec::new(),
         sidecars_say: Said::default(),
@@ -56,7 +58,7 @@ fn what_is_missing_is_named() {
         "MutatingWebhookConfiguration",
         "Secret outrigger/outrigger-ca is missing",
         "CRDs",
-        "missing in shop",
+        "ConfigMap outrigger/outrigger-trust-bundle is missing",
     ] {
         assert!(wrong.contains(part), "{part:?} is not in\n{wrong}");
     }
@@ -143,6 +145,50 @@ fn probes_that_kubelet_sends_to_the_app_are_named() {
     }
 }
 
+const ROOT: &str = include_str!("../../../injector/testdata/roots.pem");
+
+#[test]
+fn bundles_that_are_not_as_outriggers_own_are_named() {
+    let mut facts = facts();
+    facts.bundle = Some(ROOT.to_owned());
+    facts.now = SystemTime::now();
+    let bundle = |pem: &str| Some(pem.to_owned());
+    facts.bundles = [("a", None), ("b", bundle(ROOT)), ("c", bundle("forged"))]
+        .map(|(namespace, bundle)| (namespace.to_owned(), bundle))
+        .into();
+    let warnings = texts(&facts, Level::Warning).join("\n");
+    assert!(warnings.contains("is not as in outrigger: a, c; "), "{warnings}");
+    facts.bundle = bundle("rubbish");
+    let wrong = texts(&facts, Level::Wrong).join("\n");
+    assert!(
+        wrong.contains("outrigger-trust-bundle: the trust bundle has no certificate"),
+        "{wrong}"
+    );
+}
+
+#[test]
+fn pods_that_were_made_with_roots_that_are_gone_are_named() {
+    let gone = "-----BEGIN CERTIFICATE-----\nGONE\n-----END CERTIFICATE-----\n";
+    let pod = |name: &str, roots: &str, ready: bool| -> Pod {
+        let mut pod = pod(name, json!({"outrigger.dev/proxy-version": "1"}), "Pending", ready);
+        let env = json!([{"name": "OUTRIGGER_TRUST_BUNDLE", "value": roots}]);
+        pod.spec = serde_json::from_value(json!({
+            "containers": [], "initContainers": [{"name": "outrigger-proxy", "env": env}]
+        }))
+        .unwrap();
+        pod
+    };
+    let mut facts = facts();
+    facts.bundle = Some(ROOT.to_owned());
+    facts.pods = vec![
+        pod("stuck", gone, false),
+        pod("newer", gone, true),
+        pod("starting", &format!("{gone}{}", ROOT.replace('\n', "\r\n")), false),
+    ];
+    let wrong = texts(&facts, Level::Wrong).join("\n");
+    assert!(wrong.contains("may not know the controller: shop/stuck\n"), "{wrong}");
+}
+
 #[test]
 fn apps_that_see_their_sidecars_processes_are_named() {
     let mut facts = facts();
@@ -175,7 +221,7 @@ fn apps_that_see_their_sidecars_processes_are_named() {
 fn roots_are_warned_of_sixty_days_ahead() {
     let now = SystemTime::UNIX_EPOCH + 1000 * DAY;
     let level = |days: &[u32]| {
-        roots(
+        validity(
             &days
                 .iter()
                 .map(|d| SystemTime::UNIX_EPOCH + *d * DAY)

@@ -12,6 +12,7 @@ mod rotation_tests;
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
+use outrigger_api::labels::MAX_TRUST_BUNDLE;
 use outrigger_api::spiffe::SpiffeId;
 use rand::RngCore;
 use rcgen::{
@@ -161,6 +162,13 @@ impl Ca {
             issuer_not_after,
             root_not_after: root_not_after.unwrap_or(issuer_not_after),
         };
+        let size = ca.bundle_pem().len();
+        if size > MAX_TRUST_BUNDLE {
+            return Err(unusable(format!(
+                "the roots of ca.crt have {size} bytes; {MAX_TRUST_BUNDLE} are allowed, because every sidecar has them in its \
+                 environment: take out those below which there are no SVIDs"
+            )));
+        }
         ca.prove(trust_domain, now)?;
         Ok(ca)
     }

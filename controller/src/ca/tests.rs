@@ -204,6 +204,11 @@ fn what_is_no_ca_is_refused_with_what_to_do() {
     let (_, no_sign, no_sign_key) = make_ca(|p| p.key_usages = vec![KeyUsagePurpose::DigitalSignature], None);
     let day = Duration::from_secs(24 * 3600);
     let (_, old, old_key) = make_ca(|p| p.not_after = (SystemTime::now() - day).into(), None);
+    let wordy = |p: &mut CertificateParams| {
+        let words = "a name of many words ".repeat(50);
+        p.distinguished_name.push(DnType::OrganizationName, words);
+    };
+    let many = pem.clone() + &make_ca(wordy, None).1.repeat(20);
     for (error, expected) in [
         (refused(&pem, &other_key, None), "tls.key is not the key of tls.crt"),
         (refused(&leaf, &leaf_key, None), "not a CA"),
@@ -211,6 +216,7 @@ fn what_is_no_ca_is_refused_with_what_to_do() {
         (refused(&old, &old_key, None), "expired at"),
         (refused("", &key, None), "tls.crt holds no certificate"),
         (refused(&pem, "nonsense", None), "tls.key is not a private key"),
+        (refused(&pem, &key, Some(&many)), "32768 are allowed"),
         (
             refused(
                 &pem,

@@ -1,4 +1,5 @@
-//! The trust bundle, as a ConfigMap in every namespace whose pods mount it.
+//! The trust bundle, as a ConfigMap: in Outrigger's own namespace, from where the injector writes it into pods; and in every
+//! namespace that may have pods which mount it, those of `outrigger inject` and of the version before.
 //!
 //! It is never taken away: a namespace that has lost its label may still have pods with sidecars, and roots are public.
 
@@ -101,7 +102,7 @@ async fn write(client: &Client, wanted: &BTreeSet<Arc<str>>, bundle: &str, prese
             }
             Err(e) => {
                 failed = true;
-                tracing::warn!(%namespace, error = %e, "cannot write the trust bundle: pods there cannot start; trying again");
+                tracing::warn!(%namespace, error = %e, "cannot write the trust bundle; trying again");
             }
         }
     }

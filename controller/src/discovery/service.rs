@@ -10,12 +10,14 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, Stream};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::server::{Grpc, NamedService};
 use tonic::{Code, Request, Response, Status};
 
 use super::codec::Encoded;
 use super::{Caller, Discover};
+use crate::ca::Ca;
 use crate::metrics::{AnswerKind, Metrics, OpenStream, StreamKind};
 use crate::pieces::{Pieces, Unread};
 use crate::server::{Bound, Peer};
@@ -32,6 +34,8 @@ const WATCH_WORKLOAD: &str = "/outrigger.discovery.v1.Discovery/WatchWorkload";
 pub(crate) struct DiscoveryService {
     pub(super) index: Arc<dyn Discover>,
     pub(super) metrics: Arc<Metrics>,
+    /// Whom to trust.
+    pub(super) ca: watch::Receiver<Arc<Ca>>,
     stop: CancellationToken,
     max_request_bytes: usize,
 }
@@ -55,12 +59,14 @@ impl DiscoveryService {
     pub(crate) fn new(
         index: Arc<dyn Discover>,
         metrics: Arc<Metrics>,
+        ca: watch::Receiver<Arc<Ca>>,
         stop: CancellationToken,
         max_request_bytes: usize,
     ) -> Self {
         Self {
             index,
             metrics,
+            ca,
             stop,
             max_request_bytes,
         }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use futures_util::stream::{self, Stream};
-use outrigger_api::discovery::{Feature, FromSidecar, Hello, Refused, Workload, from_sidecar, to_sidecar};
+use outrigger_api::discovery::{Feature, FromSidecar, Hello, Refused, Trust, Workload, from_sidecar, to_sidecar};
 use slab::Slab;
 use tokio::sync::watch;
 use tokio::task::coop::consume_budget;
@@ -24,6 +24,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::service::{DiscoveryService, Member, Messages, address, respond};
 use super::{Discover, Update};
+use crate::ca::Ca;
 use crate::metrics::{AnswerKind, StreamKind, Wanted};
 use crate::share::{self, Held};
 use crate::split::{EndpointViews, Routes, SetName, encoded};
@@ -81,6 +82,7 @@ struct Session {
     takes_changes: bool,
     place: watch::Receiver<Arc<Place>>,
     workload: watch::Receiver<Arc<Update<Workload>>>,
+    ca: watch::Receiver<Arc<Ca>>,
     targets: HashMap<SocketAddr, Target>,
     /// Those that `targets` name.
     sets: HashMap<SetName, Set>,
@@ -111,6 +113,7 @@ struct Set {
 }
 
 enum Next {
+    Trust,
     Workload,
     Set(SetName),
     Routes(Arc<Routes>),
@@ -131,9 +134,10 @@ impl Session {
             takes_changes: hello.features().any(|f| f == Feature::EndpointChanges),
             place: index.watch_place(caller),
             workload: index.watch_workload(&caller.namespace, &caller.pod),
+            ca: member.service.ca.clone(),
             targets: HashMap::new(),
             sets: HashMap::new(),
-            queue: [Next::Workload].into(),
+            queue: [Next::Trust, Next::Workload].into(),
             inbox: Arc::default(),
             numbers: Slab::new(),
             member,
@@ -162,6 +166,9 @@ impl Session {
                 }
                 Ok(()) = self.place.changed() => self.queue.extend(self.sets.keys().cloned().map(Next::Set)),
                 Ok(()) = self.workload.changed() => self.queue.push_back(Next::Workload),
+                // At once, and not with the next SVID: what is below a new root is nothing to who does not know it, and one that
+                // was taken away is trusted until then.
+                Ok(()) = self.ca.changed() => self.queue.push_back(Next::Trust),
             }
         }
     }
@@ -284,6 +291,11 @@ impl Session {
     /// `None`: the sidecar knows it already, or need not know it any more.
     fn message(&mut self, next: Next) -> Option<(Bytes, Option<AnswerKind>)> {
         Some(match next {
+            Next::Trust => {
+                let ca = self.ca.borrow_and_update().clone();
+                let roots = ca.bundle().iter().map(|root| root.to_vec()).collect();
+                (encoded(to_sidecar::Kind::Trust(Trust { roots })), None)
+            }
             Next::Workload => (
                 self.workload.borrow_and_update().in_session(),
                 Some(AnswerKind::Workload),

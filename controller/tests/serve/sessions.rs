@@ -1,6 +1,7 @@
 //! Sessions over real connections, and a client that holds the controller to its promises.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::SystemTime;
 
 use kube::core::DynamicObject;
 use outrigger_api::discovery::{
@@ -42,6 +43,8 @@ pub(crate) struct Session {
     requests: mpsc::Sender<FromSidecar>,
     messages: Streaming<ToSidecar>,
     pub(crate) workload: Option<proto::Workload>,
+    /// Whom to trust, DER.
+    pub(crate) roots: Vec<Vec<u8>>,
     /// The version of one that is gone is 0.
     sets: HashMap<String, (u64, BTreeMap<SocketAddr, Endpoint>)>,
     wants: BTreeSet<String>,
@@ -61,6 +64,7 @@ impl Session {
             requests,
             messages: messages.into_inner(),
             workload: None,
+            roots: Vec::new(),
             sets: HashMap::new(),
             wants: BTreeSet::new(),
             routes: HashMap::new(),
@@ -87,6 +91,7 @@ impl Session {
                 self.log.push("workload".to_owned());
                 self.workload = Some(workload);
             }
+            to_sidecar::Kind::Trust(trust) => self.roots = trust.roots,
             to_sidecar::Kind::EndpointSet(set) => self.take(set),
             to_sidecar::Kind::Routes(routes) => {
                 let target = routes.target.unwrap();
@@ -240,6 +245,27 @@ async fn a_session_tells_what_is_wanted_and_then_what_changes() {
     // A shutdown ends the session with a word, and does not wait for it to end by itself.
     server.shutdown.cancel();
     assert_eq!(session.next().await.unwrap_err().code(), Code::Unavailable);
+    server.stop().await;
+}
+
+/// All of them each time: they take the place of those that were trusted before.
+#[tokio::test]
+async fn a_session_tells_whom_to_trust() {
+    let server = start().await;
+    let channel = server.connect(Some(server.svid("shop", "orders"))).await;
+    let mut session = Session::open(channel, hello("orders-1")).await.unwrap();
+    let first = server.ca.borrow().clone();
+    let root = |ca: &Ca| ca.bundle()[0].to_vec();
+    session.until(|s| s.roots == [root(&first)]).await;
+    let other = Ca::generate("cluster.local").unwrap();
+    let mut pem = first.pem().clone();
+    pem.roots = Some(first.bundle_pem() + &other.bundle_pem());
+    let both = Ca::from_pem(pem, "cluster.local", SystemTime::now()).unwrap();
+    for ca in [Arc::new(both), Arc::clone(&first)] {
+        let roots: Vec<_> = ca.bundle().iter().map(|root| root.to_vec()).collect();
+        server.ca.send_replace(ca);
+        session.until(|s| s.roots == roots).await;
+    }
     server.stop().await;
 }
 

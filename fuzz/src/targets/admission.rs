@@ -2,7 +2,7 @@
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Pod;
-use outrigger_injector::inject::{self, NamespaceMeta, Outcome};
+use outrigger_injector::inject::{self, Given, NamespaceMeta, Outcome};
 use outrigger_injector::review;
 use outrigger_injector::settings::Settings;
 use serde_json::Value;
@@ -30,12 +30,16 @@ pub fn run(body: &[u8]) {
         ..NamespaceMeta::default()
     };
     let settings = Settings::default();
-    let decision = inject::patch(&pod, &namespace, &settings, "key");
+    let given = Given {
+        key: "key",
+        roots: Some("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"),
+    };
+    let decision = inject::patch(&pod, &namespace, &settings, given);
     if let Ok(Outcome::Patched { patch, .. }) = &decision {
         let mut document = serde_json::to_value(&pod).expect("a pod is JSON");
         json_patch::patch(&mut document, patch).expect("the patch fits the pod");
         let patched: Pod = serde_json::from_value(document).expect("it is still a pod");
-        let again = inject::patch(&patched, &namespace, &settings, "key");
+        let again = inject::patch(&patched, &namespace, &settings, given);
         assert_eq!(again, Ok(Outcome::AlreadyInjected), "a second time");
     }
     let answer = review::answer_to(&request.uid, &decision);

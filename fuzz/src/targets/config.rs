@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use outrigger_proxy::capture::CaptureConfig;
 use outrigger_proxy::config::Config;
+use outrigger_proxy::identity::FirstRoots;
 
 const NAME: &str = "mesh/sidecar.yaml";
 
@@ -20,7 +21,10 @@ pub fn run(bytes: &[u8]) {
 fn file(text: &str) {
     match Config::from_yaml(NAME, text) {
         Ok(config) => {
-            for path in [&config.identity.token_file, &config.identity.trust_bundle_file] {
+            let FirstRoots::File(roots) = &config.identity.roots else {
+                panic!("a file has no roots of its own");
+            };
+            for path in [&config.identity.token_file, roots] {
                 assert!(path.is_absolute() || path.starts_with(Path::new("mesh")), "{path:?}");
             }
             check(&config);

@@ -39,7 +39,7 @@ use probes::{Circumstances, Plan};
 
 /// The name of the volume with the sidecar's token.
 pub const TOKEN_VOLUME: &str = "outrigger-token";
-/// The name of the volume with the trust bundle.
+/// The name of the volume with the trust bundle: what the sidecar keeps of it, or the ConfigMap.
 pub const TRUST_VOLUME: &str = "outrigger-trust";
 
 /// Namespaces whose pods never get a sidecar, beside Outrigger's own: what runs there must start without a webhook.
@@ -84,12 +84,22 @@ pub struct Refusal {
     pub problems: Vec<String>,
 }
 
-/// Says what a pod gets. `key` is what kubelet must show before the sidecar carries out a lifecycle handler of the app: a
-/// random text ([`random_key`]), because every pod of the cluster can reach the sidecar's admin port.
+/// What a sidecar is given beside the settings: it is not the same for each pod, or not always.
+#[derive(Clone, Copy, Debug)]
+pub struct Given<'a> {
+    /// What kubelet must show before the sidecar carries out a lifecycle handler of the app: a random text ([`random_key`]),
+    /// because every pod of the cluster can reach the sidecar's admin port.
+    pub key: &'a str,
+    /// The roots that it trusts until the controller has said others, PEM ([`crate::roots::check`]). `None`: it reads them from
+    /// the ConfigMap of the pod's namespace, and so whoever may write ConfigMaps there says which they are.
+    pub roots: Option<&'a str>,
+}
+
+/// Says what a pod gets.
 ///
 /// # Errors
 /// When the pod is to have a sidecar and cannot, or when an annotation cannot be understood.
-pub fn patch(pod: &Pod, namespace: &NamespaceMeta, settings: &Settings, key: &str) -> Result<Outcome, Refusal> {
+pub fn patch(pod: &Pod, namespace: &NamespaceMeta, settings: &Settings, given: Given<'_>) -> Result<Outcome, Refusal> {
     if never(pod, namespace, settings) {
         return Ok(Outcome::NotSelected);
     }
@@ -103,7 +113,7 @@ pub fn patch(pod: &Pod, namespace: &NamespaceMeta, settings: &Settings, key: &st
         return Err(Refusal { problems });
     };
     if has_sidecar(pod) {
-        return again::patch(pod, spec, key);
+        return again::patch(pod, spec, given.key);
     }
     let mut problems = clashes(spec);
     problems.extend(obstacles(spec));
@@ -115,7 +125,7 @@ pub fn patch(pod: &Pod, namespace: &NamespaceMeta, settings: &Settings, key: &st
                 rewrite: overrides.rewrite_probes,
                 native: overrides.native,
                 asked: &[],
-                key,
+                key: given.key,
             };
             let plan = probes::plan(spec, &circumstances);
             let parts = sidecar::Parts {
@@ -124,11 +134,13 @@ pub fn patch(pod: &Pod, namespace: &NamespaceMeta, settings: &Settings, key: &st
                 settings,
                 overrides: &overrides,
                 probes: &plan,
+                roots: given.roots,
             };
             let init = parts.init_container();
             let proxy = parts.proxy_container(controller_id.as_str());
+            let volumes = parts.volumes();
             Ok(Outcome::Patched {
-                patch: changes(pod, spec, overrides.native, init, proxy, plan),
+                patch: changes(pod, spec, overrides.native, [init, proxy], volumes, plan),
                 warnings: overrides.warnings,
             })
         }
@@ -273,7 +285,14 @@ fn obstacles(spec: &PodSpec) -> Vec<String> {
     problems
 }
 
-fn changes(pod: &Pod, spec: &PodSpec, native: bool, init: Value, proxy: Value, probes: Plan) -> Patch {
+fn changes(
+    pod: &Pod,
+    spec: &PodSpec,
+    native: bool,
+    [init, proxy]: [Value; 2],
+    added: [Value; 2],
+    probes: Plan,
+) -> Patch {
     let mut patch = Operations::default();
     // First, as long as the app's containers are where they were.
     for rewrite in probes.rewrites {
@@ -306,7 +325,7 @@ fn changes(pod: &Pod, spec: &PodSpec, native: bool, init: Value, proxy: Value, p
         }
     }
     let volumes = spec.volumes.as_deref().map(<[_]>::len);
-    patch.elements(["spec", "volumes"], volumes, volumes.unwrap_or(0), sidecar::volumes());
+    patch.elements(["spec", "volumes"], volumes, volumes.unwrap_or(0), added);
     patch.patch()
 }
 

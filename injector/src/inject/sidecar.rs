@@ -21,11 +21,15 @@ pub(super) struct Parts<'a> {
     pub(super) settings: &'a Settings,
     pub(super) overrides: &'a Overrides,
     pub(super) probes: &'a Plan,
+    pub(super) roots: Option<&'a str>,
 }
 
 const ENTRYPOINT: &str = "/outrigger-proxy";
 const TOKEN_DIRECTORY: &str = "/var/run/secrets/outrigger";
 const TRUST_DIRECTORY: &str = "/var/run/secrets/outrigger-trust";
+/// Of the volume in which a sidecar keeps the trust bundle. It writes a new file before it removes the old one.
+const KEPT_LIMIT: &str = "128Ki";
+const _: () = assert!(2 * labels::MAX_TRUST_BUNDLE <= 128 * 1024, "two files fit");
 /// Seconds. kubelet renews a token at 80 % of its life.
 const TOKEN_LIFE: u32 = 3600;
 const NAMESPACE_VARIABLE: &str = "OUTRIGGER_NAMESPACE";
@@ -85,7 +89,10 @@ impl Parts<'_> {
             "terminationMessagePolicy": "FallbackToLogsOnError",
             "volumeMounts": [
                 {"name": TOKEN_VOLUME, "mountPath": TOKEN_DIRECTORY, "readOnly": true},
-                {"name": TRUST_VOLUME, "mountPath": TRUST_DIRECTORY, "readOnly": true},
+                with(
+                    json!({"name": TRUST_VOLUME, "mountPath": TRUST_DIRECTORY}),
+                    if self.roots.is_some() { json!({}) } else { json!({"readOnly": true}) },
+                ),
             ],
         });
         if self.overrides.native {
@@ -110,10 +117,16 @@ impl Parts<'_> {
         env.value("OUTRIGGER_CONTROLLER", self.settings.controller());
         env.value("OUTRIGGER_CONTROLLER_ID", controller_id);
         env.value("OUTRIGGER_TOKEN_FILE", format!("{TOKEN_DIRECTORY}/token"));
-        env.value(
-            "OUTRIGGER_TRUST_BUNDLE_FILE",
-            format!("{TRUST_DIRECTORY}/{}", labels::TRUST_BUNDLE_KEY),
-        );
+        match self.roots {
+            Some(roots) => {
+                env.value(labels::TRUST_BUNDLE_VARIABLE, roots);
+                env.value("OUTRIGGER_TRUST_BUNDLE_KEPT", format!("{TRUST_DIRECTORY}/roots.der"));
+            }
+            None => env.value(
+                "OUTRIGGER_TRUST_BUNDLE_FILE",
+                format!("{TRUST_DIRECTORY}/{}", labels::TRUST_BUNDLE_KEY),
+            ),
+        }
         if let Some(tracing) = &self.settings.tracing {
             let endpoint = in_namespace(&escaped(&tracing.endpoint), self.namespace);
             env.as_it_is("OUTRIGGER_TRACING_ENDPOINT", &endpoint);
@@ -133,21 +146,24 @@ impl Parts<'_> {
         }
         Value::Array(env.0)
     }
-}
 
-/// The two volumes.
-pub(super) fn volumes() -> [Value; 2] {
-    [
-        json!({
+    /// The two volumes.
+    pub(super) fn volumes(&self) -> [Value; 2] {
+        let token = json!({
             "name": TOKEN_VOLUME,
             "projected": {"sources": [{"serviceAccountToken": {
                 "audience": labels::TOKEN_AUDIENCE,
                 "expirationSeconds": TOKEN_LIFE,
                 "path": "token",
             }}]},
-        }),
-        json!({"name": TRUST_VOLUME, "configMap": {"name": labels::TRUST_BUNDLE_CONFIG_MAP}}),
-    ]
+        });
+        let trust = match self.roots {
+            // In memory: on disk, the cluster autoscaler would take it for data, and leave the pod's node alone.
+            Some(_) => json!({"name": TRUST_VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": KEPT_LIMIT}}),
+            None => json!({"name": TRUST_VOLUME, "configMap": {"name": labels::TRUST_BUNDLE_CONFIG_MAP}}),
+        };
+        [token, trust]
+    }
 }
 
 /// What the sidecar is told of the app's probes. Both are there even where they are empty: so it is seen which sidecars know

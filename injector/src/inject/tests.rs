@@ -6,8 +6,13 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
-use super::{NamespaceMeta, Outcome, patch, workload};
+use super::{Given, NamespaceMeta, Outcome, patch, workload};
 use crate::settings::Settings;
+
+const GIVEN: Given<'_> = Given {
+    key: "key",
+    roots: None,
+};
 
 fn namespace(name: &str, inject: Option<&str>) -> NamespaceMeta {
     let labels: BTreeMap<_, _> = inject
@@ -27,7 +32,7 @@ fn pod(metadata: Value) -> Pod {
 }
 
 fn outcome(metadata: Value, namespace: &NamespaceMeta) -> &'static str {
-    match patch(&pod(metadata), namespace, &Settings::default(), "key") {
+    match patch(&pod(metadata), namespace, &Settings::default(), GIVEN) {
         Ok(Outcome::Patched { .. }) => "patched",
         Ok(Outcome::OptedOut) => "opted out",
         Ok(Outcome::NotSelected) => "not selected",
@@ -81,7 +86,7 @@ fn half_a_sidecar_is_a_clash_and_not_a_sidecar() {
         &copied,
         &namespace("shop", Some("enabled")),
         &Settings::default(),
-        "key",
+        GIVEN,
     )
     .unwrap_err();
     assert!(refusal.problems[0].contains("the name is the sidecar's"), "{refusal}");
@@ -121,7 +126,7 @@ fn sidecar(annotations: Value, more: Value, settings: &Settings) -> Value {
         .unwrap()
         .extend(more.as_object().unwrap().clone());
     let typed: Pod = serde_json::from_value(raw.clone()).unwrap();
-    let outcome = patch(&typed, &namespace("shop", Some("enabled")), settings, "key").unwrap();
+    let outcome = patch(&typed, &namespace("shop", Some("enabled")), settings, GIVEN).unwrap();
     let Outcome::Patched { patch, .. } = outcome else {
         panic!("{outcome:?}")
     };
@@ -172,7 +177,7 @@ fn an_ordinary_sidecar_of_a_job_comes_with_a_warning() {
     let metadata = json!({"annotations": {"outrigger.dev/native-sidecar": "false"}});
     let mut job = pod(metadata);
     job.spec.as_mut().unwrap().restart_policy = Some("Never".to_owned());
-    let outcome = patch(&job, &namespace("shop", Some("enabled")), &Settings::default(), "key").unwrap();
+    let outcome = patch(&job, &namespace("shop", Some("enabled")), &Settings::default(), GIVEN).unwrap();
     let Outcome::Patched { warnings, .. } = outcome else {
         panic!("{outcome:?}")
     };
@@ -189,7 +194,7 @@ fn a_pod_whose_processes_see_one_another_comes_with_a_warning() {
     ] {
         let spec = json!({"containers": [{"name": "app"}], field: value});
         let pod: Pod = serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap();
-        let outcome = patch(&pod, &namespace("shop", Some("enabled")), &Settings::default(), "key").unwrap();
+        let outcome = patch(&pod, &namespace("shop", Some("enabled")), &Settings::default(), GIVEN).unwrap();
         let Outcome::Patched { warnings, .. } = outcome else {
             panic!("{outcome:?}")
         };
@@ -216,7 +221,7 @@ fn whoever_runs_as_the_sidecars_user_is_refused() {
             "containers": [{"name": "app", "securityContext": app}],
         });
         let pod: Pod = serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap();
-        let outcome = patch(&pod, &namespace("shop", Some("enabled")), &Settings::default(), "key");
+        let outcome = patch(&pod, &namespace("shop", Some("enabled")), &Settings::default(), GIVEN);
         match refused {
             None => assert!(outcome.is_ok(), "{spec}: {outcome:?}"),
             Some(name) => {
@@ -323,7 +328,7 @@ fn a_pod_cannot_weaken_what_its_namespace_says_of_mtls() {
             ..namespace("shop", Some("enabled"))
         };
         let metadata = json!({"annotations": of_pod.map(mtls).unwrap_or_default()});
-        let Ok(Outcome::Patched { patch, warnings }) = patch(&pod(metadata), &namespace, &Settings::default(), "key")
+        let Ok(Outcome::Patched { patch, warnings }) = patch(&pod(metadata), &namespace, &Settings::default(), GIVEN)
         else {
             panic!("{of_namespace:?} {of_pod:?}: not patched");
         };

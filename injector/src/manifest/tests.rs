@@ -1,7 +1,13 @@
 #![allow(clippy::unwrap_used)]
 
 use super::{inject, split};
+use crate::inject::Given;
 use crate::settings::Settings;
+
+const GIVEN: Given<'_> = Given {
+    key: "key",
+    roots: None,
+};
 
 #[test]
 fn documents_are_split_at_their_markers_only() {
@@ -19,7 +25,7 @@ fn documents_are_split_at_their_markers_only() {
 fn json_is_yaml_too() {
     let text = r#"{"apiVersion":"v1","kind":"PodList","items":[
         {"apiVersion":"v1","kind":"Pod","metadata":{"name":"a"},"spec":{"containers":[{"name":"a"}]}}]}"#;
-    let injected = inject(text, "shop", &Settings::default(), "key").unwrap();
+    let injected = inject(text, "shop", &Settings::default(), GIVEN).unwrap();
     assert_eq!(injected.notes, ["document 1: Pod a: sidecar put in"]);
     assert!(injected.yaml.contains("name: outrigger-proxy"));
 }
@@ -27,7 +33,7 @@ fn json_is_yaml_too() {
 #[test]
 fn an_ending_without_a_newline_does_not_join_documents() {
     let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a}]}\n---\na: 1";
-    let injected = inject(text, "shop", &Settings::default(), "key").unwrap();
+    let injected = inject(text, "shop", &Settings::default(), GIVEN).unwrap();
     assert!(injected.yaml.ends_with("\n---\na: 1"), "{}", injected.yaml);
 }
 
@@ -35,7 +41,7 @@ fn an_ending_without_a_newline_does_not_join_documents() {
 #[test]
 fn without_a_namespace_the_pod_brings_its_own() {
     let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a}]}\n";
-    let injected = |text: &str, namespace| inject(text, namespace, &Settings::default(), "key").unwrap().yaml;
+    let injected = |text: &str, namespace| inject(text, namespace, &Settings::default(), GIVEN).unwrap().yaml;
     let named = text.replace("{name: a}\n", "{name: a, namespace: shop}\n");
     for (text, namespace, endpoint) in [
         (text, "", "http://jaeger.$(OUTRIGGER_NAMESPACE).svc:4317"),

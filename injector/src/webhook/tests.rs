@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::sync::CancellationToken;
 
@@ -36,6 +37,7 @@ impl Namespaces for Fixed {
 }
 
 struct Server {
+    say_roots: watch::Sender<Option<Arc<str>>>,
     addr: std::net::SocketAddr,
     serving: Arc<Serving>,
     shutdown: CancellationToken,
@@ -43,6 +45,7 @@ struct Server {
     metrics: Arc<Metrics>,
 }
 
+const ROOTS: &str = include_str!("../../testdata/roots.pem");
 const HOST: &str = "outrigger-injector.outrigger.svc";
 
 fn material() -> Material {
@@ -55,7 +58,8 @@ fn material() -> Material {
 
 async fn serve(material: &Material) -> Server {
     let metrics = Arc::new(Metrics::default());
-    let mut webhook = Webhook::new(Settings::default(), Box::new(Fixed), Arc::clone(&metrics));
+    let (say_roots, roots) = watch::channel(Some(Arc::from(ROOTS)));
+    let mut webhook = Webhook::new(Settings::default(), Box::new(Fixed), roots, Arc::clone(&metrics));
     webhook.times.input = Duration::from_secs(60);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -63,6 +67,7 @@ async fn serve(material: &Material) -> Server {
     serving.swap(material.certified_key().unwrap());
     let task = tokio::spawn(Arc::new(webhook).serve(listener, Arc::clone(&serving), shutdown.clone()));
     Server {
+        say_roots,
         addr,
         serving,
         shutdown,

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::{Config, Destination, InboundDestination, InboundListener, LetIn, OutboundListener, Plaintext, limits};
 use crate::discovery::DiscoveryConfig;
 use crate::dns::HostPort;
-use crate::identity::IdentityConfig;
+use crate::identity::{FirstRoots, IdentityConfig};
 use crate::model::Workload;
 use crate::telemetry::{TracingConfig, TracingProtocol};
 
@@ -49,7 +49,7 @@ impl Env<'_> {
         let controller = self.required("OUTRIGGER_CONTROLLER", HostPort::from_str);
         let controller_id = self.required("OUTRIGGER_CONTROLLER_ID", limits::spiffe_id);
         let token_file = self.required("OUTRIGGER_TOKEN_FILE", |text| Ok(text.into()));
-        let trust_bundle_file = self.required("OUTRIGGER_TRUST_BUNDLE_FILE", |text| Ok(text.into()));
+        let roots = self.roots();
         let tracing = self.tracing();
         let log = self.or_default("OUTRIGGER_LOG", "info", limits::log_filter);
         let access_log = self.or_default("OUTRIGGER_ACCESS_LOG", "false", boolean);
@@ -94,7 +94,7 @@ impl Env<'_> {
                 issuer: controller.clone(),
                 issuer_id: controller_id.clone(),
                 token_file: token_file?,
-                trust_bundle_file: trust_bundle_file?,
+                roots: roots?,
             },
             discovery: DiscoveryConfig::Controller {
                 address: controller,
@@ -114,6 +114,22 @@ impl Env<'_> {
             budget: Budget::default(),
             dns_servers: None,
         })
+    }
+
+    /// Where the environment has roots, no file that others may write is looked at.
+    fn roots(&mut self) -> Option<FirstRoots> {
+        let before = self.errors.len();
+        match self.optional(labels::TRUST_BUNDLE_VARIABLE, limits::roots) {
+            Some(roots) => {
+                let kept = self.required("OUTRIGGER_TRUST_BUNDLE_KEPT", |text| Ok(text.into()))?;
+                Some(FirstRoots::Given { roots, kept })
+            }
+            // Of `outrigger inject`, or of the injector of the version before.
+            None if self.errors.len() == before => {
+                self.required("OUTRIGGER_TRUST_BUNDLE_FILE", |text| Ok(FirstRoots::File(text.into())))
+            }
+            None => None,
+        }
     }
 
     fn tracing(&mut self) -> Option<TracingConfig> {

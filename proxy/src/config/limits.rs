@@ -4,12 +4,24 @@ use std::time::Duration;
 
 use outrigger_api::duration;
 use outrigger_api::spiffe::SpiffeId;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 
 use super::Mtls;
 use crate::telemetry::TracingProtocol;
 
 pub(super) fn spiffe_id(text: &str) -> Result<SpiffeId, String> {
     text.parse::<SpiffeId>().map_err(|error| error.to_string())
+}
+
+pub(super) fn roots(pem: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+    let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    match roots {
+        Ok(roots) if !roots.is_empty() => Ok(roots),
+        Ok(_) => Err("has no certificate in PEM".to_owned()),
+        // The library's error may quote all of it.
+        Err(_) => Err("is not PEM".to_owned()),
+    }
 }
 
 pub(super) fn mtls(text: &str) -> Result<Mtls, String> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::{Config, Destination, InboundDestination, LetIn, Mtls, Plaintext};
 use crate::discovery::DiscoveryConfig;
+use crate::identity::FirstRoots;
 use crate::model::{Endpoints, Protocol, Target};
 use crate::telemetry::TracingProtocol;
 
@@ -124,6 +125,31 @@ fn environment_with_everything() {
     assert_eq!(config.detect_timeout, Duration::from_millis(250));
 }
 
+/// Where the injector gives roots, the file in the namespace's ConfigMap is not looked at.
+#[test]
+fn roots_of_the_environment_win_over_a_file() {
+    let pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    let given = |roots: &str, kept: &str| {
+        let more = [("OUTRIGGER_TRUST_BUNDLE", roots), ("OUTRIGGER_TRUST_BUNDLE_KEPT", kept)];
+        env(&more).map(|config| config.identity.roots)
+    };
+    let file = FirstRoots::File("/var/run/secrets/outrigger-trust/ca.crt".into());
+    assert_eq!(env(&[]).unwrap().identity.roots, file);
+    assert_eq!(given("", "").unwrap(), file);
+    let both = given(&pem.repeat(2), "/roots.der").unwrap();
+    let roots = vec![vec![0, 0, 0].into(); 2];
+    let kept = "/roots.der".into();
+    assert_eq!(both, FirstRoots::Given { roots, kept });
+    for (wrong, why) in [
+        ("AAAA", "has no certificate"),
+        (&pem.replace("END", "XXX"), "is not PEM"),
+    ] {
+        let errors = given(wrong, "/roots.der").unwrap_err();
+        assert!(errors.len() == 1 && errors[0].contains(why), "{errors:?}");
+    }
+    assert_eq!(given(pem, "").unwrap_err(), ["OUTRIGGER_TRUST_BUNDLE_KEPT: is not set"]);
+}
+
 #[test]
 fn all_mistakes_of_the_environment_together() {
     let mistakes = [
@@ -199,7 +225,7 @@ fn file() {
     let config = Config::from_yaml("conf/orders.yaml", YAML).unwrap();
     assert_eq!(config.identity.id.as_str(), "spiffe://cluster.local/ns/shop/sa/orders");
     assert_eq!(config.identity.token_file, Path::new("conf/./token"));
-    assert_eq!(config.identity.trust_bundle_file, Path::new("/etc/ca.pem"));
+    assert_eq!(config.identity.roots, FirstRoots::File("/etc/ca.pem".into()));
     assert_eq!(config.admin, address("127.0.0.1:9901"));
     assert_eq!(config.outbound[0].to, Destination::Named("inventory".into()));
     assert_eq!(

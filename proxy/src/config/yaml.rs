@@ -16,7 +16,7 @@ use serde_saphyr::{Location, Spanned};
 use super::{Config, Destination, InboundDestination, InboundListener, Mtls, OutboundListener, limits};
 use crate::discovery::{DiscoveryConfig, StaticTargets};
 use crate::dns::HostPort;
-use crate::identity::IdentityConfig;
+use crate::identity::{FirstRoots, IdentityConfig};
 use crate::model::{Target, Workload, from_proto};
 use crate::telemetry::{TracingConfig, TracingProtocol};
 
@@ -175,7 +175,7 @@ impl Reader<'_> {
                 issuer: issuer?,
                 issuer_id: issuer_id?,
                 token_file: folder.join(file.identity.token_file),
-                trust_bundle_file: folder.join(file.identity.trust_bundle_file),
+                roots: FirstRoots::File(folder.join(file.identity.trust_bundle_file)),
             },
             discovery: DiscoveryConfig::Standalone(StaticTargets(services)),
             tracing,

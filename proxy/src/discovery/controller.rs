@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use outrigger_api::discovery::Trust;
 use outrigger_proxy_transport::error::{ProxyError, Reason};
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
@@ -241,6 +242,11 @@ impl Link {
     /// What is behind an address from now on.
     pub(super) fn publish(&self, address: SocketAddr, target: Arc<Target>) {
         self.targets.publish(&address, target);
+    }
+
+    /// Whom to trust from now on.
+    pub(super) fn trust(&self, trust: Trust) {
+        self.identity.trust(trust.roots.into_iter().map(Into::into).collect());
     }
 
     /// Logs a problem once, and its end.

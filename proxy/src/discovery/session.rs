@@ -173,6 +173,7 @@ fn apply(link: &Link, told: &mut Told, refused: &mut Refusals, message: ToSideca
         Some(to_sidecar::Kind::Workload(workload)) => {
             drop(link.workload.send_replace(from_proto::workload(&workload).into()))
         }
+        Some(to_sidecar::Kind::Trust(trust)) => link.trust(trust),
         // Of a newer controller.
         None => {}
     }

@@ -5,6 +5,7 @@
 use std::convert::Infallible;
 use std::fs;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -20,7 +21,7 @@ use tonic::codegen::Service as _;
 use tonic::{Request, Response, Status};
 
 use super::testing::TestCa;
-use super::{Clock, Identity, IdentityConfig};
+use super::{Clock, FirstRoots, Identity, IdentityConfig};
 use crate::dns::Resolver;
 
 const ORDERS: &str = "spiffe://cluster.local/ns/shop/sa/orders";
@@ -32,12 +33,15 @@ const DAY: Duration = Duration::from_secs(86_400);
 struct Issuer {
     ca: Arc<TestCa>,
     token: &'static str,
+    /// How many tokens it was shown.
+    tokens: Arc<AtomicUsize>,
 }
 
 #[tonic::async_trait]
 impl Service for Issuer {
     async fn issue(&self, request: Request<IssueRequest>) -> Result<Response<IssueResponse>, Status> {
         let request = request.into_inner();
+        self.tokens.fetch_add(1, Ordering::Relaxed);
         if request.token != self.token {
             return Err(Status::unauthenticated("the API server does not know this token"));
         }
@@ -54,6 +58,8 @@ impl Service for Issuer {
 struct Bench {
     folder: TempDir,
     config: IdentityConfig,
+    ca: Arc<TestCa>,
+    tokens: Arc<AtomicUsize>,
     server: JoinHandle<()>,
 }
 
@@ -67,12 +73,17 @@ impl Bench {
             issuer: listener.local_addr().unwrap().to_string().parse().unwrap(),
             issuer_id: CONTROLLER.parse().unwrap(),
             token_file: folder.path().join("token"),
-            trust_bundle_file: folder.path().join("ca.crt"),
+            roots: FirstRoots::File(folder.path().join("ca.crt")),
         };
         fs::write(&config.token_file, "good\n").unwrap();
-        fs::write(&config.trust_bundle_file, &ca.pem).unwrap();
+        fs::write(folder.path().join("ca.crt"), &ca.pem).unwrap();
         let acceptor = TlsAcceptor::from(ca.credentials(controller).issuing_server());
-        let issuer = Issuer { ca, token: "good" };
+        let tokens = Arc::new(AtomicUsize::new(0));
+        let issuer = Issuer {
+            ca: Arc::clone(&ca),
+            token: "good",
+            tokens: Arc::clone(&tokens),
+        };
         let server = tokio::spawn(async move {
             loop {
                 let (tcp, _) = listener.accept().await.unwrap();
@@ -87,7 +98,13 @@ impl Bench {
                 tokio::spawn(connection);
             }
         });
-        Self { folder, config, server }
+        Self {
+            folder,
+            config,
+            ca,
+            tokens,
+            server,
+        }
     }
 
     fn start(&self) -> Identity {
@@ -164,4 +181,53 @@ async fn no_controller_and_no_token() {
     config.token_file = bench.folder.path().join("missing");
     let words = problem(&Identity::start(config, Clock::system(), resolver)).await;
     assert!(words.contains("missing cannot be read"), "{words}");
+}
+
+/// Who can write the ConfigMap, and be at the controller's address, is no controller of a sidecar that the webhook put in: that one
+/// has its roots from the environment (see the tests of `config`), and looks nowhere else.
+#[tokio::test]
+async fn a_controller_below_a_forged_root_is_shown_no_token() {
+    let bench = Bench::new(CONTROLLER).await;
+    let start = |roots: FirstRoots| {
+        let config = IdentityConfig {
+            roots,
+            ..bench.config.clone()
+        };
+        Identity::start(config, Clock::system(), Resolver::start(Some(&[])).unwrap())
+    };
+    let kept = bench.folder.path().join("roots.der");
+    let identity = start(FirstRoots::Given {
+        roots: vec![TestCa::new("the real root").certificate],
+        kept: kept.clone(),
+    });
+    let words = problem(&identity).await;
+    assert!(words.contains("no root trusted here signed that"), "{words}");
+    assert!(identity.current().is_none());
+    assert_eq!(bench.tokens.load(Ordering::Relaxed), 0, "it was shown a token");
+    assert!(!kept.exists());
+    // The file says the forged root. Whoever starts with it has that controller.
+    let believer = start(bench.config.roots.clone());
+    timeout(Duration::from_secs(10), believer.ready()).await.unwrap();
+    assert_eq!(bench.tokens.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn what_the_controller_says_is_kept_for_the_next_process() {
+    let bench = Bench::new(CONTROLLER).await;
+    let mut config = bench.config.clone();
+    let kept = bench.folder.path().join("roots.der");
+    config.roots = FirstRoots::Given {
+        roots: vec![bench.ca.certificate.clone()],
+        kept: kept.clone(),
+    };
+    let start =
+        |config: &IdentityConfig| Identity::start(config.clone(), Clock::system(), Resolver::start(Some(&[])).unwrap());
+    timeout(Duration::from_secs(10), start(&config).ready()).await.unwrap();
+    assert_eq!(fs::read(&kept).unwrap(), bench.ca.certificate.to_vec());
+    // The environment's root is long gone.
+    config.roots = FirstRoots::Given {
+        roots: vec![TestCa::new("gone").certificate],
+        kept,
+    };
+    timeout(Duration::from_secs(10), start(&config).ready()).await.unwrap();
 }

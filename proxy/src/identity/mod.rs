@@ -12,6 +12,9 @@ mod peers;
 mod renewal;
 #[cfg(test)]
 mod renewal_tests;
+mod roots;
+#[cfg(test)]
+mod roots_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -26,6 +29,7 @@ use outrigger_api::spiffe::SpiffeId;
 use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
+use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
@@ -52,8 +56,22 @@ pub struct IdentityConfig {
     pub issuer_id: SpiffeId,
     /// The token that proves who this sidecar is; read again for each request, because kubelet renews it.
     pub token_file: PathBuf,
-    /// PEM roots; read again on a timer, because they may be rotated.
-    pub trust_bundle_file: PathBuf,
+    /// Whom it trusts before the issuer has said it.
+    pub roots: FirstRoots,
+}
+
+/// Whom a sidecar trusts at its start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FirstRoots {
+    /// The injector wrote them into the environment, which nobody can change while the pod lives.
+    Given {
+        /// As they were when the pod was made.
+        roots: Vec<CertificateDer<'static>>,
+        /// The file in which the issuer's word is kept for the next process. It lives as long as the pod.
+        kept: PathBuf,
+    },
+    /// A PEM file; read again on a timer until the issuer has said whom to trust. Whoever may write it decides.
+    File(PathBuf),
 }
 
 /// What travels inside a mesh connection. It is the ALPN protocol, so the server needs no detection and can tell a mesh
@@ -87,6 +105,8 @@ struct Inner {
     clock: Clock,
     current: watch::Sender<Option<Arc<Credentials>>>,
     problem: Arc<Mutex<Option<String>>>,
+    /// The controller's last word on whom to trust.
+    told: watch::Sender<Vec<CertificateDer<'static>>>,
     /// The task that renews; it ends with the last handle.
     renewal: Option<AbortHandle>,
 }
@@ -109,6 +129,7 @@ impl Identity {
     fn start_with(config: IdentityConfig, issuer: impl Issue, clock: Clock, random: SmallRng) -> Self {
         let current = watch::channel(None).0;
         let problem = Arc::default();
+        let (told, roots) = watch::channel(Vec::new());
         let renewal = Renewal::new(
             config,
             issuer,
@@ -116,12 +137,14 @@ impl Identity {
             random,
             current.clone(),
             Arc::clone(&problem),
+            roots,
         );
         let renewal = tokio::spawn(renewal.run()).abort_handle();
         Self(Arc::new(Inner {
             clock,
             current,
             problem,
+            told,
             renewal: Some(renewal),
         }))
     }
@@ -132,6 +155,7 @@ impl Identity {
             clock: credentials.clock().clone(),
             current: watch::channel(Some(Arc::new(credentials))).0,
             problem: Arc::default(),
+            told: watch::Sender::default(),
             renewal: None,
         }))
     }
@@ -171,6 +195,11 @@ impl Identity {
                 std::future::pending::<()>().await;
             }
         }
+    }
+
+    /// Says whom to trust from now on, and nobody else, as the controller did over mutual TLS. It is in force within 10 s.
+    pub(crate) fn trust(&self, roots: Vec<CertificateDer<'static>>) {
+        self.0.told.send_replace(roots);
     }
 
     /// Tells of every change.

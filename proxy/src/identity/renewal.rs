@@ -1,8 +1,8 @@
-//! Keeps the credentials fresh: the trust bundle is read again on a timer, the SVID is renewed at a quarter of its life.
+//! Keeps the credentials fresh: on a timer it looks whether others are to be trusted, and the SVID is renewed at a quarter of
+//! its life.
 //!
 //! An SVID that cannot be renewed is kept while it is valid, and tried again with backoff; one that has ended is given up,
-//! so that the error says so here, and not as a riddle at the peers. Roots that came with an SVID are trusted until the
-//! file has them; from then on the file alone decides, so that a root can also be taken away.
+//! so that the error says so here, and not as a riddle at the peers.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -21,12 +21,14 @@ use super::bundle::TrustBundle;
 use super::clock::{Clock, written};
 use super::credentials::{Credentials, Svid};
 use super::issuer::{Issue, Issued};
+use super::roots::Roots;
 use crate::backoff::Backoff;
 
-/// How often the trust bundle's file is read.
-pub(super) const RELOAD: Duration = Duration::from_secs(10);
-/// The same while there is none: the pod may start before its namespace has one.
-const RELOAD_MISSING: Duration = Duration::from_secs(1);
+/// How often it looks whether others are to be trusted. The controller tells all sidecars at the same moment, and a new trust
+/// bundle means a new connection of each to the controller: not all look at that moment.
+pub(super) const LOOK: Duration = Duration::from_secs(10);
+/// The same while nobody is: the pod may start before its namespace has a trust bundle.
+const LOOK_MISSING: Duration = Duration::from_secs(1);
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 const ISSUE_TIMEOUT: Duration = Duration::from_secs(10);
 /// When an SVID is renewed, as a share of the life that it has when it arrives. Early, because a renewal costs little, and what is
@@ -42,13 +44,7 @@ pub(super) struct Renewal<I> {
     backoff: Backoff,
     current: watch::Sender<Option<Arc<Credentials>>>,
     problem: Arc<Mutex<Option<String>>>,
-    /// What the file said last, and its text: it is parsed only when that changes.
-    file: Option<TrustBundle>,
-    pem: Vec<u8>,
-    /// Roots that came with the SVID and were never in the file.
-    extra: Vec<CertificateDer<'static>>,
-    /// What is trusted: both together.
-    bundle: Option<TrustBundle>,
+    roots: Roots,
     svid: Option<Svid>,
     /// By the wall clock, because certificates are: a machine that slept renews as soon as it wakes.
     renew_at: SystemTime,
@@ -64,9 +60,11 @@ impl<I: Issue> Renewal<I> {
         mut random: SmallRng,
         current: watch::Sender<Option<Arc<Credentials>>>,
         problem: Arc<Mutex<Option<String>>>,
+        told: watch::Receiver<Vec<CertificateDer<'static>>>,
     ) -> Self {
         let jitter = SmallRng::from_rng(&mut random);
         Self {
+            roots: Roots::new(config.roots.clone(), told),
             config,
             issuer,
             renew_at: clock.now(),
@@ -75,10 +73,6 @@ impl<I: Issue> Renewal<I> {
             backoff: Backoff::new(RETRY.0, RETRY.1, jitter),
             current,
             problem,
-            file: None,
-            pem: Vec::new(),
-            extra: Vec::new(),
-            bundle: None,
             svid: None,
             retry_at: None,
             generation: 0,
@@ -96,10 +90,9 @@ impl<I: Issue> Renewal<I> {
 
     /// One look at everything.
     async fn step(&mut self) -> Result<(), String> {
-        let reloaded = self.reload();
-        let due = self.svid.is_none() || self.clock.now() >= self.renew_at;
+        let looked = self.look();
         let waited = self.retry_at.is_none_or(|at| Instant::now() >= at);
-        if let (true, true, Some(bundle)) = (due, waited, self.bundle.clone()) {
+        if let (true, true, Some(bundle)) = (self.is_due(), waited, self.roots.trusted().cloned()) {
             match self.renew(&bundle).await {
                 Ok(()) => {
                     self.backoff.succeeded();
@@ -110,29 +103,22 @@ impl<I: Issue> Renewal<I> {
                     return Err(error);
                 }
             }
-        } else if due && reloaded.is_ok() {
+        } else if self.is_due() && looked.is_ok() {
             // Still waiting: the problem is still the same.
             return Err(self.problem.lock().clone().unwrap_or_default());
         }
-        reloaded
+        looked
     }
 
-    /// Reads the file. A file that is wrong changes nothing.
-    fn reload(&mut self) -> Result<(), String> {
-        let path = self.config.trust_bundle_file.display();
-        let check = "check that the namespace is labelled for injection and that the controller runs";
-        // A small file in memory: not worth a thread.
-        let pem = std::fs::read(&self.config.trust_bundle_file)
-            .map_err(|error| format!("the trust bundle {path} cannot be read: {error}: {check}"))?;
-        if self.file.is_some() && pem == self.pem {
-            return Ok(());
+    fn is_due(&self) -> bool {
+        self.svid.is_none() || self.clock.now() >= self.renew_at
+    }
+
+    fn look(&mut self) -> Result<(), String> {
+        match self.roots.look()? {
+            true => self.publish(),
+            false => Ok(()),
         }
-        let file = TrustBundle::from_pem(&pem).map_err(|error| format!("the trust bundle {path} {error}: {check}"))?;
-        self.extra
-            .retain(|root| !file.certificates().any(|known| known == root));
-        self.file = Some(file);
-        self.pem = pem;
-        self.update()
     }
 
     async fn renew(&mut self, bundle: &TrustBundle) -> Result<(), String> {
@@ -163,6 +149,7 @@ impl<I: Issue> Renewal<I> {
                 written(now)
             ));
         }
+        self.roots.learn(roots)?;
         // Not negative: just checked.
         let life = leaf.not_after.duration_since(now).unwrap_or_default();
         self.renew_at = now + life.mul_f64(self.random.random_range(RENEW));
@@ -172,31 +159,17 @@ impl<I: Issue> Renewal<I> {
             renew_at = written(self.renew_at),
             "got an SVID"
         );
-        let in_file =
-            |root: &CertificateDer<'_>| self.file.iter().flat_map(TrustBundle::certificates).any(|r| r == root);
-        self.extra = roots.into_iter().filter(|root| !in_file(root)).collect();
         self.svid = Some(svid);
-        // The next update sees another generation, whatever the roots.
-        self.bundle = None;
-        self.update()
+        self.publish()
     }
 
-    /// Makes new credentials where the roots or the SVID are new.
-    fn update(&mut self) -> Result<(), String> {
-        let Some(file) = &self.file else {
-            return Ok(());
-        };
-        let roots = file.certificates().chain(&self.extra).cloned();
-        let bundle = TrustBundle::from_der(roots)?;
-        if self.bundle.as_ref().is_some_and(|old| old.same_as(&bundle)) {
-            return Ok(());
-        }
-        if let Some(svid) = &self.svid {
+    /// Makes new credentials, because the roots or the SVID are new.
+    fn publish(&mut self) -> Result<(), String> {
+        if let (Some(svid), Some(bundle)) = (&self.svid, self.roots.trusted()) {
             self.generation += 1;
-            let credentials = Credentials::new(svid, &bundle, self.generation, &self.clock)?;
+            let credentials = Credentials::new(svid, bundle, self.generation, &self.clock)?;
             self.current.send_replace(Some(Arc::new(credentials)));
         }
-        self.bundle = Some(bundle);
         Ok(())
     }
 
@@ -226,15 +199,15 @@ impl<I: Issue> Renewal<I> {
     }
 
     fn wait(&self) -> Duration {
-        let reload = match self.bundle {
-            Some(_) => RELOAD,
-            None => RELOAD_MISSING,
+        let look = match self.roots.trusted() {
+            Some(_) => LOOK,
+            None => LOOK_MISSING,
         };
         let renew = self.renew_at.duration_since(self.clock.now()).unwrap_or_default();
         match self.retry_at {
-            Some(at) => reload.min(at.saturating_duration_since(Instant::now())),
-            None if self.svid.is_some() => reload.min(renew),
-            None => reload,
+            Some(at) if self.is_due() => look.min(at.saturating_duration_since(Instant::now())),
+            _ if self.svid.is_some() => look.min(renew),
+            _ => look,
         }
     }
 }

@@ -10,14 +10,15 @@ use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rcgen::CertificateSigningRequestParams;
+use rustls_pki_types::CertificateDer;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::bundle::TrustBundle;
 use super::issuer::{Issue, Issued};
-use super::renewal::RELOAD;
+use super::renewal::LOOK;
 use super::testing::TestCa;
-use super::{Clock, Credentials, Identity, IdentityConfig};
+use super::{Clock, Credentials, FirstRoots, Identity, IdentityConfig, MeshProtocol};
 
 const ORDERS: &str = "spiffe://cluster.local/ns/shop/sa/orders";
 const HOUR: Duration = Duration::from_secs(3600);
@@ -31,7 +32,7 @@ struct Script {
     /// How far the issuer's clock is ahead.
     ahead: Duration,
     behind: Duration,
-    roots: Vec<rustls_pki_types::CertificateDer<'static>>,
+    roots: Vec<CertificateDer<'static>>,
     calls: Vec<Instant>,
 }
 
@@ -93,9 +94,9 @@ impl Bench {
                 .parse()
                 .unwrap(),
             token_file: folder.path().join("token"),
-            trust_bundle_file: folder.path().join("ca.crt"),
+            roots: FirstRoots::File(folder.path().join("ca.crt")),
         };
-        fs::write(&config.trust_bundle_file, &script.ca.pem).unwrap();
+        fs::write(folder.path().join("ca.crt"), &script.ca.pem).unwrap();
         let script = Arc::new(Mutex::new(script));
         let issuer = Scripted(script.clone(), clock.clone());
         let identity = Identity::start_with(config, issuer, clock.clone(), SmallRng::seed_from_u64(1));
@@ -116,12 +117,15 @@ impl Bench {
     }
 
     async fn problem(&self) -> String {
-        loop {
-            if let Some(problem) = self.identity.problem() {
-                return problem;
+        let there_is_one = async {
+            loop {
+                if let Some(problem) = self.identity.problem() {
+                    return problem;
+                }
+                sleep(Duration::from_millis(100)).await;
             }
-            sleep(Duration::from_millis(100)).await;
-        }
+        };
+        timeout(HOUR, there_is_one).await.expect("all is well")
     }
 }
 
@@ -194,14 +198,36 @@ async fn an_issuer_that_does_not_answer_is_given_up() {
     ready(&bench.identity).await;
 }
 
+/// A peer with an SVID of this CA, which itself would talk to anybody below either root.
+fn peer(ca: &TestCa, other: &CertificateDer<'static>) -> Credentials {
+    let both = TrustBundle::from_der([ca.certificate.clone(), other.clone()]).unwrap();
+    Credentials::new(&ca.svid(ORDERS), &both, 1, &Clock::system()).unwrap()
+}
+
+/// Whether the sidecar lets it in, and calls it.
+async fn talks_to(identity: &Identity, peer: &Credentials) -> bool {
+    let ours = identity.current().unwrap();
+    let id = ORDERS.parse().unwrap();
+    let mut talks = Vec::new();
+    for (client, server) in [(peer, &*ours), (&*ours, peer)] {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let connecting = client.connect(near, [10, 244, 0, 7].into(), &id, MeshProtocol::Http1);
+        let (connected, accepted) = tokio::join!(connecting, server.accept(far));
+        talks.push(connected.is_ok() && accepted.is_ok());
+    }
+    assert_eq!(talks[0], talks[1], "in one direction only");
+    talks[0]
+}
+
 #[tokio::test(start_paused = true)]
-async fn a_new_trust_bundle_is_a_new_generation_with_the_same_svid() {
-    let bench = Bench::new(|_| {});
+async fn other_roots_are_a_new_generation_with_the_same_svid() {
+    let (old, new) = (TestCa::new("old"), TestCa::new("new"));
+    let roots = [&old, &new].map(|ca| ca.certificate.clone());
+    let peers = [peer(&old, &roots[1]), peer(&new, &roots[0])];
+    let bench = Bench::new(|script| script.ca = old);
     let first = ready(&bench.identity).await;
-    let old = bench.script.lock().ca.pem.clone();
-    let new = TestCa::new("new");
-    bench.write_bundle(&format!("{old}{}", new.pem));
-    sleep(RELOAD + Duration::from_secs(1)).await;
+    bench.identity.trust(roots.to_vec());
+    sleep(LOOK + Duration::from_secs(1)).await;
     let second = bench.identity.current().unwrap();
     assert_eq!(
         (second.generation, second.not_after),
@@ -209,40 +235,59 @@ async fn a_new_trust_bundle_is_a_new_generation_with_the_same_svid() {
     );
     assert_eq!(second.roots_not_after.len(), 2);
     assert_eq!(bench.calls(), 1);
-    // A broken file changes nothing, and is told.
-    bench.write_bundle("rubbish");
-    sleep(RELOAD + Duration::from_secs(1)).await;
-    assert_eq!(bench.identity.current().unwrap().generation, second.generation);
-    assert!(bench.problem().await.contains("ca.crt has no usable root"));
+    for no_news in [
+        vec![],
+        roots.iter().rev().cloned().collect(),
+        vec![b"rubbish".to_vec().into()],
+    ] {
+        bench.identity.trust(no_news);
+        sleep(LOOK + Duration::from_secs(1)).await;
+        assert_eq!(bench.identity.current().unwrap().generation, second.generation);
+    }
     // The old root goes.
-    bench.write_bundle(&new.pem);
-    sleep(RELOAD + Duration::from_secs(1)).await;
+    bench.identity.trust(vec![roots[1].clone()]);
+    sleep(LOOK + Duration::from_secs(1)).await;
     let third = bench.identity.current().unwrap();
-    assert_eq!(
-        (third.generation, third.roots_not_after.len()),
-        (second.generation + 1, 1)
-    );
+    assert_eq!(third.generation, second.generation + 1);
+    assert!(!talks_to(&bench.identity, &peers[0]).await);
+    assert!(talks_to(&bench.identity, &peers[1]).await);
     assert_eq!(bench.identity.problem(), None);
 }
 
 #[tokio::test(start_paused = true)]
-async fn roots_that_come_with_an_svid_are_trusted_until_the_file_has_them() {
-    let new = TestCa::new("new");
-    let root = new.certificate.clone();
-    let bench = Bench::new(|script| script.roots = vec![script.ca.certificate.clone(), root]);
-    assert_eq!(ready(&bench.identity).await.roots_not_after.len(), 2);
-    let old = bench.script.lock().ca.pem.clone();
-    bench.write_bundle(&format!("{old}{}", new.pem));
-    sleep(RELOAD + Duration::from_secs(1)).await;
-    assert_eq!(
-        bench.identity.current().unwrap().generation,
-        1,
-        "the same roots are no news"
-    );
-    // The file had it: now it alone decides.
-    bench.write_bundle(&old);
-    sleep(RELOAD + Duration::from_secs(1)).await;
-    assert_eq!(bench.identity.current().unwrap().roots_not_after.len(), 1);
+async fn a_forged_root_in_the_file_lets_nobody_in_once_the_controller_has_spoken() {
+    let (right, forged) = (TestCa::new("root"), TestCa::new("root"));
+    let right_root = right.certificate.clone();
+    let (good, evil) = (peer(&right, &right_root), peer(&forged, &right_root));
+    let both = format!("{}{}", right.pem, forged.pem);
+    let bench = Bench::new(|script| (script.ca, script.roots) = (right, vec![right_root]));
+    // Also one that was there before the first SVID.
+    bench.write_bundle(&both);
+    ready(&bench.identity).await;
+    for file in [&both, &forged.pem, ""] {
+        bench.write_bundle(file);
+        sleep(LOOK + Duration::from_secs(1)).await;
+        assert!(!talks_to(&bench.identity, &evil).await, "{file}");
+        assert!(talks_to(&bench.identity, &good).await, "{file}");
+        assert_eq!(bench.identity.problem(), None);
+    }
+    assert_eq!(bench.identity.current().unwrap().generation, 1);
+    // Nor with the next SVID.
+    sleep(20 * HOUR).await;
+    assert_eq!(bench.identity.current().unwrap().generation, 2);
+    assert!(!talks_to(&bench.identity, &evil).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_without_a_usable_root_is_no_answer() {
+    let bench = Bench::new(|script| script.roots = vec![b"rubbish".to_vec().into()]);
+    assert!(bench.problem().await.contains("no usable root"));
+    assert!(bench.identity.current().is_none());
+    let calls = bench.calls();
+    assert!(calls < 3, "{calls} calls without a pause");
+    let root = bench.script.lock().ca.certificate.clone();
+    bench.script.lock().roots = vec![root];
+    ready(&bench.identity).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -253,6 +298,10 @@ async fn waits_for_a_bundle_that_comes_late() {
     let problem = bench.problem().await;
     assert!(problem.contains("labelled for injection"), "{problem}");
     assert_eq!(bench.calls(), 0);
+    bench.write_bundle("rubbish");
+    sleep(Duration::from_secs(2)).await;
+    let problem = bench.problem().await;
+    assert!(problem.contains("ca.crt has no usable root"), "{problem}");
     bench.write_bundle(&pem);
     sleep(Duration::from_secs(2)).await;
     assert!(bench.identity.current().is_some());

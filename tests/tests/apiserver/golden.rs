@@ -27,6 +27,10 @@ fn golden_files() -> Result<()> {
             let Some(case) = name.strip_suffix(".input.yaml") else {
                 continue;
             };
+            // Only `outrigger inject` leaves a sidecar without roots.
+            if case == "config-map" {
+                continue;
+            }
             let read = |file: String| std::fs::read_to_string(folder.join(file));
             let input = documents(&read(name.clone())?);
             let golden = read(format!("{case}.golden.yaml"));

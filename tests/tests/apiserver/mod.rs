@@ -7,6 +7,7 @@ mod golden;
 mod guests;
 mod injector;
 mod rights;
+mod roots;
 
 use std::future::Future;
 use std::time::Duration;

@@ -46,6 +46,21 @@ fn rights_are_no_more_than_needed() -> Result<()> {
                 );
             }
         }
+        let bundle = "configmaps/outrigger-trust-bundle";
+        for (question, may) in [
+            (["get", bundle, "-n", "outrigger"], true),
+            (["watch", bundle, "-n", "outrigger"], true),
+            (["get", bundle, "-n", "default"], false),
+            (["get", "configmaps", "-n", "outrigger"], false),
+            (["update", bundle, "-n", "outrigger"], false),
+            (["patch", bundle, "-n", "outrigger"], false),
+        ] {
+            let words = question.join(" ");
+            ensure!(
+                plane.may("outrigger-injector", &question).await? == may,
+                "the injector: {words}"
+            );
+        }
         let own = [
             "patch",
             "mutatingwebhookconfigurations.admissionregistration.k8s.io/outrigger-injector",

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use http::Response;
 use outrigger_api::discovery::{Protocol, Workload};
+use outrigger_controller::ca::Ca;
 use outrigger_controller::discovery::FixedTargets;
 use outrigger_proxy::app::RunningProxy;
-use outrigger_tests::mesh::{App, Authority, Http, SOON, Sidecar, metric, text};
+use outrigger_tests::mesh::{App, Authority, Http, SOON, Sidecar, TRUST_DOMAIN, metric, text};
 
 use super::{Load, orders, orders_address, until};
 
@@ -122,6 +123,32 @@ async fn what_is_outside_of_the_clusters_networks_needs_no_controller() {
             true => assert_eq!((seen.status, &*seen.body), (200, &b"outside"[..]), "{told:?}"),
             false => assert_eq!(seen.error(), Some("discovery-unavailable"), "{told:?}"),
         }
+    }
+}
+
+/// Without waiting for the next SVID, which is a day away.
+#[tokio::test]
+async fn other_roots_reach_a_running_sidecar() {
+    let targets = Arc::new(FixedTargets::default());
+    let authority = Authority::with_discovery(&["web"], DAY, Some(Arc::clone(&targets) as _)).await;
+    let web = Sidecar::new("web")
+        .calls_address(orders_address())
+        .start(&authority)
+        .await;
+    let before = web.identity().current().unwrap();
+    let next = Ca::generate(TRUST_DOMAIN).unwrap();
+    let mut identity = web.identity().subscribe();
+    for (others, roots, generation) in [(&[&next][..], 2, 1), (&[], 1, 2)] {
+        // Each generation has a session of its own, which is told of the roots when it begins. This one has begun.
+        let network = format!("10.{generation}.0.0/16");
+        targets.set_workload(networks(&[&network]));
+        heard(&web, &[&network]).await;
+        authority.trust(others);
+        let told = identity.wait_for(|now| now.as_ref().is_some_and(|now| now.roots_not_after.len() == roots));
+        let told = tokio::time::timeout(2 * SOON, told).await.expect("it is not told");
+        let now = told.unwrap().clone().unwrap();
+        let expected = (before.generation + generation, before.not_after);
+        assert_eq!((now.generation, now.not_after), expected, "only with another SVID");
     }
 }
 

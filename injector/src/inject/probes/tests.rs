@@ -6,7 +6,7 @@ use outrigger_api::probes::{AppProbe, Ask, Kind};
 use serde_json::{Value, json};
 
 use super::left_to_kubelet;
-use crate::inject::{NamespaceMeta, Outcome, Refusal, patch};
+use crate::inject::{Given, NamespaceMeta, Outcome, Refusal, patch};
 use crate::settings::Settings;
 
 fn typed(pod: &Value) -> Pod {
@@ -20,7 +20,12 @@ fn review(pod: &mut Value, key: &str) -> Result<bool, Refusal> {
         labels: [("outrigger.dev/inject".to_owned(), "enabled".to_owned())].into(),
         ..NamespaceMeta::default()
     };
-    match patch(&typed(pod), &namespace, &Settings::default(), key)? {
+    match patch(
+        &typed(pod),
+        &namespace,
+        &Settings::default(),
+        Given { key, roots: None },
+    )? {
         Outcome::Patched { patch, .. } => {
             json_patch::patch(pod, &patch).unwrap();
             Ok(true)

@@ -184,3 +184,36 @@ async fn a_namespace_that_is_no_name_is_refused() {
     }
     server.end().await;
 }
+
+/// Whom a sidecar trusts at its start is in the pod itself, where nobody can change it, and nothing of it is read from the
+/// namespace. Without an answer to that there is no pod.
+#[tokio::test]
+async fn a_pod_has_the_roots_of_the_moment_in_its_environment_or_is_not_made() {
+    let material = material();
+    let server = serve(&material).await;
+    let ask = async || {
+        server
+            .ask(&material, "POST", "/inject", &review("shop", &pod(json!({}))))
+            .await
+    };
+    for roots in [ROOTS.to_owned(), ROOTS.repeat(2)] {
+        server.say_roots.send_replace(Some(roots.as_str().into()));
+        let (status, body) = ask().await;
+        assert_eq!(status, 200, "{body}");
+        let answer: Value = serde_json::from_str(&body).unwrap();
+        let patch: k8s_openapi::ByteString = serde_json::from_value(answer["response"]["patch"].clone()).unwrap();
+        let patch: json_patch::Patch = serde_json::from_slice(&patch.0).unwrap();
+        let mut pod = pod(json!({}));
+        json_patch::patch(&mut pod, &patch).unwrap();
+        let env = pod["spec"]["initContainers"][1]["env"].as_array().unwrap();
+        let value = |name: &str| env.iter().find(|env| env["name"] == name).map(|env| &env["value"]);
+        assert_eq!(value("OUTRIGGER_TRUST_BUNDLE"), Some(&json!(roots)));
+        assert_eq!(value("OUTRIGGER_TRUST_BUNDLE_FILE"), None);
+        assert!(!pod.to_string().contains("configMap"), "{pod}");
+    }
+    server.say_roots.send_replace(None);
+    let (status, why) = ask().await;
+    assert_eq!(status, 500, "{why}");
+    assert!(why.contains("ConfigMap outrigger/outrigger-trust-bundle"), "{why}");
+    server.end().await;
+}
