@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod apiserver;
+mod architecture;
 mod capture;
 mod cluster;
 mod conformance;
