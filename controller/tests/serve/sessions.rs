@@ -471,7 +471,7 @@ async fn whatever_changes_a_session_is_never_between_two_states() {
             })
             .await;
         // What no address names is forgotten.
-        let all: BTreeSet<_> = session.routes.values().flat_map(|target| named(target)).collect();
+        let all: BTreeSet<_> = session.routes.values().flat_map(named).collect();
         session
             .until(|s| {
                 s.sets
