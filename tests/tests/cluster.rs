@@ -502,6 +502,39 @@ fn an_apps_first_request_and_its_last_ones_are_answered() -> Result<()> {
     })
 }
 
+/// What the controller said last outlives the sidecar's process, in a volume that the sidecar's user can write.
+#[test]
+#[ignore = "needs root and a cluster"]
+fn a_sidecar_that_starts_anew_trusts_whom_the_controller_said_last() -> Result<()> {
+    with_shop(async |cluster| {
+        let shop = cluster.admin.namespace(SHOP);
+        for native in [true, false] {
+            let client = cluster.apply_client(SHOP, |name| lingering_pod(name, native)).await?;
+            client.started().await?;
+            let admin = shop.forward(client.name(), outrigger_api::ports::ADMIN).await?;
+            let mut shutdown = request(Method::POST, admin.address, "/shutdown", "");
+            shutdown.headers_mut().insert("outrigger-admin", "1".parse()?);
+            let answered = Http::one().send(shutdown).await.map_err(|error| anyhow!("{error}"))?;
+            ensure!(answered.status == 200, "/shutdown: {answered:?}");
+            eventually("it has started anew", Duration::from_secs(60), async || {
+                let pod = shop.get(["pod", client.name()]).await?;
+                let mut sidecar = statuses(&pod).filter(|status| status["name"] == SIDECAR);
+                let status = sidecar.next().context("no sidecar")?;
+                ensure!(status["restartCount"] == 1 && status["ready"] == true, "{status}");
+                Ok(())
+            })
+            .await?;
+            let log = shop.run(["logs", client.name(), "-c", SIDECAR]).await?;
+            ensure!(
+                log.contains("trusting what the controller said to a process before this one"),
+                "native is {native}: {log}"
+            );
+            shop.run(["delete", "pod", client.name(), "--wait=false"]).await?;
+        }
+        Ok(())
+    })
+}
+
 /// A process that stands still until this is dropped.
 struct Stopped(nix::unistd::Pid);
 

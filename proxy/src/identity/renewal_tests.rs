@@ -273,7 +273,7 @@ async fn a_forged_root_in_the_file_lets_nobody_in_once_the_controller_has_spoken
     }
     assert_eq!(bench.identity.current().unwrap().generation, 1);
     // Nor with the next SVID.
-    sleep(20 * HOUR).await;
+    sleep(8 * HOUR).await;
     assert_eq!(bench.identity.current().unwrap().generation, 2);
     assert!(!talks_to(&bench.identity, &evil).await);
 }
