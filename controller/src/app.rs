@@ -19,9 +19,9 @@ use crate::cluster::token_review::TokenReviews;
 use crate::cluster::{bundle, status, watch as watches};
 use crate::discovery::Discover;
 use crate::index::Index;
-use crate::index::networks::Networks;
 use crate::issuer::Issuer;
 use crate::metrics::Metrics;
+use crate::objects::networks::Networks;
 use crate::server::{self, ServerTls};
 
 /// Between attempts to get a CA at the start.

@@ -15,8 +15,8 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::ca::{Ca, SignError};
 use crate::metrics::{IssueResult, Metrics};
+use crate::peer::{Bound, Peer};
 use crate::refusals::Refusals;
-use crate::server::{Bound, Peer};
 
 /// A projected token is some 1 to 2 KiB.
 const MAX_TOKEN_BYTES: usize = 16 * 1024;

@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::Parser;
 use outrigger_api::{duration, ports};
 use outrigger_controller::app::{self, Config};
-use outrigger_controller::index::networks::Networks;
+use outrigger_controller::objects::networks::Networks;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;

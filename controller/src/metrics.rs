@@ -10,7 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use crate::index::networks::Holder;
+use crate::objects::networks::Holder;
 use crate::share::Tenant;
 
 /// How a request for an SVID ended.

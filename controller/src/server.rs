@@ -35,6 +35,7 @@ use tonic::{Request, Status};
 use crate::ca::{self, Ca};
 use crate::discovery::{Discover, DiscoveryService};
 use crate::metrics::{CertificateKind, Metrics};
+use crate::peer::{Bound, Peer};
 use crate::refusals::Refusals;
 use crate::share::{self, Held, Share, Tenant};
 
@@ -99,26 +100,6 @@ pub struct ServerTls {
     pub ttl: Duration,
     /// Where expiry and failures are counted.
     pub metrics: Arc<Metrics>,
-}
-
-/// Who sent a request. In the extensions of every request.
-#[derive(Clone, Debug)]
-pub struct Peer {
-    /// The connection's other end.
-    pub address: SocketAddr,
-    /// The peer's verified SPIFFE ID, if it presented an SVID.
-    pub identity: Option<SpiffeId>,
-    /// How it is bounded.
-    pub(crate) bound: Bound,
-}
-
-/// How a peer is bounded.
-#[derive(Clone, Debug)]
-pub(crate) enum Bound {
-    /// By the times of its connection, which has no SVID.
-    Times(Work),
-    /// By the budget.
-    Share(Share),
 }
 
 /// Serves until `shutdown` is cancelled, and a few seconds more for what is in flight. Discovery is served if there is

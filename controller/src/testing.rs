@@ -12,11 +12,11 @@ use prost::Message;
 use serde_json::{Value, json};
 
 use crate::discovery::Discover;
-use crate::gateway::{Route, RouteKind};
-use crate::index::objects::{Kind, Object, ObjectName};
-use crate::index::{Index, from_k8s};
+use crate::index::Index;
 use crate::metrics::Metrics;
-use crate::policy::TrafficPolicy;
+use crate::objects::policy::TrafficPolicy;
+use crate::objects::route::{Route, RouteKind};
+use crate::objects::{Kind, Object, ObjectName, from_k8s};
 use crate::topic::Reader;
 use crate::topology::Place;
 

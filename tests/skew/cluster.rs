@@ -1,14 +1,12 @@
 // The cluster of objects.yaml in an index. Compiled with the code of the version before, too, when answers are recorded: so it
-// keeps to what both have.
+// keeps to what both have, and whoever includes it imports `Object`, `Route`, `RouteKind`, `TrafficPolicy` and `from_k8s` from where
+// that version has them.
 
 use std::sync::Arc;
 
 use kube::core::DynamicObject;
-use outrigger_controller::gateway::{Route, RouteKind};
-use outrigger_controller::index::objects::Object;
-use outrigger_controller::index::{Index, from_k8s};
+use outrigger_controller::index::Index;
 use outrigger_controller::metrics::Metrics;
-use outrigger_controller::policy::TrafficPolicy;
 use serde_json::Value;
 
 /// What is asked for, by the name of its recording.

@@ -7,6 +7,10 @@ include!("cluster.rs");
 use std::path::PathBuf;
 
 use outrigger_controller::discovery::{Caller, Discover};
+use outrigger_controller::gateway::{Route, RouteKind};
+use outrigger_controller::index::from_k8s;
+use outrigger_controller::index::objects::Object;
+use outrigger_controller::policy::TrafficPolicy;
 use prost::Message;
 
 #[test]

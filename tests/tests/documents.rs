@@ -26,9 +26,7 @@ fn source(program: &str) -> String {
         // What is decided in the controller, from objects alone and over its own server.
         "index" => root().join("controller/src/index/tests"),
         "serve" => root().join("controller/tests/serve"),
-        "controller" => root().join("controller/src/cluster"),
-        "controller-index" => root().join("controller/src/index"),
-        "controller-src" => root().join("controller/src"),
+        "controller" => root().join("controller/src"),
         "webhook" => root().join("injector/src/webhook/tests"),
         "inject" => root().join("injector/src/inject"),
         "gate" => root().join("gate/src"),

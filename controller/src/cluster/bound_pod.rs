@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::index::objects::{ObjectName, Pod};
+use crate::objects::{ObjectName, Pod};
 
 /// Kubernetes itself takes a pod's token until so long after the end of the pod's grace period.
 const LEEWAY: Duration = Duration::from_secs(60);

@@ -12,11 +12,11 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::watch::{Fill, Waiting};
-use crate::gateway::{self, Route, RouteKind};
-use crate::index::objects::{Kind, Object, ObjectName};
-use crate::index::{Index, from_k8s};
-use crate::policy::{self, TrafficPolicy};
+use super::fill::{Fill, Waiting};
+use crate::index::Index;
+use crate::objects::policy::{self, TrafficPolicy};
+use crate::objects::route::{self, Route, RouteKind};
+use crate::objects::{Kind, Object, ObjectName, from_k8s};
 
 /// How often API discovery is asked.
 const POLL: Duration = Duration::from_secs(3);
@@ -107,7 +107,7 @@ fn convert(kind: Kind, object: &DynamicObject) -> Option<(ObjectName, Object)> {
 async fn resources(client: &Client) -> kube::Result<HashMap<Kind, ApiResource>> {
     let mut found = HashMap::new();
     for group in client.list_api_groups().await?.groups {
-        if ![gateway::GROUP, policy::GROUP, NETWORKING].contains(&group.name.as_str()) {
+        if ![route::GROUP, policy::GROUP, NETWORKING].contains(&group.name.as_str()) {
             continue;
         }
         let preferred = group.preferred_version.iter();
@@ -120,9 +120,9 @@ async fn resources(client: &Client) -> kube::Result<HashMap<Kind, ApiResource>> 
         for version in versions {
             for resource in client.list_api_group_resources(&version.group_version).await?.resources {
                 let kind = match (group.name.as_str(), resource.kind.as_str()) {
-                    (gateway::GROUP, "HTTPRoute") => Kind::HttpRoute,
-                    (gateway::GROUP, "GRPCRoute") => Kind::GrpcRoute,
-                    (gateway::GROUP, "ReferenceGrant") => Kind::ReferenceGrant,
+                    (route::GROUP, "HTTPRoute") => Kind::HttpRoute,
+                    (route::GROUP, "GRPCRoute") => Kind::GrpcRoute,
+                    (route::GROUP, "ReferenceGrant") => Kind::ReferenceGrant,
                     (policy::GROUP, "TrafficPolicy") => Kind::TrafficPolicy,
                     (NETWORKING, "ServiceCIDR") => Kind::ServiceCidr,
                     _ => continue,

@@ -5,6 +5,7 @@ mod bound_pod;
 pub mod bundle;
 pub mod ca_secret;
 mod crds;
+mod fill;
 pub mod status;
 mod token;
 pub mod token_review;

@@ -14,10 +14,10 @@ use parking_lot::Mutex;
 
 use super::bound_pod::{BoundPod, vouch};
 use super::token;
-use crate::index::objects::{Object, ObjectName};
-use crate::index::{Index, from_k8s};
+use crate::index::Index;
 use crate::issuer::{AuthError, Authenticator, ServiceAccountRef};
 use crate::metrics::Metrics;
+use crate::objects::{Object, ObjectName, from_k8s};
 
 /// How long the API server may take, and how long a token may wait for its turn, together.
 const TIMEOUT: Duration = Duration::from_secs(10);

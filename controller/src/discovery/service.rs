@@ -19,8 +19,8 @@ use super::codec::Encoded;
 use super::{Caller, Discover};
 use crate::ca::Ca;
 use crate::metrics::{AnswerKind, Metrics, OpenStream, StreamKind};
+use crate::peer::{Bound, Peer};
 use crate::pieces::{Pieces, Unread};
-use crate::server::{Bound, Peer};
 use crate::share::{self, Held, Share};
 
 /// Kubernetes' own limit. What is asked for is kept while it is watched.

@@ -1,16 +1,9 @@
 //! The index: Kubernetes objects in, answers out, with no I/O.
 //!
 //! Objects are applied and deleted as plain data. Whoever watches an answer gets it now, and again after each change that
-//! it depends on: an answer remembers everything it was made from ([`store::Dep`]), and only answers that somebody
+//! it depends on: an answer remembers everything it was made from (`store::Dep`), and only answers that somebody
 //! watches are kept. Changes are gathered for a few milliseconds, so that a rolling update is not a thousand answers.
 
-pub(crate) mod build;
-mod endpoints;
-pub mod from_k8s;
-pub mod networks;
-pub mod objects;
-mod routing;
-pub(crate) mod store;
 mod watches;
 
 use std::collections::{BTreeSet, HashSet};
@@ -22,14 +15,14 @@ use outrigger_api::discovery::Workload;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use self::networks::Networks;
-use self::objects::{Kind, Object, ObjectName, Pod};
-pub(crate) use self::routing::{OverBudget, is_displaced, resolve};
-use self::store::{Dep, Store, Touched};
 use self::watches::{Answer, Watches};
+use crate::answers::build;
 use crate::discovery::{Caller, Discover, Update};
 use crate::metrics::{AnswerKind, Metrics};
+use crate::objects::networks::Networks;
+use crate::objects::{Kind, Object, ObjectName, Pod};
 use crate::split::{EndpointViews, Routes, SetName};
+use crate::store::{Dep, Store, Touched};
 use crate::topic::{Followed, Reader};
 use crate::topology::{Place, TargetViews};
 

@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::build::Deps;
-use super::store::Dep;
+use crate::store::{Dep, Deps};
 use crate::topic::{Followed, Reader, Topic};
 
 pub(super) struct Watches<K, V> {

@@ -8,8 +8,8 @@ use outrigger_api::discovery::{
     self as proto, Drop, EndpointSet, Feature, FromSidecar, Hello, ToSidecar, Want, from_sidecar, to_sidecar,
 };
 use outrigger_controller::discovery::Caller;
-use outrigger_controller::gateway::{Route, RouteKind};
-use outrigger_controller::index::objects::{Object, ObjectName};
+use outrigger_controller::objects::route::{Route, RouteKind};
+use outrigger_controller::objects::{Object, ObjectName};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::mpsc;

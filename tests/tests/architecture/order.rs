@@ -39,8 +39,8 @@ impl Layers {
         )
     }
 
-    /// Everything in which the modules of a crate are not as is said here. `known`: arrows that are wrong, and known to be.
-    pub(super) fn problems(&self, modules: &Modules, known: &[(&str, &str)]) -> Vec<String> {
+    /// Everything in which the modules of a crate are not as is said here.
+    pub(super) fn problems(&self, modules: &Modules) -> Vec<String> {
         let named: BTreeSet<&String> = self.0.keys().collect();
         let there: BTreeSet<&String> = modules.names.iter().collect();
         let mut problems: Vec<String> = there
@@ -52,20 +52,11 @@ impl Layers {
                     .map(|name| format!("{name} has a layer, and is not there")),
             )
             .collect();
-        let mut still = BTreeSet::new();
-        for arrow in &modules.arrows {
-            let pair = (arrow.from.as_str(), arrow.to.as_str());
-            if self.0.get(&arrow.to) < self.0.get(&arrow.from) {
-                continue;
-            }
-            if known.contains(&pair) {
-                still.insert(pair);
-            } else {
-                problems.push(describe(arrow, &modules.arrows));
-            }
-        }
-        let untied = known.iter().filter(|pair| !still.contains(*pair));
-        problems.extend(untied.map(|(from, to)| format!("{from} does not know {to} any more: take it off the list")));
+        let wrong = modules
+            .arrows
+            .iter()
+            .filter(|arrow| self.0.get(&arrow.to) >= self.0.get(&arrow.from));
+        problems.extend(wrong.map(|arrow| describe(arrow, &modules.arrows)));
         problems
     }
 }

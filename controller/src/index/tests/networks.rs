@@ -1,8 +1,8 @@
 use crate::discovery::Discover;
 use crate::index::Index;
-use crate::index::networks::Networks;
-use crate::index::objects::Kind;
 use crate::metrics::Metrics;
+use crate::objects::Kind;
+use crate::objects::networks::Networks;
 use crate::testing::Cluster;
 
 /// A cluster whose operator says these networks, complete.

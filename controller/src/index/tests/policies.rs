@@ -1,5 +1,5 @@
 use crate::discovery::Discover;
-use crate::index::objects::Kind;
+use crate::objects::Kind;
 use crate::testing::Cluster;
 
 fn policy(name: &str, created: &str, targets: &str, spec: &str) -> String {

@@ -2,7 +2,7 @@ use outrigger_api::discovery as proto;
 use outrigger_api::discovery::string_match::Kind as Text;
 
 use crate::discovery::Discover;
-use crate::index::objects::Kind;
+use crate::objects::Kind;
 use crate::testing::{Cluster, addresses};
 
 /// Services web (10.96.0.1), canary (2) and other (3) in shop, and far (4) in elsewhere.

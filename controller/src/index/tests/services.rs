@@ -1,7 +1,7 @@
 use outrigger_api::discovery::{Protocol, backend, target};
 
 use crate::discovery::Discover;
-use crate::index::objects::{Kind, ObjectName};
+use crate::objects::{Kind, ObjectName};
 use crate::testing::{Cluster, addresses, endpoints};
 use crate::topology::Place;
 

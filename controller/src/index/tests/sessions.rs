@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 
 use crate::discovery::Discover;
-use crate::index::objects::Kind;
+use crate::objects::Kind;
 use crate::testing::Cluster;
 use crate::topic::{Inbox, Reader};
 

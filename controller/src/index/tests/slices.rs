@@ -6,7 +6,7 @@ use outrigger_api::discovery as proto;
 use outrigger_api::discovery::target;
 
 use crate::discovery::{Caller, Discover};
-use crate::index::objects::Kind;
+use crate::objects::Kind;
 use crate::testing::{Cluster, addresses, endpoints};
 use crate::topology::Place;
 
@@ -307,7 +307,7 @@ fn host_names_are_no_endpoints() {
     let cluster = Cluster::new();
     let fqdn = slice_with("a", "FQDN", "{name: http, port: 80}", "{addresses: [db.example.com]}");
     let object = serde_saphyr::from_str(&fqdn).unwrap();
-    assert!(crate::index::from_k8s::endpoint_slice(&object).is_none());
+    assert!(crate::objects::from_k8s::endpoint_slice(&object).is_none());
     cluster.apply(&service(""));
     cluster.apply(&slice("b", "{addresses: [10.0.0.1]}"));
     assert_eq!(addresses(&web(&cluster)), ["10.0.0.1:8080"]);

@@ -8,7 +8,6 @@
 
 mod matches;
 mod spec;
-pub(crate) mod status;
 
 use std::sync::Arc;
 
@@ -21,7 +20,7 @@ use serde_json::Value;
 use self::matches::Patterns;
 pub(crate) use self::matches::{Rank, without_patterns};
 use self::spec::{BackendRefSpec, FilterSpec, HeaderModifierSpec, ParentRef, PathModifierSpec, RouteSpec, RuleSpec};
-use crate::index::objects::ObjectName;
+use crate::objects::{ObjectName, from_k8s};
 
 /// The API group of routes and grants.
 pub const GROUP: &str = "gateway.networking.k8s.io";
@@ -71,7 +70,7 @@ pub(crate) struct Parent {
     port: Option<u16>,
     section: Option<String>,
     /// The reference, as the status repeats it.
-    reference: Value,
+    pub(crate) reference: Value,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -120,7 +119,7 @@ impl Parent {
 impl Route {
     /// Reads a route. None if it is so different that nothing can be made of it.
     pub fn read(kind: RouteKind, object: &DynamicObject) -> Option<Self> {
-        let name = crate::index::from_k8s::object_name(&object.metadata);
+        let name = from_k8s::object_name(&object.metadata);
         let spec = match object.data.get("spec").map(RouteSpec::deserialize) {
             Some(Ok(spec)) => spec,
             Some(Err(e)) => {

@@ -8,9 +8,9 @@ use outrigger_api::address::why_no_backend;
 use outrigger_api::discovery as proto;
 use outrigger_api::pattern::Budget;
 
-use super::objects::{ObjectName, ServicePort};
-use super::store::{RouteName, Store};
-use crate::gateway::{BackendRef, Parent, Rank, Route, RouteKind, Rule, without_patterns};
+use crate::objects::route::{self, BackendRef, Parent, Rank, Route, RouteKind, Rule, without_patterns};
+use crate::objects::{ObjectName, ServicePort};
+use crate::store::{RouteName, Store};
 
 /// Why a reference leads nowhere: a reason of the condition `ResolvedRefs`, and words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -208,9 +208,7 @@ fn may_refer(store: &Store, route: &Route, service: &ObjectName) -> bool {
     }
     store.grants_of(namespace).any(|grant| {
         let from = grant.from.iter().any(|from| {
-            from.group == crate::gateway::GROUP
-                && from.kind == route.kind.name()
-                && *from.namespace == *route.name.namespace
+            from.group == route::GROUP && from.kind == route.kind.name() && *from.namespace == *route.name.namespace
         });
         let to = grant.to.iter().any(|to| {
             to.group.is_empty() && to.kind == "Service" && to.name.as_deref().is_none_or(|name| *name == *service.name)

@@ -1,17 +1,20 @@
 //! All objects, and by what they are found. Applying one says what has changed by it.
 
+mod networks;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::networks::{ClusterNetworks, Holder, Networks};
-use super::objects::{EndpointSlice, Kind, Namespace, Node, Object, ObjectName, Pod, ReferenceGrant, Service};
-use crate::gateway::{Route, RouteKind};
-use crate::policy::TrafficPolicy;
+use self::networks::ClusterNetworks;
+use crate::objects::networks::{Holder, Networks};
+use crate::objects::policy::TrafficPolicy;
+use crate::objects::route::{Route, RouteKind};
+use crate::objects::{EndpointSlice, Kind, Namespace, Node, Object, ObjectName, Pod, ReferenceGrant, Service};
 
 /// Something that an answer was made from. An answer is made again when one of them was touched.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Dep {
+pub(crate) enum Dep {
     /// Who has the address.
     Ip(IpAddr),
     /// The Service, and the routes on it.
@@ -31,6 +34,9 @@ pub(super) enum Dep {
     Networks,
 }
 
+/// Everything that one answer was made from.
+pub(crate) type Deps = HashSet<Dep>;
+
 pub(crate) type RouteName = (RouteKind, ObjectName);
 
 #[derive(Default)]
@@ -46,7 +52,7 @@ pub(crate) struct Store {
     pods_of: HashMap<ObjectName, usize>,
     /// How many pods of each namespace have a sidecar.
     mesh_pods: HashMap<Arc<str>, usize>,
-    pub(super) nodes: BTreeMap<Arc<str>, Node>,
+    pub(crate) nodes: BTreeMap<Arc<str>, Node>,
     pub(crate) namespaces: BTreeMap<Arc<str>, Namespace>,
     pub(crate) routes: BTreeMap<RouteName, Route>,
     routes_of: HashMap<ObjectName, BTreeSet<RouteName>>,
@@ -61,17 +67,17 @@ pub(crate) struct Store {
 
 /// What a change was about.
 #[derive(Default)]
-pub(super) struct Touched {
-    pub(super) deps: HashSet<Dep>,
+pub(crate) struct Touched {
+    pub(crate) deps: Deps,
     /// Conditions of routes or policies may be others now.
-    pub(super) statuses: bool,
+    pub(crate) statuses: bool,
     /// The namespaces that need a trust bundle may be others now.
-    pub(super) namespaces: bool,
+    pub(crate) namespaces: bool,
 }
 
 impl Store {
     /// Puts the object in the place of the one before.
-    pub(super) fn apply(&mut self, name: ObjectName, object: Object, touched: &mut Touched) {
+    pub(crate) fn apply(&mut self, name: ObjectName, object: Object, touched: &mut Touched) {
         match object {
             Object::Service(service) => self.set_service(name, Some(service), touched),
             Object::EndpointSlice(slice) => self.set_slice(name, Some(slice), touched),
@@ -85,7 +91,7 @@ impl Store {
         }
     }
 
-    pub(super) fn delete(&mut self, kind: Kind, name: ObjectName, touched: &mut Touched) {
+    pub(crate) fn delete(&mut self, kind: Kind, name: ObjectName, touched: &mut Touched) {
         match kind {
             Kind::Service => self.set_service(name, None, touched),
             Kind::EndpointSlice => self.set_slice(name, None, touched),
@@ -101,7 +107,7 @@ impl Store {
     }
 
     /// The names of all objects of a kind.
-    pub(super) fn names(&self, kind: Kind) -> Vec<ObjectName> {
+    pub(crate) fn names(&self, kind: Kind) -> Vec<ObjectName> {
         let routes = |kind| {
             let names = self.routes.keys().filter(|(k, _)| *k == kind);
             names.map(|(_, name)| name.clone()).collect()
@@ -120,7 +126,7 @@ impl Store {
         }
     }
 
-    pub(super) fn set_grants_exist(&mut self, exist: bool, touched: &mut Touched) {
+    pub(crate) fn set_grants_exist(&mut self, exist: bool, touched: &mut Touched) {
         if self.grants_exist != exist {
             self.grants_exist = exist;
             touched.statuses = true;
@@ -130,22 +136,22 @@ impl Store {
     }
 
     /// What sidecars are told of the cluster's networks.
-    pub(super) fn told_networks(&self) -> Vec<String> {
+    pub(crate) fn told_networks(&self) -> Vec<String> {
         self.networks.told()
     }
 
     /// For metrics.
-    pub(super) fn outside_networks(&self) -> ([(Holder, usize); 2], bool) {
+    pub(crate) fn outside_networks(&self) -> ([(Holder, usize); 2], bool) {
         self.networks.outside()
     }
 
-    pub(super) fn set_cluster_networks(&mut self, networks: Networks, touched: &mut Touched) {
+    pub(crate) fn set_cluster_networks(&mut self, networks: Networks, touched: &mut Touched) {
         self.networks.configure(networks);
         self.judge_networks(touched);
     }
 
     /// All objects of the start are known.
-    pub(super) fn complete(&mut self, touched: &mut Touched) {
+    pub(crate) fn complete(&mut self, touched: &mut Touched) {
         self.networks.complete();
         self.judge_networks(touched);
     }
@@ -165,14 +171,14 @@ impl Store {
     }
 
     /// The Service that has the address as a ClusterIP.
-    pub(super) fn service_at(&self, ip: IpAddr) -> Option<(&ObjectName, &Service)> {
+    pub(crate) fn service_at(&self, ip: IpAddr) -> Option<(&ObjectName, &Service)> {
         let name = self.service_ips.get(&ip)?;
         Some((name, self.services.get(name)?))
     }
 
     /// The pod that has the address. While an address goes from one pod to the next, both may be there for a moment: then it
     /// is that of the one that stays, and where that is not clear nobody's.
-    pub(super) fn pod_at(&self, ip: IpAddr) -> Option<(&ObjectName, &Pod)> {
+    pub(crate) fn pod_at(&self, ip: IpAddr) -> Option<(&ObjectName, &Pod)> {
         let mut stay = self.pods_at(ip).filter(|(_, pod)| pod.grace_ends.is_none());
         if let Some(pod) = stay.next() {
             return Some(pod).filter(|_| stay.next().is_none());
@@ -182,12 +188,12 @@ impl Store {
     }
 
     /// All pods that say that they have the address.
-    pub(super) fn pods_at(&self, ip: IpAddr) -> impl Iterator<Item = (&ObjectName, &Pod)> {
+    pub(crate) fn pods_at(&self, ip: IpAddr) -> impl Iterator<Item = (&ObjectName, &Pod)> {
         let names = self.pod_ips.get(&ip).into_iter().flatten();
         names.filter_map(|name| self.pods.get_key_value(name))
     }
 
-    pub(super) fn slices_of(&self, service: &ObjectName) -> impl Iterator<Item = &EndpointSlice> {
+    pub(crate) fn slices_of(&self, service: &ObjectName) -> impl Iterator<Item = &EndpointSlice> {
         let names = self.slices_of.get(service).into_iter().flatten();
         names.filter_map(|name| self.slices.get(name))
     }
@@ -199,7 +205,7 @@ impl Store {
     }
 
     /// Those of one kind, without a look at the others.
-    pub(super) fn routes_of_kind(&self, service: &ObjectName, kind: RouteKind) -> impl Iterator<Item = &Route> {
+    pub(crate) fn routes_of_kind(&self, service: &ObjectName, kind: RouteKind) -> impl Iterator<Item = &Route> {
         let names = self.routes_of.get(service).into_iter();
         let names = names.flat_map(move |names| names.range((kind, ObjectName::new("", ""))..));
         let names = names.take_while(move |(other, _)| *other == kind);
@@ -207,7 +213,7 @@ impl Store {
     }
 
     /// The Services whose selector takes the pod.
-    pub(super) fn services_selecting<'a>(
+    pub(crate) fn services_selecting<'a>(
         &'a self,
         namespace: &Arc<str>,
         pod: &'a Pod,
@@ -232,12 +238,12 @@ impl Store {
     }
 
     /// Whether a pod of the ServiceAccount exists that has not ended.
-    pub(super) fn has_pods(&self, account: &ObjectName) -> bool {
+    pub(crate) fn has_pods(&self, account: &ObjectName) -> bool {
         self.pods_of.contains_key(account)
     }
 
     /// Namespaces in which pods mount the trust bundle.
-    pub(super) fn bundle_namespaces(&self) -> BTreeSet<Arc<str>> {
+    pub(crate) fn bundle_namespaces(&self) -> BTreeSet<Arc<str>> {
         let namespaces = self.namespaces.iter().filter(|(_, ns)| !ns.terminating);
         namespaces
             .filter(|(name, ns)| ns.inject || self.mesh_pods.contains_key(*name))

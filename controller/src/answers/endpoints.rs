@@ -8,10 +8,9 @@ use outrigger_api::discovery as proto;
 use outrigger_api::ports;
 use outrigger_api::spiffe::SpiffeId;
 
-use super::build::Deps;
-use super::objects::{ObjectName, Pod, ServicePort, SliceEndpoint, TargetPort};
-use super::store::{Dep, Store};
+use crate::objects::{ObjectName, Pod, ServicePort, SliceEndpoint, TargetPort};
 use crate::split::SetName;
+use crate::store::{Dep, Deps, Store};
 use crate::topology::{Candidate, Candidates};
 
 /// Ports of the sidecar itself. It does not capture them.

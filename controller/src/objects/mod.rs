@@ -1,4 +1,9 @@
-//! What the index keeps of each Kubernetes object: plain data, and no more than decisions need.
+//! What is kept of each Kubernetes object: plain data, no more than decisions need, and how it is read.
+
+pub mod from_k8s;
+pub mod networks;
+pub mod policy;
+pub mod route;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,9 +14,9 @@ use std::time::SystemTime;
 
 use outrigger_api::discovery::Protocol;
 
-use super::networks::Networks;
-use crate::gateway::Route;
-use crate::policy::TrafficPolicy;
+use self::networks::Networks;
+use self::policy::TrafficPolicy;
+use self::route::Route;
 
 /// The namespace and name of an object. The namespace of a Namespace, and of a Node, is "".
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -38,7 +43,7 @@ impl fmt::Display for ObjectName {
     }
 }
 
-/// Kinds of objects that the index is made from.
+/// Kinds of objects that answers are made from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs)]
 pub enum Kind {
@@ -54,7 +59,7 @@ pub enum Kind {
     ServiceCidr,
 }
 
-/// One object, as the index keeps it.
+/// One object, as it is kept.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub enum Object {

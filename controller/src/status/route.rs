@@ -3,9 +3,9 @@
 use outrigger_api::pattern::{MAX_PATTERNS, MAX_TOTAL};
 use serde_json::{Value, json};
 
-use super::{Parent, Route, RouteFilter};
-use crate::index::store::Store;
-use crate::index::{OverBudget, is_displaced, resolve};
+use crate::answers::{OverBudget, is_displaced, resolve};
+use crate::objects::route::{Parent, Route, RouteFilter};
+use crate::store::Store;
 
 /// Who writes these conditions.
 pub(crate) const CONTROLLER_NAME: &str = "outrigger.dev/controller";

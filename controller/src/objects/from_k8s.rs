@@ -1,4 +1,4 @@
-//! Kubernetes objects into what the index keeps of them.
+//! Kubernetes objects into what is kept of them.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -15,7 +15,7 @@ use outrigger_api::labels;
 use serde::Deserialize;
 
 use super::networks::Networks;
-use super::objects::{
+use super::{
     EndpointSlice, GrantFrom, GrantTo, Namespace, Node, Object, ObjectName, Pod, PortSet, ReferenceGrant, Service,
     ServicePort, SliceEndpoint, SlicePort, TargetPort,
 };

@@ -1,8 +1,6 @@
-//! Answers from the store: what is behind an address, and what is known of a pod.
-//!
-//! Architecture Invariant: an answer depends on the store alone, and names everything it was made from.
+//! What is behind an address, and what is known of a pod.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -10,33 +8,30 @@ use outrigger_api::discovery as proto;
 use outrigger_api::discovery::Protocol;
 use outrigger_api::ports;
 
-use super::objects::{ObjectName, Pod, PortSet, Service, ServicePort, TargetPort};
-use super::store::{Dep, Store};
-use super::{endpoints, routing};
+use super::{attachment, endpoints, routing};
 use crate::discovery::Caller;
-use crate::gateway::{BackendRef, Route, RouteFilter, Rule};
-use crate::policy;
+use crate::objects::route::{BackendRef, Route, RouteFilter, Rule};
+use crate::objects::{ObjectName, Pod, PortSet, Service, ServicePort, TargetPort};
 use crate::split::{EndpointViews, Routes, SetName};
+use crate::store::{Dep, Deps, Store};
 use crate::topology::{Place, TargetViews};
 
 /// An index that no backend has: the share of an invalid backend is answered 500.
 const INVALID_BACKEND: u32 = u32::MAX;
 
-pub(super) type Deps = HashSet<Dep>;
-
 /// What is behind an address, for clients in `consumer`.
-pub(super) fn routes(store: &Store, (address, consumer): &(SocketAddr, Arc<str>), deps: &mut Deps) -> Routes {
+pub(crate) fn routes(store: &Store, (address, consumer): &(SocketAddr, Arc<str>), deps: &mut Deps) -> Routes {
     let (target, sets) = parts(store, *address, consumer, deps);
     Routes::new(*address, target, sets.into_iter().map(|(_, name)| name).collect())
 }
 
 /// The endpoints of one backend.
-pub(super) fn endpoints(store: &Store, name: &SetName, deps: &mut Deps) -> EndpointViews {
+pub(crate) fn endpoints(store: &Store, name: &SetName, deps: &mut Deps) -> EndpointViews {
     EndpointViews::new(name.clone(), endpoints::candidates(store, deps, name))
 }
 
 /// Both together, for streams of sidecars of the version before the session.
-pub(super) fn target(store: &Store, (address, consumer): &(SocketAddr, Arc<str>), deps: &mut Deps) -> TargetViews {
+pub(crate) fn target(store: &Store, (address, consumer): &(SocketAddr, Arc<str>), deps: &mut Deps) -> TargetViews {
     let (mut target, sets) = parts(store, *address, consumer, deps);
     let mut by_place = Vec::new();
     if let Some(proto::target::Kind::Service(service)) = &mut target.kind {
@@ -85,7 +80,7 @@ fn parts(
 
 /// Where a caller runs: the pod that has the address of its connection, or, where that is nobody's (it was translated, or
 /// kubelet has not written it yet), the pod that it says it is. Either must be of the ServiceAccount of its SVID.
-pub(super) fn place(store: &Store, caller: &Caller, deps: &mut Deps) -> Place {
+pub(crate) fn place(store: &Store, caller: &Caller, deps: &mut Deps) -> Place {
     deps.insert(Dep::Ip(caller.address));
     let said = ObjectName {
         namespace: caller.namespace.clone(),
@@ -106,7 +101,7 @@ pub(super) fn place(store: &Store, caller: &Caller, deps: &mut Deps) -> Place {
 }
 
 /// What is known of a pod itself.
-pub(super) fn workload(store: &Store, name: &ObjectName, deps: &mut Deps) -> proto::Workload {
+pub(crate) fn workload(store: &Store, name: &ObjectName, deps: &mut Deps) -> proto::Workload {
     deps.insert(Dep::Pod(name.clone()));
     deps.insert(Dep::Services(name.namespace.clone()));
     deps.insert(Dep::Namespace(name.namespace.clone()));
@@ -186,7 +181,7 @@ impl Build<'_> {
             protocol: protocol.into(),
             routes,
             backends: Vec::new(), // they are in `backends`
-            policy: policy::of_service(self.store, name),
+            policy: attachment::of_service(self.store, name),
         }
     }
 
@@ -206,7 +201,7 @@ impl Build<'_> {
             } else {
                 matches
             },
-            policy: policy::of_rule(self.store, route.kind, &route.name, &rule.policy),
+            policy: attachment::of_rule(self.store, route.kind, &route.name, &rule.policy),
             ..proto::Route::default()
         };
         if rule.broken {
@@ -290,9 +285,9 @@ impl Build<'_> {
             }),
             service: one_service.map(|(service, _, port)| service_ref(service, port.port)),
             policy: match one_service {
-                Some((service, ..)) => policy::of_service(self.store, service),
+                Some((service, ..)) => attachment::of_service(self.store, service),
                 // The namespace's alone: no Service has the name "".
-                None => policy::of_service(self.store, &ObjectName::new(&name.namespace, "")),
+                None => attachment::of_service(self.store, &ObjectName::new(&name.namespace, "")),
             },
         }
     }
@@ -370,7 +365,7 @@ impl Backends {
         self.list.push(proto::Backend {
             r#ref: Some(service_ref(name, port)),
             kind: Some(kind),
-            policy: policy::of_service(build.store, name),
+            policy: attachment::of_service(build.store, name),
             client_affinity: service.is_some_and(|service| service.client_affinity),
         });
         self.by_name.insert((name.clone(), port), index);
