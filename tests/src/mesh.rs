@@ -101,7 +101,7 @@ impl Authority {
         let tls = ServerTls {
             ca,
             id: ISSUER_ID.parse().unwrap(),
-            ttl: Duration::from_secs(3600),
+            ttl: Duration::from_secs(24 * 3600),
             metrics,
         };
         self.stop = CancellationToken::new();
