@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -72,7 +73,8 @@ impl Routes {
 #[derive(Debug)]
 pub struct EndpointViews {
     name: SetName,
-    version: u64,
+    /// The last version of any view: another place is another state too.
+    last: Arc<AtomicU64>,
     candidates: Candidates,
     needs: Needs,
     /// At most as many as there are nodes.
@@ -98,7 +100,7 @@ impl EndpointViews {
     pub(crate) fn new(name: SetName, candidates: Candidates) -> Self {
         Self {
             name,
-            version: 1,
+            last: Arc::default(),
             needs: candidates.needs(),
             candidates,
             views: Mutex::default(),
@@ -108,7 +110,7 @@ impl EndpointViews {
 
     /// Takes the place of another state of the same set.
     pub(crate) fn follow(&mut self, before: &Self) {
-        self.version = before.version + 1;
+        self.last = Arc::clone(&before.last);
         self.before = Some((before.needs, before.views.lock().clone()));
     }
 
@@ -128,7 +130,7 @@ impl EndpointViews {
             Some(before) if before.endpoints == endpoints => Arc::clone(before),
             _ => Arc::new(View::new(
                 &self.name,
-                self.version,
+                self.last.fetch_add(1, Ordering::Relaxed) + 1,
                 endpoints,
                 before.map(|before| &**before),
             )),
@@ -308,5 +310,24 @@ mod tests {
         after.follow(&before);
         assert!(Arc::ptr_eq(&after.view(&at("n1")), &here));
         assert_ne!(after.view(&at("n2")).version(), there.version());
+    }
+
+    /// A caller whose place becomes known, or becomes another one, gets what is there.
+    #[test]
+    fn views_of_different_places_have_different_versions() {
+        let mut set = set([]);
+        let mut list = candidates([1, 2]).list;
+        for (candidate, node) in list.iter_mut().zip(["n1", "n2"]) {
+            candidate.node = Some(node.into());
+        }
+        set.candidates = Candidates { local: true, list };
+        set.needs = set.candidates.needs();
+        let at = |node: &str| Place {
+            node: Some(node.into()),
+            zone: None,
+        };
+        let (here, there) = (set.view(&at("n1")), set.view(&at("n2")));
+        assert_ne!(here.endpoints, there.endpoints);
+        assert_ne!(here.version(), there.version());
     }
 }
