@@ -236,10 +236,12 @@ impl Servers {
 /// kubelet gives a pod `<namespace>.svc.<domain>`, `svc.<domain>` and `<domain>` to search, before the domains of its node. A pod that
 /// does not use the cluster's name servers (`dnsPolicy`) may have none of them: then it is the usual domain.
 fn cluster_domain(search: &[Name]) -> String {
-    let known = search.iter().find_map(|domain| {
-        let domain = domain.to_ascii();
-        let domain = domain.strip_prefix("svc.")?.trim_end_matches('.');
-        (!domain.is_empty()).then(|| format!("{domain}."))
+    // By both neighbours: a namespace may be named `svc`, and a node's domain may begin so.
+    let known = search.windows(2).find_map(|pair| {
+        let [of_namespace, of_services] = [&pair[0], &pair[1]].map(|domain| domain.to_ascii());
+        let domain = of_services.strip_prefix("svc.")?.trim_end_matches('.');
+        let is_neighbour = of_namespace.trim_end_matches('.').ends_with(&format!(".svc.{domain}"));
+        (!domain.is_empty() && is_neighbour).then(|| format!("{domain}."))
     });
     known.unwrap_or_else(|| "cluster.local.".to_owned())
 }

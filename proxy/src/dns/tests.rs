@@ -138,12 +138,15 @@ async fn a_service_is_looked_for_in_its_cluster_alone() {
         "node.test",
     ];
     let other = ["shop.svc.k8s.test", "svc.k8s.test", "k8s.test", "node.test"];
-    let cases: [(&[&str], &str, &str); 8] = [
+    let in_svc = ["svc.svc.k8s.test", "svc.k8s.test", "k8s.test", "svc.node.test"];
+    let cases: [(&[&str], &str, &str); 10] = [
         (&usual, "jaeger.shop.svc", "jaeger.shop.svc.cluster.local"),
         (&usual, "jaeger.shop.SVC", "jaeger.shop.svc.cluster.local"),
         (&usual, "jaeger.shop.svc.", "jaeger.shop.svc"),
         (&other, "jaeger.shop.svc", "jaeger.shop.svc.k8s.test"),
         (&other, "controller.outrigger.svc", "controller.outrigger.svc.k8s.test"),
+        (&in_svc, "jaeger.shop.svc", "jaeger.shop.svc.k8s.test"),
+        (&["svc.node.test", "node.test"], "a.b.svc", "a.b.svc.cluster.local"),
         (&["node.test"], "jaeger.shop.svc", "jaeger.shop.svc.cluster.local"),
         (
             &["svc", "node.test"],
