@@ -31,6 +31,15 @@ impl Backoff {
         full.mul_f64(self.random.random_range(0.5..=1.0))
     }
 
+    /// The same after something that went on for `lasted`. What ends soon is no success, whatever came of it until then: it would be
+    /// done again, and at once.
+    pub(crate) fn ended(&mut self, lasted: Duration) -> Duration {
+        if lasted >= self.max {
+            self.succeeded();
+        }
+        self.failed()
+    }
+
     pub(crate) fn succeeded(&mut self) {
         self.failures = 0;
     }
@@ -53,5 +62,10 @@ mod tests {
         (0..100).for_each(|_| assert!(backoff.failed() <= 30 * second));
         backoff.succeeded();
         assert!(backoff.failed() <= second);
+        for _ in 0..10 {
+            backoff.ended(29 * second);
+        }
+        assert!(backoff.failed() >= 15 * second);
+        assert!(backoff.ended(30 * second) <= second);
     }
 }

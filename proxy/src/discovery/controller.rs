@@ -204,15 +204,16 @@ impl Link {
                 return;
             };
             let Some(current) = current else { continue };
+            let since = Instant::now();
             let ended = tokio::select! {
-                status = self.talk(current, &mut told, &mut random, &mut backoff) => Some(status),
+                status = self.talk(current, &mut told, &mut random) => Some(status),
                 _ = channel.changed() => None,
             };
             let wait = match ended {
                 None => MOVE_WITHIN.mul_f64(random.random()),
                 Some(status) => {
                     self.report(Some(status_words(&status)));
-                    backoff.failed()
+                    backoff.ended(since.elapsed())
                 }
             };
             sleep(wait).await;
@@ -220,21 +221,13 @@ impl Link {
     }
 
     /// Follows one controller. Returns why that ended.
-    async fn talk(
-        self: &Arc<Self>,
-        channel: Channel,
-        told: &mut Told,
-        random: &mut SmallRng,
-        backoff: &mut Backoff,
-    ) -> Status {
+    async fn talk(self: &Arc<Self>, channel: Channel, told: &mut Told, random: &mut SmallRng) -> Status {
         match Session::open(self, channel.clone()).await {
             Ok(session) => {
                 let random = SmallRng::from_rng(random);
-                session.follow(self, told, random, || backoff.succeeded()).await
+                session.follow(self, told, random).await
             }
-            Err(status) if status.code() == Code::Unimplemented => {
-                fallback::follow(self, &channel, told, random, || backoff.succeeded()).await
-            }
+            Err(status) if status.code() == Code::Unimplemented => fallback::follow(self, &channel, told, random).await,
             Err(status) => status,
         }
     }

@@ -20,14 +20,9 @@ use crate::identity::channel::status_words;
 use crate::model::from_proto;
 
 /// Follows everything until the pod's own stream ends: then the next controller may be a newer one.
-pub(super) async fn follow(
-    link: &Arc<Link>,
-    channel: &Channel,
-    told: &mut Told,
-    random: &mut SmallRng,
-    mut begun: impl FnMut(),
-) -> Status {
+pub(super) async fn follow(link: &Arc<Link>, channel: &Channel, told: &mut Told, random: &mut SmallRng) -> Status {
     link.wants.begin();
+    told.begin(|address| link.wants.contains(address));
     let mut streams = JoinSet::new();
     let mut open: HashMap<SocketAddr, AbortHandle> = HashMap::new();
     let workload = async {
@@ -40,7 +35,6 @@ pub(super) async fn follow(
             .await?
             .into_inner();
         while let Some(message) = messages.message().await? {
-            begun();
             link.report(None);
             link.workload.send_replace(from_proto::workload(&message).into());
         }

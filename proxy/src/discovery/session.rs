@@ -50,16 +50,10 @@ impl Session {
         Ok(Self { requests, messages })
     }
 
-    /// Follows it to its end. `begun` hears of each message.
-    pub(super) async fn follow(
-        mut self,
-        link: &Link,
-        told: &mut Told,
-        random: SmallRng,
-        mut begun: impl FnMut(),
-    ) -> Status {
+    /// Follows it to its end.
+    pub(super) async fn follow(mut self, link: &Link, told: &mut Told, random: SmallRng) -> Status {
         link.wants.begin();
-        told.begin();
+        told.begin(|address| link.wants.contains(address));
         let mut refused = Refusals {
             addresses: HashSet::new(),
             again: None,
@@ -84,7 +78,6 @@ impl Session {
                 }
                 message = self.messages.message() => match message {
                     Ok(Some(message)) => {
-                        begun();
                         if let Err(status) = apply(link, told, &mut refused, message) {
                             return status;
                         }

@@ -43,8 +43,11 @@ struct Set {
 pub(super) struct Gap(pub(super) String);
 
 impl Told {
-    /// A new session begins. What is known stays.
-    pub(super) fn begin(&mut self) {
+    /// A new session begins. What is known stays, where it is still wanted: of an address that was dropped before this session
+    /// nobody is told any more.
+    pub(super) fn begin(&mut self, is_wanted: impl Fn(SocketAddr) -> bool) {
+        let dropped: Vec<_> = self.targets.keys().copied().filter(|&a| !is_wanted(a)).collect();
+        dropped.into_iter().for_each(|address| self.forget(address));
         self.sets.retain(|_, set| {
             set.version = None;
             !set.named_by.is_empty()

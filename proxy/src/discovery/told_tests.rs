@@ -126,7 +126,7 @@ fn changes_come_on_top_of_the_state_that_they_are_changes_of() {
     }
     assert!(told.endpoints(&set("b", 2, 1, &[], &[])).is_err());
     // Of another session.
-    told.begin();
+    told.begin(|_| true);
     assert!(told.endpoints(&set("a", 7, 6, &[], &[])).is_err());
     assert_eq!(told.endpoints(&set("a", 1, 0, &["10.0.0.3:80"], &[])).unwrap().len(), 1);
 }
@@ -157,9 +157,15 @@ fn nothing_is_kept_that_nobody_needs() {
     assert_eq!(endpoints(&known, 0), ["10.0.0.1:80"]);
     told.routes(address(2), &routes(&["d"]));
     assert_eq!(kept(&told), "d");
-    told.begin();
+    told.begin(|_| true);
     told.forget(address(2));
     assert_eq!((kept(&told), told.targets.len()), (String::new(), 0));
+    // What was dropped while there was no session is not dropped by a word.
+    told.endpoints(&set("a", 1, 0, &["10.0.0.1:80"], &[])).unwrap();
+    told.routes(address(1), &routes(&["a"]));
+    told.routes(address(2), &routes(&["e"]));
+    told.begin(|wanted| wanted == address(2));
+    assert_eq!((kept(&told), told.targets.len()), ("e".to_owned(), 1));
 }
 
 #[test]
