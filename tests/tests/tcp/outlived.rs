@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
@@ -180,17 +180,12 @@ impl Shop {
                 let _permit = self.gate.acquire().await.unwrap();
                 Response::new(text("slow"))
             }
+            _ if request.method() == Method::CONNECT => {
+                chat(&mut request);
+                Response::new(text(""))
+            }
             "/chat" => {
-                let upgrade = hyper::upgrade::on(&mut request);
-                tokio::spawn(async move {
-                    let mut stream = TokioIo::new(upgrade.await.unwrap());
-                    let mut said = [0; 64];
-                    while let Ok(n @ 1..) = stream.read(&mut said).await {
-                        if stream.write_all(&said[..n]).await.is_err() {
-                            return;
-                        }
-                    }
-                });
+                chat(&mut request);
                 let switching = Response::builder()
                     .status(101)
                     .header("upgrade", "websocket")
@@ -218,6 +213,20 @@ impl Shop {
         })
         .await
     }
+}
+
+/// What the request becomes says all again.
+fn chat(request: &mut Request<Incoming>) {
+    let upgrade = hyper::upgrade::on(request);
+    tokio::spawn(async move {
+        let mut stream = TokioIo::new(upgrade.await.unwrap());
+        let mut said = [0; 64];
+        while let Ok(n @ 1..) = stream.read(&mut said).await {
+            if stream.write_all(&said[..n]).await.is_err() {
+                return;
+            }
+        }
+    });
 }
 
 /// A connection of a peer to a sidecar.
@@ -369,6 +378,11 @@ async fn what_a_peer_that_calls_has_under_way_goes_on_or_is_closed() {
         let response = soon(chat.send_request(upgrade)).await.unwrap();
         let mut chat = TokioIo::new(soon(hyper::upgrade::on(response)).await.unwrap());
         assert!(echoes(&mut chat).await);
+        let (mut chat_two, _chat_two_ended) = two(dial(to, &shared).await).await;
+        let connect = Request::connect("orders:80").body(Empty::new()).unwrap();
+        let response = soon(chat_two.send_request(connect)).await.unwrap();
+        let mut chat_two = TokioIo::new(soon(hyper::upgrade::on(response)).await.unwrap());
+        assert!(echoes(&mut chat_two).await);
         let mut deaf = Deaf::dial(to, &shared).await;
         assert!(deaf.answers(1, "/").await);
         deaf.ask(3, "/slow").await;
@@ -389,7 +403,7 @@ async fn what_a_peer_that_calls_has_under_way_goes_on_or_is_closed() {
         let full = join_all(full).await;
         shop.has(3).await;
 
-        world.end(&orders, "inbound", 8).await;
+        world.end(&orders, "inbound", 9).await;
         let goes_on = end == End::Expired;
         let (ended, expired) = if goes_on { (0, 1) } else { (1, 0) };
         until("the tunnel's sidecar has seen it", async || {
@@ -404,6 +418,7 @@ async fn what_a_peer_that_calls_has_under_way_goes_on_or_is_closed() {
         idle_deaf.ended().await;
         assert_eq!(echoes(&mut tunnel).await, goes_on, "{end:?}");
         assert_eq!(echoes(&mut chat).await, goes_on, "{end:?}");
+        assert_eq!(echoes(&mut chat_two).await, goes_on, "{end:?}");
         if !goes_on {
             for mut stream in full {
                 assert!(soon(stream.read_u8()).await.is_err(), "{end:?}");
@@ -423,7 +438,7 @@ async fn what_a_peer_that_calls_has_under_way_goes_on_or_is_closed() {
             "{end:?}"
         );
         // All that is left is what goes on.
-        drop((chat, tunnel));
+        drop((chat, chat_two, tunnel));
         for sidecar in [&orders, &bytes] {
             until("no connection is left", async || {
                 metric(sidecar, "outrigger_connections_open", &["inbound"]) == 0
@@ -431,6 +446,39 @@ async fn what_a_peer_that_calls_has_under_way_goes_on_or_is_closed() {
             })
             .await;
         }
+    })
+    .await;
+}
+
+/// A connection that is not read hears of its end as well, also when it has heard before that the end comes.
+#[tokio::test]
+async fn peers_that_are_not_read_are_cut_in_their_time() {
+    for_each_end(async |end| {
+        if end == End::Expired {
+            return;
+        }
+        let world = World::new(end).await;
+        let shop = Shop::new();
+        let orders = Sidecar::new("orders").protects(shop.serve().await);
+        let orders = world.start(orders, Duration::from_secs(3)).await;
+        let to = orders.inbound[0];
+        let config = |alpn| client(Some(world.doomed("web")), &[alpn]);
+        // While an answer is awaited and another request is there, nothing is read.
+        let mut pipelined = dial(to, &config("outrigger/h1")).await;
+        let requests = "GET /slow HTTP/1.1\r\nhost: orders\r\n\r\n".repeat(2);
+        pipelined.write_all(requests.as_bytes()).await.unwrap();
+        // Nor while the answers to PINGs are not taken.
+        let mut pings = Deaf::dial(to, &config("outrigger/h2")).await;
+        pings.ask(1, "/slow").await;
+        shop.has(2).await;
+        pings.ping_until_nothing_is_read().await;
+        world.end(&orders, "inbound", 2).await;
+        assert!(soon(pipelined.read_u8()).await.is_err(), "{end:?}");
+        until("no connection is left", async || {
+            metric(&orders, "outrigger_connections_open", &["inbound"]) == 0
+        })
+        .await;
+        drop(pings);
     })
     .await;
 }
@@ -459,6 +507,14 @@ impl Deaf {
         // That it may be closed is what the test is about.
         let _ = self.0.write_all(&frame).await;
         let _ = self.0.flush().await;
+    }
+
+    /// Asks whether it is there, and takes no answer.
+    async fn ping_until_nothing_is_read(&mut self) {
+        let pings = [[0, 0, 8, 6, 0, 0, 0, 0, 0].as_slice(), &[7; 8]].concat().repeat(1000);
+        while let Ok(written) = tokio::time::timeout(FULL, self.0.write_all(&pings)).await {
+            written.unwrap();
+        }
     }
 
     /// Waits for the end, whether it is clean or not.

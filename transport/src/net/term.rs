@@ -88,7 +88,8 @@ impl Term {
         poll_fn(|cx| self.poll_cut(cx)).await;
     }
 
-    fn poll_cut(&self, cx: &Context<'_>) -> Poll<()> {
+    /// Ready when it is cut. The task is the one that reads from the connection; it is woken at every change of the standing.
+    pub fn poll_cut(&self, cx: &Context<'_>) -> Poll<()> {
         let Some(state) = &self.0 else { return Poll::Pending };
         state.waker.register(cx.waker());
         match state.standing() {

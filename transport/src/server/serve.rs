@@ -7,6 +7,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::header::CONNECTION;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
@@ -14,6 +15,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use tokio::time::Instant;
 
 use super::framing::Fault;
 use super::guard::{Guard, HEAD_TIME, Watch};
@@ -38,6 +40,8 @@ const MAX_RESET_UNSEEN: usize = 50;
 const MAX_MISTAKES: usize = 1024;
 /// What the app may leave unread of an HTTP/2 stream's response.
 const SEND_BUFFER: usize = 256 * 1024;
+/// What a peer that does not confirm a GOAWAY has to take the end of its last answer.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 
 /// Which HTTP a connection speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +112,10 @@ where
         let mut closing = false;
         poll_fn(|cx| {
             let polled = connection.as_mut().poll(cx);
+            // hyper may have reasons not to read; the term is heard in any case.
+            if polled.is_pending() && term.poll_cut(cx).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
             // Answers say "Connection: close" while the drain goes on; here, idle connections are closed.
             let drained = |cx: &mut Context<'_>| open.poll_stage(cx) >= Stage::Closing && used.get();
             if polled.is_pending() && !closing && (drained(cx) || term.standing() == Standing::Over) {
@@ -210,12 +218,15 @@ where
     };
     // A connection that is accepted during the drain carries one request before its GOAWAY.
     let used = Rc::new(Cell::new(false));
+    // Whether a CONNECT was accepted: the library does not say when a tunnel ends.
+    let tunnels = Rc::new(Cell::new(false));
     let waiting = Waiting::new();
     let service = service_fn({
-        let (used, term) = (Rc::clone(&used), term.clone());
+        let (used, tunnels, term) = (Rc::clone(&used), Rc::clone(&tunnels), term.clone());
         move |request| {
             used.set(true);
             let (handle, waiting, busy) = (Rc::clone(&handle), Rc::clone(&waiting), seat.busy());
+            let connect = (request.method() == Method::CONNECT).then(|| Rc::clone(&tunnels));
             // The client does not want to hear of the GOAWAY: until it confirms a ping, h2 lets it go on (RFC 9113 section 6.8).
             let late = term.standing() >= Standing::Over;
             if late {
@@ -227,6 +238,9 @@ where
                     pending::<()>().await;
                 }
                 let response = answer_http2(&*handle, &waiting, request).await;
+                if let Some(tunnels) = connect.filter(|_| response.status().is_success()) {
+                    tunnels.set(true);
+                }
                 Ok::<_, Infallible>(response.map(|body| body.with_busy(busy)))
             }
         }
@@ -245,11 +259,22 @@ where
         .serve_connection(TokioIo::new(io), service);
     let mut connection = pin!(connection);
     let mut going = false;
+    let mut idle_since = None;
     poll_fn(|cx| {
         let polled = connection.as_mut().poll(cx);
-        let standing = term.standing();
-        if polled.is_pending() && standing == Standing::Over && going && !seat.is_busy() {
+        // The library may have reasons not to read; the term is heard in any case.
+        if polled.is_pending() && term.poll_cut(cx).is_ready() {
             return Poll::Ready(Ok(()));
+        }
+        let standing = term.standing();
+        // It ends by itself when its streams have, if the peer confirms the GOAWAY. One that does not has a last time: the end
+        // of an answer may be on its way. The sweep wakes this again.
+        let is_idle = standing == Standing::Over && going && !seat.is_busy() && !tunnels.get();
+        match (polled.is_pending() && is_idle, idle_since) {
+            (false, _) => idle_since = None,
+            (true, None) => idle_since = Some(Instant::now()),
+            (true, Some(since)) if since.elapsed() >= LAST_WORDS => return Poll::Ready(Ok(())),
+            (true, Some(_)) => {}
         }
         if polled.is_pending() && !going {
             let stage = open.poll_stage(cx);
