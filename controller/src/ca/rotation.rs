@@ -52,6 +52,8 @@ pub struct Rotation {
     /// How long an SVID lives.
     ttl: Duration,
     wanted: Arc<Ca>,
+    /// Since when this process knows that CA.
+    wanted_since: SystemTime,
     previous: Option<Previous>,
     in_force: Arc<Ca>,
     /// Since when this process has published each root of the bundle.
@@ -98,6 +100,7 @@ impl Rotation {
             ttl,
             in_force: Arc::clone(&wanted),
             wanted,
+            wanted_since: now.wall,
             previous: None,
             published: Vec::new(),
             since: now,
@@ -160,10 +163,44 @@ impl Rotation {
         };
         Self {
             wanted: Arc::new(wanted),
+            wanted_since: if same_issuer { self.wanted_since } else { now.wall },
             previous,
             ..self.clone()
         }
         .advance(now)
+    }
+
+    /// What another controller has written of the CA before, where it is further: that one does not wait any more, or its end stands, or
+    /// this process began before anything was written. So all of them drop a root at the same time, and none loses a key. None: what is
+    /// known here stands.
+    ///
+    /// # Errors
+    /// When what was written cannot be used.
+    pub fn adopt(&self, written: &Previous, now: Now) -> Result<Option<Self>, CaError> {
+        // An end that an earlier change of CAs has left says nothing of this one.
+        let is_of_this_change = |until: &SystemTime| *until > self.wanted_since + self.ttl + WAIT;
+        let is_further = match (&self.previous, written) {
+            (None, Previous::Issuing(_)) => true,
+            (None, Previous::Trusted { until, .. }) => *until > now.wall,
+            (Some(Previous::Issuing(_)), Previous::Issuing(_)) => false,
+            (Some(Previous::Issuing(_)), Previous::Trusted { roots, until }) => {
+                is_of_this_change(until) && *roots == bundle_pem(&self.others()?)
+            }
+            (Some(Previous::Trusted { until, .. }), Previous::Issuing(_)) => !is_of_this_change(until),
+            (Some(Previous::Trusted { roots: known, until }), Previous::Trusted { roots, until: end }) => {
+                roots == known && end != until
+            }
+        };
+        if !is_further {
+            return Ok(None);
+        }
+        let previous = Some(written.clone());
+        Self {
+            previous,
+            ..self.clone()
+        }
+        .advance(now)
+        .map(Some)
     }
 
     /// As time makes it.

@@ -46,6 +46,16 @@ impl Scene {
         self.secret.1 = self.rotation.previous().cloned();
     }
 
+    /// Sees what another process has written.
+    fn see(&mut self, written: &Self) {
+        if let Some(previous) = &written.secret.1
+            && let Some(next) = self.rotation.adopt(previous, self.now).unwrap()
+        {
+            self.rotation = next;
+        }
+        self.secret.1 = self.rotation.previous().cloned();
+    }
+
     fn restart(&mut self) {
         self.rotation = begin(&self.secret.0, self.secret.1.clone(), self.now);
         self.secret.1 = self.rotation.previous().cloned();
@@ -121,6 +131,46 @@ fn a_restart_waits_anew_and_loses_nothing() {
     assert!(scene.issues_by(&new));
     scene.restart();
     assert!(scene.issues_by(&new) && scene.roots() == 2);
+}
+
+#[test]
+fn controllers_that_began_at_different_times_end_together() {
+    let (old, new) = (new_ca(), new_ca());
+    let mut long = Scene::new(&old);
+    let mut late = Scene::new(&old);
+    late.now = long.now;
+    long.want(&new);
+    late.want(&new);
+    let pass = |time: Duration, long: &mut Scene, late: &mut Scene| {
+        long.pass(time);
+        late.pass(time);
+        late.see(long);
+        assert!(long.rotation.ca().bundle() == late.rotation.ca().bundle());
+        assert_eq!(
+            long.rotation.ca().pem().certificates,
+            late.rotation.ca().pem().certificates
+        );
+    };
+    pass(9 * MINUTE, &mut long, &mut late);
+    late.restart();
+    pass(MINUTE, &mut long, &mut late);
+    assert!(long.issues_by(&new) && long.rotation.previous() == late.rotation.previous());
+    pass(TTL + WAIT, &mut long, &mut late);
+    assert!(long.roots() == 1 && late.rotation.previous().is_none());
+    // What is behind is not adopted, nor what leaves out a root that is needed here.
+    let behind = Previous::Issuing(old.clone());
+    assert!(
+        long.rotation.adopt(&behind, long.now).unwrap().is_some(),
+        "nothing is known here"
+    );
+    late.want(&new_ca());
+    let others = Previous::Trusted {
+        roots: old.roots.clone().unwrap(),
+        until: late.now.wall + TTL,
+    };
+    for written in [behind, others] {
+        assert!(late.rotation.adopt(&written, late.now).unwrap().is_none());
+    }
 }
 
 #[test]
@@ -263,6 +313,11 @@ impl World {
             change(scene);
             let after = scene.rotation.previous().cloned();
             secret.0.clone_from(&scene.secret.0);
+            if let Some(written) = &secret.1
+                && let Some(next) = scene.rotation.adopt(written, scene.now).unwrap()
+            {
+                scene.rotation = next;
+            }
             if before != after && !Previous::says_the_same(secret.1.as_ref(), after.as_ref()) {
                 secret.1 = after;
             }

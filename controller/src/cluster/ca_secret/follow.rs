@@ -123,7 +123,7 @@ impl Follower {
     fn want(&mut self, secret: &Secret) -> anyhow::Result<()> {
         let wanted = fields::wanted(secret)?;
         if wanted == *self.rotation.wanted() {
-            return Ok(());
+            return self.adopt(secret);
         }
         let next = self.rotation.want(wanted, Now::read())?;
         let roots = next.ca().bundle().len();
@@ -146,6 +146,16 @@ impl Follower {
             );
         }
         self.put_in_force(next);
+        Ok(())
+    }
+
+    /// What another replica has written.
+    fn adopt(&mut self, secret: &Secret) -> anyhow::Result<()> {
+        if let Some(written) = fields::previous(secret)?
+            && let Some(next) = self.rotation.adopt(&written, Now::read())?
+        {
+            self.put_in_force(next);
+        }
         Ok(())
     }
 

@@ -195,6 +195,32 @@ async fn what_others_write_at_the_same_time_is_kept() {
     );
 }
 
+/// A process that begins when the Secret has a new CA, and nobody has kept the one before yet.
+#[tokio::test(start_paused = true)]
+async fn whoever_begins_in_between_takes_no_key_away() {
+    let server = Arc::new(ApiServer::default());
+    let mut controller = Controller::start(&server).await;
+    let (old, new) = (fields::wanted(&server.get()).unwrap(), new_ca());
+    server.want(&new, false);
+    let seen_before = Controller::start(&server).await;
+    let secret = CaSecret::new(server.client(), "outrigger", "outrigger-ca", "cluster.local", HOUR);
+    let rotation = secret.read_or_make().await.unwrap();
+    controller.see().await;
+    assert!(controller.issues_by(&old));
+    let (sender, ca) = watch::channel(rotation.ca().clone());
+    let seen_later = Controller {
+        server: Arc::clone(&server),
+        follower: Follower::new(secret, rotation, sender, Arc::default()),
+        ca,
+    };
+    for mut other in [seen_before, seen_later] {
+        assert!(other.issues_by(&new), "it has not heard of another one");
+        other.see().await;
+        assert!(other.issues_by(&old) && other.ca.borrow().bundle().len() == 2);
+    }
+    assert_eq!(controller.keys(), WAITING);
+}
+
 #[tokio::test(start_paused = true)]
 async fn one_that_was_deleted_gets_all_of_it_again() {
     let server = Arc::new(ApiServer::default());
