@@ -19,6 +19,10 @@ pub mod identity {
     tonic::include_proto!("outrigger.identity.v1");
 }
 
+/// The largest message of a discovery session, in bytes: some 40,000 endpoints of a Service. The controller sends none that is larger, and a
+/// sidecar takes none.
+pub const MAX_DISCOVERY_MESSAGE: usize = 4 << 20;
+
 /// `outrigger.discovery.v1`: what is behind an address, and how it is called.
 // Generated; the documentation is in the .proto. One message at a time is held as a `Kind`, so that its size costs nothing.
 #[allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::large_enum_variant)]

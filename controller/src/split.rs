@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use outrigger_api::MAX_DISCOVERY_MESSAGE;
 use outrigger_api::discovery as proto;
 use outrigger_api::discovery::to_sidecar;
 use parking_lot::Mutex;
@@ -121,7 +122,7 @@ impl EndpointViews {
         if let Some(view) = views.get(&place) {
             return Arc::clone(view);
         }
-        let endpoints = self.candidates.of(&place);
+        let endpoints = fitting(self.candidates.of(&place));
         let before = self
             .before
             .as_ref()
@@ -207,6 +208,21 @@ impl View {
     }
 }
 
+/// As many as a message can hold: callers of a Service that has more use a part of it, and their sessions go on.
+fn fitting(mut endpoints: Vec<proto::Endpoint>) -> Vec<proto::Endpoint> {
+    // A name, two numbers, and what tells how long all of it is.
+    let mut left = MAX_DISCOVERY_MESSAGE - 1024;
+    let fitting = endpoints.iter().take_while(|endpoint| {
+        // The endpoint's own length, and the number of its field.
+        let length = endpoint.encoded_len() + prost::length_delimiter_len(endpoint.encoded_len()) + 1;
+        let fits = length <= left;
+        left = left.saturating_sub(length);
+        fits
+    });
+    endpoints.truncate(fitting.count());
+    endpoints
+}
+
 /// The message of a session.
 pub(crate) fn encoded(kind: to_sidecar::Kind) -> Bytes {
     proto::ToSidecar { kind: Some(kind) }.encode_to_vec().into()
@@ -272,6 +288,23 @@ mod tests {
         let change = again.view(&Place::default()).message(Some(second.version()));
         assert!(change.len() < 250, "{}", change.len());
         assert_eq!(read(&change).endpoints.len(), 1);
+    }
+
+    /// One that were larger would end the session of every caller, with all its other targets.
+    #[test]
+    fn a_message_is_never_larger_than_a_sidecar_takes() {
+        let large = set(0..60_000);
+        let view = large.view(&Place::default());
+        let message = view.message(None);
+        assert!(message.len() <= MAX_DISCOVERY_MESSAGE && message.len() > MAX_DISCOVERY_MESSAGE - 2048);
+        assert_eq!(
+            read(&message).endpoints[..],
+            large.candidates.of(&Place::default())[..view.endpoints.len()]
+        );
+        let mut less = set(1..60_000);
+        less.follow(&large);
+        let change = less.view(&Place::default()).message(Some(view.version()));
+        assert!(change.len() < 1024, "{}", change.len());
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use futures_util::stream::{self, Stream};
+use outrigger_api::MAX_DISCOVERY_MESSAGE;
 use outrigger_api::discovery::{Feature, FromSidecar, Hello, Refused, Trust, Workload, from_sidecar, to_sidecar};
 use slab::Slab;
 use tokio::sync::watch;
@@ -238,6 +239,11 @@ impl Session {
             return;
         };
         let routes = target.routes.newest();
+        if routes.message().len() > MAX_DISCOVERY_MESSAGE {
+            self.drop(address);
+            let status = Status::resource_exhausted("its routes are more than a message can hold");
+            return self.queue.push_back(Next::Refused(address, status));
+        }
         for (n, name) in routes.sets().iter().enumerate() {
             if let Err(status) = self.acquire(name) {
                 routes.sets()[..n].iter().for_each(|name| self.release(name));

@@ -193,6 +193,41 @@ fn service(endpoints: &[&str]) -> Target {
     }
 }
 
+/// A tenant's routes must not take the other targets from whoever calls him.
+#[tokio::test]
+async fn routes_that_no_message_holds_are_refused_and_the_others_told() {
+    let routes = |number: usize| {
+        let mut target = service(&["10.0.0.1:80"]);
+        if let Some(target::Kind::Service(service)) = &mut target.kind {
+            let route = proto::Route {
+                name: "x".repeat(1024),
+                ..proto::Route::default()
+            };
+            service.routes = vec![route; number];
+        }
+        target
+    };
+    let (large, other) = ("10.96.0.2:80", "10.96.0.3:80");
+    let targets = [(large, routes(5000)), (other, service(&["10.0.0.2:80"]))];
+    let targets = targets.map(|(address, target)| (address.parse().unwrap(), target));
+    let targets = Arc::new(FixedTargets::new(targets));
+    let server = start_with(targets.clone(), targets).await;
+    let channel = server.connect(Some(server.svid("shop", "orders"))).await;
+    let mut session = Session::open(channel, hello("orders-1")).await.unwrap();
+    session.want(large).await;
+    session.want(other).await;
+    session.until(|s| s.routes.len() == 1).await;
+    assert!(session.log.contains(&format!("refused {large}")), "{:?}", session.log);
+    // When they have become less, they are told to who asks again; and where they grow, the address is refused from then on.
+    server.targets.replace(large.parse().unwrap(), routes(1));
+    session.want(large).await;
+    session.until(|s| s.routes.len() == 2).await;
+    session.log.clear();
+    server.targets.replace(large.parse().unwrap(), routes(5000));
+    session.until(|s| s.log.contains(&format!("refused {large}"))).await;
+    assert_eq!(session.target(other), Some(service(&["10.0.0.2:80"])));
+}
+
 #[tokio::test]
 async fn a_session_tells_what_is_wanted_and_then_what_changes() {
     let server = start().await;

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use outrigger_api::MAX_DISCOVERY_MESSAGE;
 use outrigger_api::discovery::discovery_client::DiscoveryClient;
 use outrigger_api::discovery::{Drop, Feature, FromSidecar, Hello, ToSidecar, Want, from_sidecar, to_sidecar};
 use rand::rngs::SmallRng;
@@ -45,7 +46,7 @@ impl Session {
         let kind = Some(from_sidecar::Kind::Hello(hello));
         // It is the first of WORDS.
         let _ = requests.try_send(FromSidecar { kind });
-        let mut client = DiscoveryClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+        let mut client = DiscoveryClient::new(channel).max_decoding_message_size(MAX_DISCOVERY_MESSAGE);
         let messages = client.session(ReceiverStream::new(receiver)).await?.into_inner();
         Ok(Self { requests, messages })
     }
@@ -96,9 +97,6 @@ impl Session {
         }
     }
 }
-
-/// A Service of 30,000 endpoints.
-const MAX_MESSAGE: usize = 4 << 20;
 
 /// Addresses that the controller has no room for. They are asked for again, all at once.
 struct Refusals {
