@@ -3,6 +3,8 @@
 //!
 //! Architecture Invariant: no I/O here, and nothing that only one of the rooms needs.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, clippy::disallowed_types))]
+
 pub mod address;
 pub mod duration;
 pub mod labels;

@@ -10,6 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use crate::clock;
 use crate::objects::networks::Holder;
 use crate::share::Tenant;
 
@@ -343,7 +344,7 @@ impl Metrics {
     }
 
     pub(crate) fn expires(&self, kind: CertificateKind, not_after: SystemTime) {
-        let seconds = match not_after.duration_since(SystemTime::now()) {
+        let seconds = match not_after.duration_since(clock::now()) {
             Ok(left) => left.as_secs_f64(),
             Err(past) => -past.duration().as_secs_f64(),
         };

@@ -33,6 +33,7 @@ use tonic::transport::server::Connected;
 use tonic::{Request, Status};
 
 use crate::ca::{self, Ca};
+use crate::clock;
 use crate::discovery::{Discover, DiscoveryService};
 use crate::metrics::{CertificateKind, Metrics};
 use crate::peer::{Bound, Peer};
@@ -365,7 +366,7 @@ async fn keep_fresh(mut tls: ServerTls, config: Arc<ArcSwap<ServerConfig>>, mut 
 }
 
 fn two_thirds_until(not_after: SystemTime) -> Duration {
-    not_after.duration_since(SystemTime::now()).unwrap_or_default() * 2 / 3
+    not_after.duration_since(clock::now()).unwrap_or_default() * 2 / 3
 }
 
 /// TLS 1.3 only; a client certificate is asked for, and verified if there is one. Also when the server's own expires.

@@ -8,10 +8,10 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use outrigger_gate::{Gate, Limits, Times, Work};
-use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock;
 use crate::metrics::Metrics;
 use crate::webhook::response;
 
@@ -37,7 +37,7 @@ pub(crate) async fn serve(
                         Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
                         Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
                     },
-                    "/metrics" => (StatusCode::OK, metrics.text(OffsetDateTime::now_utc())),
+                    "/metrics" => (StatusCode::OK, metrics.text(clock::now())),
                     _ => (
                         StatusCode::NOT_FOUND,
                         "there is /livez, /readyz and /metrics\n".to_owned(),

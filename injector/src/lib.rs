@@ -7,9 +7,12 @@
 //! and `patch` of its own MutatingWebhookConfiguration, of which a ValidatingAdmissionPolicy leaves `caBundle`; in its own
 //! namespace `get`, `list`, `watch` and `update` of its own Secret, and `get`, `list` and `watch` of the trust bundle's ConfigMap.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, clippy::disallowed_types))]
+
 mod admin;
 pub mod app;
 pub mod certs;
+mod clock;
 pub mod inject;
 pub mod manifest;
 mod metrics;

@@ -16,11 +16,11 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::watch_object;
 use kube::{Api, Client};
 use serde_json::json;
-use time::OffsetDateTime;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::certs::{self, Material, Plan, Profile, Serving};
+use crate::clock;
 use crate::metrics::Metrics;
 
 /// What is kept where.
@@ -150,7 +150,7 @@ impl Rotation {
                 .ok()
         });
         let trusted = current.as_ref().is_some_and(|material| self.trusts(&bundle(material)));
-        let plan = certs::plan(current.as_ref(), &self.profile, OffsetDateTime::now_utc(), trusted)?;
+        let plan = certs::plan(current.as_ref(), &self.profile, clock::now(), trusted)?;
         let next = match plan {
             Plan::Keep => return Ok(current),
             Plan::Write(next) => next,

@@ -304,13 +304,15 @@ fn beliefs(process: &Process) -> serde_json::Value {
 }
 
 fn watch_expiry(process: &Arc<Process>) {
-    let seconds_until = |time: SystemTime| match time.duration_since(SystemTime::now()) {
+    let seconds_until = |time: SystemTime, identity: &Identity| match time.duration_since(identity.clock().now()) {
         Ok(left) => left.as_secs_f64(),
         Err(gone) => -gone.duration().as_secs_f64(),
     };
     let metrics = process.telemetry.metrics();
     let identity = process.identity.clone();
-    metrics.expiry("leaf", move || identity.current().map(|c| seconds_until(c.not_after)));
+    metrics.expiry("leaf", move || {
+        identity.current().map(|c| seconds_until(c.not_after, &identity))
+    });
     let identity = process.identity.clone();
     metrics.expiry("root", move || {
         let credentials = identity.current()?;
@@ -318,7 +320,7 @@ fn watch_expiry(process: &Arc<Process>) {
             .roots_not_after
             .iter()
             .min()
-            .map(|first| seconds_until(*first))
+            .map(|first| seconds_until(*first, &identity))
     });
 }
 

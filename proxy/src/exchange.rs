@@ -137,6 +137,10 @@ impl Exchange {
     }
 
     /// A span that begins now.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a span says when it began by the machine's clock"
+    )]
     pub fn span(&self, resend: u32) -> Span {
         Span {
             id: self.telemetry.span_id(),

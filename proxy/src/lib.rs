@@ -1,5 +1,7 @@
 //! Outrigger's sidecar. `ARCHITECTURE.md` follows a request through these modules.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, clippy::disallowed_types))]
+
 mod backoff;
 mod shared;
 

@@ -20,6 +20,7 @@ const PAGE: u32 = 500;
 /// What the chart makes empty, and the controller and the injector fill.
 const SECRETS: [&str; 2] = ["outrigger-ca", "outrigger-injector-tls"];
 
+#[expect(clippy::disallowed_methods, reason = "the place where the clock is read")]
 pub(super) async fn facts(client: &Client, namespace: &str) -> anyhow::Result<Facts> {
     let version = client
         .apiserver_version()

@@ -24,6 +24,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTi
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::clock;
+
 pub use self::csr::CsrError;
 
 /// How long before now an SVID's validity begins: clocks that are this far behind still accept it.
@@ -103,7 +105,7 @@ impl Ca {
             DnType::CommonName,
             format!("{trust_domain} {:08x}", rand::rng().next_u32()),
         );
-        let now = SystemTime::now();
+        let now = clock::now();
         let mut params = base_params(now, now + ROOT_LIFETIME, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -209,7 +211,7 @@ impl Ca {
         id: &SpiffeId,
         ttl: Duration,
     ) -> Result<Vec<CertificateDer<'static>>, SignError> {
-        self.sign_csr_at(csr, id, ttl, SystemTime::now())
+        self.sign_csr_at(csr, id, ttl, clock::now())
     }
 
     /// [`Ca::sign_csr`] at a given time.
@@ -232,7 +234,7 @@ impl Ca {
     /// # Errors
     /// When the issuer has expired.
     pub fn issue(&self, id: &SpiffeId, ttl: Duration) -> Result<IssuedSvid, CaError> {
-        self.issue_at(id, ttl, SystemTime::now())
+        self.issue_at(id, ttl, clock::now())
     }
 
     /// [`Ca::issue`] at a given time.

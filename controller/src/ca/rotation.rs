@@ -18,6 +18,7 @@ use rustls_pki_types::CertificateDer;
 use tokio::time::Instant;
 
 use super::{Ca, CaError, CaPem, bundle_pem, rfc3339};
+use crate::clock;
 
 /// How long a root is published before something below it is issued.
 pub const WAIT: Duration = Duration::from_secs(10 * 60);
@@ -76,7 +77,7 @@ impl Now {
     /// The clocks as they are.
     pub fn read() -> Self {
         Self {
-            wall: SystemTime::now(),
+            wall: clock::now(),
             instant: Instant::now(),
         }
     }

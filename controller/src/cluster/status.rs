@@ -15,6 +15,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::Instant;
 
+use crate::clock;
 use crate::index::Index;
 use crate::metrics::Metrics;
 use crate::objects::{Kind, ObjectName, policy, route};
@@ -40,9 +41,8 @@ pub async fn run(client: Client, index: Arc<Index>, metrics: Arc<Metrics>) {
     let mut written = Written::default();
     loop {
         changes.borrow_and_update();
-        let now = OffsetDateTime::now_utc()
-            .replace_nanosecond(0)
-            .unwrap_or_else(|_| OffsetDateTime::now_utc());
+        let now = OffsetDateTime::from(clock::now());
+        let now = now.replace_nanosecond(0).unwrap_or(now);
         let now = now.format(&Rfc3339).unwrap_or_default();
         for write in written.due(index.read(|store| wanted(store, &now)), Instant::now()) {
             match patch(&client, &write).await {

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus, UserInfo};
 use k8s_openapi::api::core::v1::Pod;
@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 
 use super::bound_pod::{BoundPod, vouch};
 use super::token;
+use crate::clock;
 use crate::index::Index;
 use crate::issuer::{AuthError, Authenticator, ServiceAccountRef};
 use crate::metrics::Metrics;
@@ -79,7 +80,7 @@ impl TokenReviews {
     /// Whether the pod may have an SVID: by the index, and where that says no, by the API server, since the index may lag.
     async fn check_pod(&self, bound: &BoundPod) -> Result<(), AuthError> {
         let known = self.index.pod(&bound.name);
-        if vouch(bound, known.as_ref(), SystemTime::now()).is_ok() {
+        if vouch(bound, known.as_ref(), clock::now()).is_ok() {
             return Ok(());
         }
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &bound.name.namespace);
@@ -92,7 +93,7 @@ impl TokenReviews {
                 Object::Pod(pod) => Some(pod),
                 _ => None,
             });
-        vouch(bound, pod.as_ref(), SystemTime::now()).map_err(AuthError::Refused)
+        vouch(bound, pod.as_ref(), clock::now()).map_err(AuthError::Refused)
     }
 
     /// Whose address the caller has, where that is known and is another pod's. A node's address, behind which its pods may be,
@@ -130,7 +131,7 @@ impl TokenReviews {
 
 impl Authenticator for TokenReviews {
     async fn authenticate(&self, token: &str, caller: IpAddr) -> Result<ServiceAccountRef, AuthError> {
-        let claims = token::look(token, SystemTime::now()).map_err(AuthError::Refused)?;
+        let claims = token::look(token, clock::now()).map_err(AuthError::Refused)?;
         let turn = self.turns.turn(self.is_known(&claims.issuer).then_some(caller));
         let checked = tokio::time::timeout(TIMEOUT, async {
             let _turn = turn.await.map_err(|_| AuthError::Crowded)?;

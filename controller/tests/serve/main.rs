@@ -1,5 +1,5 @@
 //! The server over real TLS on loopback, without Kubernetes.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -25,8 +25,8 @@ use tokio::sync::watch;
 
 use self::controller::Controller;
 use crate::dns::{HostPort, Resolver};
+use crate::identity::Identity;
 use crate::identity::channel::Dialer;
-use crate::identity::{Clock, Identity};
 use crate::model::{Target, Workload, WorkloadInfo};
 
 /// Where the sidecar learns what is behind an address.
@@ -77,7 +77,7 @@ impl Discovery {
                     address: address.clone(),
                     id: id.clone(),
                     resolver,
-                    clock: Clock::system(),
+                    clock: identity.clock().clone(),
                 };
                 Source::Controller(Controller::start(dialer, workload, identity))
             }

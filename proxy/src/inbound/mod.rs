@@ -2,6 +2,8 @@
 
 mod apps;
 mod request;
+#[cfg(test)]
+mod sizes;
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -82,20 +84,22 @@ enum First {
 
 /// Carries a connection to the app on a task of its own.
 pub fn spawn(state: Rc<State>, io: Io, app: SocketAddr, client: Option<SocketAddr>, seat: Seat) {
-    tokio::task::spawn_local(async move {
-        let open = state.context.activity.open(false, seat);
-        let counted = state.context.metrics().connection(Direction::Inbound, false);
-        let caller = Caller {
-            app,
-            peer: None,
-            address: client,
-        };
-        tokio::select! {
-            biased;
-            () = serve_connection(state, io, caller, &open, counted) => {}
-            () = open.seat().closed() => tracing::debug!(?client, "an idle connection is closed for another"),
-        }
-    });
+    tokio::task::spawn_local(carry(state, io, app, client, seat));
+}
+
+async fn carry(state: Rc<State>, io: Io, app: SocketAddr, client: Option<SocketAddr>, seat: Seat) {
+    let open = state.context.activity.open(false, seat);
+    let counted = state.context.metrics().connection(Direction::Inbound, false);
+    let caller = Caller {
+        app,
+        peer: None,
+        address: client,
+    };
+    tokio::select! {
+        biased;
+        () = serve_connection(state, io, caller, &open, counted) => {}
+        () = open.seat().closed() => tracing::debug!(?client, "an idle connection is closed for another"),
+    }
 }
 
 async fn serve_connection(state: Rc<State>, io: Io, caller: Caller, open: &OpenConnection, counted: Counted) {
@@ -187,7 +191,7 @@ async fn app_speaks_first(state: &State, client: &Io, app: SocketAddr) -> Option
 
 /// Ends the mutual TLS of a peer sidecar; ALPN says what is in it.
 async fn terminate(state: Rc<State>, io: Prefixed<Io>, caller: Caller, open: &OpenConnection, mut counted: Counted) {
-    // Boxed by itself: the connection does not keep room for its handshake.
+    // Boxed, as what else is large and not for long, or not for every connection (`sizes`).
     let Some((stream, peer, protocol)) = Box::pin(shake_hands(&state, io, caller.address)).await else {
         return;
     };

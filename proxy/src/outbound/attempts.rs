@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use http::request::Parts;
 use http::{Request, Response, Version};
@@ -81,7 +81,8 @@ pub async fn attempt_until_final(
         if let Some((_, in_hand)) = &mut record.current {
             in_hand.end(says(&attempted), Instant::now());
         }
-        let verdict = judge(&attempted, repeatable, &policy.retry, SystemTime::now());
+        let clock = attempts.state.context.process.identity.clock();
+        let verdict = judge(&attempted, repeatable, &policy.retry, clock.now());
         match attempts.wait_before_retry(verdict, body, record, until) {
             Some(wait) => {
                 record.attempt_failed(&attempted);

@@ -64,7 +64,7 @@ pub async fn connect(
             _ => Ok(Stream::Plain(Prefixed::new(bytes::Bytes::new(), io))),
         }
     };
-    // Boxed: few requests connect, and each connection of a client keeps room for all that one of its requests may wait for.
+    // Boxed: few requests connect (`outbound::sizes`).
     tokio::time::timeout(limit, Box::pin(connecting)).await.unwrap_or_else(|_| {
         Err(ProxyError::new(
             Reason::ConnectTimeout,

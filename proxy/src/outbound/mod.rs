@@ -14,6 +14,8 @@ pub mod retry;
 pub mod route;
 pub mod self_call;
 #[cfg(test)]
+mod sizes;
+#[cfg(test)]
 mod skew_tests;
 pub mod target;
 pub mod targets;
@@ -118,15 +120,17 @@ impl State {
 
 /// Carries a connection of the app on a task of its own.
 pub fn spawn(state: Rc<State>, stream: TcpStream, key: TargetKey, seat: Seat) {
-    tokio::task::spawn_local(async move {
-        let open = state.context.activity.open(true, seat);
-        let _counted = state.context.metrics().connection(Direction::Outbound, false);
-        tokio::select! {
-            biased;
-            () = serve_connection(state, stream, key, &open) => {}
-            () = open.seat().closed() => tracing::debug!("an idle connection of the app is closed for another"),
-        }
-    });
+    tokio::task::spawn_local(carry(state, stream, key, seat));
+}
+
+async fn carry(state: Rc<State>, stream: TcpStream, key: TargetKey, seat: Seat) {
+    let open = state.context.activity.open(true, seat);
+    let _counted = state.context.metrics().connection(Direction::Outbound, false);
+    tokio::select! {
+        biased;
+        () = serve_connection(state, stream, key, &open) => {}
+        () = open.seat().closed() => tracing::debug!("an idle connection of the app is closed for another"),
+    }
 }
 
 async fn serve_connection(state: Rc<State>, stream: TcpStream, key: TargetKey, open: &OpenConnection) {

@@ -144,6 +144,10 @@ struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a line says when it was written by the machine's clock"
+    )]
     fn of(request: &RequestEnd<'a>) -> Self {
         let now = OffsetDateTime::from(std::time::SystemTime::now());
         let now = now

@@ -62,7 +62,7 @@ where
 {
     match version {
         HttpVersion::Http1 => serve_http1(stream, open, handle).await,
-        // Boxed: a connection of HTTP/1 would keep room for it.
+        // Boxed for HTTP/1's sake (sizes_of_connections).
         HttpVersion::Http2 => Box::pin(serve_http2(stream, open, handle)).await,
     }
 }
@@ -288,4 +288,38 @@ where
         polled
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes of the future that `make` gives, which nobody calls.
+    fn size<A, F: Future>(_make: impl FnOnce(A) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// The state of a connection beside its requests. A future keeps room for all that it may ever wait for.
+    #[test]
+    fn sizes_of_connections() {
+        async fn handle(_: Request<ClientBody>) -> Response<ResponseBody> {
+            unreachable!("nobody calls it")
+        }
+        type Connection = (Stream, &'static OpenConnection);
+        let either = size(|(stream, open): Connection| serve(HttpVersion::Http1, stream, open, Rc::new(handle)));
+        let http1 = size(|(stream, open): Connection| serve_http1(stream, open, Rc::new(handle)));
+        let http2 = size(|(stream, open): Connection| serve_http2(stream, open, Rc::new(handle)));
+        for (what, size, most) in [
+            ("either", either, 1400),
+            ("HTTP/1", http1, 1300),
+            ("HTTP/2", http2, 2200),
+        ] {
+            // Far below it, the bound would let it grow.
+            let room = most * 3 / 4..=most;
+            assert!(
+                room.contains(&size),
+                "{what} takes {size} bytes, and {most} are written here"
+            );
+        }
+    }
 }

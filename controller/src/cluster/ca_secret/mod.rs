@@ -6,7 +6,7 @@ mod follow;
 #[cfg(test)]
 mod tests;
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context;
 use k8s_openapi::api::core::v1::{ObjectReference, Secret};
@@ -16,6 +16,7 @@ use kube::{Api, Client};
 
 use crate::ca::Ca;
 use crate::ca::rotation::{Now, Previous, Rotation};
+use crate::clock;
 use crate::metrics::Metrics;
 
 /// The Secret that holds the CA.
@@ -65,7 +66,7 @@ impl CaSecret {
 
     fn parse(&self, secret: &Secret) -> anyhow::Result<Rotation> {
         let wanted = fields::wanted(secret).and_then(|pem| {
-            let ca = Ca::from_pem(pem, &self.trust_domain, SystemTime::now());
+            let ca = Ca::from_pem(pem, &self.trust_domain, clock::now());
             ca.map_err(anyhow::Error::from)
         });
         let wanted = wanted.with_context(|| format!("the Secret {}", self.name))?;

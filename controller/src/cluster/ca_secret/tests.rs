@@ -271,6 +271,6 @@ fn a_root_that_is_gone_is_seen() {
         roots: Some(old.bundle_pem() + &new.bundle_pem()),
         ..new.pem().clone()
     };
-    let both = Ca::from_pem(both, "mesh.test", SystemTime::now()).unwrap();
+    let both = Ca::from_pem(both, "mesh.test", std::time::SystemTime::now()).unwrap();
     assert_eq!((lost_roots(&old, &both), lost_roots(&both, &new)), (0, 1));
 }

@@ -1,0 +1,9 @@
+//! The wall clock.
+
+use std::time::SystemTime;
+
+/// What the machine's clock says. What is decided by it takes it as an argument.
+#[expect(clippy::disallowed_methods, reason = "the place where it is read")]
+pub(crate) fn now() -> SystemTime {
+    SystemTime::now()
+}

@@ -1,0 +1,61 @@
+//! What a connection of the app costs beside its buffers, as `inbound::sizes` has it for those of clients.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Request;
+use outrigger_proxy_transport::body::ClientBody;
+use outrigger_proxy_transport::net::{Io, Prefixed};
+use outrigger_proxy_transport::room::Seat;
+use outrigger_proxy_transport::server::HttpVersion;
+use tokio::net::TcpStream;
+
+use super::State;
+use super::target::WorkerTarget;
+use crate::discovery::TargetKey;
+use crate::identity::Credentials;
+use crate::model::Endpoint;
+
+/// Bytes of the future that `make` gives, which nobody calls.
+fn size<A, F: Future>(_make: impl FnOnce(A) -> F) -> usize {
+    size_of::<F>()
+}
+
+#[test]
+fn of_connections_and_requests() {
+    type Connection = (Rc<State>, TcpStream, TargetKey, Seat);
+    let connection = size(|(state, stream, key, seat): Connection| super::carry(state, stream, key, seat));
+    type Opaque = (&'static Rc<State>, Prefixed<Io>, &'static WorkerTarget);
+    let opaque = size(|(state, io, target): Opaque| super::opaque::forward(state, io, target));
+
+    type Call = (
+        &'static Rc<State>,
+        &'static Rc<WorkerTarget>,
+        HttpVersion,
+        Request<ClientBody>,
+    );
+    let request = size(|(state, target, version, request): Call| super::handle(state, target, version, request));
+    type Connect = (
+        &'static Rc<State>,
+        &'static Arc<Endpoint>,
+        Option<&'static Arc<Credentials>>,
+        Duration,
+    );
+    let shared = size(|(state, endpoint, credentials, limit): Connect| {
+        super::connect::connect_shared(state, endpoint, credentials, limit)
+    });
+    for (what, size, most) in [
+        ("a connection", connection, 2560),
+        ("one of bytes", opaque, 896),
+        ("a request", request, 3584),
+        ("an HTTP/2 connection that is made", shared, 320),
+    ] {
+        // Far below it, the bound would let it grow.
+        let room = most * 3 / 4..=most;
+        assert!(
+            room.contains(&size),
+            "{what} takes {size} bytes, and {most} are written here"
+        );
+    }
+}
