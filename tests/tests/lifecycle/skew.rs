@@ -14,13 +14,13 @@ use outrigger_controller::objects::route::{Route, RouteKind};
 use outrigger_controller::objects::{Object, from_k8s};
 use outrigger_tests::mesh::{Authority, TRUST_DOMAIN, id};
 use prost::Message;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
+
+use crate::tcp::hostile::client;
 
 include!("../../skew/cluster.rs");
 
@@ -113,16 +113,8 @@ impl<M: Message + Default> Decoder for Recorded<M> {
 /// With the SVID of the pod that asks. Who the controller is, is another test's.
 async fn channel(authority: &Authority) -> Channel {
     let svid = authority.ca().issue(&id(ACCOUNT), DAY).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody))
-        .with_client_auth_cert(svid.chain, svid.key)
-        .unwrap();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let (connector, address) = (tokio_rustls::TlsConnector::from(Arc::new(config)), authority.address());
+    let config = client(Some((svid.chain, svid.key)), &["h2"]);
+    let (connector, address) = (tokio_rustls::TlsConnector::from(config), authority.address());
     let connect = tower::service_fn(move |_| {
         let connector = connector.clone();
         async move {
@@ -133,42 +125,4 @@ async fn channel(authority: &Authority) -> Channel {
     });
     let endpoint = Endpoint::from_static("http://controller.invalid");
     endpoint.connect_with_connector(connect).await.unwrap()
-}
-
-#[derive(Debug)]
-struct Anybody;
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.2".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ECDSA_NISTP256_SHA256]
-    }
 }

@@ -5,7 +5,7 @@ mod certificates;
 mod crowd;
 mod exhaustion;
 mod first_words;
-mod hostile;
+pub(crate) mod hostile;
 mod idle;
 mod outlived;
 mod streams;
