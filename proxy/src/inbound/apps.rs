@@ -4,9 +4,14 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
+use std::time::Duration;
 
-use outrigger_proxy_transport::client::Pool;
+use outrigger_proxy_transport::client::{Dialer, Pool};
+use outrigger_proxy_transport::error::{ProxyError, Reason};
+use outrigger_proxy_transport::net::{HttpVersion, Io, Prefixed, Stream, listen};
 use tokio::time::Instant;
+
+use super::APP_CONNECT;
 
 /// See the module.
 #[derive(Default)]
@@ -16,6 +21,9 @@ pub(super) struct Apps {
     /// Those that one connection of a peer has to itself.
     for_one: RefCell<Vec<Weak<Pool>>>,
 }
+
+/// Makes connections to the app at an address.
+pub(super) struct AppDialer(pub(super) SocketAddr);
 
 impl Apps {
     /// The connections to the app at an address.
@@ -41,5 +49,37 @@ impl Apps {
             let pool = pool.upgrade();
             pool.inspect(|pool| pool.sweep(now)).is_some()
         });
+    }
+}
+
+impl Dialer for AppDialer {
+    fn address(&self) -> SocketAddr {
+        self.0
+    }
+
+    fn generation(&self) -> u64 {
+        0
+    }
+
+    fn limit(&self) -> Duration {
+        APP_CONNECT
+    }
+
+    fn connect(&self, _: HttpVersion) -> impl Future<Output = Result<Stream, ProxyError>> + 'static {
+        connect(self.0)
+    }
+}
+
+async fn connect(app: SocketAddr) -> Result<Stream, ProxyError> {
+    let unavailable = |why: &dyn std::fmt::Display| {
+        ProxyError::new(
+            Reason::AppUnavailable,
+            format!("the app does not accept connections at {app}: {why}; check that it listens on the pod's address"),
+        )
+    };
+    match tokio::time::timeout(APP_CONNECT, listen::connect(app)).await {
+        Ok(Ok(tcp)) => Ok(Stream::Plain(Prefixed::new(bytes::Bytes::new(), Io::Tcp(tcp)))),
+        Ok(Err(error)) => Err(unavailable(&error)),
+        Err(elapsed) => Err(unavailable(&elapsed)),
     }
 }

@@ -14,12 +14,12 @@ use outrigger_proxy_transport::error::{ProxyError, Reason};
 use outrigger_proxy_transport::grpc;
 use outrigger_proxy_transport::grpc::grpc_status;
 use outrigger_proxy_transport::headers::{strip_hop_by_hop, strip_ours, wants_upgrade};
-use outrigger_proxy_transport::net::{Io, Prefixed, Stream, listen};
 use outrigger_proxy_transport::server::{
     Ended, HttpVersion, OnEnd, PLAINTEXT_REFUSED, ResponseBody, check, error_response,
 };
 
-use super::{APP_CONNECT, Caller, State};
+use super::apps::AppDialer;
+use super::{Caller, State};
 use crate::config::{LetIn, Mtls, Plaintext};
 use crate::exchange::{Exchange, Other, Outcome, Span};
 use crate::telemetry::Direction;
@@ -136,33 +136,12 @@ fn is_harmless(failure: &Failure, head: &Parts) -> bool {
 }
 
 async fn checkout(caller: &Caller, pool: &Rc<Pool>, version: HttpVersion) -> Result<Checkout, ProxyError> {
-    let app = caller.app;
-    let connect = move || connect_to_app(app);
-    match version {
-        HttpVersion::Http1 => pool.http1(0, async || connect().await).await,
-        HttpVersion::Http2 => {
-            let checkout = pool.http2(0, app, APP_CONNECT, connect).await;
-            checkout.map_err(|error| match error.reason {
-                // It takes connections and does nothing with them.
-                Reason::ConnectTimeout => ProxyError::new(Reason::AppUnavailable, error.detail),
-                _ => error,
-            })
-        }
-    }
-}
-
-async fn connect_to_app(app: SocketAddr) -> Result<Stream, ProxyError> {
-    let unavailable = |why: &dyn std::fmt::Display| {
-        ProxyError::new(
-            Reason::AppUnavailable,
-            format!("the app does not accept connections at {app}: {why}; check that it listens on the pod's address"),
-        )
-    };
-    match tokio::time::timeout(APP_CONNECT, listen::connect(app)).await {
-        Ok(Ok(tcp)) => Ok(Stream::Plain(Prefixed::new(bytes::Bytes::new(), Io::Tcp(tcp)))),
-        Ok(Err(error)) => Err(unavailable(&error)),
-        Err(elapsed) => Err(unavailable(&elapsed)),
-    }
+    let checkout = pool.checkout(version, &AppDialer(caller.app)).await;
+    checkout.map_err(|error| match error.reason {
+        // It takes connections and does nothing with them.
+        Reason::ConnectTimeout => ProxyError::new(Reason::AppUnavailable, error.detail),
+        _ => error,
+    })
 }
 
 fn respond(

@@ -17,12 +17,11 @@ use outrigger_proxy_transport::server::{Ended, HttpVersion, OnEnd, ResponseBody,
 use tokio::time::Instant;
 
 use super::balance::{InHand, Member};
-use super::connect::{connect, connect_shared, credentials};
+use super::connect::checkout;
 use super::retry::{Attempted, Verdict, backoff, judge, repeatable};
 use super::target::{WorkerBackend, WorkerTarget};
 use super::{State, health};
 use crate::exchange::{Exchange, Other, Outcome, Span};
-use crate::identity::MeshProtocol;
 use crate::model::Policy;
 use crate::telemetry::{Outcome as Counts, ServiceMetrics};
 
@@ -119,19 +118,8 @@ async fn attempt(
 ) -> Result<(Response<Incoming>, Lease), Failure> {
     let endpoint = &member.endpoint;
     let state = attempts.state;
-    let limit = attempts.policy.connect_timeout;
-    let (generation, credentials) = credentials(state, endpoint).map_err(Failure::before_sending)?;
-    let checkout = match attempts.version {
-        HttpVersion::Http1 => {
-            let connect = async || connect(state, endpoint, credentials.as_deref(), MeshProtocol::Http1, limit).await;
-            member.pool.http1(generation, connect).await
-        }
-        HttpVersion::Http2 => {
-            let connect = || connect_shared(state, endpoint, credentials.as_ref(), limit);
-            member.pool.http2(generation, endpoint.address, limit, connect).await
-        }
-    }
-    .map_err(Failure::before_sending)?;
+    let checkout = checkout(state, member, attempts.version, attempts.policy.connect_timeout).await;
+    let checkout = checkout.map_err(Failure::before_sending)?;
     let Some(next) = body.attempt() else {
         // Not reached: there is no retry without a body.
         let lost = ProxyError::new(Reason::UpstreamReset, "the request's body cannot be sent again");

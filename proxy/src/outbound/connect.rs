@@ -6,85 +6,143 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger_api::address;
+use outrigger_proxy_transport::client::{Checkout, Dialer};
 use outrigger_proxy_transport::error::{ProxyError, Reason};
-use outrigger_proxy_transport::net::{Io, Prefixed, ReadAhead, Stream, Termed, listen};
+use outrigger_proxy_transport::net::{HttpVersion, Io, Prefixed, ReadAhead, Stream, Termed, listen};
 
 use super::State;
+use super::balance::Member;
 use crate::context::Process;
 use crate::identity::{Credentials, MeshProtocol};
 use crate::model::Endpoint;
 use crate::telemetry::{Direction, metrics::Handshake};
 
-/// The credentials for an endpoint, and the generation that a pooled connection must have. An endpoint of the mesh is
-/// never called without: there is no falling back to plaintext.
+/// Makes connections to one endpoint.
+pub struct EndpointDialer<'a> {
+    state: &'a Rc<State>,
+    endpoint: &'a Arc<Endpoint>,
+    /// `None`: it is not in the mesh.
+    credentials: Option<Arc<Credentials>>,
+    limit: Duration,
+}
+
+/// A connection for one request, whether it is there or made within `limit`.
 ///
 /// # Errors
-/// [`Reason::IdentityUnavailable`].
-pub fn credentials(state: &State, endpoint: &Endpoint) -> Result<(u64, Option<Arc<Credentials>>), ProxyError> {
-    if endpoint.identity.is_none() {
-        return Ok((0, None));
+/// Those of [`EndpointDialer::new`] and [`EndpointDialer::connect_for`]; in HTTP/2 [`Reason::ConnectTimeout`] and others when
+/// the endpoint sends no SETTINGS.
+pub async fn checkout(
+    state: &Rc<State>,
+    member: &Member,
+    version: HttpVersion,
+    limit: Duration,
+) -> Result<Checkout, ProxyError> {
+    let dialer = EndpointDialer::new(state, &member.endpoint, limit)?;
+    member.pool.checkout(version, &dialer).await
+}
+
+impl<'a> EndpointDialer<'a> {
+    /// With this sidecar's credentials as they are now. An endpoint of the mesh is never called without: there is no falling
+    /// back to plaintext.
+    ///
+    /// # Errors
+    /// [`Reason::IdentityUnavailable`].
+    pub fn new(state: &'a Rc<State>, endpoint: &'a Arc<Endpoint>, limit: Duration) -> Result<Self, ProxyError> {
+        let credentials = match &endpoint.identity {
+            None => None,
+            Some(_) => Some(state.context.process.identity.current().ok_or_else(no_certificate)?),
+        };
+        Ok(Self {
+            state,
+            endpoint,
+            credentials,
+            limit,
+        })
     }
-    match state.context.process.identity.current() {
-        Some(credentials) => Ok((credentials.generation, Some(credentials))),
-        None => Err(ProxyError::new(
-            Reason::IdentityUnavailable,
-            "this sidecar has no certificate yet; check that it reaches the controller, and the controller's log",
-        )),
+
+    /// A new connection for what `protocol` says, the handshake included.
+    ///
+    /// # Errors
+    /// [`Reason::ConnectFailed`], [`Reason::ConnectTimeout`], [`Reason::TlsFailed`], [`Reason::IdentityMismatch`].
+    pub fn connect_for(
+        &self,
+        protocol: MeshProtocol,
+    ) -> impl Future<Output = Result<Stream, ProxyError>> + 'static + use<> {
+        let (state, endpoint) = (Rc::clone(self.state), Arc::clone(self.endpoint));
+        let (credentials, limit) = (self.credentials.clone(), self.limit);
+        // Boxed: few requests connect (`outbound::sizes`).
+        let connecting = Box::pin(async move { connect(&state, &endpoint, credentials.as_deref(), protocol).await });
+        let address = self.endpoint.address;
+        async move {
+            let connected = tokio::time::timeout(limit, connecting).await;
+            connected.unwrap_or_else(|_| Err(out_of_time(address, limit)))
+        }
     }
 }
 
-/// Connects within `limit`, the handshake included.
-///
-/// # Errors
-/// [`Reason::ConnectFailed`], [`Reason::ConnectTimeout`], [`Reason::TlsFailed`], [`Reason::IdentityMismatch`].
-pub async fn connect(
-    state: &Rc<State>,
+impl Dialer for EndpointDialer<'_> {
+    fn address(&self) -> SocketAddr {
+        self.endpoint.address
+    }
+
+    fn generation(&self) -> u64 {
+        self.credentials
+            .as_ref()
+            .map_or(0, |credentials| credentials.generation)
+    }
+
+    fn limit(&self) -> Duration {
+        self.limit
+    }
+
+    fn connect(&self, version: HttpVersion) -> impl Future<Output = Result<Stream, ProxyError>> + 'static {
+        self.connect_for(match version {
+            HttpVersion::Http1 => MeshProtocol::Http1,
+            HttpVersion::Http2 => MeshProtocol::Http2,
+        })
+    }
+}
+
+async fn connect(
+    state: &State,
     endpoint: &Endpoint,
     credentials: Option<&Credentials>,
     protocol: MeshProtocol,
-    limit: Duration,
 ) -> Result<Stream, ProxyError> {
-    let connecting = async {
-        let io = open(state, endpoint).await?;
-        // A tunnel's reader may pause for as long as it likes. A request's hop must not wait for a node that died.
-        if let (Io::Tcp(tcp), MeshProtocol::Http1 | MeshProtocol::Http2) = (&io, protocol) {
-            listen::give_up_unacknowledged(tcp);
+    let io = open(state, endpoint).await?;
+    // A tunnel's reader may pause for as long as it likes. A request's hop must not wait for a node that died.
+    if let (Io::Tcp(tcp), MeshProtocol::Http1 | MeshProtocol::Http2) = (&io, protocol) {
+        listen::give_up_unacknowledged(tcp);
+    }
+    match (credentials, &endpoint.identity) {
+        (Some(credentials), Some(identity)) => {
+            let io = ReadAhead::new(io);
+            let shaken = credentials.connect(io, endpoint.address.ip(), identity, protocol).await;
+            let result = shaken.as_ref().map_or_else(|failed| failed.cause, |_| Handshake::Ok);
+            state.context.metrics().handshake(Direction::Outbound, result);
+            let tls = shaken?;
+            let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
+            let term = state.peers.enter(protocol, chain, credentials);
+            Ok(Stream::Connected(Box::new(Termed::new(tls, term))))
         }
-        match (credentials, &endpoint.identity) {
-            (Some(credentials), Some(identity)) => {
-                let io = ReadAhead::new(io);
-                let shaken = credentials.connect(io, endpoint.address.ip(), identity, protocol).await;
-                let result = shaken.as_ref().map_or_else(|failed| failed.cause, |_| Handshake::Ok);
-                state.context.metrics().handshake(Direction::Outbound, result);
-                let tls = shaken?;
-                let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
-                let term = state.peers.enter(protocol, chain, credentials);
-                Ok(Stream::Connected(Box::new(Termed::new(tls, term))))
-            }
-            _ => Ok(Stream::Plain(Prefixed::new(bytes::Bytes::new(), io))),
-        }
-    };
-    // Boxed: few requests connect (`outbound::sizes`).
-    tokio::time::timeout(limit, Box::pin(connecting)).await.unwrap_or_else(|_| {
-        Err(ProxyError::new(
-            Reason::ConnectTimeout,
-            format!(
-                "no connection to {} within {limit:?}; check that the pod is alive and that no NetworkPolicy drops packets",
-                endpoint.address
-            ),
-        ))
-    })
+        _ => Ok(Stream::Plain(Prefixed::new(bytes::Bytes::new(), io))),
+    }
 }
 
-/// The same for HTTP/2, where the connection is made for all requests that wait for it, and not for one of them.
-pub fn connect_shared(
-    state: &Rc<State>,
-    endpoint: &Arc<Endpoint>,
-    credentials: Option<&Arc<Credentials>>,
-    limit: Duration,
-) -> impl Future<Output = Result<Stream, ProxyError>> + 'static {
-    let (state, endpoint, credentials) = (Rc::clone(state), Arc::clone(endpoint), credentials.cloned());
-    async move { connect(&state, &endpoint, credentials.as_deref(), MeshProtocol::Http2, limit).await }
+fn no_certificate() -> ProxyError {
+    ProxyError::new(
+        Reason::IdentityUnavailable,
+        "this sidecar has no certificate yet; check that it reaches the controller, and the controller's log",
+    )
+}
+
+fn out_of_time(endpoint: SocketAddr, limit: Duration) -> ProxyError {
+    ProxyError::new(
+        Reason::ConnectTimeout,
+        format!(
+            "no connection to {endpoint} within {limit:?}; check that the pod is alive and that no NetworkPolicy drops packets"
+        ),
+    )
 }
 
 /// The endpoint that is this pod itself is reached in memory.

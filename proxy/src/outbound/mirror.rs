@@ -22,9 +22,8 @@ use tokio::time::Instant;
 use super::State;
 use super::attempts::{attempted, says};
 use super::balance::Member;
-use super::connect::{connect, connect_shared, credentials};
+use super::connect::checkout;
 use super::target::{Snapshot, WorkerBackend};
-use crate::identity::MeshProtocol;
 use crate::model::Filter;
 
 /// On one worker.
@@ -94,18 +93,8 @@ async fn send_to(
     body: Bytes,
 ) -> Result<(Response<Incoming>, Lease), Failure> {
     let endpoint = &member.endpoint;
-    let (generation, credentials) = credentials(state, endpoint).map_err(Failure::before_sending)?;
-    let checkout = match version {
-        HttpVersion::Http1 => {
-            let connect = async || connect(state, endpoint, credentials.as_deref(), MeshProtocol::Http1, CONNECT).await;
-            member.pool.http1(generation, connect).await
-        }
-        HttpVersion::Http2 => {
-            let connect = || connect_shared(state, endpoint, credentials.as_ref(), CONNECT);
-            member.pool.http2(generation, endpoint.address, CONNECT, connect).await
-        }
-    }
-    .map_err(Failure::before_sending)?;
+    let checkout = checkout(state, member, version, CONNECT).await;
+    let checkout = checkout.map_err(Failure::before_sending)?;
     let request = Request::from_parts(head, RequestBody::full(body));
     let (mut response, lease) = send(checkout, request, endpoint.address).await?;
     if endpoint.identity.is_none() {

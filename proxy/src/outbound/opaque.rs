@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::State;
 use super::balance::InHand;
-use super::connect::{connect, credentials};
+use super::connect::EndpointDialer;
 use super::health::Answer;
 use super::target::WorkerTarget;
 use crate::identity::MeshProtocol;
@@ -120,18 +120,9 @@ async fn connect_to_any(state: &Rc<State>, target: &WorkerTarget) -> Result<(Str
     let mut tried = Vec::new();
     loop {
         let member = backend.pick(&tried, policy.connect_timeout, &state.context.rng).await?;
-        let (_, credentials) = credentials(state, &member.endpoint)?;
+        let dialer = EndpointDialer::new(state, &member.endpoint, policy.connect_timeout)?;
         let mut in_hand = member.take(Instant::now());
-        let limit = policy.connect_timeout;
-        match connect(
-            state,
-            &member.endpoint,
-            credentials.as_deref(),
-            MeshProtocol::Opaque,
-            limit,
-        )
-        .await
-        {
+        match dialer.connect_for(MeshProtocol::Opaque).await {
             Ok(stream) => {
                 in_hand.end(Answer::Connected, Instant::now());
                 return Ok((stream, in_hand));

@@ -1,8 +1,6 @@
 //! What a connection of the app costs beside its buffers, as `inbound::sizes` has it for those of clients.
 
 use std::rc::Rc;
-use std::sync::Arc;
-use std::time::Duration;
 
 use http::Request;
 use outrigger_proxy_transport::body::ClientBody;
@@ -12,10 +10,10 @@ use outrigger_proxy_transport::server::HttpVersion;
 use tokio::net::TcpStream;
 
 use super::State;
+use super::connect::EndpointDialer;
 use super::target::WorkerTarget;
 use crate::discovery::TargetKey;
-use crate::identity::Credentials;
-use crate::model::Endpoint;
+use crate::identity::MeshProtocol;
 
 /// Bytes of the future that `make` gives, which nobody calls.
 fn size<A, F: Future>(_make: impl FnOnce(A) -> F) -> usize {
@@ -36,20 +34,12 @@ fn of_connections_and_requests() {
         Request<ClientBody>,
     );
     let request = size(|(state, target, version, request): Call| super::handle(state, target, version, request));
-    type Connect = (
-        &'static Rc<State>,
-        &'static Arc<Endpoint>,
-        Option<&'static Arc<Credentials>>,
-        Duration,
-    );
-    let shared = size(|(state, endpoint, credentials, limit): Connect| {
-        super::connect::connect_shared(state, endpoint, credentials, limit)
-    });
+    let dial = size(|dialer: &'static EndpointDialer<'static>| dialer.connect_for(MeshProtocol::Http1));
     for (what, size, most) in [
         ("a connection", connection, 2560),
         ("one of bytes", opaque, 896),
         ("a request", request, 3584),
-        ("an HTTP/2 connection that is made", shared, 320),
+        ("a connection that is made", dial, 192),
     ] {
         // Far below it, the bound would let it grow.
         let room = most * 3 / 4..=most;

@@ -1,11 +1,13 @@
 //! The side that calls: connections to one peer, kept for the next request, and requests that are sent on them.
 
+mod dialer;
 mod dials;
 mod multiplex;
 mod pool;
 mod send;
 pub mod upgrade;
 
+pub use dialer::Dialer;
 pub use multiplex::Slot;
 pub use pool::{Checkout, Idling, Lease, Pool, Sender};
 pub use send::{Failure, send};

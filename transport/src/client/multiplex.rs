@@ -24,12 +24,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
+use super::dialer::Dialer;
 use crate::body::RequestBody;
 use crate::cause::{classify_before_settings, unanswered, with_causes};
 use crate::error::{ProxyError, Reason};
 use crate::executor::LocalExecutor;
 use crate::limits::{CONNECTION_WINDOW, MAX_HEADER_BYTES, STREAM_WINDOW};
-use crate::net::{Stream, Term, writes_to_inner};
+use crate::net::{HttpVersion, Stream, Term, writes_to_inner};
 
 /// Connections to one peer; beyond, requests wait for a stream to end.
 const MAX_CONNECTIONS: usize = 8;
@@ -89,21 +90,12 @@ struct Heard {
 pub struct Slot(Rc<Http2>);
 
 impl Multiplex {
-    /// A slot, on a connection to `to` that is made within `limit` when there is none that has room. `true`: the connection
-    /// was there before.
+    /// A slot, on a connection that `dialer` makes when there is none that has room. `true`: the connection was there before.
     ///
     /// # Errors
-    /// What `connect` says; [`Reason::ConnectTimeout`] and others when the peer sends no SETTINGS.
-    pub(super) async fn slot<F>(
-        &self,
-        generation: u64,
-        to: SocketAddr,
-        limit: Duration,
-        connect: impl Fn() -> F,
-    ) -> Result<(Slot, bool), ProxyError>
-    where
-        F: Future<Output = Result<Stream, ProxyError>> + 'static,
-    {
+    /// What `dialer` says; [`Reason::ConnectTimeout`] and others when the peer sends no SETTINGS.
+    pub(super) async fn slot(&self, dialer: &impl Dialer) -> Result<(Slot, bool), ProxyError> {
+        let generation = dialer.generation();
         let mut was_there = true;
         loop {
             if let Some(slot) = self.0.free(generation) {
@@ -113,7 +105,7 @@ impl Multiplex {
                 Some(dialled) => dialled,
                 None if self.0.takes_another() => {
                     was_there = false;
-                    Connections::dial(&self.0, generation, to, limit, connect())
+                    Connections::dial(&self.0, dialer)
                 }
                 None => {
                     self.0.freed.notified().await;
@@ -171,13 +163,9 @@ impl Connections {
         (*of >= generation).then(|| dialled.clone())
     }
 
-    fn dial(
-        this: &Rc<Self>,
-        generation: u64,
-        to: SocketAddr,
-        limit: Duration,
-        connecting: impl Future<Output = Result<Stream, ProxyError>> + 'static,
-    ) -> Dialled {
+    fn dial(this: &Rc<Self>, dialer: &impl Dialer) -> Dialled {
+        let (generation, to, limit) = (dialer.generation(), dialer.address(), dialer.limit());
+        let connecting = dialer.connect(HttpVersion::Http2);
         let (sender, receiver) = watch::channel(None);
         *this.dialled.borrow_mut() = Some((generation, receiver.clone()));
         let this = Rc::clone(this);

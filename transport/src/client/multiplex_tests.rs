@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used)]
 
 use std::cell::Cell;
-use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -13,8 +12,9 @@ use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{MAX_CONNECTIONS, Multiplex, Slot};
+use crate::client::Dialer;
 use crate::error::{ProxyError, Reason};
-use crate::net::{Io, Prefixed, Stream};
+use crate::net::{HttpVersion, Io, Prefixed, Stream};
 
 const LIMIT: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
@@ -25,10 +25,6 @@ fn run(test: impl Future<Output = ()> + 'static) {
         .start_paused(true)
         .build_local(tokio::runtime::LocalOptions::default());
     runtime.unwrap().block_on(test);
-}
-
-fn to() -> SocketAddr {
-    ([10, 0, 0, 1], 80).into()
 }
 
 /// A slot, and whether its connection was there before.
@@ -68,17 +64,39 @@ impl Peer {
     /// A request: gives its slot, whether the connection was there before, and when.
     async fn slot(&self, generation: u64) -> (Got, Duration) {
         let began = Instant::now();
-        let connect = || {
-            self.dials.set(self.dials.get() + 1);
-            connect(self.does.get())
-        };
-        let slot = self.multiplex.slot(generation, to(), LIMIT, connect).await;
+        let shown = Shown { peer: self, generation };
+        let slot = self.multiplex.slot(&shown).await;
         (slot, began.elapsed())
     }
 
     fn spawn(&self, generation: u64) -> JoinHandle<(Got, Duration)> {
         let peer = self.clone();
         spawn_local(async move { peer.slot(generation).await })
+    }
+}
+
+/// Shows the peer credentials of a generation.
+struct Shown<'a> {
+    peer: &'a Peer,
+    generation: u64,
+}
+
+impl Dialer for Shown<'_> {
+    fn address(&self) -> SocketAddr {
+        ([10, 0, 0, 1], 80).into()
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    fn limit(&self) -> Duration {
+        LIMIT
+    }
+
+    fn connect(&self, _: HttpVersion) -> impl Future<Output = Result<Stream, ProxyError>> + 'static {
+        self.peer.dials.set(self.peer.dials.get() + 1);
+        connect(self.peer.does.get())
     }
 }
 

@@ -6,7 +6,6 @@
 //! used again.
 
 use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -14,12 +13,13 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
+use super::dialer::Dialer;
 use super::dials::{Dials, Turn};
 use super::multiplex::{Multiplex, Slot};
 use crate::body::{Refused, RequestBody};
 use crate::error::{ProxyError, Reason};
 use crate::limits::MAX_BUFFER;
-use crate::net::{Stream, Term};
+use crate::net::{HttpVersion, Term};
 
 /// Idle HTTP/1 connections to one peer; a further one is closed. As many as come at once are kept for a while: to close and
 /// make them again costs a handshake each.
@@ -111,23 +111,34 @@ impl Pool {
         }
     }
 
-    /// A connection for one HTTP/1 request, the one that was used last first.
+    /// A connection for one request: one that is there, or one that `dialer` makes.
     ///
     /// # Errors
-    /// What `connect` says.
-    pub async fn http1(
-        self: &Rc<Self>,
-        generation: u64,
-        connect: impl AsyncFnOnce() -> Result<Stream, ProxyError>,
-    ) -> Result<Checkout, ProxyError> {
-        self.generation.set(generation);
+    /// What `dialer` says; [`Reason::ConnectTimeout`] and others when a peer that is to speak HTTP/2 sends no SETTINGS.
+    pub async fn checkout(self: &Rc<Self>, version: HttpVersion, dialer: &impl Dialer) -> Result<Checkout, ProxyError> {
+        self.generation.set(dialer.generation());
+        match version {
+            HttpVersion::Http1 => self.http1(dialer).await,
+            HttpVersion::Http2 => {
+                let (slot, reused) = self.http2.slot(dialer).await?;
+                Ok(Checkout {
+                    sender: Sender::Http2(slot),
+                    reused,
+                })
+            }
+        }
+    }
+
+    /// The one that was used last first.
+    async fn http1(self: &Rc<Self>, dialer: &impl Dialer) -> Result<Checkout, ProxyError> {
+        let generation = dialer.generation();
         loop {
             let idling = match self.pop(generation) {
                 Some(idling) => idling,
-                None if !self.mesh => return self.connect(generation, connect).await,
+                None if !self.mesh => return self.dial(dialer).await,
                 None => match self.dials.turn().await {
                     Turn::Reuse(idling) => idling,
-                    Turn::Connect(_dial) => return self.connect(generation, connect).await,
+                    Turn::Connect(_dial) => return self.dial(dialer).await,
                 },
             };
             if idling.generation == generation
@@ -139,12 +150,8 @@ impl Pool {
         }
     }
 
-    async fn connect(
-        self: &Rc<Self>,
-        generation: u64,
-        connect: impl AsyncFnOnce() -> Result<Stream, ProxyError>,
-    ) -> Result<Checkout, ProxyError> {
-        let stream = connect().await?;
+    async fn dial(self: &Rc<Self>, dialer: &impl Dialer) -> Result<Checkout, ProxyError> {
+        let stream = dialer.connect(HttpVersion::Http1).await?;
         let term = stream.term();
         let (sender, connection) = http1::Builder::new()
             .preserve_header_case(true)
@@ -161,33 +168,11 @@ impl Pool {
             sender: Sender::Http1(Idling {
                 pool: Rc::clone(self),
                 sender,
-                generation,
+                generation: dialer.generation(),
                 term,
                 refused: None,
             }),
             reused: false,
-        })
-    }
-
-    /// A connection to `to` that takes one HTTP/2 request more. One that is made has `limit` until the peer's SETTINGS.
-    ///
-    /// # Errors
-    /// What `connect` says; [`Reason::ConnectTimeout`] and others when the peer sends no SETTINGS.
-    pub async fn http2<F>(
-        &self,
-        generation: u64,
-        to: SocketAddr,
-        limit: Duration,
-        connect: impl Fn() -> F,
-    ) -> Result<Checkout, ProxyError>
-    where
-        F: Future<Output = Result<Stream, ProxyError>> + 'static,
-    {
-        self.generation.set(generation);
-        let (slot, reused) = self.http2.slot(generation, to, limit, connect).await?;
-        Ok(Checkout {
-            sender: Sender::Http2(slot),
-            reused,
         })
     }
 

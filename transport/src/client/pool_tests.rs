@@ -4,6 +4,7 @@
 
 use std::cell::Cell;
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -16,8 +17,10 @@ use tokio::time::sleep;
 
 use super::Pool;
 use crate::body::RequestBody;
+use crate::client::Dialer;
 use crate::client::send;
-use crate::net::{Io, Prefixed, Stream};
+use crate::error::ProxyError;
+use crate::net::{HttpVersion, Io, Prefixed, Stream};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -33,6 +36,37 @@ fn connect(answer: Duration) -> Stream {
     Stream::Plain(Prefixed::new(bytes::Bytes::new(), Io::Pipe(near)))
 }
 
+/// A peer whose handshakes and answers take some time.
+#[derive(Clone)]
+struct Peer {
+    handshake: Duration,
+    answer: Duration,
+    made: Rc<Cell<usize>>,
+}
+
+impl Dialer for Peer {
+    fn address(&self) -> SocketAddr {
+        ([10, 0, 0, 1], 80).into()
+    }
+
+    fn generation(&self) -> u64 {
+        0
+    }
+
+    fn limit(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+
+    fn connect(&self, _: HttpVersion) -> impl Future<Output = Result<Stream, ProxyError>> + 'static {
+        let peer = self.clone();
+        async move {
+            sleep(peer.handshake).await;
+            peer.made.set(peer.made.get() + 1);
+            Ok(connect(peer.answer))
+        }
+    }
+}
+
 /// Sends `n` requests at once to a peer in the mesh, or outside of it; gives how many connections they took.
 fn burst(mesh: bool, n: usize, handshake: Duration, answer: Duration) -> usize {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -42,17 +76,17 @@ fn burst(mesh: bool, n: usize, handshake: Duration, answer: Duration) -> usize {
     runtime.unwrap().block_on(async move {
         let pool = Rc::new(Pool::new(mesh));
         let made = Rc::new(Cell::new(0));
+        let peer = Peer {
+            handshake,
+            answer,
+            made: Rc::clone(&made),
+        };
         let requests = (0..n).map(|_| {
-            let (pool, made) = (Rc::clone(&pool), Rc::clone(&made));
+            let (pool, peer) = (Rc::clone(&pool), peer.clone());
             spawn_local(async move {
-                let connect = async || {
-                    sleep(handshake).await;
-                    made.set(made.get() + 1);
-                    Ok(connect(answer))
-                };
-                let checkout = pool.http1(0, connect).await.ok().unwrap();
+                let checkout = pool.checkout(HttpVersion::Http1, &peer).await.ok().unwrap();
                 let request = Request::get("/").header("host", "a").body(RequestBody::Empty).unwrap();
-                let (_, lease) = send(checkout, request, ([10, 0, 0, 1], 80).into()).await.ok().unwrap();
+                let (_, lease) = send(checkout, request, peer.address()).await.ok().unwrap();
                 lease.release();
             })
         });

@@ -21,6 +21,15 @@ pub enum Detected {
     Opaque,
 }
 
+/// Which HTTP a connection speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HttpVersion {
+    /// HTTP/1.0 or HTTP/1.1, whichever each message says.
+    Http1,
+    /// HTTP/2, by prior knowledge or by ALPN.
+    Http2,
+}
+
 /// What can be said of the bytes so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict<T> {

@@ -7,8 +7,9 @@ mod response;
 mod serve;
 mod waiting;
 
+pub use crate::net::HttpVersion;
 pub use framing::{Fault, PLAINTEXT_REFUSED, Scanned, Scanner};
 pub use guard::check;
 pub use respond::{empty_response, error_response, reason_of};
 pub use response::{Ended, OnEnd, ResponseBody};
-pub use serve::{HttpVersion, serve};
+pub use serve::serve;

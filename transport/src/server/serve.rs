@@ -27,7 +27,7 @@ use crate::executor::LocalExecutor;
 use crate::headers::{asks_for_tunnel, settle_host};
 use crate::limits::{CONNECTION_WINDOW, MAX_BUFFER, STREAM_WINDOW};
 use crate::net::detect::{Peeked, http2_opening, peek};
-use crate::net::{Standing, Stream};
+use crate::net::{HttpVersion, Standing, Stream};
 
 /// Streams that a client may have open on one connection; further ones wait on its side.
 const MAX_STREAMS: u32 = 1000;
@@ -42,15 +42,6 @@ const MAX_MISTAKES: usize = 1024;
 const SEND_BUFFER: usize = 256 * 1024;
 /// What a peer that does not confirm a GOAWAY has to take the end of its last answer.
 const LAST_WORDS: Duration = Duration::from_secs(10);
-
-/// Which HTTP a connection speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HttpVersion {
-    /// HTTP/1.0 or HTTP/1.1, whichever each message says.
-    Http1,
-    /// HTTP/2, by prior knowledge or by ALPN.
-    Http2,
-}
 
 /// Serves requests until the connection ends or was drained.
 ///
