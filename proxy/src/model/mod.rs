@@ -50,9 +50,22 @@ pub struct ServiceName {
     pub port: u16,
 }
 
+impl ServiceName {
+    /// "namespace/name", or the name alone where there is no namespace: a label of metrics.
+    pub fn label(&self) -> String {
+        match &*self.namespace {
+            "" => self.name.to_string(),
+            namespace => format!("{namespace}/{}", self.name),
+        }
+    }
+}
+
 impl fmt::Display for ServiceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}:{}", self.name, self.namespace, self.port)
+        match &*self.namespace {
+            "" => write!(f, "{}:{}", self.name, self.port),
+            namespace => write!(f, "{}.{namespace}:{}", self.name, self.port),
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::{Metrics, RequestEnd};
+use crate::model::ServiceName;
 
 /// Lines that wait at most.
 const QUEUE: usize = 1024;
@@ -169,9 +170,7 @@ impl<'a> Line<'a> {
             retries: request.retries,
             request_bytes: request.request_bytes,
             response_bytes: request.response_bytes,
-            service: request
-                .service
-                .map(|service| format!("{}/{}", service.namespace, service.name)),
+            service: request.service.map(ServiceName::label),
             peer: request.peer.map(bounded),
             endpoint: request.endpoint,
             mtls: request.mtls,

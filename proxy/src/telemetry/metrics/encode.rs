@@ -297,7 +297,7 @@ impl Families<'_> {
             (labels, 1_u64)
         };
         let services = services.into_iter().map(|name| {
-            let service = format!("{}/{}", name.namespace, name.name);
+            let service = name.label();
             of(Direction::Outbound, Some(service), name.port)
         });
         let app = app.into_iter().map(|port| of(Direction::Inbound, None, port));

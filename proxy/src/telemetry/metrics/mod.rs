@@ -177,9 +177,7 @@ impl Metrics {
     pub fn service(&self, name: Option<&ServiceName>) -> Arc<ServiceMetrics> {
         match name {
             // The same Service's ports share their series.
-            Some(name) => self
-                .services
-                .entry(name, |name| format!("{}/{}", name.namespace, name.name)),
+            Some(name) => self.services.entry(name, ServiceName::label),
             None => Arc::clone(&self.external),
         }
     }

@@ -272,3 +272,17 @@ async fn a_service_that_nobody_calls_leaves() {
     metrics.request_ended(&request(Some(&orders)));
     assert!(metrics.text().contains("shop/orders"));
 }
+
+/// What has no Service has one name, without the namespace that it has not.
+#[test]
+fn a_service_without_a_namespace_is_a_name_alone() {
+    let unknown = ServiceName {
+        namespace: "".into(),
+        name: "unknown".into(),
+        port: 0,
+    };
+    assert_eq!(unknown.label(), "unknown");
+    assert_eq!(unknown.to_string(), "unknown:0");
+    assert_eq!(service("orders", 80).label(), "shop/orders");
+    assert_eq!(service("orders", 80).to_string(), "orders.shop:80");
+}
