@@ -14,6 +14,7 @@ pub(crate) enum Reviewed {
     AlreadyInjected,
     OptedOut,
     NotSelected,
+    LeftAlone,
     Refused,
     /// What came was no review.
     Malformed,
@@ -35,11 +36,12 @@ pub(crate) struct Metrics {
 }
 
 /// In the order of [`Reviewed`].
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 9] = [
     "patched",
     "already_injected",
     "opted_out",
     "not_selected",
+    "left_alone",
     "refused",
     "malformed",
     "failed",

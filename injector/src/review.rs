@@ -105,6 +105,10 @@ pub fn answer_to(uid: &str, decision: &Result<Outcome, Refusal>) -> Value {
             }
             answer(response)
         }
+        Ok(Outcome::LeftAlone(why)) => {
+            let warning = format!("Outrigger leaves this pod alone: {why}");
+            answer(json!({"uid": uid, "allowed": true, "warnings": [warning]}))
+        }
         Ok(_) => allow(uid),
         Err(refusal) => answer(json!({
             "uid": uid,

@@ -191,6 +191,18 @@ impl Default for Resources {
     }
 }
 
+/// Request and limit, of CPU time and of memory.
+impl From<[[Option<String>; 2]; 2]> for Resources {
+    fn from([[cpu_request, cpu_limit], [memory_request, memory_limit]]: [[Option<String>; 2]; 2]) -> Self {
+        Self {
+            cpu_request,
+            cpu_limit,
+            memory_request,
+            memory_limit,
+        }
+    }
+}
+
 impl Resources {
     fn named(&self) -> [(&'static str, Option<&str>); 4] {
         [

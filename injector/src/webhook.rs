@@ -273,10 +273,25 @@ impl Webhook {
         let given = Given {
             key: &key,
             roots: Some(&roots),
+            controller: self.controller_for(&pod).await,
         };
         let decision = inject::patch(&pod, &namespace, &self.settings, given);
         self.note(&pod, &namespace, &decision);
         Ok(json(&review::answer_to(&request.uid, &decision)))
+    }
+
+    /// The controller's address, for a pod that cannot ask for it.
+    async fn controller_for(&self, pod: &Pod) -> Option<SocketAddr> {
+        pod.spec.as_ref().filter(|spec| inject::has_other_name_servers(spec))?;
+        let name = self.settings.controller();
+        let found = timeout(LOOKUP_TIMEOUT, tokio::net::lookup_host(&name)).await;
+        match found.map_err(std::io::Error::from).and_then(|found| found) {
+            Ok(mut addresses) => addresses.next(),
+            Err(error) => {
+                tracing::warn!("the address of {name} is not known: {error}");
+                None
+            }
+        }
     }
 
     fn note(&self, pod: &Pod, namespace: &NamespaceMeta, decision: &Result<Outcome, Refusal>) {
@@ -287,6 +302,10 @@ impl Webhook {
             Ok(Outcome::AlreadyInjected) => Reviewed::AlreadyInjected,
             Ok(Outcome::OptedOut) => Reviewed::OptedOut,
             Ok(Outcome::NotSelected) => Reviewed::NotSelected,
+            Ok(Outcome::LeftAlone(why)) => {
+                tracing::info!(namespace, pod = name, "left alone: {why}");
+                Reviewed::LeftAlone
+            }
             Err(refusal) => {
                 tracing::info!(namespace, pod = name, "refused: {}", refusal.problems.join("; "));
                 Reviewed::Refused

@@ -14,6 +14,7 @@ const GIVEN: Given<'_> = Given {
     // Where a random one would be.
     key: "00112233445566778899aabbccddeeff",
     roots: Some(include_str!("../testdata/roots.pem")),
+    controller: None,
 };
 /// What `outrigger inject` does without `--trust-bundle`.
 const WITHOUT_ROOTS: &str = "config-map";
@@ -46,19 +47,22 @@ fn golden_files() {
         };
         let (file, other, actual) = match manifest::inject(&text, "shop", &settings, given) {
             Ok(injected) => {
-                let again = manifest::inject(&injected.yaml, "shop", &settings, given).unwrap();
+                let again = manifest::inject(&injected.text, "shop", &settings, given).unwrap();
                 assert_eq!(
-                    again.yaml, injected.yaml,
+                    again.text, injected.text,
                     "{name}: injecting twice is not the same as once"
                 );
                 let notes: String = injected.notes.iter().map(|note| format!("# {note}\n")).collect();
                 // The golden files do not change with every release.
                 let yaml = injected
-                    .yaml
-                    .replace(&format!("proxy-version: {VERSION}"), "proxy-version: VERSION");
+                    .text
+                    .replace(&format!("proxy-version: {VERSION:?}"), "proxy-version: VERSION");
                 ("golden.yaml", "refused.txt", notes + &yaml)
             }
-            Err(errors) => ("refused.txt", "golden.yaml", errors.join("\n") + "\n"),
+            Err(errors) => {
+                let errors = errors.iter().map(|error| format!("{error}\n")).collect();
+                ("refused.txt", "golden.yaml", errors)
+            }
         };
         let path = folder.join(format!("{name}.{file}"));
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
@@ -80,7 +84,7 @@ fn golden_files() {
 fn webhook_and_offline_agree() {
     let deployment = "{apiVersion: apps/v1, kind: Deployment, metadata: {name: orders}, spec: {template: {
         metadata: {labels: {app: x}}, spec: {containers: [{name: app, image: app}]}}}}";
-    let offline = manifest::inject(deployment, "shop", &settings(), GIVEN).unwrap().yaml;
+    let offline = manifest::inject(deployment, "shop", &settings(), GIVEN).unwrap().text;
     let offline: serde_json::Value = serde_saphyr::from_str(&offline).unwrap();
 
     let mut pod = serde_json::json!({

@@ -137,6 +137,7 @@ fn injected(kind: &str, mode: &str) -> Value {
     let given = Given {
         key: "the-key",
         roots: None,
+        controller: None,
     };
     let Outcome::Patched { patch, .. } = patch(&typed, &namespace, &Settings::default(), given).unwrap() else {
         panic!("not patched");

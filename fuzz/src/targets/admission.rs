@@ -33,6 +33,7 @@ pub fn run(body: &[u8]) {
     let given = Given {
         key: "key",
         roots: Some("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"),
+        controller: None,
     };
     let decision = inject::patch(&pod, &namespace, &settings, given);
     if let Ok(Outcome::Patched { patch, .. }) = &decision {

@@ -11,7 +11,7 @@ use super::{Outcome, PROXY_CONTAINER, Refusal, annotations, obstacles, sidecar};
 /// What the sidecar has to know in addition. A sidecar whose environment does not say what it asks is of an older version, and
 /// keeps what it has.
 pub(super) fn patch(pod: &Pod, spec: &PodSpec, key: &str) -> Result<Outcome, Refusal> {
-    let mut problems = obstacles(spec);
+    let mut problems = obstacles::of_pod(spec);
     let rewrite = annotations::rewrite_probes(pod, &mut problems);
     if !problems.is_empty() {
         return Err(Refusal { problems });

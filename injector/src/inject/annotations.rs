@@ -7,7 +7,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use outrigger_api::{labels, ports};
 
-use super::{NamespaceMeta, shared_processes};
+use super::{NamespaceMeta, quality, shared_processes};
 use crate::quantity;
 use crate::settings::{Resources, Settings, log_filter};
 
@@ -85,7 +85,7 @@ impl Overrides {
             skip_outbound_ports: source.pod(labels::SKIP_OUTBOUND_PORTS, port_list).unwrap_or_default(),
             skip_outbound_cidrs: source.pod(labels::SKIP_OUTBOUND_CIDRS, text(cidrs)).unwrap_or_default(),
             skip_uids: source.pod(labels::SKIP_UIDS, text(uids)).unwrap_or_default(),
-            resources: resources(&mut source, &default_resources(pod, settings)),
+            resources: resources(&mut source, &default_resources(pod, settings), pod),
             drain_timeout: drain_timeout(pod, settings),
             warnings: unknown(source.pod).into_iter().chain(source.weaker()).collect(),
         }
@@ -190,7 +190,7 @@ impl Source<'_> {
 
 /// The sidecar's resources. A request above a limit that was not asked for together with it is no mistake: the other one
 /// follows.
-fn resources(source: &mut Source<'_>, defaults: &Resources) -> Resources {
+fn resources(source: &mut Source<'_>, defaults: &Resources, pod: &Pod) -> Resources {
     let mut pair = |request: &str, limit: &str, defaults: [&Option<String>; 2]| {
         let checked = text(|value: &str| quantity::parse(value).map(drop));
         let asked = [source.pod(request, &checked), source.pod(limit, &checked)];
@@ -210,30 +210,26 @@ fn resources(source: &mut Source<'_>, defaults: &Resources) -> Resources {
                 _ => pair[0] = pair[1].clone(),
             }
         }
-        pair
+        (pair, asked)
     };
     let cpu = [&defaults.cpu_request, &defaults.cpu_limit];
     let memory = [&defaults.memory_request, &defaults.memory_limit];
-    let [cpu_request, cpu_limit] = pair(labels::CPU_REQUEST, labels::CPU_LIMIT, cpu);
-    let [memory_request, memory_limit] = pair(labels::MEMORY_REQUEST, labels::MEMORY_LIMIT, memory);
-    Resources {
-        cpu_request,
-        cpu_limit,
-        memory_request,
-        memory_limit,
+    let (cpu, asked_cpu) = pair(labels::CPU_REQUEST, labels::CPU_LIMIT, cpu);
+    let (memory, asked_memory) = pair(labels::MEMORY_REQUEST, labels::MEMORY_LIMIT, memory);
+    let resources = Resources::from([cpu, memory]);
+    match pod.spec.as_ref().is_some_and(quality::is_guaranteed) {
+        true => quality::guaranteed(resources, &Resources::from([asked_cpu, asked_memory])),
+        false => resources,
     }
 }
 
 /// A pod with resources of its own as a whole shares them with its sidecar, whose own might not fit into them.
 fn default_resources(pod: &Pod, settings: &Settings) -> Resources {
     let of_pod = pod.spec.as_ref().and_then(|s| s.resources.as_ref());
-    let none = || Resources {
-        cpu_request: None,
-        cpu_limit: None,
-        memory_request: None,
-        memory_limit: None,
-    };
-    of_pod.map_or_else(|| settings.resources.clone(), |_| none())
+    of_pod.map_or_else(
+        || settings.resources.clone(),
+        |_| Resources::from([[None, None], [None, None]]),
+    )
 }
 
 /// The drain ends before kubelet's patience does.

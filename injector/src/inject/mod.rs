@@ -16,23 +16,31 @@
 
 mod again;
 mod annotations;
+mod apart;
+mod dns;
+mod obstacles;
 mod operations;
 mod probes;
+mod quality;
 mod sidecar;
 mod workload;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 
 use json_patch::Patch;
 use k8s_openapi::api::core::v1::{Container, Namespace, Pod, PodSpec};
+use outrigger_api::labels;
 pub use outrigger_api::labels::{INIT_CONTAINER, PROXY_CONTAINER};
-use outrigger_api::{labels, ports};
 use rustls::crypto::aws_lc_rs;
 use serde_json::{Value, json};
 
 use crate::settings::{Settings, VERSION};
 use annotations::Overrides;
+pub use apart::left_alone;
+pub use dns::is_outside as has_other_name_servers;
+pub use obstacles::{POD_SECURITY, forbids_capture};
 use operations::Operations;
 pub use probes::left_to_kubelet;
 use probes::{Circumstances, Plan};
@@ -68,6 +76,8 @@ pub enum Outcome {
     OptedOut,
     /// Neither its namespace nor the pod itself asks for one, or the namespace is one that never gets any.
     NotSelected,
+    /// It was to have one, and cannot, and runs without: [`left_alone`] says why.
+    LeftAlone(String),
     /// It gets one, or its sidecar gets to know what was added to the pod.
     Patched {
         /// The changes (RFC 6902).
@@ -93,6 +103,8 @@ pub struct Given<'a> {
     /// The roots that it trusts until the controller has said others, PEM ([`crate::roots::check`]). `None`: it reads them from
     /// the ConfigMap of the pod's namespace, and so whoever may write ConfigMaps there says which they are.
     pub roots: Option<&'a str>,
+    /// Where the controller is, for pods whose name servers do not know its name ([`has_other_name_servers`]). `None`: nobody knows.
+    pub controller: Option<SocketAddr>,
 }
 
 /// Says what a pod gets.
@@ -115,8 +127,12 @@ pub fn patch(pod: &Pod, namespace: &NamespaceMeta, settings: &Settings, given: G
     if has_sidecar(pod) {
         return again::patch(pod, spec, given.key);
     }
-    let mut problems = clashes(spec);
-    problems.extend(obstacles(spec));
+    if let Some(why) = left_alone(pod) {
+        return Ok(Outcome::LeftAlone(why));
+    }
+    let mut problems = obstacles::clashes(spec);
+    problems.extend(obstacles::of_namespace(namespace));
+    problems.extend(obstacles::of_pod(spec));
     let overrides = Overrides::read(pod, namespace, settings, &mut problems);
     let controller_id = settings.controller_id().map_err(|why| problems.push(why)).ok();
     match controller_id {
@@ -134,14 +150,18 @@ pub fn patch(pod: &Pod, namespace: &NamespaceMeta, settings: &Settings, given: G
                 settings,
                 overrides: &overrides,
                 probes: &plan,
-                roots: given.roots,
+                given,
             };
             let init = parts.init_container();
             let proxy = parts.proxy_container(controller_id.as_str());
             let volumes = parts.volumes();
             Ok(Outcome::Patched {
                 patch: changes(pod, spec, overrides.native, [init, proxy], volumes, plan),
-                warnings: overrides.warnings,
+                warnings: overrides
+                    .warnings
+                    .into_iter()
+                    .chain(dns::warning(spec, given.controller))
+                    .collect(),
             })
         }
         _ => Err(Refusal { problems }),
@@ -228,61 +248,6 @@ pub fn shared_processes(spec: &PodSpec) -> Option<&'static str> {
         () if spec.host_pid == Some(true) => Some("hostPID"),
         () => None,
     }
-}
-
-/// What of the pod has a name of the sidecar's.
-fn clashes(spec: &PodSpec) -> Vec<String> {
-    let ours = |name: &str| name == INIT_CONTAINER || name == PROXY_CONTAINER;
-    let containers = all_containers(spec)
-        .filter(|c| ours(&c.name))
-        .map(|c| ("container", &c.name));
-    let ours = |name: &str| name == TOKEN_VOLUME || name == TRUST_VOLUME;
-    let volumes = spec.volumes.iter().flatten().filter(|v| ours(&v.name));
-    let volumes = volumes.map(|v| ("volume", &v.name));
-    containers
-        .chain(volumes)
-        .map(|(what, name)| format!("{what} {name:?}: the name is the sidecar's; call yours something else"))
-        .collect()
-}
-
-/// What else makes a sidecar impossible in this pod.
-fn obstacles(spec: &PodSpec) -> Vec<String> {
-    let mut problems = Vec::new();
-    if spec.host_network == Some(true) {
-        problems.push("spec.hostNetwork is true: capture would redirect the traffic of the whole node".to_owned());
-    }
-    if spec.os.as_ref().is_some_and(|os| os.name == "windows") {
-        problems.push("spec.os.name is \"windows\": the sidecar runs on Linux only".to_owned());
-    }
-    let pod_uid = spec.security_context.as_ref().and_then(|c| c.run_as_user);
-    let of_app = |c: &&Container| c.name != INIT_CONTAINER && c.name != PROXY_CONTAINER;
-    for container in all_containers(spec).filter(of_app) {
-        let name = &container.name;
-        let uid = container
-            .security_context
-            .as_ref()
-            .and_then(|c| c.run_as_user)
-            .or(pod_uid);
-        if uid == Some(i64::from(ports::PROXY_UID)) {
-            problems.push(format!(
-                "container {name:?}: runAsUser {} is the sidecar's own user, whose traffic is not captured; use another",
-                ports::PROXY_UID
-            ));
-        }
-        let ours = [ports::OUTBOUND, ports::INBOUND, ports::ADMIN].map(i32::from);
-        for port in container
-            .ports
-            .iter()
-            .flatten()
-            .filter(|p| ours.contains(&p.container_port))
-        {
-            problems.push(format!(
-                "container {name:?}: port {} is the sidecar's; let the app listen on another",
-                port.container_port
-            ));
-        }
-    }
-    problems
 }
 
 fn changes(

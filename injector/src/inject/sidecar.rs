@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::annotations::Overrides;
 use super::probes::Plan;
-use super::{INIT_CONTAINER, PROXY_CONTAINER, TOKEN_VOLUME, TRUST_VOLUME, workload};
+use super::{Given, INIT_CONTAINER, PROXY_CONTAINER, TOKEN_VOLUME, TRUST_VOLUME, dns, workload};
 use crate::settings::{Resources, Settings};
 
 /// Everything that a sidecar is made of.
@@ -21,7 +21,7 @@ pub(super) struct Parts<'a> {
     pub(super) settings: &'a Settings,
     pub(super) overrides: &'a Overrides,
     pub(super) probes: &'a Plan,
-    pub(super) roots: Option<&'a str>,
+    pub(super) given: Given<'a>,
 }
 
 const ENTRYPOINT: &str = "/outrigger-proxy";
@@ -91,7 +91,7 @@ impl Parts<'_> {
                 {"name": TOKEN_VOLUME, "mountPath": TOKEN_DIRECTORY, "readOnly": true},
                 with(
                     json!({"name": TRUST_VOLUME, "mountPath": TRUST_DIRECTORY}),
-                    if self.roots.is_some() { json!({}) } else { json!({"readOnly": true}) },
+                    if self.given.roots.is_some() { json!({}) } else { json!({"readOnly": true}) },
                 ),
             ],
         });
@@ -114,10 +114,10 @@ impl Parts<'_> {
         env.field("OUTRIGGER_POD_IPS", "status.podIPs");
         env.value("OUTRIGGER_WORKLOAD", workload::name(self.pod));
         env.value("OUTRIGGER_TRUST_DOMAIN", &self.settings.trust_domain);
-        env.value("OUTRIGGER_CONTROLLER", self.settings.controller());
+        env.value("OUTRIGGER_CONTROLLER", self.controller());
         env.value("OUTRIGGER_CONTROLLER_ID", controller_id);
         env.value("OUTRIGGER_TOKEN_FILE", format!("{TOKEN_DIRECTORY}/token"));
-        match self.roots {
+        match self.given.roots {
             Some(roots) => {
                 env.value(labels::TRUST_BUNDLE_VARIABLE, roots);
                 env.value("OUTRIGGER_TRUST_BUNDLE_KEPT", format!("{TRUST_DIRECTORY}/roots.der"));
@@ -147,6 +147,13 @@ impl Parts<'_> {
         Value::Array(env.0)
     }
 
+    /// Where the sidecar finds the controller.
+    fn controller(&self) -> String {
+        let by_address = self.pod.spec.as_ref().is_some_and(dns::is_outside);
+        let address = self.given.controller.filter(|_| by_address);
+        address.map_or_else(|| self.settings.controller(), |address| address.to_string())
+    }
+
     /// The two volumes.
     pub(super) fn volumes(&self) -> [Value; 2] {
         let token = json!({
@@ -157,7 +164,7 @@ impl Parts<'_> {
                 "path": "token",
             }}]},
         });
-        let trust = match self.roots {
+        let trust = match self.given.roots {
             // In memory: on disk, the cluster autoscaler would take it for data, and leave the pod's node alone.
             Some(_) => json!({"name": TRUST_VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": KEPT_LIMIT}}),
             None => json!({"name": TRUST_VOLUME, "configMap": {"name": labels::TRUST_BUNDLE_CONFIG_MAP}}),

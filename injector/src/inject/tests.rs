@@ -1,6 +1,8 @@
 //! What golden files do not show: selection, names, and values at their edges.
 #![allow(clippy::unwrap_used)]
 
+mod circumstances;
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -12,6 +14,7 @@ use crate::settings::Settings;
 const GIVEN: Given<'_> = Given {
     key: "key",
     roots: None,
+    controller: None,
 };
 
 fn namespace(name: &str, inject: Option<&str>) -> NamespaceMeta {
@@ -36,6 +39,7 @@ fn outcome(metadata: Value, namespace: &NamespaceMeta) -> &'static str {
         Ok(Outcome::Patched { .. }) => "patched",
         Ok(Outcome::OptedOut) => "opted out",
         Ok(Outcome::NotSelected) => "not selected",
+        Ok(Outcome::LeftAlone(_)) => "left alone",
         Ok(Outcome::AlreadyInjected) => "already",
         Err(_) => "refused",
     }

@@ -59,7 +59,12 @@ fn material() -> Material {
 async fn serve(material: &Material) -> Server {
     let metrics = Arc::new(Metrics::default());
     let (say_roots, roots) = watch::channel(Some(Arc::from(ROOTS)));
-    let mut webhook = Webhook::new(Settings::default(), Box::new(Fixed), roots, Arc::clone(&metrics));
+    let settings = Settings {
+        // A name that every machine knows.
+        controller: Some("localhost:14150".to_owned()),
+        ..Settings::default()
+    };
+    let mut webhook = Webhook::new(settings, Box::new(Fixed), roots, Arc::clone(&metrics));
     webhook.times.input = Duration::from_secs(60);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -203,6 +208,49 @@ async fn reviews_are_answered() {
     assert!(
         message.contains("hostNetwork") && message.contains("outrigger.dev/inject: disabled"),
         "{message}"
+    );
+    server.end().await;
+}
+
+#[tokio::test]
+async fn who_cannot_be_in_the_mesh_or_find_the_controller_is_told() {
+    let material = material();
+    let server = serve(&material).await;
+    let answer = async |pod: Value| -> Value {
+        let (status, body) = server.ask(&material, "POST", "/inject", &review("shop", &pod)).await;
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str(&body).unwrap()
+    };
+    let left_alone = answer(pod(json!({"nodeSelector": {"kubernetes.io/os": "windows"}}))).await;
+    let response = left_alone["response"].as_object().unwrap();
+    assert_eq!(response["allowed"], true);
+    assert!(!response.contains_key("patch"));
+    let warning = response["warnings"][0].as_str().unwrap();
+    assert!(
+        warning.starts_with("Outrigger leaves this pod alone: spec.nodeSelector says"),
+        "{warning}"
+    );
+
+    // The controller's name is looked up for a pod that cannot do so.
+    let mut own_servers = pod(json!({"dnsPolicy": "None", "dnsConfig": {"nameservers": ["192.0.2.1"]}}));
+    let response = answer(own_servers.clone()).await;
+    let warning = response["response"]["warnings"][0].as_str().unwrap();
+    assert!(
+        warning.starts_with("dnsPolicy is \"None\": the sidecar has the controller's address"),
+        "{warning}"
+    );
+    let patch: k8s_openapi::ByteString = serde_json::from_value(response["response"]["patch"].clone()).unwrap();
+    let patch: json_patch::Patch = serde_json::from_slice(&patch.0).unwrap();
+    json_patch::patch(&mut own_servers, &patch).unwrap();
+    let env = own_servers["spec"]["initContainers"][1]["env"].as_array().unwrap();
+    let controller = env
+        .iter()
+        .find(|variable| variable["name"] == "OUTRIGGER_CONTROLLER")
+        .unwrap();
+    let controller: std::net::SocketAddr = controller["value"].as_str().unwrap().parse().unwrap();
+    assert!(
+        controller.ip().is_loopback() && controller.port() == 14150,
+        "{controller}"
     );
     server.end().await;
 }

@@ -106,7 +106,7 @@ async fn refused_case(plane: &ControlPlane, input: &Value, reason: &str) -> Resu
     match dry_run(&injected, &pod).await {
         Ok(_) => bail!("it was let in"),
         Err(e) => {
-            // "document 1: Pod NAME: ..." is the offline prefix.
+            // "line 1: Pod NAME: ..." is the offline prefix.
             let reason = reason.trim().splitn(3, ": ").nth(2).unwrap_or_default();
             ensure!(format!("{e:#}").contains(reason), "{e:#}\ndoes not say\n{reason}");
             Ok(())

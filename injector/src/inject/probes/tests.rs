@@ -24,7 +24,11 @@ fn review(pod: &mut Value, key: &str) -> Result<bool, Refusal> {
         &typed(pod),
         &namespace,
         &Settings::default(),
-        Given { key, roots: None },
+        Given {
+            key,
+            roots: None,
+            controller: None,
+        },
     )? {
         Outcome::Patched { patch, .. } => {
             json_patch::patch(pod, &patch).unwrap();
