@@ -1,11 +1,15 @@
 //! `outrigger check`: is this cluster's mesh in order? Facts are gathered first (`check/gather.rs`); what they mean is
-//! decided by pure functions here.
+//! decided by pure functions, here and beside.
 
 mod gather;
+mod installed;
 mod metrics;
+mod namespaces;
+mod objects;
+mod pods;
 mod trust;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -13,10 +17,10 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::core::DynamicObject;
 use outrigger_api::labels;
-use outrigger_injector::certs;
-use outrigger_injector::inject::{left_to_kubelet, shared_processes};
 
 /// Look at a cluster's mesh and say what is wrong with it
 #[derive(Debug, clap::Args)]
@@ -40,9 +44,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     for finding in &findings {
         println!("{finding}");
     }
-    let wrong = findings.iter().filter(|f| f.level == Level::Wrong).count();
-    match wrong {
-        0 => println!("\nThe mesh is in order."),
+    let count = |level| findings.iter().filter(|f| f.level == level).count();
+    let (wrong, warnings) = (count(Level::Wrong), count(Level::Warning));
+    match (wrong, warnings) {
+        (0, 0) => println!("\nThe mesh is in order."),
+        (0, _) => println!("\nThe mesh works; warnings: {warnings}."),
         _ => println!("\n{wrong} of {} checks failed.", findings.len()),
     }
     Ok(ExitCode::from(u8::from(wrong > 0)))
@@ -66,8 +72,12 @@ struct Facts {
     bundle: Option<String>,
     /// The same in every labelled namespace.
     bundles: BTreeMap<String, Option<String>>,
+    /// All of the cluster.
+    namespaces: Vec<Namespace>,
     /// The pods of the labelled namespaces.
     pods: Vec<Pod>,
+    /// TrafficPolicies and the routes of Gateway API.
+    objects: Vec<DynamicObject>,
     /// What their sidecars count.
     sidecars_say: metrics::Said,
     /// What the controllers count.
@@ -98,230 +108,13 @@ const MAX_NAMES: usize = 5;
 
 fn findings(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![good(format!("Kubernetes {} answers", facts.cluster_version))];
-    findings.push(deployment(facts, "outrigger-controller", facts.controller.as_ref()));
-    findings.push(deployment(facts, "outrigger-injector", facts.injector.as_ref()));
-    findings.push(webhooks(facts));
-    findings.extend(facts.missing_secrets.iter().map(|name| {
-        wrong(
-            format!("Secret {}/{name} is missing", facts.namespace),
-            "helm upgrade brings it back, empty; do it while the old pods still run, which know what belongs into it",
-        )
-    }));
-    findings.push(match facts.own_kinds {
-        true => good("the CRDs of outrigger.dev are there"),
-        false => wrong(
-            "the CRDs of outrigger.dev are missing",
-            "outrigger crds | kubectl apply --server-side -f -",
-        ),
-    });
-    findings.push(good(match facts.gateway_api {
-        true => "Gateway API is installed: HTTPRoute and GRPCRoute are in force",
-        false => "Gateway API is not installed: everything works, except for routes",
-    }));
+    findings.extend(installed::findings(facts));
     findings.extend(trust::findings(facts));
-    findings.extend(sidecars(facts));
-    findings.extend(probes(facts));
-    findings.extend(guests(facts));
-    findings.extend(versions(facts));
-    findings.extend(networks(facts));
-    findings.extend(servers_first(&facts.sidecars_say));
+    findings.extend(namespaces::findings(facts));
+    findings.extend(objects::findings(facts));
+    findings.extend(pods::findings(facts));
+    findings.extend(metrics::findings(facts));
     findings
-}
-
-fn deployment(facts: &Facts, name: &str, deployment: Option<&Deployment>) -> Finding {
-    let namespace = &facts.namespace;
-    let Some(deployment) = deployment else {
-        return wrong(
-            format!("there is no Deployment {namespace}/{name}"),
-            format!("helm install outrigger charts/outrigger -n {namespace} --create-namespace"),
-        );
-    };
-    let wanted = deployment.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
-    let ready = deployment.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or(0);
-    let text = format!("{name}: {ready} of {wanted} replicas are ready");
-    let hint = format!("kubectl describe pods -n {namespace} -l app.kubernetes.io/name={name}");
-    match ready {
-        _ if ready >= wanted && ready > 0 => good(text),
-        0 => wrong(text, hint),
-        _ => warning(text, hint),
-    }
-}
-
-fn webhooks(facts: &Facts) -> Finding {
-    let Some(configuration) = &facts.webhooks else {
-        return wrong(
-            "there is no MutatingWebhookConfiguration outrigger-injector: new pods get no sidecar",
-            "helm upgrade brings it back",
-        );
-    };
-    let log = format!(
-        "kubectl logs -n {} deployment/outrigger-injector says why",
-        facts.namespace
-    );
-    for webhook in configuration.webhooks.iter().flatten() {
-        let name = &webhook.name;
-        let bundle = webhook
-            .client_config
-            .ca_bundle
-            .as_ref()
-            .map(|b| String::from_utf8_lossy(&b.0).into_owned());
-        let Some(bundle) = bundle.filter(|b| !b.is_empty()) else {
-            return wrong(
-                format!("webhook {name} has no CA bundle: pods cannot be made in labelled namespaces"),
-                log,
-            );
-        };
-        match certs::ends(&bundle) {
-            Err(why) => return wrong(format!("webhook {name}: its CA bundle is not valid: {why}"), log),
-            // The bundle holds an old CA beside the new one during a rotation.
-            Ok(ends) => match ends.into_iter().max().map(|end| left(end, facts.now)) {
-                None | Some(None) => return wrong(format!("webhook {name}: its CA bundle has expired"), log),
-                Some(Some(left)) if left < WEBHOOK_WARNING => {
-                    return warning(format!("webhook {name}: its CA bundle expires in {}", days(left)), log);
-                }
-                Some(Some(_)) => {}
-            },
-        }
-    }
-    good("the webhook configuration has a valid CA bundle")
-}
-
-/// Pods that should have a sidecar.
-fn sidecars(facts: &Facts) -> Vec<Finding> {
-    let (mut with, mut without, mut unready) = (0, Vec::new(), Vec::new());
-    for pod in facts.pods.iter().filter(|pod| lives(pod)) {
-        let name = name(pod);
-        if version(pod).is_some() {
-            with += 1;
-            if sidecar_is_unready(pod) {
-                unready.push(name);
-            }
-        } else if !opted_out(pod) {
-            without.push(name);
-        }
-    }
-    let mut findings = Vec::new();
-    if !without.is_empty() {
-        findings.push(wrong(
-            format!("pods without a sidecar in labelled namespaces: {}", some(&without)),
-            "they are older than the label: kubectl rollout restart brings it in",
-        ));
-    }
-    if !unready.is_empty() {
-        findings.push(wrong(
-            format!("sidecars that are not ready: {}", some(&unready)),
-            "kubectl logs POD -c outrigger-proxy says why",
-        ));
-    }
-    if findings.is_empty() {
-        findings.push(good(format!(
-            "every pod of the labelled namespaces has what it wants: {with} with a sidecar"
-        )));
-    }
-    findings
-}
-
-/// What kubelet asks apps itself.
-fn probes(facts: &Facts) -> Option<Finding> {
-    let meshed = facts.pods.iter().filter(|pod| lives(pod) && version(pod).is_some());
-    let left: Vec<_> = meshed
-        .flat_map(|pod| {
-            left_to_kubelet(pod)
-                .into_iter()
-                .map(|what| format!("{}: {what}", name(pod)))
-        })
-        .collect();
-    if left.is_empty() {
-        return None;
-    }
-    Some(warning(
-        format!(
-            "kubelet asks these apps itself, and not their sidecars: {}",
-            some(&left)
-        ),
-        "a strict sidecar lets the same request in from everybody, in plaintext, and refuses HTTPS; \
-         see \"Probes\" in docs/configuration.md",
-    ))
-}
-
-/// Pods whose apps see their sidecars' processes.
-fn guests(facts: &Facts) -> Option<Finding> {
-    let meshed = facts.pods.iter().filter(|pod| lives(pod) && version(pod).is_some());
-    let shared: Vec<_> = meshed
-        .filter_map(|pod| Some(format!("{} ({})", name(pod), shared_processes(pod.spec.as_ref()?)?)))
-        .collect();
-    (!shared.is_empty()).then(|| {
-        warning(
-            format!("these apps see the processes of their sidecars: {}", some(&shared)),
-            "as root they can end them, and with the capability SYS_PTRACE read the token and the key by which the pod is known",
-        )
-    })
-}
-
-fn versions(facts: &Facts) -> Option<Finding> {
-    let own = env!("CARGO_PKG_VERSION");
-    let versions: BTreeSet<_> = facts.pods.iter().filter(|pod| lives(pod)).filter_map(version).collect();
-    let others: Vec<_> = versions.iter().filter(|version| **version != own).copied().collect();
-    if versions.is_empty() {
-        return None;
-    }
-    if others.is_empty() {
-        return Some(good(format!("all sidecars have version {own}, as this program")));
-    }
-    Some(warning(
-        format!(
-            "this program has version {own}, and there are sidecars of {}",
-            some(&others)
-        ),
-        "after an upgrade: kubectl rollout restart brings the new sidecar in",
-    ))
-}
-
-/// What sidecars found out about ports, and what should have been declared.
-fn servers_first(said: &metrics::Said) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    let mut add = |what: &str, ports: &BTreeSet<String>| {
-        let ports: Vec<_> = ports.iter().collect();
-        if !ports.is_empty() {
-            let text = format!("{what} that speak first, though nobody declared it: {}", some(&ports));
-            let hint = format!(
-                "a connection waits a second whenever this is not known yet: give the Service's port the appProtocol tcp, or \
-                 annotate the Service with {}",
-                labels::OPAQUE_PORTS
-            );
-            findings.push(warning(text, hint));
-        }
-    };
-    add("servers", &said.servers_first);
-    add("apps", &said.apps_first);
-    findings.extend(unread("sidecars", said));
-    findings
-}
-
-/// What the controller found out about `clusterNetworks`.
-fn networks(facts: &Facts) -> Vec<Finding> {
-    let said = &facts.controllers_say;
-    let refuted = said.outside_networks.map(|addresses| {
-        warning(
-            format!(
-                "{addresses} addresses of Services and pods are outside of clusterNetworks: sidecars ask the controller for every \
-                 address"
-            ),
-            format!(
-                "kubectl logs -n {} deployment/outrigger-controller names one; add its network to the chart's value clusterNetworks",
-                facts.namespace
-            ),
-        )
-    });
-    refuted.into_iter().chain(unread("controllers", said)).collect()
-}
-
-fn unread(whose: &str, said: &metrics::Said) -> Option<Finding> {
-    let (pods, why) = said.failed.as_ref()?;
-    Some(warning(
-        format!("the metrics of {pods} {whose} could not be read: {why}"),
-        "is the pod ready, and are you allowed to get pods/proxy?",
-    ))
 }
 
 /// Running pods whose sidecar is ready: those that can be asked.
@@ -355,11 +148,17 @@ fn version(pod: &Pod) -> Option<&str> {
     Some(pod.metadata.labels.as_ref()?.get(labels::PROXY_VERSION)?.as_str())
 }
 
-fn opted_out(pod: &Pod) -> bool {
-    let maps = [&pod.metadata.labels, &pod.metadata.annotations];
-    maps.into_iter()
-        .flatten()
-        .any(|map| map.get(labels::INJECT).is_some_and(|word| word == labels::DISABLED))
+/// A variable of the sidecar's environment.
+fn proxy_variable<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
+    let spec = pod.spec.as_ref()?;
+    let mut containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+    let proxy = containers.find(|container| container.name == labels::PROXY_CONTAINER)?;
+    let mut env = proxy.env.iter().flatten();
+    env.find(|variable| variable.name == name)?.value.as_deref()
+}
+
+fn time(time: &Time) -> SystemTime {
+    SystemTime::from(time.0)
 }
 
 fn left(end: SystemTime, now: SystemTime) -> Option<Duration> {

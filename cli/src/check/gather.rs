@@ -8,17 +8,26 @@ use anyhow::Context;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret};
-use kube::api::ListParams;
+use kube::api::{ApiResource, ListParams, TypeMeta};
+use kube::core::{DynamicObject, GroupVersionKind};
 use kube::{Api, Client, ResourceExt};
 use outrigger_api::labels;
 use serde::de::DeserializeOwned;
 
+use super::namespaces::is_labelled;
 use super::{Facts, lives, metrics, with_ready_sidecar};
 
 /// Objects in one answer.
 const PAGE: u32 = 500;
 /// What the chart makes empty, and the controller and the injector fill.
 const SECRETS: [&str; 2] = ["outrigger-ca", "outrigger-injector-tls"];
+
+/// What the controller writes conditions on.
+const KINDS: [(&str, &str, &str); 3] = [
+    ("outrigger.dev", "v1alpha1", "TrafficPolicy"),
+    ("gateway.networking.k8s.io", "v1", "HTTPRoute"),
+    ("gateway.networking.k8s.io", "v1", "GRPCRoute"),
+];
 
 #[expect(clippy::disallowed_methods, reason = "the place where the clock is read")]
 pub(super) async fn facts(client: &Client, namespace: &str) -> anyhow::Result<Facts> {
@@ -33,14 +42,17 @@ pub(super) async fn facts(client: &Client, namespace: &str) -> anyhow::Result<Fa
         .await
         .context("asking the cluster for its kinds")?;
     let serves = |group: &str| groups.groups.iter().any(|g| g.name == group);
-    let selector = ListParams::default().labels(&format!("{}={}", labels::INJECT, labels::ENABLED));
-    let labelled = list(&Api::<Namespace>::all(client.clone()), selector)
+    let namespaces = list(&Api::<Namespace>::all(client.clone()), ListParams::default())
         .await
         .context("listing namespaces")?;
 
     let mut bundles = BTreeMap::new();
     let mut pods = Vec::new();
-    for name in labelled.iter().map(ResourceExt::name_any) {
+    for name in namespaces
+        .iter()
+        .filter(|namespace| is_labelled(namespace))
+        .map(ResourceExt::name_any)
+    {
         let bundle = trust_bundle(client, &name).await?;
         let mut of_namespace = list(&Api::<Pod>::namespaced(client.clone(), &name), ListParams::default())
             .await
@@ -76,11 +88,40 @@ pub(super) async fn facts(client: &Client, namespace: &str) -> anyhow::Result<Fa
         gateway_api: serves("gateway.networking.k8s.io"),
         bundle: trust_bundle(client, namespace).await?,
         bundles,
+        namespaces,
         pods,
+        objects: objects(client).await?,
         sidecars_say,
         controllers_say,
         now: SystemTime::now(),
     })
+}
+
+/// Policies and routes, of the kinds that the cluster serves.
+async fn objects(client: &Client) -> anyhow::Result<Vec<DynamicObject>> {
+    let mut objects = Vec::new();
+    for (group, version, kind) in KINDS {
+        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
+        match list(
+            &Api::<DynamicObject>::all_with(client.clone(), &resource),
+            ListParams::default(),
+        )
+        .await
+        {
+            // A list does not say of each object what it is.
+            Ok(found) => objects.extend(found.into_iter().map(|object| DynamicObject {
+                types: Some(TypeMeta {
+                    api_version: resource.api_version.clone(),
+                    kind: kind.to_owned(),
+                }),
+                ..object
+            })),
+            // The kind is not served, or the user may not look at it.
+            Err(kube::Error::Api(status)) if [403, 404].contains(&status.code) => {}
+            Err(error) => return Err(error).with_context(|| format!("listing {kind}s")),
+        }
+    }
+    Ok(objects)
 }
 
 async fn trust_bundle(client: &Client, namespace: &str) -> anyhow::Result<Option<String>> {

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use kube::Client;
-use outrigger_api::ports;
+use outrigger_api::{labels, ports};
+
+use super::{Facts, Finding, some, warning};
 
 /// Pods that are asked, in a cluster with more of them.
 pub(super) const MAX_PODS: usize = 300;
@@ -94,6 +96,60 @@ fn value(text: &str, name: &str) -> u64 {
 fn label<'a>(line: &'a str, name: &str) -> Option<&'a str> {
     let (_, rest) = line.split_once(&format!("{name}=\""))?;
     rest.split_once('"').map(|(value, _)| value)
+}
+
+/// What is in them for a person.
+pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
+    let mut findings = networks(facts);
+    findings.extend(servers_first(&facts.sidecars_say));
+    findings
+}
+
+/// What sidecars found out about ports, and what should have been declared.
+fn servers_first(said: &Said) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut add = |what: &str, ports: &BTreeSet<String>| {
+        let ports: Vec<_> = ports.iter().collect();
+        if !ports.is_empty() {
+            let text = format!("{what} that speak first, though nobody declared it: {}", some(&ports));
+            let hint = format!(
+                "a connection waits a second whenever this is not known yet: give the Service's port the appProtocol tcp, or \
+                 annotate the Service with {}",
+                labels::OPAQUE_PORTS
+            );
+            findings.push(warning(text, hint));
+        }
+    };
+    add("servers", &said.servers_first);
+    add("apps", &said.apps_first);
+    findings.extend(unread("sidecars", said));
+    findings
+}
+
+/// What the controller found out about `clusterNetworks`.
+fn networks(facts: &Facts) -> Vec<Finding> {
+    let said = &facts.controllers_say;
+    let refuted = said.outside_networks.map(|addresses| {
+        warning(
+            format!(
+                "{addresses} addresses of Services and pods are outside of clusterNetworks: sidecars ask the controller for every \
+                 address"
+            ),
+            format!(
+                "kubectl logs -n {} deployment/outrigger-controller names one; add its network to the chart's value clusterNetworks",
+                facts.namespace
+            ),
+        )
+    });
+    refuted.into_iter().chain(unread("controllers", said)).collect()
+}
+
+fn unread(whose: &str, said: &Said) -> Option<Finding> {
+    let (pods, why) = said.failed.as_ref()?;
+    Some(warning(
+        format!("the metrics of {pods} {whose} could not be read: {why}"),
+        "is the pod ready, and are you allowed to get pods/proxy?",
+    ))
 }
 
 #[cfg(test)]

@@ -7,7 +7,9 @@ use k8s_openapi::api::core::v1::Pod;
 use outrigger_api::labels;
 use outrigger_injector::{certs, roots};
 
-use super::{DAY, Facts, Finding, days, good, left, lives, name, sidecar_is_unready, some, warning, wrong};
+use super::{
+    DAY, Facts, Finding, days, good, left, lives, name, proxy_variable, sidecar_is_unready, some, warning, wrong,
+};
 
 /// Roots are renewed by people, who need time for it.
 const ROOT_WARNING: Duration = Duration::from_secs(60 * DAY.as_secs());
@@ -65,7 +67,9 @@ pub(super) fn validity(ends: &[SystemTime], now: SystemTime) -> Finding {
 fn strangers(pods: &[Pod], bundle: &str) -> Option<Finding> {
     let now = certificates(bundle);
     let waiting = pods.iter().filter(|pod| lives(pod) && sidecar_is_unready(pod));
-    let strangers = waiting.filter(|pod| first_roots(pod).is_some_and(|first| now.is_disjoint(&certificates(first))));
+    let strangers = waiting.filter(|pod| {
+        proxy_variable(pod, labels::TRUST_BUNDLE_VARIABLE).is_some_and(|first| now.is_disjoint(&certificates(first)))
+    });
     let names: Vec<_> = strangers.map(name).collect();
     if names.is_empty() {
         return None;
@@ -77,16 +81,6 @@ fn strangers(pods: &[Pod], bundle: &str) -> Option<Finding> {
         ),
         "kubectl delete pod: what takes its place has the roots of today",
     ))
-}
-
-fn first_roots(pod: &Pod) -> Option<&str> {
-    let spec = pod.spec.as_ref()?;
-    let mut containers = spec.init_containers.iter().flatten().chain(&spec.containers);
-    let proxy = containers.find(|container| container.name == labels::PROXY_CONTAINER)?;
-    let mut env = proxy.env.iter().flatten();
-    env.find(|variable| variable.name == labels::TRUST_BUNDLE_VARIABLE)?
-        .value
-        .as_deref()
 }
 
 /// Each certificate of a PEM text, as it stands there without white space.
