@@ -1,6 +1,8 @@
 //! Outrigger's shared vocabulary: the wire protocol between sidecar and controller, the CRD types, the labels and
 //! annotations, and SPIFFE IDs.
 //!
+//! The code of the protobuf is written by `cargo run -p outrigger-protobuf`.
+//!
 //! Architecture Invariant: no I/O here, and nothing that only one of the rooms needs.
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, clippy::disallowed_types))]
@@ -18,7 +20,7 @@ pub mod spiffe;
 /// `outrigger.identity.v1`: CSR in, SVID out.
 #[allow(missing_docs, unreachable_pub, clippy::unwrap_used)] // generated; the documentation is in the .proto
 pub mod identity {
-    tonic::include_proto!("outrigger.identity.v1");
+    include!("generated/outrigger.identity.v1.rs");
 }
 
 /// The largest message of a discovery session, in bytes: some 40,000 endpoints of a Service. The controller sends none that is larger, and a
@@ -29,5 +31,5 @@ pub const MAX_DISCOVERY_MESSAGE: usize = 4 << 20;
 // Generated; the documentation is in the .proto. One message at a time is held as a `Kind`, so that its size costs nothing.
 #[allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::large_enum_variant)]
 pub mod discovery {
-    tonic::include_proto!("outrigger.discovery.v1");
+    include!("generated/outrigger.discovery.v1.rs");
 }

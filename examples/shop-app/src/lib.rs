@@ -16,10 +16,10 @@ mod web;
 #[allow(missing_docs, unreachable_pub, clippy::unwrap_used)] // generated; the documentation is in the .proto
 mod proto {
     pub(crate) mod payments {
-        tonic::include_proto!("shop.v1");
+        include!("generated/shop.v1.rs");
     }
     pub(crate) mod health {
-        tonic::include_proto!("grpc.health.v1");
+        include!("generated/grpc.health.v1.rs");
     }
 }
 

@@ -1,0 +1,21 @@
+//! Compiles all protobuf with `protox`, so that nobody needs a `protoc`.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    for (folder, files) in [
+        (
+            "../api/proto",
+            [
+                "outrigger/identity/v1/identity.proto",
+                "outrigger/discovery/v1/discovery.proto",
+            ],
+        ),
+        (
+            "../examples/shop-app/proto",
+            ["shop/v1/payments.proto", "grpc/health/v1/health.proto"],
+        ),
+    ] {
+        println!("cargo:rerun-if-changed={folder}");
+        tonic_prost_build::configure().compile_fds(protox::compile(files, [folder])?)?;
+    }
+    Ok(())
+}
