@@ -7,22 +7,22 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use kube::Client;
 use outrigger_api::spiffe::SpiffeId;
+use outrigger_issuer::ca::rotation::Rotation;
+use outrigger_issuer::server::{self, ServerTls};
+use outrigger_issuer::service::Issuer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin;
-use crate::ca::rotation::Rotation;
 use crate::cluster::ca_secret::CaSecret;
 use crate::cluster::token_review::TokenReviews;
 use crate::cluster::{bundle, status, watch as watches};
-use crate::discovery::Discover;
+use crate::discovery::{self, Discover};
 use crate::index::Index;
-use crate::issuer::Issuer;
 use crate::metrics::Metrics;
 use crate::objects::networks::Networks;
-use crate::server::{self, ServerTls};
 
 /// Between attempts to get a CA at the start.
 const CA_RETRY: Duration = Duration::from_secs(2);
@@ -106,16 +106,17 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
         TokenReviews::new(client, index.clone(), metrics.clone(), config.check_address),
         config.trust_domain,
         config.svid_ttl,
-        metrics.clone(),
+        metrics.issuer(),
     );
+    let discovery = discovery::routes(index, metrics.clone(), trusted.clone(), stop.clone());
     let tls = ServerTls {
         ca: trusted,
         id,
         ttl: config.svid_ttl,
-        metrics,
+        metrics: metrics.issuer(),
     };
     tokio::select! {
-        served = server::serve(listener, tls, issuer, Some(index), stop.clone()) => served,
+        served = server::serve(listener, tls, issuer, discovery, stop.clone()) => served,
         // None of them ends by itself. Without one of them the rest would go on with what gets older and older.
         ended = wait_for_one(&mut tasks, &stop) => bail!("a part of the controller ended: {ended}"),
     }

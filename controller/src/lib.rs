@@ -1,9 +1,9 @@
 //! Outrigger's control plane: issues identities, and streams discovery and policy to the sidecars.
 //!
-//! Two halves. The pure one needs no Kubernetes and is what the demo and tests use: [`ca`] (keys and certificates),
-//! [`issuer`] (the identity service over any [`issuer::Authenticator`]), [`objects`] (what is kept of the cluster's) and
-//! [`index`] (objects in, answers out), [`discovery`] (the discovery service over any [`discovery::Discover`]) and [`server`]
-//! (TLS and gRPC). The other, [`cluster`], connects them to the API server; [`app`] puts all of it together.
+//! Identities are a crate of their own, [`outrigger_issuer`], with the server that this serves discovery beside them with. Here are
+//! two halves. The pure one needs no Kubernetes and is what tests use: [`objects`] (what is kept of the cluster's), [`index`]
+//! (objects in, answers out) and [`discovery`] (the discovery service over any [`discovery::Discover`]). The other,
+//! [`cluster`], connects them to the API server; [`app`] puts all of it together.
 //!
 //! # What it must be allowed to do
 //!
@@ -38,19 +38,12 @@
 pub mod admin;
 mod answers;
 pub mod app;
-pub mod ca;
-mod clock;
 pub mod cluster;
 pub mod discovery;
 pub mod index;
-pub mod issuer;
 pub mod metrics;
 pub mod objects;
-pub mod peer;
 mod pieces;
-mod refusals;
-pub mod server;
-pub mod share;
 pub mod split;
 mod status;
 mod store;

@@ -1,29 +1,14 @@
 //! What the controller counts. No label has more values than an enum has.
 
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, OnceLock};
-use std::time::SystemTime;
+use std::sync::Arc;
 
-use outrigger_gate::{Budget, Gate, Paces};
+use outrigger_issuer::metrics::Metrics as IssuerMetrics;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use crate::clock;
 use crate::objects::networks::Holder;
-use crate::share::Tenant;
-
-/// How a request for an SVID ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IssueResult {
-    Ok,
-    Unauthenticated,
-    InvalidCsr,
-    Unavailable,
-    /// Too many waited, and most of them of the same caller.
-    Crowded,
-}
 
 /// What a stream is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,27 +26,6 @@ pub enum AnswerKind {
     /// Both together, to sidecars of the version before the session.
     Target,
     Workload,
-}
-
-/// Whose certificate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CertificateKind {
-    Leaf,
-    Issuer,
-    Root,
-}
-
-impl IssueResult {
-    fn label(self) -> Label {
-        let value = match self {
-            Self::Ok => "ok",
-            Self::Unauthenticated => "unauthenticated",
-            Self::InvalidCsr => "invalid_csr",
-            Self::Unavailable => "unavailable",
-            Self::Crowded => "crowded",
-        };
-        [("result", value)]
-    }
 }
 
 impl StreamKind {
@@ -87,17 +51,6 @@ impl AnswerKind {
     }
 }
 
-impl CertificateKind {
-    fn label(self) -> Label {
-        let value = match self {
-            Self::Leaf => "leaf",
-            Self::Issuer => "issuer",
-            Self::Root => "root",
-        };
-        [("kind", value)]
-    }
-}
-
 impl Holder {
     fn label(self) -> Label {
         let value = match self {
@@ -114,26 +67,16 @@ type Label = [(&'static str, &'static str); 1];
 /// All metrics of one controller.
 pub struct Metrics {
     registry: Registry,
-    issued: Family<Label, Counter>,
+    issuer: Arc<IssuerMetrics>,
     streams: Family<Label, Gauge>,
     wants: Gauge,
     pushes: Family<Label, Counter>,
     targets: Family<Label, Gauge>,
-    expiry: Family<Label, Gauge<f64, AtomicU64>>,
-    handshakes_failed: Counter,
     address_mismatches: Counter,
     ca_errors: Counter,
     ca_waits: Gauge,
     status_writes: Counter,
-    gate: OnceLock<Arc<Gate>>,
-    budget: OnceLock<Arc<Budget<Tenant>>>,
-    paces: OnceLock<Arc<Paces<Tenant>>>,
     secret_missing: Gauge,
-    strangers: Gauge,
-    displaced: Gauge,
-    charged: Gauge,
-    over_budget: Gauge,
-    pauses: Gauge,
     outside_networks: Family<Label, Gauge>,
     networks_refuted: Gauge,
 }
@@ -141,12 +84,7 @@ pub struct Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("outrigger");
-        let issued = Family::default();
-        registry.register(
-            "controller_svids_issued",
-            "Requests for an SVID, by how they ended",
-            issued.clone(),
-        );
+        let issuer = Arc::new(IssuerMetrics::registered(&mut registry));
         let streams = Family::default();
         registry.register(
             "controller_streams_open",
@@ -166,12 +104,6 @@ impl Default for Metrics {
             "controller_targets",
             "Different things that sidecars are told about",
             targets.clone(),
-        );
-        let handshakes_failed = Counter::default();
-        registry.register(
-            "controller_tls_handshakes_failed",
-            "TLS handshakes that failed or timed out",
-            handshakes_failed.clone(),
         );
         let address_mismatches = Counter::default();
         registry.register(
@@ -209,68 +141,20 @@ impl Default for Metrics {
             "1 while clusterNetworks is proved wrong by an address, so that sidecars ask for every address",
             networks_refuted.clone(),
         );
-        let expiry = Family::default();
-        // The same name and labels as the sidecar's.
-        registry.register(
-            "cert_expiry_seconds",
-            "Seconds until the certificate expires: of the server (leaf), the issuing CA and the last root",
-            expiry.clone(),
-        );
         let secret_missing = Gauge::default();
         registry.register(
             "secret_missing",
             "1 while the CA's Secret is not there",
             secret_missing.clone(),
         );
-        let strangers = Gauge::default();
-        registry.register(
-            "controller_strangers",
-            "Connections of peers without an SVID",
-            strangers.clone(),
-        );
-        let displaced = Gauge::default();
-        registry.register(
-            "controller_strangers_displaced",
-            "Connections of peers without an SVID that were closed for others, since the start",
-            displaced.clone(),
-        );
-        let charged = Gauge::default();
-        registry.register(
-            "controller_charged_bytes",
-            "Memory that is charged to peers with an SVID",
-            charged.clone(),
-        );
-        let over_budget = Gauge::default();
-        registry.register(
-            "controller_over_budget",
-            "Connections, streams, addresses, messages and requests that were refused because their pod or namespace holds as much as it may, \
-             since the start",
-            over_budget.clone(),
-        );
-        let pauses = Gauge::default();
-        registry.register(
-            "controller_pauses",
-            "Times that a connection was not read for a while because its pod says more than it may, since the start",
-            pauses.clone(),
-        );
         Self {
-            gate: OnceLock::new(),
-            budget: OnceLock::new(),
-            paces: OnceLock::new(),
             secret_missing,
-            strangers,
-            displaced,
-            charged,
-            over_budget,
-            pauses,
             registry,
-            issued,
+            issuer,
             streams,
             wants,
             pushes,
             targets,
-            expiry,
-            handshakes_failed,
             address_mismatches,
             ca_errors,
             ca_waits,
@@ -284,41 +168,16 @@ impl Default for Metrics {
 impl Metrics {
     /// The text that Prometheus reads.
     pub fn encode(&self) -> String {
-        let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-        if let Some(gate) = self.gate.get() {
-            self.strangers.set(number(gate.connections() as u64));
-            self.displaced.set(number(gate.displaced()));
-        }
-        if let Some(budget) = self.budget.get() {
-            self.charged.set(number(budget.used()));
-            self.over_budget.set(number(budget.refused()));
-        }
-        if let Some(paces) = self.paces.get() {
-            self.pauses.set(number(paces.pauses()));
-        }
+        self.issuer.refresh();
         let mut text = String::new();
         // Writing to a String does not fail.
         let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
         text
     }
 
-    /// Counts the connections behind the gate. There is one server for one of these.
-    pub(crate) fn watch_gate(&self, gate: &Arc<Gate>) {
-        let _ = self.gate.set(Arc::clone(gate));
-    }
-
-    /// Says what is charged.
-    pub(crate) fn watch_budget(&self, budget: &Arc<Budget<Tenant>>) {
-        let _ = self.budget.set(Arc::clone(budget));
-    }
-
-    /// Says how fast peers speak.
-    pub(crate) fn watch_paces(&self, paces: &Arc<Paces<Tenant>>) {
-        let _ = self.paces.set(Arc::clone(paces));
-    }
-
-    pub(crate) fn issued(&self, result: IssueResult) {
-        self.issued.get_or_create(&result.label()).inc();
+    /// What its issuer and server count.
+    pub fn issuer(&self) -> Arc<IssuerMetrics> {
+        Arc::clone(&self.issuer)
     }
 
     pub(crate) fn pushed(&self, kind: AnswerKind) {
@@ -343,24 +202,12 @@ impl Metrics {
         Wanted(self.wants.clone())
     }
 
-    pub(crate) fn expires(&self, kind: CertificateKind, not_after: SystemTime) {
-        let seconds = match not_after.duration_since(clock::now()) {
-            Ok(left) => left.as_secs_f64(),
-            Err(past) => -past.duration().as_secs_f64(),
-        };
-        self.expiry.get_or_create(&kind.label()).set(seconds);
-    }
-
     pub(crate) fn networks(&self, (outside, refuted): ([(Holder, usize); 2], bool)) {
         for (holder, addresses) in outside {
             let addresses = i64::try_from(addresses).unwrap_or(i64::MAX);
             self.outside_networks.get_or_create(&holder.label()).set(addresses);
         }
         self.networks_refuted.set(refuted.into());
-    }
-
-    pub(crate) fn handshake_failed(&self) {
-        self.handshakes_failed.inc();
     }
 
     pub(crate) fn address_mismatch(&self) {
@@ -404,20 +251,16 @@ impl Drop for OpenStream {
 
 #[cfg(test)]
 mod tests {
-    use super::{CertificateKind, IssueResult, Metrics, StreamKind};
-    use std::time::{Duration, SystemTime};
+    use super::{Metrics, StreamKind};
 
     #[test]
     fn names() {
         let metrics = Metrics::default();
-        metrics.issued(IssueResult::Ok);
         let open = metrics.stream(StreamKind::Target);
-        metrics.expires(CertificateKind::Root, SystemTime::now() + Duration::from_secs(100));
         let text = metrics.encode();
         for line in [
-            "outrigger_controller_svids_issued_total{result=\"ok\"} 1",
             "outrigger_controller_streams_open{kind=\"target\"} 1",
-            "outrigger_cert_expiry_seconds{kind=\"root\"}",
+            "outrigger_controller_strangers 0",
         ] {
             assert!(text.contains(line), "{line} not in {text}");
         }

@@ -13,7 +13,7 @@ use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 use tonic::Status;
 
-use crate::share::Held;
+use outrigger_issuer::share::Held;
 
 /// What HTTP/2 may have of a stream at a time. It is part of what a stream is said to cost.
 const PIECE: usize = 2 * 1024;
@@ -84,9 +84,9 @@ mod tests {
     use http_body_util::{BodyExt, Full};
     use outrigger_api::spiffe::SpiffeId;
     use outrigger_gate::Budget;
+    use outrigger_issuer::share::Share;
 
     use super::*;
-    use crate::share::Share;
 
     #[tokio::test]
     async fn a_message_is_charged_until_its_last_piece_is_taken() {

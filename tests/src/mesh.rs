@@ -25,11 +25,11 @@ use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use outrigger_api::spiffe::SpiffeId;
-use outrigger_controller::ca::Ca;
-use outrigger_controller::discovery::Discover;
-use outrigger_controller::issuer::{Issuer, StaticTokens};
+use outrigger_controller::discovery::{self, Discover};
 use outrigger_controller::metrics::Metrics;
-use outrigger_controller::server::{ServerTls, serve};
+use outrigger_issuer::ca::Ca;
+use outrigger_issuer::server::{ServerTls, serve};
+use outrigger_issuer::service::{Issuer, StaticTokens};
 use outrigger_proxy::app::{self, RunningProxy};
 use outrigger_proxy::config::{Config, Destination, OutboundListener};
 use outrigger_proxy::discovery::DiscoveryConfig;
@@ -97,15 +97,17 @@ impl Authority {
             tokens.with(format!("token-of-{name}"), "shop", name)
         });
         let ca = self.ca.subscribe();
-        let issuer = Issuer::new(ca.clone(), tokens, TRUST_DOMAIN, self.lifetime, Arc::clone(&metrics));
+        let issuer = Issuer::new(ca.clone(), tokens, TRUST_DOMAIN, self.lifetime, metrics.issuer());
         let tls = ServerTls {
-            ca,
+            ca: ca.clone(),
             id: ISSUER_ID.parse().unwrap(),
             ttl: Duration::from_secs(24 * 3600),
-            metrics,
+            metrics: metrics.issuer(),
         };
         self.stop = CancellationToken::new();
-        let serving = serve(listener, tls, issuer, self.discovery.clone(), self.stop.clone());
+        let discovery = self.discovery.clone();
+        let beside = discovery.map(|index| discovery::routes(index, metrics, ca, self.stop.clone()));
+        let serving = serve(listener, tls, issuer, beside.unwrap_or_default(), self.stop.clone());
         self.task = Some(tokio::spawn(async move { serving.await.unwrap() }));
     }
 

@@ -27,6 +27,7 @@ fn source(program: &str) -> String {
         "index" => root().join("controller/src/index/tests"),
         "serve" => root().join("controller/tests/serve"),
         "controller" => root().join("controller/src"),
+        "issuer" => root().join("issuer/src"),
         "webhook" => root().join("injector/src/webhook/tests"),
         "inject" => root().join("injector/src/inject"),
         "gate" => root().join("gate/src"),

@@ -11,11 +11,11 @@ use outrigger_api::discovery::backend::Kind as BackendKind;
 use outrigger_api::discovery::target::Kind as TargetKind;
 use outrigger_api::discovery::{Backend, Endpoint, Endpoints, Protocol, Service, ServiceRef, Target};
 use outrigger_api::spiffe::SpiffeId;
-use outrigger_controller::ca::Ca;
-use outrigger_controller::discovery::{Discover, FixedTargets};
-use outrigger_controller::issuer::{Issuer, StaticTokens};
+use outrigger_controller::discovery::{self, Discover, FixedTargets};
 use outrigger_controller::metrics::Metrics;
-use outrigger_controller::server::{ServerTls, serve};
+use outrigger_issuer::ca::Ca;
+use outrigger_issuer::server::{ServerTls, serve};
+use outrigger_issuer::service::{Issuer, StaticTokens};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -62,19 +62,21 @@ pub(crate) async fn run(options: Options) -> Result<()> {
         .collect();
     let (_ca, ca) = watch::channel(Arc::new(ca));
     let metrics = Arc::new(Metrics::default());
-    let issuer = Issuer::new(ca.clone(), tokens, TRUST_DOMAIN, TTL, Arc::clone(&metrics));
+    let issuer = Issuer::new(ca.clone(), tokens, TRUST_DOMAIN, TTL, metrics.issuer());
     let id = "spiffe://cluster.local/ns/outrigger/sa/outrigger-controller".parse()?;
     let tls = ServerTls {
-        ca,
+        ca: ca.clone(),
         id,
         ttl: TTL,
-        metrics,
+        metrics: metrics.issuer(),
     };
     let discovery: Arc<dyn Discover> = Arc::new(FixedTargets::new(targets));
     let listener = TcpListener::bind(options.addr)
         .await
         .with_context(|| options.addr.to_string())?;
-    serve(listener, tls, issuer, Some(discovery), CancellationToken::new()).await?;
+    let stop = CancellationToken::new();
+    let discovery = discovery::routes(discovery, metrics, ca, stop.clone());
+    serve(listener, tls, issuer, discovery, stop).await?;
     Ok(())
 }
 

@@ -12,14 +12,15 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::getppid;
 use outrigger_api::spiffe::SpiffeId;
-use outrigger_controller::ca::Ca;
-use outrigger_controller::issuer::{Issuer, StaticTokens};
-use outrigger_controller::metrics::Metrics;
-use outrigger_controller::server::{ServerTls, serve};
+use outrigger_issuer::ca::Ca;
+use outrigger_issuer::metrics::Metrics;
+use outrigger_issuer::server::{ServerTls, serve};
+use outrigger_issuer::service::{Issuer, StaticTokens};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 
 use super::plan::{ISSUER_ACCOUNT, ISSUER_NAMESPACE, NAMESPACE, TRUST_DOMAIN};
 use super::processes::PARENT;
@@ -97,7 +98,7 @@ async fn issue(args: IssuerArgs) -> anyhow::Result<()> {
         ttl: SVID_LIFETIME,
         metrics,
     };
-    serve(listener, tls, issuer, None, shutdown).await
+    serve(listener, tls, issuer, Routes::default(), shutdown).await
 }
 
 /// Each token file is the token of the service account that it is named after.

@@ -16,7 +16,7 @@ use outrigger_api::labels::{TRUST_BUNDLE_CONFIG_MAP, TRUST_BUNDLE_KEY};
 use serde_json::json;
 use tokio::sync::watch;
 
-use crate::ca::Ca;
+use outrigger_issuer::ca::Ca;
 
 /// After a write that failed.
 const RETRY: Duration = Duration::from_secs(2);

@@ -1,5 +1,5 @@
 //! Everything that talks to the Kubernetes API server. What it learns goes into plain data ([`crate::index`],
-//! [`crate::ca`]), and what is decided from that is carried out here.
+//! [`outrigger_issuer::ca`]), and what is decided from that is carried out here.
 
 mod bound_pod;
 pub mod bundle;

@@ -15,11 +15,11 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::Instant;
 
-use crate::clock;
 use crate::index::Index;
 use crate::metrics::Metrics;
 use crate::objects::{Kind, ObjectName, policy, route};
 use crate::status::{Write, wanted};
+use outrigger_issuer::clock;
 
 /// How long changes are gathered.
 const DEBOUNCE: Duration = Duration::from_millis(50);

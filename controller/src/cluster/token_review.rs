@@ -14,11 +14,11 @@ use parking_lot::Mutex;
 
 use super::bound_pod::{BoundPod, vouch};
 use super::token;
-use crate::clock;
 use crate::index::Index;
-use crate::issuer::{AuthError, Authenticator, ServiceAccountRef};
 use crate::metrics::Metrics;
 use crate::objects::{Object, ObjectName, from_k8s};
+use outrigger_issuer::clock;
+use outrigger_issuer::service::{AuthError, Authenticator, ServiceAccountRef};
 
 /// How long the API server may take, and how long a token may wait for its turn, together.
 const TIMEOUT: Duration = Duration::from_secs(10);

@@ -14,12 +14,16 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use outrigger_api::discovery::{Workload, to_sidecar};
+use outrigger_issuer::ca::Ca;
 use prost::Message;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 
 pub use self::fixed::FixedTargets;
-pub(crate) use self::service::DiscoveryService;
-use crate::split::{self, EndpointViews, Routes, SetName};
+use self::service::DiscoveryService;
+use crate::metrics::Metrics;
+use crate::split::{self, EndpointViews, SetName};
 use crate::topic::{Followed, Reader};
 use crate::topology::{Place, TargetViews};
 
@@ -79,7 +83,7 @@ pub struct Caller {
 /// What the service serves.
 pub trait Discover: Send + Sync + 'static {
     /// What is behind an address but its endpoints, for a client in `namespace`; kept up to date while it is followed.
-    fn follow_routes(&self, address: SocketAddr, namespace: &str, reader: Reader) -> Followed<Routes>;
+    fn follow_routes(&self, address: SocketAddr, namespace: &str, reader: Reader) -> Followed<split::Routes>;
     /// The endpoints of a backend that routes name; kept up to date while they are followed.
     fn follow_endpoints(&self, name: &SetName, reader: Reader) -> Followed<EndpointViews>;
     /// Both together, for sidecars of the version before the session.
@@ -94,4 +98,15 @@ pub trait Discover: Send + Sync + 'static {
     /// Becomes true once the answers can be relied upon. Before that nothing is told to anybody, since "not in the
     /// cluster" would send traffic past the mesh.
     fn synced(&self) -> watch::Receiver<bool>;
+}
+
+/// The service that serves `index`, for [`outrigger_issuer::server::serve`]. It tells the roots of the newest `ca`, and its
+/// streams end when `stop` is cancelled.
+pub fn routes(
+    index: Arc<dyn Discover>,
+    metrics: Arc<Metrics>,
+    ca: watch::Receiver<Arc<Ca>>,
+    stop: CancellationToken,
+) -> Routes {
+    Routes::new(DiscoveryService::new(index, metrics, ca, stop))
 }

@@ -10,6 +10,9 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, Stream};
+use outrigger_issuer::ca::Ca;
+use outrigger_issuer::peer::{Bound, Peer};
+use outrigger_issuer::share::{Held, Share};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::server::{Grpc, NamedService};
@@ -17,27 +20,36 @@ use tonic::{Code, Request, Response, Status};
 
 use super::codec::Encoded;
 use super::{Caller, Discover};
-use crate::ca::Ca;
 use crate::metrics::{AnswerKind, Metrics, OpenStream, StreamKind};
-use crate::peer::{Bound, Peer};
 use crate::pieces::{Pieces, Unread};
-use crate::share::{self, Held, Share};
 
+/// What an open stream costs, with what the index keeps for it, in bytes.
+const STREAM: u64 = 6 * 1024;
+/// A session without what is wanted in it.
+const SESSION: u64 = 16 * 1024;
+/// An address that a session wants, and what the index keeps for it.
+pub(super) const WANT: u64 = 2560;
+/// A set of endpoints that a session is told, and what the index keeps for it.
+pub(super) const SET: u64 = 2 * 1024;
+/// What a message may have that costs nothing more than its stream, so that who has as much as it may is still told what is
+/// small.
+const MESSAGE: u64 = 2 * 1024;
+/// What a sidecar says at a time: an address, and the names of a namespace and a pod.
+const MAX_REQUEST_BYTES: usize = 1024;
 /// Kubernetes' own limit. What is asked for is kept while it is watched.
 const MAX_POD_NAME: usize = 253;
-const SESSION: &str = "/outrigger.discovery.v1.Discovery/Session";
+const SESSION_PATH: &str = "/outrigger.discovery.v1.Discovery/Session";
 const WATCH_TARGET: &str = "/outrigger.discovery.v1.Discovery/WatchTarget";
 const WATCH_WORKLOAD: &str = "/outrigger.discovery.v1.Discovery/WatchWorkload";
 
 /// See the module.
 #[derive(Clone)]
-pub(crate) struct DiscoveryService {
+pub(super) struct DiscoveryService {
     pub(super) index: Arc<dyn Discover>,
     pub(super) metrics: Arc<Metrics>,
     /// Whom to trust.
     pub(super) ca: watch::Receiver<Arc<Ca>>,
     stop: CancellationToken,
-    max_request_bytes: usize,
 }
 
 /// Encoded messages.
@@ -56,19 +68,17 @@ pub(super) struct Member {
 }
 
 impl DiscoveryService {
-    pub(crate) fn new(
+    pub(super) fn new(
         index: Arc<dyn Discover>,
         metrics: Arc<Metrics>,
         ca: watch::Receiver<Arc<Ca>>,
         stop: CancellationToken,
-        max_request_bytes: usize,
     ) -> Self {
         Self {
             index,
             metrics,
             ca,
             stop,
-            max_request_bytes,
         }
     }
 
@@ -130,7 +140,7 @@ impl Member {
     /// Charges a message until it is taken, and looks whether its reader is still there: a stream may be older than that.
     pub(super) fn pay(&self, message: &Bytes, answer: Option<AnswerKind>) -> Result<(), Status> {
         self.is_alive()?;
-        let more = (message.len() as u64).saturating_sub(share::MESSAGE);
+        let more = (message.len() as u64).saturating_sub(MESSAGE);
         *self.unread.lock() = match more {
             0 => None,
             more => Some(self.share.charge(more)?),
@@ -176,8 +186,8 @@ fn charge_stream<B>(request: &mut http::Request<B>) -> Result<(), Status> {
         return Err(no_svid());
     };
     let cost = match request.uri().path() {
-        SESSION => share::SESSION,
-        _ => share::STREAM,
+        SESSION_PATH => SESSION,
+        _ => STREAM,
     };
     let stream = Arc::new(share.charge(cost)?);
     request.extensions_mut().insert(stream);
@@ -212,7 +222,7 @@ where
         let service = self.clone();
         Box::pin(async move {
             let response = match request.uri().path() {
-                SESSION => service.grpc().streaming(service, request).await,
+                SESSION_PATH => service.grpc().streaming(service, request).await,
                 WATCH_TARGET => service.grpc().server_streaming(service.targets(), request).await,
                 WATCH_WORKLOAD => service.grpc().server_streaming(service.workloads(), request).await,
                 _ => Status::new(
@@ -228,7 +238,7 @@ where
 
 impl DiscoveryService {
     fn grpc<R: prost::Message + Default + 'static>(&self) -> Grpc<Encoded<R>> {
-        Grpc::new(Encoded::default()).apply_max_message_size_config(Some(self.max_request_bytes), None)
+        Grpc::new(Encoded::default()).apply_max_message_size_config(Some(MAX_REQUEST_BYTES), None)
     }
 }
 

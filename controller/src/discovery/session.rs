@@ -17,17 +17,17 @@ use futures_util::TryStreamExt;
 use futures_util::stream::{self, Stream};
 use outrigger_api::MAX_DISCOVERY_MESSAGE;
 use outrigger_api::discovery::{Feature, FromSidecar, Hello, Refused, Trust, Workload, from_sidecar, to_sidecar};
+use outrigger_issuer::ca::Ca;
+use outrigger_issuer::share::Held;
 use slab::Slab;
 use tokio::sync::watch;
 use tokio::task::coop::consume_budget;
 use tonic::server::StreamingService;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::service::{DiscoveryService, Member, Messages, address, respond};
+use super::service::{self, DiscoveryService, Member, Messages, address, respond};
 use super::{Discover, Update};
-use crate::ca::Ca;
 use crate::metrics::{AnswerKind, StreamKind, Wanted};
-use crate::share::{self, Held};
 use crate::split::{EndpointViews, Routes, SetName, encoded};
 use crate::topic::{Followed, Inbox, Reader};
 use crate::topology::Place;
@@ -187,7 +187,7 @@ impl Session {
 
     fn want(&mut self, address: SocketAddr) {
         if let Entry::Vacant(vacant) = self.targets.entry(address) {
-            let held = match self.member.share.charge(share::WANT) {
+            let held = match self.member.share.charge(service::WANT) {
                 Ok(held) => held,
                 Err(status) => return self.queue.push_back(Next::Refused(address, status)),
             };
@@ -264,7 +264,7 @@ impl Session {
             set.named += 1;
             return Ok(());
         }
-        let held = self.member.share.charge(share::SET)?;
+        let held = self.member.share.charge(service::SET)?;
         let reader = Reader {
             inbox: Arc::clone(&self.inbox),
             number: self.numbers.insert(Key::Set(name.clone())),

@@ -11,13 +11,13 @@ use outrigger_api::discovery::{Endpoint, Pod, Target, WatchTargetRequest, WatchW
 use outrigger_api::identity::IssueRequest;
 use outrigger_api::identity::identity_client::IdentityClient;
 use outrigger_api::spiffe::SpiffeId;
-use outrigger_controller::ca::{Ca, IssuedSvid, spiffe_id};
-use outrigger_controller::discovery::{Discover, FixedTargets};
+use outrigger_controller::discovery::{self, Discover, FixedTargets};
 use outrigger_controller::index::Index;
-use outrigger_controller::issuer::{Issuer, StaticTokens};
 use outrigger_controller::metrics::Metrics;
 use outrigger_controller::objects::{Kind, from_k8s};
-use outrigger_controller::server::{ServerTls, serve_within};
+use outrigger_issuer::ca::{Ca, IssuedSvid, spiffe_id};
+use outrigger_issuer::server::{ServerTls, serve_within};
+use outrigger_issuer::service::{Issuer, StaticTokens};
 use rcgen::{CertificateParams, KeyPair, SanType};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -78,15 +78,15 @@ async fn start_of(ca: Ca, budget: u64, discovery: Arc<dyn Discover>, targets: Ar
     let ca = watch::Sender::new(Arc::new(ca));
     let metrics = Arc::new(Metrics::default());
     let tokens = StaticTokens::new().with("token-of-orders", "shop", "orders");
-    let issuer = Issuer::new(ca.subscribe(), tokens, "cluster.local", HOUR, metrics.clone());
+    let issuer = Issuer::new(ca.subscribe(), tokens, "cluster.local", HOUR, metrics.issuer());
     let tls = ServerTls {
         ca: ca.subscribe(),
         id: controller_id(),
         ttl: HOUR,
-        metrics: metrics.clone(),
+        metrics: metrics.issuer(),
     };
     let shutdown = CancellationToken::new();
-    let discovery = Some(discovery);
+    let discovery = discovery::routes(discovery, metrics.clone(), ca.subscribe(), shutdown.clone());
     let served = tokio::spawn(serve_within(budget, listener, tls, issuer, discovery, shutdown.clone()));
     Server {
         address,

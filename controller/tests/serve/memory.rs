@@ -10,7 +10,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::stream::{self, StreamExt};
-use outrigger_controller::ca::CaPem;
+use outrigger_issuer::ca::CaPem;
 use tonic::Streaming;
 
 use super::sessions::{Session, hello};

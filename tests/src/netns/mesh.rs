@@ -12,11 +12,11 @@ use outrigger_api::discovery::target::Kind as TargetKind;
 use outrigger_api::discovery::{Backend, Endpoint, Endpoints, Pod as PodTarget, Service, ServiceRef, Target, Workload};
 use outrigger_api::ports::{ADMIN, CONTROLLER, PROXY_UID};
 use outrigger_api::spiffe::SpiffeId;
-use outrigger_controller::ca::Ca;
-use outrigger_controller::discovery::{Discover, FixedTargets};
-use outrigger_controller::issuer::{Issuer, StaticTokens};
+use outrigger_controller::discovery::{self, Discover, FixedTargets};
 use outrigger_controller::metrics::Metrics;
-use outrigger_controller::server::{ServerTls, serve};
+use outrigger_issuer::ca::Ca;
+use outrigger_issuer::server::{ServerTls, serve};
+use outrigger_issuer::service::{Issuer, StaticTokens};
 use outrigger_proxy::capture::{CaptureConfig, apply};
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -87,14 +87,16 @@ impl Mesh {
                 ca: ca.clone(),
                 id: CONTROLLER_ID.parse().unwrap_or_else(|error| panic!("{error}")),
                 ttl: TTL,
-                metrics: Arc::clone(&metrics),
+                metrics: metrics.issuer(),
             };
-            let issuer = Issuer::new(ca, tokens, TRUST_DOMAIN, TTL, metrics);
+            let issuer = Issuer::new(ca.clone(), tokens, TRUST_DOMAIN, TTL, metrics.issuer());
             let discovery: Arc<dyn Discover> = Arc::new(targets);
             let listener = tokio::net::TcpListener::bind(("0.0.0.0", CONTROLLER)).await;
             let listener = listener.unwrap_or_else(|error| panic!("the controller's port: {error}"));
             _ = bound.send(());
-            serve(listener, tls, issuer, Some(discovery), CancellationToken::new()).await
+            let stop = CancellationToken::new();
+            let discovery = discovery::routes(discovery, metrics, ca, stop.clone());
+            serve(listener, tls, issuer, discovery, stop).await
         });
         assert!(listening.recv_timeout(READY).is_ok(), "the controller does not listen");
         Self {

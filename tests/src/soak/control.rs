@@ -10,11 +10,11 @@ use outrigger_api::discovery::backend::Kind as BackendKind;
 use outrigger_api::discovery::target::Kind as TargetKind;
 use outrigger_api::discovery::{Backend, Endpoint, Endpoints, Protocol, Service, ServiceRef, Target};
 use outrigger_api::spiffe::SpiffeId;
-use outrigger_controller::ca::Ca;
-use outrigger_controller::discovery::{Discover, FixedTargets};
-use outrigger_controller::issuer::{Issuer, StaticTokens};
+use outrigger_controller::discovery::{self, Discover, FixedTargets};
 use outrigger_controller::metrics::Metrics;
-use outrigger_controller::server::{ServerTls, serve};
+use outrigger_issuer::ca::Ca;
+use outrigger_issuer::server::{ServerTls, serve};
+use outrigger_issuer::service::{Issuer, StaticTokens};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -65,12 +65,12 @@ impl Controller {
         }
         let (keep, ca) = watch::channel(Arc::new(ca));
         let metrics = Arc::new(Metrics::default());
-        let issuer = Issuer::new(ca.clone(), tokens, TRUST_DOMAIN, SVID_LIFETIME, Arc::clone(&metrics));
+        let issuer = Issuer::new(ca.clone(), tokens, TRUST_DOMAIN, SVID_LIFETIME, metrics.issuer());
         let tls = ServerTls {
-            ca,
+            ca: ca.clone(),
             id: CONTROLLER.parse()?,
             ttl: Duration::from_secs(24 * 3600),
-            metrics,
+            metrics: metrics.issuer(),
         };
         let targets = SERVICES.map(|address| (address, target(address, &[])));
         let targets = Arc::new(FixedTargets::new(targets));
@@ -78,7 +78,8 @@ impl Controller {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let network = Relay::start(listener.local_addr()?)?;
         let stop = CancellationToken::new();
-        tokio::spawn(serve(listener, tls, issuer, Some(discovery), stop.clone()));
+        let discovery = discovery::routes(discovery, metrics, ca, stop.clone());
+        tokio::spawn(serve(listener, tls, issuer, discovery, stop.clone()));
         Ok(Self {
             network,
             targets,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use outrigger_api::labels;
-use outrigger_controller::ca::{Ca, CaPem};
+use outrigger_issuer::ca::{Ca, CaPem};
 use outrigger_proxy::discovery::TargetKey;
 use outrigger_proxy::model::{Endpoints, Service, Target, WorkloadInfo};
 use outrigger_tests::control_plane::ControlPlane;
@@ -125,7 +125,7 @@ async fn kept(outrigger: &Kubectl) -> Result<()> {
     .await
 }
 
-/// Somebody puts another CA into the Secret, as cert-manager does. In [`rotation`](outrigger_controller::ca::rotation) is what
+/// Somebody puts another CA into the Secret, as cert-manager does. In [`rotation`](outrigger_issuer::ca::rotation) is what
 /// becomes of it in time; here, that the API server lets the controller do it.
 #[test]
 #[ignore = "needs a kube-apiserver"]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use outrigger_api::spiffe::SpiffeId;
-use outrigger_controller::ca::Ca;
+use outrigger_issuer::ca::Ca;
 use outrigger_proxy::config::Config;
 use outrigger_proxy::identity::{Clock, Credentials, FirstRoots, MeshProtocol, Svid, TrustBundle};
 use outrigger_tests::control_plane::{ControlPlane, trust_bundle};

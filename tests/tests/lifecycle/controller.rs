@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use http::Response;
 use outrigger_api::discovery::{Protocol, Workload};
-use outrigger_controller::ca::Ca;
 use outrigger_controller::discovery::FixedTargets;
+use outrigger_issuer::ca::Ca;
 use outrigger_proxy::app::RunningProxy;
 use outrigger_tests::mesh::{App, Authority, Http, SOON, Sidecar, TRUST_DOMAIN, metric, text};
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use outrigger_controller::ca::{Ca, CaPem};
+use outrigger_issuer::ca::{Ca, CaPem};
 use outrigger_tests::mesh::{Authority, id};
 use rcgen::{CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose, SanType};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};

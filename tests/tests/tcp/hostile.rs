@@ -392,7 +392,7 @@ async fn endpoints_that_are_no_sidecars_are_told_nothing() {
 #[tokio::test]
 async fn an_endpoint_that_does_not_trust_us_is_a_failure_of_tls() {
     let authority = authority().await;
-    let stranger = outrigger_controller::ca::Ca::generate("mesh.test").unwrap();
+    let stranger = outrigger_issuer::ca::Ca::generate("mesh.test").unwrap();
     let mut roots = RootCertStore::empty();
     roots.add(stranger.bundle()[0].clone()).unwrap();
     let (chain, key) = right(&authority, "orders");

@@ -17,7 +17,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use outrigger_controller::ca::Ca;
+use outrigger_issuer::ca::Ca;
 use outrigger_proxy::app::RunningProxy;
 use outrigger_proxy::identity::Clock;
 use outrigger_tests::mesh::{Authority, Body, Http, Sidecar, TRUST_DOMAIN, id, metric, text};

@@ -15,8 +15,8 @@ use k8s_openapi::api::core::v1::Secret;
 use time::format_description::well_known::Rfc3339;
 use time::{OffsetDateTime, UtcOffset};
 
-use crate::ca::CaPem;
-use crate::ca::rotation::Previous;
+use outrigger_issuer::ca::CaPem;
+use outrigger_issuer::ca::rotation::Previous;
 
 const PREVIOUS: [&str; 4] = ["previous.crt", "previous.key", "previous-ca.crt", "previous-until"];
 

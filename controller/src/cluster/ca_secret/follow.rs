@@ -10,9 +10,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{CaSecret, fields};
-use crate::ca::Ca;
-use crate::ca::rotation::{Now, Previous, Rotation};
 use crate::metrics::Metrics;
+use outrigger_issuer::ca::Ca;
+use outrigger_issuer::ca::rotation::{Now, Previous, Rotation};
 
 /// The Secret is also read on a timer: a watch that hangs must not let a certificate expire.
 const REREAD: Duration = Duration::from_secs(300);

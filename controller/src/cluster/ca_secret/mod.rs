@@ -14,10 +14,10 @@ use kube::api::PostParams;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client};
 
-use crate::ca::Ca;
-use crate::ca::rotation::{Now, Previous, Rotation};
-use crate::clock;
 use crate::metrics::Metrics;
+use outrigger_issuer::ca::Ca;
+use outrigger_issuer::ca::rotation::{Now, Previous, Rotation};
+use outrigger_issuer::clock;
 
 /// The Secret that holds the CA.
 #[derive(Clone)]

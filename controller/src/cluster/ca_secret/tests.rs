@@ -12,8 +12,8 @@ use tokio::time::Instant;
 
 use super::follow::{Follower, lost_roots};
 use super::*;
-use crate::ca::CaPem;
-use crate::ca::rotation::WAIT;
+use outrigger_issuer::ca::CaPem;
+use outrigger_issuer::ca::rotation::WAIT;
 
 const HOUR: Duration = Duration::from_secs(3600);
 

@@ -1,4 +1,4 @@
-//! What one peer may have of the controller's memory.
+//! What one peer may have of the server's memory.
 //!
 //! A sidecar with an SVID may hold connections and streams for as long as it likes, so what they cost is charged to it: to its
 //! pod (its identity at its address) and to its namespace. All of them share one budget below the container's limit, and
@@ -13,17 +13,6 @@ use tonic::Status;
 
 /// A connection after its handshake: TLS, HTTP/2 and their buffers.
 pub(crate) const CONNECTION: u64 = 64 * 1024;
-/// An open discovery stream, and what the index keeps for it.
-pub(crate) const STREAM: u64 = 6 * 1024;
-/// A session without what is wanted in it.
-pub(crate) const SESSION: u64 = 16 * 1024;
-/// An address that a session wants, and what the index keeps for it.
-pub(crate) const WANT: u64 = 2560;
-/// A set of endpoints that a session is told, and what the index keeps for it.
-pub(crate) const SET: u64 = 2 * 1024;
-/// What a message may have that costs nothing more than its stream, so that who has as much as it may is still told what is
-/// small.
-pub(crate) const MESSAGE: u64 = 2 * 1024;
 /// A request for an SVID while it is worked on: a token, a CSR, and their buffers.
 pub(crate) const ISSUE: u64 = 64 * 1024;
 /// Where the container has no limit.
@@ -45,7 +34,7 @@ impl Tenant {
 }
 
 /// Memory that is charged until it is dropped.
-pub(crate) type Held = Charge<Tenant>;
+pub type Held = Charge<Tenant>;
 
 /// A peer's way to the budget.
 #[derive(Clone, Debug)]
@@ -60,7 +49,8 @@ pub(crate) fn budget() -> u64 {
 }
 
 impl Share {
-    pub(crate) fn new(budget: &Arc<Budget<Tenant>>, id: &SpiffeId, address: IpAddr) -> Self {
+    /// That of the identity `id` at `address`, its pod's.
+    pub fn new(budget: &Arc<Budget<Tenant>>, id: &SpiffeId, address: IpAddr) -> Self {
         let namespace = Holder {
             key: Tenant::Namespace(id.namespace().into()),
             divisor: 1,
@@ -77,7 +67,10 @@ impl Share {
     }
 
     /// Charges `bytes` until the result is dropped.
-    pub(crate) fn charge(&self, bytes: u64) -> Result<Held, Status> {
+    ///
+    /// # Errors
+    /// RESOURCE_EXHAUSTED, where the pod or its namespace would hold more than it may.
+    pub fn charge(&self, bytes: u64) -> Result<Held, Status> {
         let charge = self.budget.charge(&self.holders, bytes);
         charge.map_err(|_| {
             Status::resource_exhausted(
@@ -92,6 +85,8 @@ impl Share {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    const STREAM: u64 = 6 * 1024;
 
     fn share(budget: &Arc<Budget<Tenant>>, account: &str, last: u8) -> Share {
         let id = SpiffeId::new("cluster.local", "shop", account).unwrap();

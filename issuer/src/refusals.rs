@@ -12,7 +12,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Logs refusals of one kind.
 #[derive(Debug, Default)]
-pub(crate) struct Refusals(Mutex<State>);
+pub struct Refusals(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -23,7 +23,7 @@ struct State {
 
 impl Refusals {
     /// Logs it as `what`, or counts it for the next line.
-    pub(crate) fn note(&self, what: &'static str, status: &Status, caller: IpAddr) {
+    pub fn note(&self, what: &'static str, status: &Status, caller: IpAddr) {
         if let Some(more) = self.0.lock().note(Instant::now()) {
             tracing::warn!(
                 code = ?status.code(),

@@ -15,12 +15,12 @@ pub struct Peer {
     /// The peer's verified SPIFFE ID, if it presented an SVID.
     pub identity: Option<SpiffeId>,
     /// How it is bounded.
-    pub(crate) bound: Bound,
+    pub bound: Bound,
 }
 
 /// How a peer is bounded.
 #[derive(Clone, Debug)]
-pub(crate) enum Bound {
+pub enum Bound {
     /// By the times of its connection, which has no SVID.
     Times(Work),
     /// By the budget.

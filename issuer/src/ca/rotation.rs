@@ -65,7 +65,7 @@ pub struct Rotation {
 
 impl Previous {
     /// Whether both are as far. Each controller has an end of its own, a moment apart; whichever is written stands.
-    pub(crate) fn says_the_same(a: Option<&Self>, b: Option<&Self>) -> bool {
+    pub fn says_the_same(a: Option<&Self>, b: Option<&Self>) -> bool {
         match (a, b) {
             (Some(Self::Trusted { roots: a, .. }), Some(Self::Trusted { roots: b, .. })) => a == b,
             (a, b) => a == b,

@@ -1,6 +1,6 @@
 //! The gRPC server: TLS 1.3 with an SVID of our own CA, HTTP/2, and who the peer is beside every request.
 //!
-//! Somebody without an SVID may ask for one ([`Identity`]), and for nothing else. Such a peer may be anybody, so its connection
+//! Somebody without an SVID may ask for one ([`Identity`]); what is served beside that must refuse it (see [`Peer`]). Such a peer may be anybody, so its connection
 //! is small and short, and at a bound that who has most of them loses the oldest (see [`outrigger_gate`]). A peer with an SVID
 //! may stay, and what it holds is charged to it ([`crate::share`]). So there are two servers behind one port.
 
@@ -28,13 +28,13 @@ use tokio_rustls::server::TlsStream;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::server::Connected;
 use tonic::{Request, Status};
 
 use crate::ca::{self, Ca};
 use crate::clock;
-use crate::discovery::{Discover, DiscoveryService};
 use crate::metrics::{CertificateKind, Metrics};
 use crate::peer::{Bound, Peer};
 use crate::refusals::Refusals;
@@ -82,8 +82,6 @@ const MAX_HEADER_BYTES: u32 = 16 * 1024;
 const MAX_PENDING_RESETS: usize = 64;
 /// A CSR and a token.
 const MAX_ISSUE_BYTES: usize = 24 * 1024;
-/// An address, and the names of a namespace and a pod.
-const MAX_WATCH_BYTES: usize = 1024;
 /// How long connections may take to end after the shutdown began.
 const DRAIN: Duration = Duration::from_secs(5);
 /// After a renewal that failed, and at least between two.
@@ -103,8 +101,8 @@ pub struct ServerTls {
     pub metrics: Arc<Metrics>,
 }
 
-/// Serves until `shutdown` is cancelled, and a few seconds more for what is in flight. Discovery is served if there is
-/// one.
+/// Serves `identity`, and `beside` it what is for peers that have an SVID, until `shutdown` is cancelled, and a few seconds
+/// more for what is in flight.
 ///
 /// # Errors
 /// When the CA cannot issue the server's own SVID at the start, or HTTP/2 serving fails as a whole.
@@ -112,19 +110,11 @@ pub async fn serve(
     listener: TcpListener,
     tls: ServerTls,
     identity: impl Identity,
-    discovery: Option<Arc<dyn Discover>>,
+    beside: Routes,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     // Boxed: it holds two servers, 24 KiB, which those that start it as a task need not.
-    Box::pin(serve_within(
-        share::budget(),
-        listener,
-        tls,
-        identity,
-        discovery,
-        shutdown,
-    ))
-    .await
+    Box::pin(serve_within(share::budget(), listener, tls, identity, beside, shutdown)).await
 }
 
 /// The same with `budget` bytes for all peers that have an SVID.
@@ -136,10 +126,10 @@ pub async fn serve_within(
     listener: TcpListener,
     tls: ServerTls,
     identity: impl Identity,
-    discovery: Option<Arc<dyn Discover>>,
+    beside: Routes,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let (metrics, ca) = (tls.metrics.clone(), tls.ca.clone());
+    let metrics = tls.metrics.clone();
     let (config, not_after) = server_config(&tls)?;
     let config = Arc::new(ArcSwap::from_pointee(config));
     let trust_domain = tls.id.trust_domain().to_owned();
@@ -156,34 +146,28 @@ pub async fn serve_within(
         trust_domain,
         budget: Budget::new(budget),
         paces: Arc::new(Paces::new(MEMBERS_PACE)),
-        metrics: metrics.clone(),
+        metrics,
         refusals: Refusals::default(),
         strangers,
         members,
     });
-    metrics.watch_budget(&entrance.budget);
-    metrics.watch_paces(&entrance.paces);
+    entrance.metrics.watch_budget(&entrance.budget);
+    entrance.metrics.watch_paces(&entrance.paces);
     tokio::spawn(entrance.accept(listener, stop.clone()));
 
-    let identity = Arc::new(identity);
-    let identity = || {
-        let service = IdentityServer::from_arc(Arc::clone(&identity)).max_decoding_message_size(MAX_ISSUE_BYTES);
-        InterceptedService::new(service, charge_issue)
-    };
-    let discovery = discovery.map(|index| DiscoveryService::new(index, metrics, ca, stop.clone(), MAX_WATCH_BYTES));
+    let identity = IdentityServer::new(identity).max_decoding_message_size(MAX_ISSUE_BYTES);
+    let routes = beside.add_service(InterceptedService::new(identity, charge_issue));
     let for_strangers = builder()
         .max_concurrent_streams(STRANGERS_STREAMS)
         .initial_stream_window_size(STRANGERS_WINDOW)
         .initial_connection_window_size(STRANGERS_WINDOW)
-        .add_service(identity())
-        .add_optional_service(discovery.clone())
+        .add_routes(routes.clone())
         .serve_with_incoming_shutdown(incoming(of_strangers), stop.clone().cancelled_owned());
     let for_members = builder()
         .max_concurrent_streams(MAX_STREAMS)
         .initial_stream_window_size(MEMBERS_WINDOW)
         .initial_connection_window_size(2 * MEMBERS_WINDOW)
-        .add_service(identity())
-        .add_optional_service(discovery)
+        .add_routes(routes)
         .serve_with_incoming_shutdown(incoming(of_members), stop.clone().cancelled_owned());
     tokio::select! {
         served = async { tokio::try_join!(for_strangers, for_members) } => served.map(drop).context("serving gRPC"),
