@@ -4,7 +4,6 @@
 
 mod check;
 mod crds;
-mod demo;
 mod inject;
 
 use std::process::ExitCode;
@@ -26,31 +25,20 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    Demo(demo::Args),
+    #[command(flatten)]
+    Demo(outrigger_demo::Command),
     Inject(inject::Args),
     Check(check::Args),
     /// Print the custom resource definitions, as the chart has them.
     Crds,
-    /// A sidecar of the demo.
-    #[command(hide = true)]
-    InternalProxy(demo::internal::ProxyArgs),
-    /// A service of the demo's shop.
-    #[command(hide = true)]
-    InternalShop(outrigger_shop::Args),
-    /// The issuer of the demo.
-    #[command(hide = true)]
-    InternalIssuer(demo::internal::IssuerArgs),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Demo(args) => demo::main(args),
+        Command::Demo(command) => command.run(),
         Command::Inject(args) => inject::run(args).map(|()| ExitCode::SUCCESS),
         Command::Check(args) => runtime().and_then(|runtime| runtime.block_on(check::run(args))),
         Command::Crds => crds::run().map(|()| ExitCode::SUCCESS),
-        Command::InternalProxy(args) => demo::internal::proxy(args),
-        Command::InternalShop(args) => demo::internal::shop(args),
-        Command::InternalIssuer(args) => demo::internal::issuer(args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -1,4 +1,4 @@
-//! `outrigger demo`, as its user runs it: the built program, without root and without a cluster.
+//! The demo, as its user runs it: the built programs, without root and without a cluster.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -9,19 +9,27 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-/// The program that `cargo build` left beside this test, or that `OUTRIGGER_BIN` names.
-fn outrigger() -> Command {
-    let built = || {
-        let test = std::env::current_exe().unwrap(); // target/<profile>/deps/demo-<hash>
-        test.parent().unwrap().parent().unwrap().join("outrigger")
+/// The whole command line, and what the README's first command builds.
+const PROGRAMS: [&str; 2] = ["outrigger", "outrigger-demo"];
+
+/// A program that `cargo build` left beside this test, or that is in the folder `OUTRIGGER_BINARIES`.
+fn built(program: &str) -> Command {
+    let beside = || {
+        let test = std::env::current_exe().unwrap(); // target/<profile>/deps/layers-<hash>
+        test.parent().unwrap().parent().unwrap().to_owned()
     };
-    let program = std::env::var_os("OUTRIGGER_BIN").map_or_else(built, PathBuf::from);
+    let folder = std::env::var_os("OUTRIGGER_BINARIES").map_or_else(beside, PathBuf::from);
+    let file = folder.join(program);
     assert!(
-        program.exists(),
-        "{} is not there: run `cargo build -p outrigger` before",
-        program.display()
+        file.exists(),
+        "{} is not there: run `cargo build -p {program}` before",
+        file.display()
     );
-    Command::new(program)
+    Command::new(file)
+}
+
+fn outrigger() -> Command {
+    built("outrigger-demo")
 }
 
 fn demo(arguments: &[&str]) -> (Output, Value) {
@@ -126,17 +134,36 @@ fn killed_or_interrupted_it_leaves_no_process() {
 
 #[test]
 fn mistakes_are_told() {
-    let told = |arguments: &[&str]| {
-        let output = outrigger().arg("demo").args(arguments).output().unwrap();
-        assert!(!output.status.success());
-        String::from_utf8_lossy(&output.stderr).into_owned()
-    };
-    assert!(told(&["--for", "soon"]).contains("\"soon\" is not a duration"));
-    assert!(told(&["--otlp", "localhost:4317"]).contains("--otlp takes the URL"));
-    assert!(told(&["--rate", "0"]).contains("the rate is a number from 0.01"));
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    assert!(told(&["--page-port", &port]).contains(&format!("--page-port {port}: cannot listen there")));
+    for (arguments, mistake) in [
+        (["--for", "soon"], "\"soon\" is not a duration"),
+        (["--otlp", "localhost:4317"], "--otlp takes the URL"),
+        (["--rate", "0"], "the rate is a number from 0.01"),
+        (
+            ["--page-port", &port],
+            &format!("--page-port {port}: cannot listen there"),
+        ),
+    ] {
+        for program in PROGRAMS {
+            let told = refused(program, &[&["demo"], &arguments[..]].concat());
+            assert!(told.contains(mistake), "{program}: {told}");
+        }
+    }
+}
+
+#[test]
+fn the_demo_by_itself_says_where_the_other_commands_are() {
+    let told = refused("outrigger-demo", &["inject", "--filename", "pods.yaml"]);
+    let command = "cargo run --release -p outrigger -- inject --filename pods.yaml";
+    assert!(told.contains(command), "{told}");
+}
+
+/// What the program says when it fails.
+fn refused(program: &str, arguments: &[&str]) -> String {
+    let output = built(program).args(arguments).output().unwrap();
+    assert!(!output.status.success());
+    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {

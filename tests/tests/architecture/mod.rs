@@ -84,6 +84,46 @@ fn crates_use_each_other_as_is_written() {
     assert!(problems.is_empty(), "{problems:#?}");
 }
 
+/// A first look at Outrigger is `cargo run`, and compiles neither a Kubernetes client nor a protobuf compiler.
+#[test]
+fn what_cargo_run_builds_is_without_kubernetes() {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut tree = Command::new(cargo);
+    tree.args([
+        "tree",
+        "--offline",
+        "--edges",
+        "normal,build",
+        "--prefix",
+        "none",
+        "--format",
+        "{lib}",
+    ]);
+    // As for a user, whatever this machine's own configuration says: of the default member only.
+    tree.env("CARGO_RESOLVER_FEATURE_UNIFICATION", "selected");
+    let output = tree.current_dir(repository()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let crates: BTreeSet<&str> = text.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert!(
+        crates.contains("outrigger_proxy") && !crates.contains("outrigger_controller"),
+        "{crates:?}"
+    );
+    for heavy in [
+        "kube",
+        "kube_client",
+        "k8s_openapi",
+        "outrigger_injector",
+        "prost_build",
+        "protox",
+    ] {
+        assert!(
+            !crates.contains(heavy),
+            "{heavy}: cargo tree --invert says what brings it"
+        );
+    }
+}
+
 #[test]
 fn modules_know_each_other_as_is_written() {
     let written = lists(&document(), "### Modules").unwrap();

@@ -29,7 +29,7 @@ const SVID_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
 /// The issuer of the demo.
 #[derive(clap::Args, Debug)]
-pub(crate) struct IssuerArgs {
+pub struct IssuerArgs {
     #[arg(long)]
     listen: SocketAddr,
     /// Holds `<service account>.token` for each sidecar; `ca.pem`, the trust bundle, is written there.
@@ -39,7 +39,7 @@ pub(crate) struct IssuerArgs {
 
 /// The sidecar's own command line, without the name of the program.
 #[derive(clap::Args, Debug)]
-pub(crate) struct ProxyArgs {
+pub struct ProxyArgs {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<OsString>,
 }

@@ -2,9 +2,13 @@
 //! cluster and without root; and a page that shows the traces.
 //!
 //! The demo itself is the customers, the receiver of the spans and the page. Everything else is a process of its own: this
-//! program again, with a hidden subcommand ([`internal`]).
+//! program again, with a hidden subcommand (`internal`).
+//!
+//! It is a crate and a program of its own, `outrigger-demo`, so that a first look at Outrigger compiles no Kubernetes client.
 
-pub(crate) mod internal;
+#![cfg_attr(test, allow(clippy::disallowed_methods, clippy::disallowed_types))]
+
+mod internal;
 mod mesh;
 mod metrics;
 mod page;
@@ -37,9 +41,39 @@ use self::traces::Store;
 /// The sidecars export their spans in batches; the demo waits until none has come for this long.
 const LAST_SPANS: Duration = Duration::from_secs(4);
 
+/// The demo's subcommands, for the programs `outrigger-demo` and `outrigger`.
+#[derive(clap::Subcommand, Debug)]
+pub enum Command {
+    Demo(Args),
+    /// A sidecar of the demo.
+    #[command(hide = true)]
+    InternalProxy(internal::ProxyArgs),
+    /// A service of the demo's shop.
+    #[command(hide = true)]
+    InternalShop(outrigger_shop::Args),
+    /// The issuer of the demo.
+    #[command(hide = true)]
+    InternalIssuer(internal::IssuerArgs),
+}
+
+impl Command {
+    /// Runs it, without a runtime around it.
+    ///
+    /// # Errors
+    /// When it could not start. What goes wrong in the demo later is printed, and is in the exit code.
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Demo(args) => demo(args),
+            Self::InternalProxy(args) => internal::proxy(args),
+            Self::InternalShop(args) => internal::shop(args),
+            Self::InternalIssuer(args) => internal::issuer(args),
+        }
+    }
+}
+
 /// Starts a small shop with a sidecar beside each service, and shows what they do: no cluster, no root.
 #[derive(clap::Args, Debug)]
-pub(crate) struct Args {
+pub struct Args {
     /// Ends by itself after this long, like "10s" or "1m30s"; else Ctrl-C ends it.
     #[arg(long = "for", value_name = "DURATION", value_parser = duration::parse)]
     run_for: Option<Duration>,
@@ -62,16 +96,12 @@ pub(crate) struct Args {
 
 /// What the demo has seen; shared by those who write it and those who show it.
 #[derive(Clone)]
-pub(crate) struct Observed {
+struct Observed {
     store: Arc<Mutex<Store>>,
     stats: Arc<Mutex<Stats>>,
 }
 
-/// Runs the demo.
-///
-/// # Errors
-/// When it could not start. What went wrong later is printed, and is in the exit code.
-pub(crate) fn main(args: Args) -> anyhow::Result<ExitCode> {
+fn demo(args: Args) -> anyhow::Result<ExitCode> {
     // One thread: the kernel ends the children with the thread that started them.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
