@@ -19,6 +19,7 @@ macro_rules! targets {
 
 targets!(
     admission,
+    authority,
     certificate,
     config,
     detect,

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use http::request::Parts;
 use http::{HeaderValue, Method, Uri, Version};
 use outrigger_api::spiffe::SpiffeId;
+use outrigger_proxy_transport::authority;
 use outrigger_proxy_transport::body::Received;
 use outrigger_proxy_transport::drain::InFlight;
 use outrigger_proxy_transport::error::Reason;
@@ -227,10 +228,7 @@ impl Exchange {
     }
 
     fn authority(&self) -> &str {
-        match &self.host {
-            Some(host) => host.to_str().unwrap_or(""),
-            None => self.uri.authority().map_or("", |a| a.as_str()),
-        }
+        authority::said(&self.uri, self.host.as_ref())
     }
 }
 

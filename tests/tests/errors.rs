@@ -437,7 +437,7 @@ async fn upstream_refused() {
 async fn upstream_protocol() {
     let mut lab = Lab::new().await;
     let (web, _orders) = lab.pair(not_http().await, ONCE).await;
-    let words = "does not answer in HTTP as it should; check the Service's appProtocol";
+    let words = "; check the Service's appProtocol";
     lab.told(&web, web.outbound[0], Reason::UpstreamProtocol, words).await;
 }
 

@@ -10,6 +10,7 @@
 
 mod apiserver;
 mod architecture;
+mod authority;
 mod capture;
 mod cluster;
 mod conformance;

@@ -23,7 +23,7 @@ pub fn unanswered(reason: Reason, why: &str, unsent: bool, to: SocketAddr) -> Pr
     };
     let what = match reason {
         Reason::UpstreamRefused => "refused the request unprocessed",
-        Reason::UpstreamProtocol => "does not answer in HTTP as it should; check the Service's appProtocol",
+        Reason::UpstreamProtocol => "gave an answer that is not passed on",
         Reason::TlsFailed => "ended the TLS handshake after we had done our part; its log says why",
         Reason::ClientClosed => "was not sent all of the request, because the client broke off",
         Reason::BadRequest => "was not sent all of the request, because its body is malformed",
@@ -108,7 +108,35 @@ fn causes(error: &hyper::Error) -> impl Iterator<Item = &(dyn std::error::Error 
     std::iter::successors(error.source(), |&cause| cause.source())
 }
 
+/// What is wrong, for a person. The library tells the ways in which a message is no HTTP apart by its text alone.
+pub fn describe(error: &hyper::Error) -> String {
+    const OTHER: &str = "check the Service's appProtocol";
+    if let Some(h2) = h2_cause(error).filter(|h2| h2.is_library()) {
+        return match h2.is_reset() {
+            true => format!("it is malformed, or its header section is larger than 64 KiB ({h2})"),
+            false => format!("it is not HTTP/2 ({h2}); {OTHER}"),
+        };
+    }
+    if !error.is_parse() {
+        return with_causes(error);
+    }
+    if error.is_parse_too_large() {
+        return "its header section has more than 100 lines, or more than 64 KiB".to_owned();
+    }
+    let text = with_causes(error);
+    match text.as_str() {
+        "invalid HTTP version parsed" => format!("it does not begin as HTTP/1 does; {OTHER}"),
+        "invalid HTTP status-code parsed" => "its status is not a number from 100 to 999".to_owned(),
+        "invalid HTTP header parsed" => {
+            "a line of its head has a name, or a byte, that no header has (RFC 9112 section 5)".to_owned()
+        }
+        "invalid content-length parsed" => "its Content-Length is not a number, or lengths that differ".to_owned(),
+        "unexpected transfer-encoding parsed" => "Transfer-Encoding in HTTP/1.0".to_owned(),
+        _ => text,
+    }
+}
+
 /// The error with all that caused it, in one line.
-pub fn with_causes(error: &hyper::Error) -> String {
+fn with_causes(error: &hyper::Error) -> String {
     causes(error).fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -1,7 +1,7 @@
 //! Headers that a proxy has an opinion about.
 
-use http::header::{CONNECTION, CONTENT_LENGTH, Entry, HOST, TE, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 
 /// Carries the code of an error that a sidecar answered itself.
 pub const OUTRIGGER_ERROR: HeaderName = HeaderName::from_static("outrigger-error");
@@ -14,54 +14,6 @@ pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-
-/// RFC 9112 section 3.2.2: where the request line names the host, that is the host; another one in `Host` is ignored by
-/// some servers and believed by others.
-pub fn settle_host<B>(request: &mut Request<B>) {
-    let Some(authority) = request
-        .uri()
-        .authority()
-        .filter(|_| request.method() != Method::CONNECT)
-    else {
-        return;
-    };
-    let host = authority
-        .as_str()
-        .rsplit_once('@')
-        .map_or(authority.as_str(), |(_, host)| host);
-    // An authority is made of visible characters.
-    if let Ok(host) = HeaderValue::from_str(host) {
-        request.headers_mut().insert(HOST, host);
-    }
-}
-
-/// HTTP/1.1 has to have a host; a client of HTTP/1.0 need not send one.
-pub fn add_host<B>(request: &mut Request<B>, to: std::net::SocketAddr) {
-    if let Entry::Vacant(vacant) = request.headers_mut().entry(HOST)
-        && let Ok(host) = HeaderValue::try_from(to.to_string())
-    {
-        vacant.insert(host);
-    }
-}
-
-/// Whether a response is framed in one way only (RFC 9112 section 6.3); the mirror of what the guard refuses in requests,
-/// as far as hyper's client lets it through.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn check_response(headers: &HeaderMap) -> Result<(), &'static str> {
-    let mut coded = headers.get_all(TRANSFER_ENCODING).iter();
-    match (coded.next(), coded.next()) {
-        (None, _) => {}
-        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => {
-            if headers.contains_key(CONTENT_LENGTH) {
-                return Err("both Transfer-Encoding and Content-Length");
-            }
-        }
-        _ => return Err("a Transfer-Encoding other than chunked"),
-    }
-    Ok(())
-}
 
 /// Whether the client asks for another protocol on this connection. A CONNECT does as well. "h2c" (RFC 7540 section 3.2,
 /// taken back by RFC 9113; Java's client asks for it by default) is not followed: everything after it would be opaque.
@@ -119,44 +71,51 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
     }
 }
 
-/// Removes what only a sidecar may say: from all that comes from elsewhere, trailers too, or anybody could say it.
+/// The same of a response. An answer that is about another protocol keeps its name: 101, and 426, which has to name one (RFC 9110
+/// section 15.5.22).
+pub fn strip_response<B>(response: &mut Response<B>) {
+    let names_protocol = matches!(
+        response.status(),
+        StatusCode::SWITCHING_PROTOCOLS | StatusCode::UPGRADE_REQUIRED
+    );
+    strip_hop_by_hop(response.headers_mut(), names_protocol);
+}
+
+/// Removes from trailers what only a sidecar may say, and what frames or routes a message, which no trailer does (RFC 9110
+/// section 6.5.1).
+pub fn strip_trailers(trailers: &mut HeaderMap) {
+    remove_each(trailers, |name| {
+        is_ours(name)
+            || [
+                CONNECTION,
+                CONTENT_LENGTH,
+                HOST,
+                TE,
+                TRAILER,
+                TRANSFER_ENCODING,
+                UPGRADE,
+            ]
+            .contains(name)
+            || *name == KEEP_ALIVE
+            || *name == PROXY_CONNECTION
+    });
+}
+
+/// Removes what only a sidecar may say: from all that comes from elsewhere, or anybody could say it.
 pub fn strip_ours(headers: &mut HeaderMap) {
-    let is_ours = |name: &&HeaderName| name.as_str().starts_with(OURS);
-    // Found in one pass: a client may send thousands of them.
-    let ours: Vec<HeaderName> = headers.keys().filter(is_ours).cloned().collect();
-    for name in ours {
+    remove_each(headers, is_ours);
+}
+
+fn is_ours(name: &HeaderName) -> bool {
+    name.as_str().starts_with(OURS)
+}
+
+/// Found in one pass: a client may send thousands of them.
+fn remove_each(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
+    let names: Vec<HeaderName> = headers.keys().filter(|name| goes(name)).cloned().collect();
+    for name in names {
         headers.remove(name);
     }
-}
-
-/// The host that the request is for, as it was sent: the URI's authority, or `Host`.
-pub fn authority<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> &'a str {
-    match uri.authority() {
-        Some(authority) => authority.as_str(),
-        None => headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or(""),
-    }
-}
-
-/// HTTP/2 is sent with an absolute URI; a client may have sent `Host` instead of `:authority`.
-pub fn complete_uri<B>(request: &mut Request<B>, fallback: std::net::SocketAddr) {
-    if request.version() != Version::HTTP_2
-        || request.uri().authority().is_some()
-        || request.method() == Method::CONNECT
-    {
-        return;
-    }
-    let host = request.headers_mut().remove(HOST);
-    let authority = host
-        .as_ref()
-        .and_then(|host| http::uri::Authority::try_from(host.as_bytes()).ok())
-        .or_else(|| http::uri::Authority::try_from(fallback.to_string()).ok());
-    let mut parts = std::mem::take(request.uri_mut()).into_parts();
-    parts.scheme = Some(http::uri::Scheme::HTTP);
-    parts.authority = authority;
-    if parts.path_and_query.is_none() {
-        parts.path_and_query = Some(http::uri::PathAndQuery::from_static("/"));
-    }
-    *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
 }
 
 fn names_in_connection(headers: &HeaderMap, wanted: &str) -> bool {
@@ -176,8 +135,8 @@ fn connection_tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::{complete_uri, strip_hop_by_hop, strip_ours, wants_upgrade};
-    use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Version};
+    use super::{strip_hop_by_hop, strip_ours, strip_response, strip_trailers, wants_upgrade};
+    use http::{HeaderMap, HeaderName, HeaderValue, Method, Response};
 
     fn headers(of: &[(&'static str, &'static str)]) -> HeaderMap {
         of.iter()
@@ -233,10 +192,59 @@ mod tests {
     }
 
     #[test]
-    fn http2_gets_an_authority() {
-        let mut r = Request::builder().uri("/x").header("host", "a:1").body(()).unwrap();
-        *r.version_mut() = Version::HTTP_2;
-        complete_uri(&mut r, "10.0.0.1:80".parse().unwrap());
-        assert_eq!(r.uri(), "http://a:1/x");
+    fn an_answer_about_another_protocol_names_it() {
+        let about = [
+            ("connection", "close, Upgrade"),
+            ("upgrade", "TLS/1.3"),
+            ("keep-alive", "max=5"),
+        ];
+        for (status, left) in [
+            (101, headers(&[("connection", "upgrade"), ("upgrade", "TLS/1.3")])),
+            (426, headers(&[("connection", "upgrade"), ("upgrade", "TLS/1.3")])),
+            // Advertised to the next hop, which is a sidecar.
+            (200, HeaderMap::new()),
+            (400, HeaderMap::new()),
+        ] {
+            let mut response = Response::builder().status(status).body(()).unwrap();
+            *response.headers_mut() = headers(&about);
+            strip_response(&mut response);
+            assert_eq!(*response.headers(), left, "{status}");
+        }
+    }
+
+    /// Part of what the answer means, though another proxy would take it for itself: the app may be one.
+    #[test]
+    fn what_a_proxy_asks_for_passes() {
+        let asks = [
+            ("proxy-authenticate", "Basic"),
+            ("proxy-authorization", "Basic x"),
+            ("proxy-authentication-info", "x"),
+            ("trailer", "x-sum"),
+            ("www-authenticate", "Negotiate"),
+        ];
+        let mut response = Response::builder().status(407).body(()).unwrap();
+        *response.headers_mut() = headers(&asks);
+        strip_response(&mut response);
+        assert_eq!(*response.headers(), headers(&asks));
+    }
+
+    #[test]
+    fn trailers_frame_and_route_nothing() {
+        let mut trailers = headers(&[
+            ("x-sum", "1"),
+            ("content-length", "5"),
+            ("transfer-encoding", "chunked"),
+            ("host", "b"),
+            ("connection", "close"),
+            ("keep-alive", "max=5"),
+            ("proxy-connection", "close"),
+            ("upgrade", "x"),
+            ("te", "trailers"),
+            ("trailer", "x"),
+            ("outrigger-error", "no-route"),
+            ("grpc-status", "0"),
+        ]);
+        strip_trailers(&mut trailers);
+        assert_eq!(trailers, headers(&[("x-sum", "1"), ("grpc-status", "0")]));
     }
 }

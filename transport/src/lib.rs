@@ -11,7 +11,7 @@
 //! | [`drain`] | the end of a process: what is open and in flight on a worker | [`room`] |
 //! | [`room`] | how many connections a worker holds, and which one is closed for another | [`net`] |
 //! | [`cause`], [`grpc`] | what an error of the HTTP library means, what gRPC says in headers and trailers | [`headers`], [`error`] |
-//! | [`error`], [`headers`], [`limits`], [`net`] | one value for what can go wrong, headers, bounds, connections and bytes | nothing |
+//! | [`authority`], [`error`], [`headers`], [`limits`], [`net`] | whom a request is for, one value for what can go wrong, headers, bounds, connections and bytes | nothing |
 //!
 //! A layer never uses one above it.
 
@@ -19,6 +19,7 @@
 
 mod executor;
 
+pub mod authority;
 pub mod body;
 pub mod cause;
 pub mod client;

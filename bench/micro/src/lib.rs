@@ -22,8 +22,9 @@ use outrigger_proxy::outbound::health::Answer;
 use outrigger_proxy::outbound::route;
 use outrigger_proxy::telemetry::{Direction, Settings, Telemetry};
 use outrigger_proxy::telemetry::{TracingConfig, TracingProtocol};
+use outrigger_proxy_transport::authority;
 use outrigger_proxy_transport::drain::Activity;
-use outrigger_proxy_transport::headers::{settle_host, strip_hop_by_hop};
+use outrigger_proxy_transport::headers::strip_hop_by_hop;
 use outrigger_proxy_transport::server::Scanner;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -62,9 +63,15 @@ pub const PIECES: &[Piece] = &[
     piece("guard: scan", 0, || {
         on(HEAD, |_| Scanner::default().scan(black_box(HEAD.as_bytes())))
     }),
-    piece("host: of an absolute target", 1, || {
+    piece("authority: of an absolute target", 0, || {
         let mut request = Request::from_parts(head(ABSOLUTE), ());
-        call(move || settle_host(&mut request))
+        call(move || authority::settle(&mut request))
+    }),
+    piece("authority: of HTTP/2", 0, || {
+        let mut request = Request::from_parts(head(ABSOLUTE), ());
+        *request.version_mut() = http::Version::HTTP_2;
+        request.headers_mut().remove(http::header::HOST);
+        call(move || authority::settle(&mut request))
     }),
     piece("exchange: begin", 1, || begin(HEAD)),
     piece("exchange: begin, new IDs", 3, || begin(ABSOLUTE)),

@@ -83,7 +83,9 @@ fn requests(mut rest: &[u8]) -> (Vec<Seen>, bool) {
         };
         let (method, target) = (request.method.unwrap_or_default(), request.path.unwrap_or_default());
         let other = |field: &httparse::Header<'_>| !field.value.eq_ignore_ascii_case(b"h2c");
-        let tunnel = method == "CONNECT" || field("upgrade").is_some_and(other);
+        // In HTTP/1.0 `Upgrade` says nothing.
+        let upgrade = request.version == Some(1) && field("upgrade").is_some_and(other);
+        let tunnel = method == "CONNECT" || upgrade;
         let body = match (field("transfer-encoding"), field("content-length")) {
             (Some(_), _) => chunks(&rest[head..]),
             (None, Some(length)) => {

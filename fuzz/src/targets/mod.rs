@@ -2,6 +2,7 @@
 
 #[cfg(feature = "programs")]
 pub mod admission;
+pub mod authority;
 #[cfg(feature = "programs")]
 pub mod certificate;
 #[cfg(feature = "programs")]

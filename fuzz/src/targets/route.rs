@@ -51,6 +51,10 @@ pub fn run(bytes: &[u8]) {
     let request = request(&mut input);
     let expected = message.routes.iter().position(|route| route_matches(route, &request));
     let chosen = route::choose(&service, &request);
+    // HTTP/2 says whom it is for elsewhere.
+    let http2 = route::choose(&service, &in_http2(&request));
+    let name = |chosen: &Result<route::Chosen<'_>, _>| chosen.as_ref().ok().map(|c| c.route.map(std::ptr::from_ref));
+    assert_eq!(name(&http2), name(&chosen), "{message:#?} {request:?}");
     let found = match &chosen {
         Ok(chosen) => chosen.route.map(|route| {
             let position = service.routes.iter().position(|r| std::ptr::eq(r, route));
@@ -139,6 +143,15 @@ fn request(input: &mut Input<'_>) -> Parts {
         request = request.header(input.pick(&["x-one", "x-two"]), input.pick(&VALUES));
     }
     request.body(()).expect("a request").into_parts().0
+}
+
+fn in_http2(request: &Parts) -> Parts {
+    let mut request = request.clone();
+    let host = request.headers.remove("host").expect("one of HOSTS");
+    let uri = format!("http://{}{}", host.to_str().expect("one of HOSTS"), request.uri);
+    request.uri = uri.parse().expect("a URI");
+    request.version = http::Version::HTTP_2;
+    request
 }
 
 fn route_matches(route: &proto::Route, request: &Parts) -> bool {

@@ -13,7 +13,7 @@ use outrigger_proxy_transport::client::{Checkout, Failure, Lease, Pool, send, up
 use outrigger_proxy_transport::error::{ProxyError, Reason};
 use outrigger_proxy_transport::grpc;
 use outrigger_proxy_transport::grpc::grpc_status;
-use outrigger_proxy_transport::headers::{strip_hop_by_hop, strip_ours, wants_upgrade};
+use outrigger_proxy_transport::headers::{strip_hop_by_hop, strip_ours, strip_response, wants_upgrade};
 use outrigger_proxy_transport::server::{
     Ended, HttpVersion, OnEnd, PLAINTEXT_REFUSED, ResponseBody, check, error_response,
 };
@@ -151,8 +151,8 @@ fn respond(
     upgrade: Option<OnUpgrade>,
     record: Record,
 ) -> Response<ResponseBody> {
-    let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    let switches = switching || (record.exchange.is_connect() && response.status().is_success());
+    let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS
+        || (record.exchange.is_connect() && response.status().is_success());
     let lease = match (switches, upgrade) {
         (false, _) => Some(lease),
         (true, None) => None,
@@ -162,7 +162,7 @@ fn respond(
             None
         }
     };
-    strip_hop_by_hop(response.headers_mut(), switching);
+    strip_response(&mut response);
     // Only a sidecar's own word may say that a request was not processed.
     strip_ours(response.headers_mut());
     let grpc = record.exchange.is_grpc();

@@ -1,11 +1,13 @@
 //! What routes change in a request and its response (Gateway API, HTTPRouteFilter).
 
+use std::fmt::Display;
+
 use http::header::{HOST, LOCATION};
 use http::request::Parts;
-use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderValue, Response, Uri};
+use http::uri::{PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, Uri};
+use outrigger_proxy_transport::authority;
 use outrigger_proxy_transport::error::{ProxyError, Reason};
-use outrigger_proxy_transport::headers::authority;
 use outrigger_proxy_transport::server::{ResponseBody, empty_response};
 
 use crate::model::{Filter, HeaderModifier, PathModifier, Redirect};
@@ -21,7 +23,7 @@ pub fn on_request<'a>(
 ) -> Result<Option<Response<ResponseBody>>, ProxyError> {
     for filter in filters {
         match filter {
-            Filter::RequestHeaders(modifier) => modify(modifier, &mut request.headers),
+            Filter::RequestHeaders(modifier) => modify_request(modifier, request)?,
             Filter::Rewrite { hostname, path } => rewrite(hostname.as_ref(), path.as_ref(), prefix, request)?,
             Filter::Redirect(redirect) => return self::redirect(redirect, prefix, request).map(Some),
             Filter::ResponseHeaders(_) | Filter::Mirror { .. } => {}
@@ -34,21 +36,37 @@ pub fn on_request<'a>(
 pub fn on_response<'a>(filters: impl Iterator<Item = &'a Filter>, headers: &mut HeaderMap) {
     for filter in filters {
         if let Filter::ResponseHeaders(modifier) = filter {
-            modify(modifier, headers);
+            modify(modifier, headers, |_| true);
         }
     }
 }
 
-fn modify(modifier: &HeaderModifier, headers: &mut HeaderMap) {
-    for (name, value) in &modifier.set {
+/// `Host` is no header of HTTP/2, and never a list: whether it is set or added, it is whom the request is for. A request is for
+/// somebody, so it is not removed.
+fn modify_request(modifier: &HeaderModifier, request: &mut Parts) -> Result<(), ProxyError> {
+    modify(modifier, &mut request.headers, |name| *name != HOST);
+    let mut hosts = modifier.set.iter().chain(&modifier.add);
+    match hosts.rfind(|(name, _)| *name == HOST) {
+        Some((_, host)) => set_authority(request, host),
+        None => Ok(()),
+    }
+}
+
+/// `of`: which headers.
+fn modify(modifier: &HeaderModifier, headers: &mut HeaderMap, of: impl Fn(&HeaderName) -> bool) {
+    for (name, value) in modifier.set.iter().filter(|(name, _)| of(name)) {
         headers.insert(name, value.clone());
     }
-    for (name, value) in &modifier.add {
+    for (name, value) in modifier.add.iter().filter(|(name, _)| of(name)) {
         headers.append(name, value.clone());
     }
-    for name in &modifier.remove {
+    for name in modifier.remove.iter().filter(|name| of(name)) {
         headers.remove(name);
     }
+}
+
+fn set_authority(request: &mut Parts, host: &HeaderValue) -> Result<(), ProxyError> {
+    authority::set(request, host).map_err(|what| malformed(&format!("{host:?}: {what}")))
 }
 
 fn rewrite(
@@ -57,33 +75,30 @@ fn rewrite(
     prefix: Option<&str>,
     request: &mut Parts,
 ) -> Result<(), ProxyError> {
-    let mut uri = std::mem::take(&mut request.uri).into_parts();
     if let Some(path) = path {
+        let mut uri = std::mem::take(&mut request.uri).into_parts();
         let old = uri.path_and_query.as_ref();
         let new = new_path(path, prefix, old.map_or("/", PathAndQuery::path));
         uri.path_and_query = Some(with_query(&new, old.and_then(PathAndQuery::query))?);
+        request.uri = Uri::from_parts(uri).map_err(|e| malformed(&e))?;
     }
-    if let Some(hostname) = hostname {
-        if uri.authority.is_some() {
-            uri.authority = Some(Authority::try_from(hostname.as_bytes()).map_err(|e| malformed(&e))?);
-        }
-        // HTTP/2 has `:authority` instead.
-        if uri.authority.is_none() || request.headers.contains_key(HOST) {
-            request.headers.insert(HOST, hostname.clone());
-        }
+    match hostname {
+        Some(hostname) => set_authority(request, hostname),
+        None => Ok(()),
     }
-    request.uri = Uri::from_parts(uri).map_err(|e| malformed(&e))?;
-    Ok(())
 }
 
 fn redirect(redirect: &Redirect, prefix: Option<&str>, request: &Parts) -> Result<Response<ResponseBody>, ProxyError> {
-    let asked = Authority::try_from(authority(&request.uri, &request.headers)).map_err(|e| malformed(&e))?;
+    let (asked, asked_port) = authority::split(authority::of(request));
     let scheme = redirect.scheme.as_deref().unwrap_or("http");
-    let host = redirect.hostname.as_deref().unwrap_or(asked.host());
+    let host = redirect.hostname.as_deref().unwrap_or(asked);
+    if host.is_empty() {
+        return Err(malformed(&"it names no host, nor does the redirect"));
+    }
     // Gateway API: the given port, or else the well-known one of a given scheme, or else the request's.
     let port = redirect.port.or(match redirect.scheme.as_deref() {
         Some(_) => None,
-        None => asked.port_u16(),
+        None => asked_port.and_then(|port| port.parse().ok()),
     });
     let well_known = if scheme == Scheme::HTTPS.as_str() { 443 } else { 80 };
     let port = port
@@ -121,7 +136,7 @@ fn with_query(path: &str, query: Option<&str>) -> Result<PathAndQuery, ProxyErro
     .map_err(|e| malformed(&e))
 }
 
-fn malformed(error: &dyn std::error::Error) -> ProxyError {
+fn malformed(error: &dyn Display) -> ProxyError {
     ProxyError::new(
         Reason::BadRequest,
         format!("the request's URI cannot be rewritten as its route says: {error}"),
@@ -134,7 +149,8 @@ mod tests {
     use super::{on_request, on_response};
     use crate::model::{Filter, HeaderModifier, PathModifier, Redirect};
     use http::request::Parts;
-    use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
+    use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Version};
+    use outrigger_proxy_transport::authority;
 
     fn request(uri: &str) -> Parts {
         let request = Request::builder()
@@ -236,5 +252,128 @@ mod tests {
             ..plain()
         };
         assert_eq!(location(all), (302, "http://x:81/z/b?c".into()));
+    }
+
+    /// A request of each version, and of each form of its target.
+    fn each_form() -> Vec<(&'static str, Parts)> {
+        [
+            ("HTTP/1.1", Version::HTTP_11, "/a?b", Some("shop.example:8080")),
+            (
+                "a proxy's client",
+                Version::HTTP_11,
+                "http://shop.example:8080/a?b",
+                Some("shop.example:8080"),
+            ),
+            ("HTTP/2", Version::HTTP_2, "http://shop.example:8080/a?b", None),
+            ("HTTP/1.0", Version::HTTP_10, "/a?b", None),
+            ("HTTP/2 without an authority", Version::HTTP_2, "/a?b", None),
+        ]
+        .map(|(name, version, uri, host)| {
+            let mut request = Request::builder().version(version).uri(uri);
+            if let Some(host) = host {
+                request = request.header("host", host);
+            }
+            (name, request.body(()).unwrap().into_parts().0)
+        })
+        .into()
+    }
+
+    #[test]
+    fn the_authority_in_each_version() {
+        let host = |host| (HeaderName::from_static("host"), HeaderValue::from_static(host));
+        let set = || HeaderModifier {
+            set: vec![host("new")],
+            ..HeaderModifier::default()
+        };
+        let add = || HeaderModifier {
+            add: vec![host("new")],
+            ..HeaderModifier::default()
+        };
+        let both = || HeaderModifier {
+            set: vec![host("old")],
+            add: vec![host("new")],
+            remove: vec![HeaderName::from_static("host")],
+        };
+        let rewrite = Filter::Rewrite {
+            hostname: Some(HeaderValue::from_static("new")),
+            path: None,
+        };
+        let filters = [
+            Filter::RequestHeaders(set()),
+            Filter::RequestHeaders(add()),
+            Filter::RequestHeaders(both()),
+            rewrite,
+        ];
+        for filter in filters {
+            for (name, mut request) in each_form() {
+                let name = format!("{name}: {filter:?}");
+                on_request([&filter].into_iter(), None, &mut request).unwrap();
+                assert_eq!(authority::of(&request), "new", "{name}");
+                let hosts: Vec<_> = request.headers.get_all("host").iter().collect();
+                let http2 = request.version == Version::HTTP_2;
+                let expected: &[&str] = if http2 { &[] } else { &["new"] };
+                assert_eq!(hosts, expected, "{name}");
+                assert_eq!(
+                    request.uri.authority().is_some(),
+                    http2 || name.starts_with("a proxy"),
+                    "{name}"
+                );
+                assert_eq!(request.uri.path_and_query().unwrap(), "/a?b", "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_is_for_somebody() {
+        let filter = Filter::RequestHeaders(HeaderModifier {
+            remove: vec![HeaderName::from_static("host")],
+            ..HeaderModifier::default()
+        });
+        for (name, mut request) in each_form() {
+            let before = authority::of(&request).to_owned();
+            on_request([&filter].into_iter(), None, &mut request).unwrap();
+            assert_eq!(authority::of(&request), before, "{name}");
+        }
+    }
+
+    #[test]
+    fn redirects_in_each_version() {
+        let to = |hostname: Option<&str>| {
+            Filter::Redirect(Redirect {
+                scheme: None,
+                hostname: hostname.map(str::to_owned),
+                port: None,
+                path: None,
+                status: StatusCode::FOUND,
+            })
+        };
+        for (name, mut request) in each_form() {
+            let known = !authority::of(&request).is_empty();
+            let mut location = |filter| match on_request([&filter].into_iter(), None, &mut request) {
+                Ok(answer) => answer.unwrap().headers()["location"].to_str().unwrap().to_owned(),
+                Err(error) => error.detail,
+            };
+            if known {
+                assert_eq!(location(to(None)), "http://shop.example:8080/a?b", "{name}");
+                assert_eq!(location(to(Some("new"))), "http://new:8080/a?b", "{name}");
+            } else {
+                assert!(location(to(None)).contains("names no host"), "{name}");
+                assert_eq!(location(to(Some("new"))), "http://new/a?b", "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_host_that_is_none_is_not_set() {
+        for host in ["a b", "a/b", "u@a", "a:b", ""] {
+            let filter = Filter::RequestHeaders(HeaderModifier {
+                set: vec![(HeaderName::from_static("host"), HeaderValue::from_static(host))],
+                ..HeaderModifier::default()
+            });
+            for (name, mut request) in each_form() {
+                let changed = on_request([&filter].into_iter(), None, &mut request);
+                assert!(changed.is_err(), "{name}: {host:?}");
+            }
+        }
     }
 }

@@ -11,7 +11,7 @@ use hyper::upgrade::OnUpgrade;
 use outrigger_proxy_transport::body::{BodySource, ClientBody, OnTooLarge};
 use outrigger_proxy_transport::client::upgrade;
 use outrigger_proxy_transport::error::{ProxyError, Reason};
-use outrigger_proxy_transport::headers::{strip_hop_by_hop, strip_ours, wants_upgrade};
+use outrigger_proxy_transport::headers::{strip_hop_by_hop, strip_ours, strip_response, wants_upgrade};
 use outrigger_proxy_transport::server::{HttpVersion, ResponseBody, check};
 
 use super::attempts::{Answer, Attempts, Record, attempt_until_final};
@@ -181,14 +181,11 @@ fn respond(
         (true, Some(client)) => {
             let server = hyper::upgrade::on(&mut response);
             upgrade::join(client, server, state.context.activity.begin(), lease);
-            strip_hop_by_hop(response.headers_mut(), response_keeps_upgrade(&record));
             None
         }
-        (_, _) => {
-            strip_hop_by_hop(response.headers_mut(), false);
-            (!switches).then_some(lease)
-        }
+        (_, _) => (!switches).then_some(lease),
     };
+    strip_response(&mut response);
     filters::on_response(filters.iter().copied().flatten(), response.headers_mut());
     let grpc = record.exchange.is_grpc();
     record.respond(response.map(|body| {
@@ -196,9 +193,4 @@ fn respond(
             .with_lease(lease)
             .with_deadline(deadline)
     }))
-}
-
-/// A 101 names the protocol; the answer to CONNECT does not.
-fn response_keeps_upgrade(record: &Record) -> bool {
-    !record.exchange.is_connect()
 }

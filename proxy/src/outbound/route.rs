@@ -3,9 +3,10 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use http::header::HOST;
 use http::request::Parts;
+use outrigger_proxy_transport::authority;
 use outrigger_proxy_transport::error::{ProxyError, Reason};
-use outrigger_proxy_transport::headers::authority;
 use rand::Rng;
 
 use crate::model::{Filter, HostnameMatch, PathMatch, Policy, Route, RouteMatch, Service, ValueMatch};
@@ -32,7 +33,7 @@ pub fn choose<'a>(service: &'a Service, request: &Parts) -> Result<Chosen<'a>, P
             prefix: None,
         });
     }
-    let host = host_without_port(authority(&request.uri, &request.headers));
+    let host = lower_case(authority::split(authority::of(request)).0);
     for route in &*service.routes {
         if let Some(prefix) = matches(route, &host, request) {
             return Ok(Chosen {
@@ -123,6 +124,11 @@ fn matches_one(m: &RouteMatch, request: &Parts) -> bool {
             .as_ref()
             .is_none_or(|path| path_matches(path, request.uri.path()))
         && m.headers.iter().all(|(name, value)| {
+            if *name == HOST {
+                // In HTTP/2 no header says it.
+                let host = authority::of(request);
+                return !host.is_empty() && value_matches(value, host);
+            }
             // RFC 9110 section 5.3: several fields of one name are one list.
             let mut values = request.headers.get_all(name).iter().filter_map(|v| v.to_str().ok());
             let first = values.next();
@@ -196,11 +202,7 @@ fn decode(text: &str) -> Cow<'_, str> {
     }
 }
 
-fn host_without_port(authority: &str) -> Cow<'_, str> {
-    let host = match authority.rfind(':') {
-        Some(colon) if !authority[colon..].contains(']') => &authority[..colon],
-        _ => authority,
-    };
+fn lower_case(host: &str) -> Cow<'_, str> {
     if host.bytes().any(|b| b.is_ascii_uppercase()) {
         Cow::Owned(host.to_ascii_lowercase())
     } else {

@@ -1,11 +1,11 @@
 #![allow(clippy::unwrap_used)]
-use super::{backend, choose, decode, host_without_port};
+use super::{backend, choose, decode};
 use crate::model::{
     Backend, Endpoints, HostnameMatch, PathMatch, Policy, Protocol, Route, RouteMatch, Service, ServiceName,
     ValueMatch, WeightedBackend,
 };
 use http::request::Parts;
-use http::{HeaderName, Method, Request};
+use http::{HeaderName, Method, Request, Version};
 use outrigger_proxy_transport::error::Reason;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -138,8 +138,49 @@ fn hostnames() {
     assert!(!host("example.com") && !host("orders") && !host(".example.com"));
     let absolute = request(Method::GET, "http://orders.shop/x", &[]);
     assert!(taken(&service, &absolute).is_some());
-    assert_eq!(host_without_port("[::1]:80"), "[::1]");
-    assert_eq!(host_without_port("[::1]"), "[::1]");
+}
+
+/// Wherever the request says whom it is for: in `Host`, in the target as well, or in `:authority`.
+#[test]
+fn the_authority_is_matched_in_each_version() {
+    let by_header = |value| RouteMatch {
+        headers: vec![(http::header::HOST, value)],
+        ..RouteMatch::default()
+    };
+    let mut by_hostname = route("hostname", Vec::new());
+    by_hostname.hostnames = vec![HostnameMatch::Exact("[::1]".into())];
+    let pattern = outrigger_api::pattern::Budget::default()
+        .compile("tenant-.*:8080")
+        .unwrap();
+    let service = service(vec![
+        route("header", vec![by_header(ValueMatch::Exact("Canary.shop:80".into()))]),
+        route("pattern", vec![by_header(ValueMatch::Regex(pattern))]),
+        by_hostname,
+        route("empty", vec![by_header(ValueMatch::Exact(String::new()))]),
+    ]);
+    for (host, expected) in [
+        ("Canary.shop:80", Some("header")),
+        ("Canary.shop", None),
+        ("tenant-1:8080", Some("pattern")),
+        ("[::1]:80", Some("hostname")),
+        ("[::1]", Some("hostname")),
+    ] {
+        let said = |version, uri: &str, said: bool| {
+            let headers: &[_] = if said { &[("host", host)] } else { &[] };
+            let mut request = request(Method::GET, uri, headers);
+            request.version = version;
+            taken(&service, &request)
+        };
+        let whole = format!("http://{host}/x");
+        let expected = expected.map(str::to_owned);
+        assert_eq!(said(Version::HTTP_10, "/x", true), expected, "{host}");
+        assert_eq!(said(Version::HTTP_11, "/x", true), expected, "{host}");
+        assert_eq!(said(Version::HTTP_11, &whole, true), expected, "{host}");
+        assert_eq!(said(Version::HTTP_2, &whole, false), expected, "{host}");
+    }
+    let mut nobody = request(Method::GET, "/x", &[]);
+    nobody.version = Version::HTTP_10;
+    assert_eq!(taken(&service, &nobody), None, "a header that is not there");
 }
 
 #[test]

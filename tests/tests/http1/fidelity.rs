@@ -74,9 +74,23 @@ async fn requests_pass_as_they_are() {
         request(b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", SAME),
         request(b"GET http://a/x?y HTTP/1.1\r\nHost: a\r\n\r\n", SAME),
         request(
-            b"GET http://u@b:80/x?y HTTP/1.1\r\nHost: a\r\n\r\n",
-            b"GET http://u@b:80/x?y HTTP/1.1\r\nHost: b:80\r\n\r\n",
+            b"GET http://b:80/x?y HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"GET http://b:80/x?y HTTP/1.1\r\nHost: b:80\r\n\r\n",
         ),
+        request(
+            b"GET ftp://u:p@b/x HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"GET ftp://u:p@b/x HTTP/1.1\r\nHost: b\r\n\r\n",
+        ),
+        Case {
+            sent: b"GET http://b/ HTTP/1.0\r\n\r\n",
+            seen: b"GET http://b/ HTTP/1.1\r\nhost: b\r\n\r\n",
+            answered: OK,
+            got: b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        },
+        // Every host that the grammar has (RFC 9110 section 7.2), and none.
+        request(b"GET / HTTP/1.1\r\nHost: [::1]:8080\r\n\r\n", SAME),
+        request(b"GET / HTTP/1.1\r\nHost: a_b.%C3%A9:\r\n\r\n", SAME),
+        request(b"GET / HTTP/1.1\r\nHost:\r\n\r\n", SAME),
         request(b"GET //a/../b/./%2e%2E/?? HTTP/1.1\r\nHost: a\r\n\r\n", SAME),
         request(b"GET /{a}|^\\\"b\"[]\xc3\xa9?c={d}|^`\xc3\xa9 HTTP/1.1\r\nHost: a\r\n\r\n", SAME),
     ])
@@ -133,6 +147,110 @@ async fn responses_pass_as_they_are() {
     .await;
 }
 
+/// What a proxy has to take out (RFC 9112 sections 5.1 and 5.2, RFC 9110 sections 8.6 and 9.3.6), and what says what the answer
+/// means.
+#[tokio::test]
+async fn responses_are_repaired() {
+    each(&[
+        response(
+            b"HTTP/1.1 200 OK\r\nX : a\r\nY\t : b\r\nContent-Length : 2\r\n\r\nok",
+            b"HTTP/1.1 200 OK\r\nX: a\r\nY: b\r\nContent-Length: 2\r\n\r\nok",
+        ),
+        response(
+            b"HTTP/1.1 200 OK\r\nX: a\r\n \t b\r\n\tc\r\nContent-Length: 2\r\n\r\nok",
+            b"HTTP/1.1 200 OK\r\nX: a b c\r\nContent-Length: 2\r\n\r\nok",
+        ),
+        response(
+            b"HTTP/1.1 200 OK\nX: a\nContent-Length: 2\n\nok",
+            b"HTTP/1.1 200 OK\r\nX: a\r\nContent-Length: 2\r\n\r\nok",
+        ),
+        response(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\nok",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        ),
+        response(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        ),
+        response(
+            b"HTTP/1.1 204 No Content\r\nContent-Length: 2\r\nX: a\r\n\r\nok",
+            b"HTTP/1.1 204 No Content\r\nX: a\r\n\r\n",
+        ),
+        response(
+            b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\nX: a\r\n\r\n0\r\n\r\n",
+            b"HTTP/1.1 204 No Content\r\nX: a\r\n\r\n",
+        ),
+        // Other answers before the one that counts.
+        response(
+            b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 199 Odd\r\nX: 1\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+            OK,
+        ),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn headers_that_are_what_the_answer_means() {
+    each(&[
+        response(
+            b"HTTP/1.1 426 Upgrade Required\r\nUpgrade: TLS/1.3, HTTP/1.1\r\nConnection: Upgrade\r\nContent-Length: 2\r\n\r\nno",
+            b"HTTP/1.1 426 Upgrade Required\r\nUpgrade: TLS/1.3, HTTP/1.1\r\nContent-Length: 2\r\nConnection: upgrade\r\n\r\nno",
+        ),
+        // The app's word about its connection is not about the client's.
+        response(
+            b"HTTP/1.1 426 Upgrade Required\r\nUpgrade: TLS/1.3\r\nConnection: Upgrade, close\r\nContent-Length: 2\r\n\r\nno",
+            b"HTTP/1.1 426 Upgrade Required\r\nUpgrade: TLS/1.3\r\nContent-Length: 2\r\nConnection: upgrade\r\n\r\nno",
+        ),
+        response(
+            b"HTTP/1.1 200 OK\r\nUpgrade: h2,h2c\r\nConnection: Upgrade\r\nContent-Length: 2\r\n\r\nok",
+            OK,
+        ),
+        response(
+            b"HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=x\r\nContent-Length: 0\r\n\r\n",
+            SAME,
+        ),
+        Case {
+            sent: b"GET http://a/ HTTP/1.1\r\nHost: a\r\nProxy-Authorization: Basic x\r\n\r\n",
+            seen: SAME,
+            answered: b"HTTP/1.1 200 OK\r\nProxy-Authentication-Info: x\r\nContent-Length: 2\r\n\r\nok",
+            got: SAME,
+        },
+    ])
+    .await;
+}
+
+/// A connection that ends says so beside what the answer says.
+#[tokio::test]
+async fn an_upgrade_that_is_required_is_told_at_the_end_of_a_connection() {
+    for way in WAYS {
+        let scene = Scene::new(way).await;
+        for request in [
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+            // Its body is not read.
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nab",
+        ] {
+            let mut client = scene.client().await;
+            client.send(request).await;
+            let mut app = scene.app().await;
+            app.head().await;
+            app.send(
+                "HTTP/1.1 426 Upgrade Required\r\nUpgrade: TLS/1.3\r\nConnection: Upgrade\r\nContent-Length: 0\r\n\r\n",
+            )
+            .await;
+            let head = client.head().await.to_ascii_lowercase();
+            assert!(
+                head.contains("\r\nupgrade: tls/1.3\r\n"),
+                "{way:?}, {request:?}: {head}"
+            );
+            let options = head.lines().find_map(|line| line.strip_prefix("connection: ")).unwrap();
+            assert!(
+                options.contains("close") && options.contains("upgrade"),
+                "{way:?}, {request:?}: {head}"
+            );
+        }
+    }
+}
+
 #[tokio::test]
 async fn trailers_of_responses_for_who_takes_them() {
     let chunked =
@@ -143,6 +261,13 @@ async fn trailers_of_responses_for_who_takes_them() {
             seen: SAME,
             answered: chunked,
             got: SAME,
+        },
+        // What frames and routes is no trailer (RFC 9110 section 6.5.1), whatever announces it.
+        Case {
+            sent: b"POST / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nTransfer-Encoding: chunked\r\nTrailer: Connection, X-Sum\r\n\r\n0\r\nconnection: close\r\nx-sum: 1\r\n\r\n",
+            seen: b"POST / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nTransfer-Encoding: chunked\r\nTrailer: Connection, X-Sum\r\n\r\n0\r\nx-sum: 1\r\n\r\n",
+            answered: b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: Keep-Alive, X-Sum\r\n\r\n2\r\nok\r\n0\r\nkeep-alive: max=5\r\nx-sum: 1\r\n\r\n",
+            got: b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: Keep-Alive, X-Sum\r\n\r\n2\r\nok\r\n0\r\nx-sum: 1\r\n\r\n",
         },
         // RFC 9110 section 6.5.1: who does not say that it takes them may not get them.
         response(

@@ -61,6 +61,33 @@ const MALFORMED: &[&str] = &[
     "GET / HTTP/1.1\r\nHost: a b\r\n\r\n",
     "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n",
     "GET / HTTP/1.1\r\nHost: a@b\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: a:b\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: a:80:90\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: a:65536\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: :80\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: ::1\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: [::1\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: [a]:80\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: a%zz\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: caf\u{e9}\r\n\r\n",
+    "GET / HTTP/1.0\r\nHost: a b\r\n\r\n",
+    "GET / HTTP/1.0\r\nHost: a\r\nHost: a\r\n\r\n",
+    "GET http://u@a/ HTTP/1.1\r\nHost: a\r\n\r\n",
+    "GET https://u:p@a:80/ HTTP/1.1\r\nHost: a\r\n\r\n",
+    "GET http://a:b/ HTTP/1.1\r\nHost: a\r\n\r\n",
+    "GET http://[a]/ HTTP/1.0\r\nHost: a\r\n\r\n",
+    "GET http:///a HTTP/1.1\r\nHost: a\r\n\r\n",
+    // The form of the target fits the method (RFC 9112 section 3.2).
+    "GET * HTTP/1.1\r\nHost: a\r\n\r\n",
+    "POST a:80 HTTP/1.1\r\nHost: a\r\n\r\n",
+    "GET urn:a HTTP/1.1\r\nHost: a\r\n\r\n",
+    "CONNECT / HTTP/1.1\r\nHost: a\r\n\r\n",
+    "CONNECT * HTTP/1.1\r\nHost: a\r\n\r\n",
+    "CONNECT a HTTP/1.1\r\nHost: a\r\n\r\n",
+    "CONNECT a: HTTP/1.1\r\nHost: a\r\n\r\n",
+    "CONNECT a:0 HTTP/1.1\r\nHost: a\r\n\r\n",
+    "CONNECT u@a:80 HTTP/1.1\r\nHost: a\r\n\r\n",
+    "CONNECT http://a:80/ HTTP/1.1\r\nHost: a\r\n\r\n",
     // Request lines (RFC 9112 section 3).
     "GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
     "GET / HTTP/1.1 \r\nHost: a\r\n\r\n",
@@ -186,41 +213,162 @@ async fn bad_chunks_end_the_request() {
     }
 }
 
+/// Responses that are not passed on, and what the error says of them.
+const NO_ANSWERS: &[(&str, &str)] = &[
+    // Two ways to read it (RFC 9112 section 6.3).
+    (
+        "200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "both Transfer-Encoding",
+    ),
+    (
+        "200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+        "both Transfer-Encoding",
+    ),
+    (
+        "200 OK\r\nTransfer-Encoding : chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+        "both Transfer-Encoding",
+    ),
+    (
+        "200 OK\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        "other than chunked",
+    ),
+    ("200 OK\r\nTransfer-Encoding: gzip\r\n\r\nx", "other than chunked"),
+    (
+        "200 OK\r\nTransfer-Encoding: x\r\n chunked\r\n\r\n0\r\n\r\n",
+        "other than chunked",
+    ),
+    (
+        "200 OK\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+        "other than chunked",
+    ),
+    (
+        "200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "other than chunked",
+    ),
+    (
+        "200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+        "lengths that differ",
+    ),
+    ("200 OK\r\nContent-Length: 5, 6\r\n\r\nhello", "lengths that differ"),
+    ("200 OK\r\nContent-Length: +5\r\n\r\nhello", "not a number"),
+    ("200 OK\r\nContent-Length: 5\r\n 6\r\n\r\nhello", "not a number"),
+    (
+        "304 Not Modified\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        "lengths that differ",
+    ),
+    // Lines (RFC 9112 section 5).
+    ("200 OK\r\nX\r\nContent-Length: 0\r\n\r\n", "a line of its head"),
+    ("200 OK\r\n: a\r\nContent-Length: 0\r\n\r\n", "a line of its head"),
+    ("200 OK\r\nX(: a\r\nContent-Length: 0\r\n\r\n", "a line of its head"),
+    ("200 OK\r\n X: a\r\nContent-Length: 0\r\n\r\n", "a line of its head"),
+    ("200 OK\r\nX: a\0b\r\nContent-Length: 0\r\n\r\n", "a line of its head"),
+    ("200 OK\r\nX: a\rb\r\nContent-Length: 0\r\n\r\n", "a line of its head"),
+    (
+        "200 OK\r\nX: a\u{7f}b\r\nContent-Length: 0\r\n\r\n",
+        "a line of its head",
+    ),
+    ("20 OK\r\nContent-Length: 0\r\n\r\n", "its status"),
+    ("020 OK\r\nContent-Length: 0\r\n\r\n", "its status"),
+    // Nobody asked for it (RFC 9110 section 7.8).
+    (
+        "101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
+        "another protocol (101)",
+    ),
+    ("101 Switching Protocols\r\n\r\n", "another protocol (101)"),
+];
+
+/// The whole of some.
+const NOT_HTTP_AT_ALL: &[(&str, &str)] = &[
+    (
+        "HTTP/1.2 200 OK\r\nContent-Length: 0\r\n\r\n",
+        "does not begin as HTTP/1 does",
+    ),
+    (
+        "SSH-2.0-OpenSSH_9.6\r\n\r\n",
+        "does not begin as HTTP/1 does; check the Service's appProtocol",
+    ),
+    (
+        "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "Transfer-Encoding in HTTP/1.0",
+    ),
+];
+
+async fn no_answer(scene: &Scene, request: &str, answer: &str, what: &str) {
+    let name = format!("{:?}, {:?}", scene.way, &answer[..answer.len().min(200)]);
+    let mut client = scene.client().await;
+    client.send(request).await;
+    let mut app = scene.app().await;
+    app.head().await;
+    app.send(answer).await;
+    let head = client.head().await;
+    assert!(head.contains(" 502 Bad Gateway\r\n"), "{name}: {head}");
+    let code = "\r\noutrigger-error: upstream-protocol\r\n";
+    assert!(head.contains(code), "{name}: {head}");
+    let text = client.body(&head).await;
+    assert!(text.contains(what), "{name}: {text}");
+    // Whether it is HTTP at all is asked where it does not look like it.
+    assert_eq!(
+        text.contains("appProtocol"),
+        what.contains("does not begin"),
+        "{name}: {text}"
+    );
+    // Nothing more is asked on such a connection.
+    assert_eq!(app.end().await, "", "{name}");
+}
+
 #[tokio::test]
 async fn a_bad_response_is_no_response() {
     for way in WAYS {
         let scene = Scene::new(way).await;
-        for bad in [
-            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-            "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
-            "HTTP/1.1 200 OK\r\nContent-Length: 5, 6\r\n\r\nhello",
-            "HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\nhello",
-            "HTTP/1.1 200 OK\r\nX: a\r\n b\r\nContent-Length: 0\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nX : a\r\nContent-Length: 0\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nX: a\0b\r\nContent-Length: 0\r\n\r\n",
-            "HTTP/1.2 200 OK\r\nContent-Length: 0\r\n\r\n",
-            "HTTP/1.1 20 OK\r\nContent-Length: 0\r\n\r\n",
-            "SSH-2.0-OpenSSH_9.6\r\n\r\n",
-        ] {
+        for (bad, what) in NO_ANSWERS {
+            no_answer(&scene, GOOD, &format!("HTTP/1.1 {bad}"), what).await;
+        }
+        for (bad, what) in NOT_HTTP_AT_ALL {
+            no_answer(&scene, GOOD, bad, what).await;
+        }
+        let many = format!("HTTP/1.1 200 OK\r\n{}Content-Length: 0\r\n\r\n", "X: 1\r\n".repeat(100));
+        no_answer(&scene, GOOD, &many, "more than 100 lines").await;
+        let large = format!(
+            "HTTP/1.1 200 OK\r\nX: {}\r\nContent-Length: 0\r\n\r\n",
+            "a".repeat(65_600)
+        );
+        no_answer(&scene, GOOD, &large, "more than 64 KiB").await;
+    }
+}
+
+/// A head that hyper does not frame a body by is looked at, too.
+#[tokio::test]
+async fn a_bad_answer_to_another_request_is_no_response() {
+    const HEAD: &str = "HEAD / HTTP/1.1\r\nHost: a\r\n\r\n";
+    const WEBSOCKET: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+    const H2C: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n";
+    const OLD: &str = "GET / HTTP/1.0\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+    const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n";
+    for way in WAYS {
+        let scene = Scene::new(way).await;
+        for length in ["five", "5, 6", "+5", ""] {
+            let bad = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
             let mut client = scene.client().await;
-            client.send(GOOD).await;
+            client.send(HEAD).await;
             let mut app = scene.app().await;
             app.head().await;
-            app.send(bad).await;
-            let answer = client.head().await;
+            app.send(&bad).await;
+            let head = client.head().await;
             assert!(
-                answer.starts_with("HTTP/1.1 502 Bad Gateway\r\n"),
-                "{way:?}, {bad:?}: {answer}"
+                head.starts_with("HTTP/1.1 502 Bad Gateway\r\n"),
+                "{way:?}, {bad:?}: {head}"
             );
-            let code = "\r\noutrigger-error: upstream-protocol\r\n";
-            assert!(answer.contains(code), "{way:?}, {bad:?}: {answer}");
-            // Nothing more is asked on such a connection.
-            assert_eq!(app.end().await, "", "{way:?}, {bad:?}");
+        }
+        let websocket = SWITCHED.replace("h2c", "websocket");
+        let nothing = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n\r\n";
+        for (request, answer) in [
+            (WEBSOCKET, SWITCHED),
+            (WEBSOCKET, nothing),
+            // Not passed on, and so not asked for.
+            (H2C, SWITCHED),
+            (OLD, websocket.as_str()),
+        ] {
+            no_answer(&scene, request, answer, "another protocol (101)").await;
         }
     }
 }

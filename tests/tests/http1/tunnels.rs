@@ -168,3 +168,60 @@ async fn connect_to_an_app_that_is_a_proxy() {
         assert_eq!(client.exactly(NO.len()).await, NO, "{way:?}");
     }
 }
+
+/// RFC 9110 section 9.3.6: what frames a body says nothing in the answer that opens a tunnel.
+#[tokio::test]
+async fn a_tunnel_has_no_length() {
+    for way in WAYS {
+        let scene = Scene::new(way).await;
+        for framing in [
+            "Content-Length: 5",
+            "Content-Length: 0",
+            "Transfer-Encoding: chunked",
+            "Content-Length: 5\r\nTransfer-Encoding: gzip",
+        ] {
+            let mut client = scene.client().await;
+            client.send("CONNECT db:1 HTTP/1.1\r\nHost: db:1\r\n\r\n").await;
+            let mut app = scene.app().await;
+            app.head().await;
+            app.send(format!("HTTP/1.1 200 OK\r\n{framing}\r\n\r\n\0first")).await;
+            assert_eq!(client.head().await, "HTTP/1.1 200 OK\r\n\r\n", "{way:?}, {framing}");
+            assert_eq!(client.exactly(6).await, "\0first", "{way:?}, {framing}");
+        }
+    }
+}
+
+/// RFC 9110 section 7.8: in HTTP/1.0 `Upgrade` says nothing, and what follows is a request.
+#[tokio::test]
+async fn http_1_0_asks_for_no_other_protocol() {
+    for way in WAYS {
+        let scene = Scene::new(way).await;
+        let mut client = scene.client().await;
+        let old = WEBSOCKET
+            .replace("HTTP/1.1", "HTTP/1.0")
+            .replace("Connection: Upgrade", "Connection: Upgrade, keep-alive");
+        client.send(format!("{old}GET / HTTP/9\r\n\r\n")).await;
+        let mut app = scene.app().await;
+        let seen = app.head().await;
+        assert!(!seen.to_ascii_lowercase().contains("upgrade"), "{way:?}: {seen}");
+        app.send(NO).await;
+        let answer = client.end().await;
+        assert!(
+            answer.contains(" 403 ") && answer.contains("outrigger-error: bad-request"),
+            "{way:?}: {answer}"
+        );
+    }
+}
+
+/// RFC 9112 section 3.2.2: the target's word replaces `Host`.
+#[tokio::test]
+async fn a_connect_is_for_its_target() {
+    for way in WAYS {
+        let scene = Scene::new(way).await;
+        let mut client = scene.client().await;
+        client.send("CONNECT [::1]:443 HTTP/1.1\r\nHost: other\r\n\r\n").await;
+        let mut app = scene.app().await;
+        let seen = without_ours(&app.head().await);
+        assert_eq!(seen, "CONNECT [::1]:443 HTTP/1.1\r\nHost: [::1]:443\r\n\r\n", "{way:?}");
+    }
+}

@@ -1,5 +1,7 @@
 //! HTTP/2 and gRPC through two sidecars and through one: streams, resets, time limits, connections, and floods.
 
+mod answers;
+mod authority;
 mod connect;
 mod connections;
 mod deadlines;

@@ -64,6 +64,12 @@ pub(crate) fn request(post: bool) -> Vec<u8> {
     block
 }
 
+/// A field of a header block, without HPACK's tables (RFC 7541 section 6.2.2).
+pub(crate) fn field(name: &str, value: &str) -> Vec<u8> {
+    let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
+    [vec![0], text(name), text(value)].concat()
+}
+
 impl Raw {
     /// Connects as a client, and sends the preface with these SETTINGS.
     pub(crate) async fn connect(to: SocketAddr, settings: &[u8]) -> Self {

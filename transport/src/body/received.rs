@@ -11,7 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::progress::Progress;
-use crate::headers::strip_ours;
+use crate::headers::strip_trailers;
 
 /// A request's body as it comes from the client.
 pub struct ClientBody {
@@ -81,7 +81,7 @@ impl Body for ClientBody {
         let this = self.get_mut();
         let mut frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
         if let Some(Ok(frame)) = &mut frame {
-            frame.trailers_mut().into_iter().for_each(strip_ours);
+            frame.trailers_mut().into_iter().for_each(strip_trailers);
         }
         let received = &this.received;
         match &frame {

@@ -1,5 +1,6 @@
 //! The side that calls: connections to one peer, kept for the next request, and requests that are sent on them.
 
+mod answer;
 mod dialer;
 mod dials;
 mod multiplex;

@@ -26,7 +26,7 @@ use tokio::time::{Instant, timeout};
 
 use super::dialer::Dialer;
 use crate::body::RequestBody;
-use crate::cause::{classify_before_settings, unanswered, with_causes};
+use crate::cause::{classify_before_settings, describe, unanswered};
 use crate::error::{ProxyError, Reason};
 use crate::executor::LocalExecutor;
 use crate::limits::{CONNECTION_WINDOW, MAX_HEADER_BYTES, STREAM_WINDOW};
@@ -309,7 +309,7 @@ fn no_settings(to: SocketAddr, limit: Duration) -> ProxyError {
 
 fn ended_before_settings(to: SocketAddr, ended: &Ended) -> ProxyError {
     match &ended.0 {
-        Some(error) => unanswered(classify_before_settings(error), &with_causes(error), true, to),
+        Some(error) => unanswered(classify_before_settings(error), &describe(error), true, to),
         None => unanswered(Reason::UpstreamRefused, "the connection has ended", true, to),
     }
 }

@@ -18,7 +18,7 @@ use super::dials::{Dials, Turn};
 use super::multiplex::{Multiplex, Slot};
 use crate::body::{Refused, RequestBody};
 use crate::error::{ProxyError, Reason};
-use crate::limits::MAX_BUFFER;
+use crate::limits::{MAX_BUFFER, MAX_HEADER_BYTES};
 use crate::net::{HttpVersion, Term};
 
 /// Idle HTTP/1 connections to one peer; a further one is closed. As many as come at once are kept for a while: to close and
@@ -156,6 +156,10 @@ impl Pool {
         let (sender, connection) = http1::Builder::new()
             .preserve_header_case(true)
             .max_buf_size(MAX_BUFFER)
+            .max_header_size(MAX_HEADER_BYTES)
+            // RFC 9112 sections 5.1 and 5.2: a proxy takes both out of what it passes on.
+            .allow_spaces_after_header_name_in_responses(true)
+            .allow_obsolete_multiline_headers_in_responses(true)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|e| handshake_failed(&e))?;

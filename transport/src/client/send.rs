@@ -6,12 +6,13 @@ use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::ext::Protocol;
 
+use super::answer::Asked;
 use super::multiplex::Slot;
 use super::pool::{Checkout, Lease, Sender};
+use crate::authority;
 use crate::body::{RequestBody, await_answer};
-use crate::cause::{classify, h2_cause, unanswered, with_causes};
+use crate::cause::{classify, describe, h2_cause, unanswered};
 use crate::error::{ProxyError, Reason};
-use crate::headers::{add_host, check_response, complete_uri};
 
 /// A request that has no response.
 pub struct Failure {
@@ -44,31 +45,30 @@ pub async fn send(
     to: SocketAddr,
 ) -> Result<(Response<Incoming>, Lease), Failure> {
     let reused = checkout.reused;
+    let asked = Asked::of(&request);
+    let improper = |what| failure(Reason::UpstreamProtocol, what, false, reused, to);
     match checkout.sender {
         Sender::Http1(mut idling) => {
             // A client's HTTP/1.0 request is not a reason to close the connection to the server.
-            if std::mem::replace(request.version_mut(), Version::HTTP_11) == Version::HTTP_10 {
-                add_host(&mut request, to);
-            }
+            let from = std::mem::replace(request.version_mut(), Version::HTTP_11);
+            authority::complete(&mut request, from, to);
             let awaited = await_answer(&mut request);
             match idling.sender.try_send_request(request).await {
-                Ok(response) => {
-                    if let Err(what) = check_response(response.headers()) {
-                        return Err(failure(Reason::UpstreamProtocol, what, false, reused, to));
-                    }
+                Ok(mut response) => {
+                    asked.check(&mut response).map_err(improper)?;
                     idling.refused = awaited.and_then(|answer| answer.refused());
                     Ok((response, Lease::Http1(idling)))
                 }
                 Err(mut broken) => {
                     let unsent = broken.take_message().is_some();
                     let error = broken.error();
-                    Err(failure(classify(error), &with_causes(error), unsent, reused, to))
+                    Err(failure(classify(error), &describe(error), unsent, reused, to))
                 }
             }
         }
         Sender::Http2(slot) => {
             *request.version_mut() = Version::HTTP_2;
-            complete_uri(&mut request, to);
+            authority::complete(&mut request, Version::HTTP_2, to);
             if request.extensions().get::<Protocol>().is_some() && !slot.takes_extended_connect() {
                 return Err(Failure {
                     error: ProxyError::new(
@@ -80,7 +80,10 @@ pub async fn send(
                 });
             }
             match slot.sender().try_send_request(request).await {
-                Ok(response) => Ok((response, Lease::Http2(slot))),
+                Ok(mut response) => {
+                    asked.check(&mut response).map_err(improper)?;
+                    Ok((response, Lease::Http2(slot)))
+                }
                 Err(mut broken) => {
                     let unsent = broken.take_message().is_some();
                     Err(http2_failure(broken.error(), &slot, unsent, reused, to))
@@ -93,7 +96,7 @@ pub async fn send(
 fn http2_failure(error: &hyper::Error, slot: &Slot, unsent: bool, reused: bool, to: SocketAddr) -> Failure {
     // The library tells a request that still waits in a connection nothing but that it is gone.
     let gone = error.is_user() || error.is_canceled();
-    let look = |error: &hyper::Error| (classify(error), with_causes(error));
+    let look = |error: &hyper::Error| (classify(error), describe(error));
     let (reason, why) = if gone {
         let broken = slot.broken(look);
         // In peace, after a GOAWAY: a stream that had begun would have had its end (RFC 9113 section 6.8).

@@ -6,35 +6,12 @@
 //! in such a chain. Where a request begins is known to who follows the bodies too, so this is a second reader of the
 //! framing; it is stricter than hyper everywhere, and all it can do is to refuse.
 
-use crate::error::{ProxyError, Reason};
+use super::fault::{Fault, MAX_FIELDS, TWO_LENGTHS};
+use super::lines::{NO_CHUNK_SIZE, check_host, chunk_size, is_control, name_and_value, request_line};
 use crate::limits::MAX_HEADER_BYTES;
 
-/// What a client outside the mesh is told by a strict workload.
-pub const PLAINTEXT_REFUSED: &str =
-    "this workload takes mutual TLS only; call it from a pod with a sidecar, or see outrigger.dev/mtls";
-/// Lines of a header section, as many as hyper takes.
-const MAX_FIELDS: usize = 100;
 /// The line of a chunk's size, its extensions included.
 const MAX_CHUNK_LINE: usize = 4096;
-
-/// Why nothing more of a connection is passed on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// What is wrong with the message.
-    Malformed(&'static str),
-    /// The header section is larger than the limit.
-    TooLarge,
-    /// The head has more lines than the limit.
-    TooMany,
-    /// The head did not end in time.
-    TooSlow,
-    /// Too much memory is taken by heads whose end is not here.
-    NoRoom,
-    /// Too much memory is taken by heads that wait for their answers, on its connection or on all.
-    Crowded,
-    /// The client speaks plaintext where only mutual TLS is taken, so no more of its head is kept.
-    Plaintext,
-}
 
 /// What was found in some bytes.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -86,40 +63,6 @@ struct Head {
     length: Option<u64>,
     chunked: bool,
     tunnel: bool,
-}
-
-impl Fault {
-    /// As it is answered.
-    pub fn error(self) -> ProxyError {
-        match self {
-            Fault::Malformed(what) => ProxyError::new(
-                Reason::BadRequest,
-                format!("the request is malformed: {what}; nothing of it was passed on"),
-            ),
-            Fault::TooLarge => ProxyError::new(
-                Reason::HeadersTooLarge,
-                "the request's header section is larger than 64 KiB; send less, cookies for instance",
-            ),
-            Fault::TooMany => ProxyError::new(
-                Reason::HeadersTooLarge,
-                format!("the request has more than {MAX_FIELDS} header lines; send fewer, or use HTTP/2"),
-            ),
-            Fault::TooSlow => ProxyError::new(
-                Reason::HeadTimeout,
-                "the request's header section did not end within 10 s of its first byte",
-            ),
-            Fault::NoRoom => ProxyError::new(
-                Reason::Overloaded,
-                "this sidecar holds too many unfinished header sections; give it more memory if they are not an attack",
-            ),
-            Fault::Crowded => ProxyError::new(
-                Reason::Overloaded,
-                "the requests of this connection that wait for their answers have too many bytes of headers together: at \
-                 most 8 MiB, and less while others have much; send fewer at once",
-            ),
-            Fault::Plaintext => ProxyError::new(Reason::PlaintextRefused, PLAINTEXT_REFUSED),
-        }
-    }
 }
 
 impl Scanner {
@@ -205,7 +148,16 @@ impl Scanner {
                 self.section = 0;
                 Expects::RequestLine
             }
-            Expects::RequestLine => self.request_line(line)?,
+            Expects::RequestLine => {
+                let line = request_line(line)?;
+                self.head = Head {
+                    http10: line.http10,
+                    tunnel: line.connect,
+                    ..Head::default()
+                };
+                self.fields = 0;
+                Expects::Field
+            }
             Expects::Field if line.is_empty() => self.end_of_head()?,
             Expects::Field => {
                 self.fields += 1;
@@ -215,7 +167,14 @@ impl Scanner {
                 self.field(line)?;
                 Expects::Field
             }
-            Expects::ChunkSize => self.chunk_size(line)?,
+            Expects::ChunkSize => {
+                let size = chunk_size(line)?;
+                self.section = 0;
+                match size {
+                    0 => Expects::Trailer,
+                    left => Expects::Data { left, chunked: true },
+                }
+            }
             Expects::ChunkEnd if line.is_empty() => {
                 self.section = 0;
                 Expects::ChunkSize
@@ -234,39 +193,6 @@ impl Scanner {
         Ok(())
     }
 
-    /// RFC 9112 section 3: method SP target SP version, and no other white space.
-    fn request_line(&mut self, line: &[u8]) -> Result<Expects, Fault> {
-        let mut parts = line.split(|&b| b == b' ');
-        let (method, target, version) = (parts.next(), parts.next(), parts.next());
-        let (Some(method), Some(target), Some(version), None) = (method, target, version, parts.next()) else {
-            return Err(Fault::Malformed(
-                "its first line is not a method, a target and a version",
-            ));
-        };
-        if !is_token(method) || target.is_empty() || target.contains(&b'\t') {
-            return Err(Fault::Malformed(
-                "its first line is not a method, a target and a version",
-            ));
-        }
-        if !is_target(target, method == b"CONNECT") {
-            return Err(Fault::Malformed(
-                "its target is of no known form, or has characters that must be percent-encoded",
-            ));
-        }
-        let http10 = match version {
-            b"HTTP/1.1" => false,
-            b"HTTP/1.0" => true,
-            _ => return Err(Fault::Malformed("its version is neither HTTP/1.1 nor HTTP/1.0")),
-        };
-        self.head = Head {
-            http10,
-            tunnel: method == b"CONNECT",
-            ..Head::default()
-        };
-        self.fields = 0;
-        Ok(Expects::Field)
-    }
-
     fn field(&mut self, line: &[u8]) -> Result<(), Fault> {
         let (name, value) = name_and_value(line)?;
         let is = |wanted: &[u8]| name.eq_ignore_ascii_case(wanted);
@@ -276,12 +202,10 @@ impl Scanner {
                 if std::mem::replace(&mut self.head.host, true) {
                     return Err(Fault::Malformed("two Host headers"));
                 }
-                if value.iter().any(|b| b" \t/\\?#@\"<>".contains(b)) {
-                    return Err(Fault::Malformed("its Host header is not a host"));
-                }
+                check_host(value)?;
             }
-            // Not "h2c": see `wants_upgrade`.
-            7 if is(b"upgrade") => self.head.tunnel |= !value.eq_ignore_ascii_case(b"h2c"),
+            // Not "h2c": see `wants_upgrade`. In HTTP/1.0 it says nothing (RFC 9110 section 7.8).
+            7 if is(b"upgrade") => self.head.tunnel |= !self.head.http10 && !value.eq_ignore_ascii_case(b"h2c"),
             // RFC 9112 section 6.3: one number. A list of equal ones is allowed to be taken for one; nobody sends it.
             14 if is(b"content-length") => {
                 let length = value.iter().all(u8::is_ascii_digit).then_some(value);
@@ -290,7 +214,7 @@ impl Scanner {
                     return Err(Fault::Malformed("its Content-Length is not a number"));
                 };
                 if self.head.length.replace(length).is_some() {
-                    return Err(Fault::Malformed("two Content-Length headers"));
+                    return Err(Fault::Malformed(TWO_LENGTHS));
                 }
             }
             // RFC 9112 section 6.1. Other codings than "chunked" are in use nowhere, except to confuse.
@@ -330,25 +254,6 @@ impl Scanner {
         })
     }
 
-    /// RFC 9112 section 7.1: hexadecimal digits, and perhaps extensions.
-    fn chunk_size(&mut self, line: &[u8]) -> Result<Expects, Fault> {
-        let digits = line.iter().take_while(|b| b.is_ascii_hexdigit()).count();
-        let (size, extensions) = line.split_at(digits);
-        let extensions = extensions.trim_ascii_start();
-        if !(1..=16).contains(&digits) || !(extensions.is_empty() || extensions.starts_with(b";")) {
-            return Err(Fault::Malformed("a chunk's size is not a hexadecimal number"));
-        }
-        // Up to 16 hexadecimal digits fit.
-        let size = size.iter().fold(0, |size, &digit| {
-            size << 4 | u64::from(char::from(digit).to_digit(16).unwrap_or(0))
-        });
-        self.section = 0;
-        Ok(match size {
-            0 => Expects::Trailer,
-            left => Expects::Data { left, chunked: true },
-        })
-    }
-
     fn limit(&self) -> usize {
         match self.expects {
             Expects::ChunkSize | Expects::ChunkEnd => MAX_CHUNK_LINE,
@@ -358,46 +263,10 @@ impl Scanner {
 
     fn over_limit(&self) -> Fault {
         match self.expects {
-            Expects::ChunkSize | Expects::ChunkEnd => Fault::Malformed("a chunk's size is not a hexadecimal number"),
+            Expects::ChunkSize | Expects::ChunkEnd => NO_CHUNK_SIZE,
             _ => Fault::TooLarge,
         }
     }
-}
-
-/// RFC 9112 section 5: a name, a colon with no white space before it, a value; and no second line (obs-fold).
-fn name_and_value(line: &[u8]) -> Result<(&[u8], &[u8]), Fault> {
-    if line.starts_with(b" ") || line.starts_with(b"\t") {
-        return Err(Fault::Malformed("a header that goes on in a second line"));
-    }
-    match memchr::memchr(b':', line).map(|colon| (&line[..colon], &line[colon + 1..])) {
-        Some((name, value)) if is_token(name) => Ok((name, value.trim_ascii())),
-        _ => Err(Fault::Malformed("a header without a proper name")),
-    }
-}
-
-/// RFC 9112 section 3.2: a path, a URI, or an asterisk; for CONNECT a host. A fragment is never sent.
-fn is_target(target: &[u8], connect: bool) -> bool {
-    let usual = |b: &u8| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@/?%".contains(b);
-    if target[0] == b'/' && target.iter().all(usual) {
-        return true;
-    }
-    // The library takes "://a" for a URI too, with a scheme of no letters.
-    let uri = target.windows(3).position(|w| w == b"://").is_some_and(|at| at > 0);
-    let formed = target[0] == b'/' || target == b"*" || connect || uri;
-    // The library that holds it has the last word; what it refuses is to be told here.
-    formed && !target.contains(&b'#') && http::Uri::try_from(target).is_ok()
-}
-
-/// RFC 9110 section 5.6.2.
-fn is_token(name: &[u8]) -> bool {
-    !name.is_empty()
-        && name
-            .iter()
-            .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b))
-}
-
-fn is_control(byte: u8) -> bool {
-    (byte < b' ' && byte != b'\t') || byte == 0x7f
 }
 
 #[cfg(test)]

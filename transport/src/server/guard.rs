@@ -7,39 +7,27 @@
 //! A head has [`HEAD_TIME`] from its first byte to its last. The timer exists only while a part of a head is here and the
 //! rest is not: a head that comes in one piece never has one, nor has a connection between two requests.
 //!
-//! hyper takes the end of a client's half for a client that has gone. Where it has not (see [`Progress`]), hyper does
+//! hyper takes the end of a client's half for a client that has gone. Where it has not (see [`Progress`](crate::body::Progress)), hyper does
 //! not hear of the end until the response is there.
 
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use http::request::Parts;
-use http::{HeaderMap, Method, Uri};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
-use super::framing::{Fault, Scanned, Scanner};
-use crate::body::Progress;
-use crate::error::ProxyError;
-use crate::limits::MAX_HEADER_BYTES;
+use super::fault::Fault;
+use super::framing::{Scanned, Scanner};
+use super::watch::{STAND_IN, Watch};
 use crate::net::{LINGER_BYTES, LINGER_TIME, writes_to_inner};
 use crate::room::{Heads, Held};
 
 /// From the first byte of a head to its last.
 pub(super) const HEAD_TIME: Duration = Duration::from_secs(10);
-
-/// What HTTP/2 adds to the size of each field (RFC 9113 section 10.5.1).
-const FIELD_OVERHEAD: usize = 32;
-
-/// In place of a head that is refused.
-const STAND_IN: &[u8] = b"REFUSED / HTTP/1.1\r\nhost:\r\n\r\n";
-const STAND_IN_METHOD: &str = "REFUSED";
 
 /// A connection that is looked at while it is read.
 pub(super) struct Guard<IO> {
@@ -64,58 +52,6 @@ pub(super) struct Guard<IO> {
     counted: Held,
     most_held: Option<usize>,
     watch: Arc<Watch>,
-}
-
-/// What the service has to know of the connection.
-#[derive(Default)]
-pub(super) struct Watch {
-    fault: OnceLock<Fault>,
-    /// It is in a body, and so there is no stand-in for it.
-    in_body: AtomicBool,
-    tunnel: AtomicU8,
-    /// Of the request that is in hand.
-    pub progress: Arc<Progress>,
-    gone: Notify,
-}
-
-// The states of `Watch::tunnel`.
-const NONE: u8 = 0;
-/// The client asked for another protocol.
-const ASKED: u8 = 1;
-/// It has sent more, without waiting for the answer.
-const HASTY: u8 = 2;
-/// The answer was no.
-const REFUSED: u8 = 3;
-
-impl Watch {
-    /// Why this request, a stand-in, is refused.
-    pub(super) fn fault(&self, method: &Method) -> Option<Fault> {
-        self.fault.get().copied().filter(|_| method.as_str() == STAND_IN_METHOD)
-    }
-
-    /// Whether a body turned out to be malformed: there is no next request.
-    pub(super) fn ended_in_body(&self) -> bool {
-        self.in_body.load(Ordering::Relaxed)
-    }
-
-    /// Whether the client asked for another protocol.
-    pub(super) fn in_tunnel(&self) -> bool {
-        self.tunnel.load(Ordering::Relaxed) != NONE
-    }
-
-    /// The other protocol was refused. Whether the connection has to be closed: HTTP cannot go on after bytes that may be
-    /// of the other protocol.
-    pub(super) fn refuse_tunnel(&self) -> bool {
-        let asked = self
-            .tunnel
-            .compare_exchange(ASKED, REFUSED, Ordering::Relaxed, Ordering::Relaxed);
-        asked == Err(HASTY)
-    }
-
-    /// Waits until the connection is closed: it may go on as something else than HTTP.
-    pub(super) async fn gone(&self) {
-        self.gone.notified().await;
-    }
 }
 
 impl<IO> Guard<IO> {
@@ -143,8 +79,7 @@ impl<IO> Guard<IO> {
     }
 
     fn scan(&mut self, bytes: &[u8]) -> Scanned {
-        if self.watch.tunnel.load(Ordering::Relaxed) == REFUSED {
-            self.watch.tunnel.store(NONE, Ordering::Relaxed);
+        if self.watch.resumes() {
             self.scanner.resume();
         }
         let scanned = self.scanner.scan(bytes);
@@ -152,9 +87,7 @@ impl<IO> Guard<IO> {
             self.complete = Some(Instant::now());
         }
         if let Some(beyond) = self.scanner.tunnel() {
-            self.watch
-                .tunnel
-                .store(if beyond { HASTY } else { ASKED }, Ordering::Relaxed);
+            self.watch.ask_for_tunnel(beyond);
         }
         scanned
     }
@@ -166,10 +99,9 @@ impl<IO> Guard<IO> {
             self.held.extend_from_slice(STAND_IN);
             self.free = self.held.len();
         } else {
-            self.watch.in_body.store(true, Ordering::Relaxed);
+            self.watch.end_in_body();
         }
-        // There is one fault: after it nothing is scanned.
-        let _ = self.watch.fault.set(fault);
+        self.watch.refuse(fault);
     }
 
     fn give(&mut self, buf: &mut ReadBuf<'_>) {
@@ -235,7 +167,7 @@ impl<IO> Guard<IO> {
 
 impl<IO> Drop for Guard<IO> {
     fn drop(&mut self) {
-        self.watch.gone.notify_one();
+        self.watch.close();
     }
 }
 
@@ -286,7 +218,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Guard<IO> {
                 this.give(buf);
                 return Poll::Ready(Ok(()));
             }
-            if let Some(fault) = this.watch.fault.get() {
+            if let Some(fault) = this.watch.refused() {
                 if this.watch.ended_in_body() {
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, fault.error())));
                 }
@@ -311,11 +243,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<IO> {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
-        if matches!(this.watch.tunnel.load(Ordering::Relaxed), ASKED | HASTY) {
+        if this.watch.may_be_tunnel() {
             // Half of a tunnel: the other half goes on.
             return Poll::Ready(Ok(()));
         }
-        let sends = this.watch.fault.get().is_some() || !this.scanner.between_requests();
+        let sends = this.watch.refused().is_some() || !this.scanner.between_requests();
         let mut waste = [0; 4096];
         while this.lingered < LINGER_BYTES {
             let mut waste = ReadBuf::new(&mut waste);
@@ -335,34 +267,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<IO> {
     }
 }
 
-/// Whether a request may be looked at at all.
-///
-/// # Errors
-/// [`Reason::BadRequest`](crate::error::Reason::BadRequest) and others: what the connection's guard found, or a head over the limit.
-pub fn check(head: &Parts) -> Result<(), ProxyError> {
-    match head.extensions.get::<Fault>() {
-        Some(fault) => Err(fault.error()),
-        None if too_large(&head.uri, &head.headers) => Err(Fault::TooLarge.error()),
-        None => Ok(()),
-    }
-}
-
-/// Whether the header section is larger than the limit. A quarter of the cost of a hash: it is a walk over two slices.
-fn too_large(uri: &Uri, headers: &HeaderMap) -> bool {
-    let path = uri.path_and_query().map_or(0, |p| p.as_str().len());
-    let fields: usize = headers
-        .iter()
-        .map(|(name, value)| name.as_str().len() + value.len() + FIELD_OVERHEAD)
-        .sum();
-    path + fields > MAX_HEADER_BYTES
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::{Fault, Guard, HEAD_TIME, Heads, STAND_IN, Watch, too_large};
+    use super::{Fault, Guard, HEAD_TIME, Heads, STAND_IN, Watch};
     use crate::body::{ANSWER_TIME, LAST_CHANCE, SAME_MOMENT};
-    use http::{HeaderMap, HeaderValue, Method, Uri};
+    use http::Method;
     use std::sync::Arc;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
@@ -499,13 +409,5 @@ mod tests {
         assert_eq!(read(&mut guard).await, [HEAD, b"abc"].concat());
         watch.progress.begin();
         assert_eq!(read(&mut guard).await, b"", "a body is not complete");
-    }
-
-    #[test]
-    fn a_head_has_a_limit_whatever_it_came_in() {
-        let mut headers = HeaderMap::new();
-        assert!(!too_large(&Uri::from_static("/"), &headers));
-        headers.insert("x", HeaderValue::from_bytes(&vec![b'a'; 64 * 1024]).unwrap());
-        assert!(too_large(&Uri::from_static("/"), &headers));
     }
 }

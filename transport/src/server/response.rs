@@ -15,7 +15,7 @@ use crate::cause::{BoxError, h2_cause};
 use crate::client::Lease;
 use crate::error::{ProxyError, Reason};
 use crate::grpc::{grpc_status, grpc_trailers};
-use crate::headers::strip_ours;
+use crate::headers::strip_trailers;
 use crate::room::Busy;
 
 /// How a response ended.
@@ -58,7 +58,12 @@ pub struct ResponseBody {
 
 enum Content {
     Ready(Option<Bytes>),
-    Streaming { body: Incoming, from_sidecar: bool },
+    Streaming {
+        body: Incoming,
+        from_sidecar: bool,
+        /// It has no content: what the server sends in spite of that is not passed on.
+        bare: bool,
+    },
 }
 
 impl ResponseBody {
@@ -67,18 +72,26 @@ impl ResponseBody {
         Self::new(Content::Ready(Some(bytes).filter(|b| !b.is_empty())), false)
     }
 
-    /// Takes away the content that this sidecar made, where there must be none: in the answer to HEAD.
+    /// Takes away the content where there must be none (RFC 9110 section 6.4.1): in the answer to HEAD, in 204 and 304.
     pub fn without_content(mut self) -> Self {
-        if let Content::Ready(bytes) = &mut self.content {
-            *bytes = None;
-            self.complete(None);
+        match &mut self.content {
+            Content::Ready(bytes) => {
+                *bytes = None;
+                self.complete(None);
+            }
+            Content::Streaming { bare, .. } => *bare = true,
         }
         self
     }
 
     /// A server's; `grpc`: to a client that speaks gRPC. `from_sidecar`: the server is a sidecar, and speaks as one.
     pub fn streaming(body: Incoming, grpc: bool, from_sidecar: bool) -> Self {
-        Self::new(Content::Streaming { body, from_sidecar }, grpc)
+        let content = Content::Streaming {
+            body,
+            from_sidecar,
+            bare: false,
+        };
+        Self::new(content, grpc)
     }
 
     /// Gives the connection back when the body has ended.
@@ -171,14 +184,18 @@ impl Body for ResponseBody {
         if let Some(error) = this.broken.take() {
             return Poll::Ready(Some(Err(error)));
         }
-        let (body, from_sidecar) = match &mut this.content {
+        let (body, from_sidecar, bare) = match &mut this.content {
             Content::Ready(bytes) => {
                 let bytes = bytes.take();
                 this.bytes += bytes.as_ref().map_or(0, |b| b.len() as u64);
                 this.complete(None);
                 return Poll::Ready(bytes.map(|b| Ok(Frame::data(b))));
             }
-            Content::Streaming { body, from_sidecar } => (body, *from_sidecar),
+            Content::Streaming {
+                body,
+                from_sidecar,
+                bare,
+            } => (body, *from_sidecar, *bare),
         };
         let mut frame = match Pin::new(&mut *body).poll_frame(cx) {
             Poll::Ready(frame) => frame,
@@ -192,11 +209,17 @@ impl Body for ResponseBody {
                 return Poll::Pending;
             }
         };
+        if bare {
+            // Its head was all of it. What comes in place of its end is dropped, and the stream is reset with it.
+            this.content = Content::Ready(None);
+            this.complete(None);
+            return Poll::Ready(None);
+        }
         match &mut frame {
             None => this.complete(None),
             Some(Ok(frame)) => {
                 if !from_sidecar {
-                    frame.trailers_mut().into_iter().for_each(strip_ours);
+                    frame.trailers_mut().into_iter().for_each(strip_trailers);
                 }
                 if let Some(data) = frame.data_ref() {
                     this.bytes += data.len() as u64;
@@ -230,6 +253,7 @@ impl Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match &self.content {
             Content::Ready(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
+            Content::Streaming { bare: true, .. } => SizeHint::default(),
             Content::Streaming { body, .. } => body.size_hint(),
         }
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::header::CONNECTION;
+use http::header::{CONNECTION, UPGRADE};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -17,14 +17,16 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
-use super::framing::Fault;
-use super::guard::{Guard, HEAD_TIME, Watch};
+use super::fault::Fault;
+use super::guard::{Guard, HEAD_TIME};
 use super::response::ResponseBody;
 use super::waiting::Waiting;
+use super::watch::Watch;
+use crate::authority;
 use crate::body::ClientBody;
 use crate::drain::{OpenConnection, Stage};
 use crate::executor::LocalExecutor;
-use crate::headers::{asks_for_tunnel, settle_host};
+use crate::headers::asks_for_tunnel;
 use crate::limits::{CONNECTION_WINDOW, MAX_BUFFER, STREAM_WINDOW};
 use crate::net::detect::{Peeked, http2_opening, peek};
 use crate::net::{HttpVersion, Standing, Stream};
@@ -139,7 +141,11 @@ where
     if let Some(fault) = fault {
         request.extensions_mut().insert(fault);
     }
-    settle_host(&mut request);
+    settle(&mut request);
+    if request.version() == Version::HTTP_10 {
+        // RFC 9110 section 7.8: who speaks HTTP/1.0 asks for nothing with it.
+        request.headers_mut().remove(UPGRADE);
+    }
     let tunnel = watch.in_tunnel() && asks_for_tunnel(request.method(), request.headers());
     let connect = request.method() == Method::CONNECT;
     let request = request.map(|body| ClientBody::new(body, Some(Arc::clone(&watch.progress))));
@@ -155,20 +161,33 @@ where
     let ends = fault.is_some() || unread || ending() || half_closed;
     // "Connection: upgrade" has to stay, and what follows is no HTTP.
     if !switches && (ends || (tunnel && watch.refuse_tunnel())) {
+        // A 426 names a protocol, and `Connection` names that name.
+        let options = match response.headers().contains_key(UPGRADE) {
+            true => "close, upgrade",
+            false => "close",
+        };
         response
             .headers_mut()
-            .insert(CONNECTION, HeaderValue::from_static("close"));
+            .insert(CONNECTION, HeaderValue::from_static(options));
     }
     response.map(|body| body.with_progress(Arc::clone(&watch.progress)))
 }
 
-/// Answers one request. To HEAD without content, which peers take for a protocol error (RFC 9113 section 8.1.1); hyper sees to
-/// that in HTTP/1 only.
+/// What is malformed about whom a request is for, it carries to who refuses it.
+fn settle<B>(request: &mut Request<B>) {
+    if let Err(what) = authority::settle(request) {
+        request.extensions_mut().insert(Fault::Malformed(what));
+    }
+}
+
+/// Answers one request. To HEAD without content, as with 204 and 304, which peers take for a protocol error (RFC 9113 section
+/// 8.1.1); hyper sees to that in HTTP/1 only.
 async fn answer_http2<H>(handle: &H, waiting: &Rc<Waiting>, mut request: Request<Incoming>) -> Response<ResponseBody>
 where
     H: AsyncFn(Request<ClientBody>) -> Response<ResponseBody>,
 {
     let head = request.method() == Method::HEAD;
+    settle(&mut request);
     // Held for as long as the head may be: until there is an answer.
     let share = waiting.share_for(request.uri(), request.headers());
     if share.is_none() {
@@ -176,7 +195,7 @@ where
     }
     let response = handle(request.map(|body| ClientBody::new(body, None))).await;
     drop(share);
-    if head {
+    if head || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
         response.map(ResponseBody::without_content)
     } else {
         response
