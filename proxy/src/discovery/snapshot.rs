@@ -33,7 +33,7 @@ fn service(service: &Service) -> Value {
 }
 
 fn name(name: &ServiceName) -> String {
-    format!("{}:{}", name.label(), name.port)
+    format!("{}/{}:{}", name.namespace, name.name, name.port)
 }
 
 fn protocol(protocol: Protocol) -> &'static str {
