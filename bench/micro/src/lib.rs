@@ -17,7 +17,7 @@ use outrigger_proxy::dns::Resolver;
 use outrigger_proxy::exchange::{Exchange, Other, Outcome};
 use outrigger_proxy::model::from_proto;
 use outrigger_proxy::model::{Endpoints, Service};
-use outrigger_proxy::outbound::balance::Balancer;
+use outrigger_proxy::outbound::balance::{Balancer, Pick};
 use outrigger_proxy::outbound::health::Answer;
 use outrigger_proxy::outbound::route;
 use outrigger_proxy::telemetry::{Direction, Settings, Telemetry};
@@ -154,7 +154,7 @@ fn pick() -> Call {
     let (shared, now) = (SHARED.with(Rc::clone), Instant::now());
     call(move || {
         let (balancer, rng) = &*shared;
-        let picked = balancer.pick(&[], now, &mut *rng.borrow_mut());
+        let picked = balancer.pick(&Pick { tried: &[], now, rng });
         let mut in_hand = picked.expect("an endpoint").take(now);
         in_hand.end(Answer::Good, now + Duration::from_millis(1));
     })
@@ -233,7 +233,7 @@ static SERVICE: LazyLock<Service> = LazyLock::new(|| {
 fn balancer() -> Balancer {
     let mut balancer = Balancer::default();
     if let Endpoints::Known(endpoints) = &SERVICE.backends[0].endpoints {
-        balancer.update(endpoints, Instant::now());
+        balancer.update(endpoints, None, Instant::now());
     }
     balancer
 }

@@ -59,6 +59,7 @@ fn hash(value: &impl Hash) -> u64 {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::cell::RefCell;
     use std::collections::HashMap;
     use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -66,7 +67,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::outbound::balance::Balancer;
+    use crate::outbound::balance::{Balancer, Pick};
     use crate::outbound::health::{Answer, EJECTION};
 
     fn caller(n: u16) -> Caller {
@@ -142,13 +143,13 @@ mod tests {
         let mut now = Instant::now();
         let ranked = caller(1).ranked(&endpoints(0..5));
         let mut balancer = Balancer::default();
-        balancer.update(&ranked, now);
-        balancer.in_order(true);
-        let mut rng = SmallRng::seed_from_u64(1);
-        let mut picked = |tried: &[_], now| {
-            let first = balancer.pick(tried, now, &mut rng).unwrap();
+        balancer.update(&endpoints(0..5), Some(caller(1)), now);
+        let rng = RefCell::new(SmallRng::seed_from_u64(1));
+        let picked = |tried: &[_], now| {
+            let pick = || balancer.pick(&Pick { tried, now, rng: &rng }).unwrap();
+            let first = pick();
             for _ in 0..50 {
-                assert_eq!(balancer.pick(tried, now, &mut rng).unwrap().endpoint, first.endpoint);
+                assert_eq!(pick().endpoint, first.endpoint);
             }
             first
         };

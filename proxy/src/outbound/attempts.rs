@@ -16,7 +16,7 @@ use outrigger_proxy_transport::headers::strip_ours;
 use outrigger_proxy_transport::server::{Ended, HttpVersion, OnEnd, ResponseBody, error_response, reason_of};
 use tokio::time::Instant;
 
-use super::balance::{InHand, Member};
+use super::balance::{InHand, Member, Pick};
 use super::connect::checkout;
 use super::retry::{Attempted, Verdict, backoff, judge, repeatable};
 use super::target::{WorkerBackend, WorkerTarget};
@@ -65,8 +65,12 @@ pub async fn attempt_until_final(
     let until = until.into_iter().chain(asked).min();
     let mut tried: Vec<Rc<Member>> = Vec::new();
     loop {
-        let rng = &attempts.state.context.rng;
-        let member = attempts.backend.pick(&tried, policy.connect_timeout, rng).await?;
+        let pick = Pick {
+            tried: &tried,
+            now: Instant::now(),
+            rng: &attempts.state.context.rng,
+        };
+        let member = attempts.backend.pick(pick, policy.connect_timeout).await?;
         let began = Instant::now();
         record.begin(&member, began);
         let deadline = earliest(until, policy.backend_request_timeout.map(|limit| began + limit));

@@ -45,8 +45,10 @@ use std::sync::Arc;
 
 use outrigger_proxy_transport::client::Pool;
 use rand::Rng;
+use rand::rngs::SmallRng;
 use tokio::time::Instant;
 
+use super::affinity::Caller;
 use super::health::{Answer, Health, Others};
 use crate::model::Endpoint;
 
@@ -57,9 +59,19 @@ const UNKNOWN: f64 = 0.001;
 #[derive(Default)]
 pub struct Balancer {
     members: Vec<Rc<Member>>,
+    /// The first that can be asked gets the request, whatever its load (see [`super::affinity`]).
     in_order: bool,
     /// The same, for each of them.
     all: Rc<All>,
+}
+
+/// What an endpoint is picked by.
+pub struct Pick<'a> {
+    /// Those that this request was sent to already.
+    pub tried: &'a [Rc<Member>],
+    pub now: Instant,
+    /// For what is left to chance.
+    pub rng: &'a RefCell<SmallRng>,
 }
 
 type All = RefCell<Vec<Weak<Member>>>;
@@ -82,8 +94,36 @@ pub struct InHand {
 }
 
 impl Balancer {
-    /// Takes over the endpoints; those that stay keep what is known of them, and their connections.
-    pub fn update(&mut self, endpoints: &[Arc<Endpoint>], now: Instant) {
+    /// Takes over the endpoints; those that stay keep what is known of them, and their connections. With session `affinity`, all
+    /// requests of this pod go to the one that it prefers, as long as that works.
+    pub fn update(&mut self, endpoints: &[Arc<Endpoint>], affinity: Option<Caller>, now: Instant) {
+        self.in_order = affinity.is_some();
+        match affinity {
+            Some(caller) => self.replace(&caller.ranked(endpoints), now),
+            None => self.replace(endpoints, now),
+        }
+    }
+
+    /// The endpoint for the next attempt; one that was tried only if there is no other that works. `None`: there is no endpoint.
+    pub fn pick(&self, pick: &Pick<'_>) -> Option<Rc<Member>> {
+        let (now, rng) = (pick.now, &mut *pick.rng.borrow_mut());
+        let fresh = |m: &Rc<Member>| !pick.tried.iter().any(|t| Rc::ptr_eq(t, m));
+        let healthy = |m: &Rc<Member>| !m.is_ejected(now);
+        // A retry is no probe.
+        let better = |a, b| better(a, b, pick.tried.is_empty(), now);
+        self.pick_among(|m| fresh(m) && healthy(m), better, rng)
+            .or_else(|| self.pick_among(healthy, better, rng))
+            .or_else(|| self.pick_among(fresh, better, rng))
+            .or_else(|| self.pick_among(|_| true, better, rng))
+            .map(Rc::clone)
+    }
+
+    /// For the timer, and for `/config`.
+    pub fn members(&self) -> &[Rc<Member>] {
+        &self.members
+    }
+
+    fn replace(&mut self, endpoints: &[Arc<Endpoint>], now: Instant) {
         let mut old: HashMap<Arc<Endpoint>, Rc<Member>> = self
             .members
             .drain(..)
@@ -99,34 +139,11 @@ impl Balancer {
         *self.all.borrow_mut() = self.members.iter().map(Rc::downgrade).collect();
     }
 
-    /// The endpoint for the next attempt; one of `tried` only if there is no other that works.
-    pub fn pick(&self, tried: &[Rc<Member>], now: Instant, rng: &mut impl Rng) -> Option<Rc<Member>> {
-        let fresh = |m: &Rc<Member>| !tried.iter().any(|t| Rc::ptr_eq(t, m));
-        let healthy = |m: &Rc<Member>| !m.is_ejected(now);
-        // A retry is no probe.
-        let better = |a, b| better(a, b, tried.is_empty(), now);
-        self.pick_among(|m| fresh(m) && healthy(m), better, rng)
-            .or_else(|| self.pick_among(healthy, better, rng))
-            .or_else(|| self.pick_among(fresh, better, rng))
-            .or_else(|| self.pick_among(|_| true, better, rng))
-            .map(Rc::clone)
-    }
-
-    /// Whether the first endpoint that can be asked gets the request, whatever its load (see [`super::affinity`]).
-    pub fn in_order(&mut self, in_order: bool) {
-        self.in_order = in_order;
-    }
-
-    /// For the timer, and for `/config`.
-    pub fn members(&self) -> &[Rc<Member>] {
-        &self.members
-    }
-
     fn pick_among<'a>(
         &'a self,
         allowed: impl Fn(&Rc<Member>) -> bool,
         better: impl Fn(&'a Rc<Member>, &'a Rc<Member>) -> &'a Rc<Member>,
-        rng: &mut impl Rng,
+        rng: &mut SmallRng,
     ) -> Option<&'a Rc<Member>> {
         match self.members.as_slice() {
             [] => None,

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,8 +11,9 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::time::Instant;
 
-use super::{Balancer, InHand, Member};
-use crate::model::Endpoint;
+use super::{Balancer, InHand, Member, Pick};
+use crate::model::{Endpoint, Workload};
+use crate::outbound::affinity::Caller;
 use crate::outbound::health::{Answer, EJECTION, FAILURES, HUNG, MAX_EJECTION};
 
 const MS: Duration = Duration::from_millis(1);
@@ -32,7 +34,7 @@ fn endpoints(ports: std::ops::Range<u16>) -> Vec<Arc<Endpoint>> {
 
 fn balancer(n: u16, now: Instant) -> Balancer {
     let mut balancer = Balancer::default();
-    balancer.update(&endpoints(1..n + 1), now);
+    balancer.update(&endpoints(1..n + 1), None, now);
     balancer
 }
 
@@ -45,6 +47,15 @@ fn port(member: &Member) -> u16 {
     member.endpoint.address.port()
 }
 
+fn rng(seed: u64) -> RefCell<SmallRng> {
+    RefCell::new(SmallRng::seed_from_u64(seed))
+}
+
+/// The endpoint of a request that was sent to `tried`.
+fn pick(balancer: &Balancer, tried: &[Rc<Member>], now: Instant, rng: &RefCell<SmallRng>) -> Rc<Member> {
+    balancer.pick(&Pick { tried, now, rng }).unwrap()
+}
+
 /// A request that begins at `now`; gives when it has ended.
 fn ask(member: &Rc<Member>, answer: Answer, time: Duration, now: Instant) -> Instant {
     member.take(now).end(answer, now + time);
@@ -54,12 +65,12 @@ fn ask(member: &Rc<Member>, answer: Answer, time: Duration, now: Instant) -> Ins
 #[test]
 fn the_faster_endpoint_gets_more() {
     let mut now = Instant::now();
-    let mut rng = SmallRng::seed_from_u64(1);
+    let rng = rng(1);
     let balancer = balancer(2, now);
     let mut counts = [0; 3];
     for _ in 0..2000 {
         now += 5 * MS;
-        let picked = balancer.pick(&[], now, &mut rng).unwrap();
+        let picked = pick(&balancer, &[], now, &rng);
         counts[usize::from(port(&picked))] += 1;
         let time = if port(&picked) == 1 { 5 * MS } else { 50 * MS };
         ask(&picked, Answer::Good, time, now);
@@ -71,16 +82,16 @@ fn the_faster_endpoint_gets_more() {
 #[test]
 fn a_new_endpoint_is_asked_however_fast_the_others_are() {
     let now = Instant::now();
-    let mut rng = SmallRng::seed_from_u64(8);
+    let rng = rng(8);
     let mut balancer = balancer(1, now);
     ask(&member(&balancer, 1), Answer::Good, Duration::from_micros(100), now);
-    balancer.update(&endpoints(1..3), now);
-    let news = (0..100).filter(|_| port(&balancer.pick(&[], now, &mut rng).unwrap()) == 2);
+    balancer.update(&endpoints(1..3), None, now);
+    let news = (0..100).filter(|_| port(&pick(&balancer, &[], now, &rng)) == 2);
     assert!((30..70).contains(&news.count()));
     // But no more than the others have in hand, until it has answered once.
     let mut held = Vec::new();
     for _ in 0..100 {
-        held.push(balancer.pick(&[], now, &mut rng).unwrap().take(now));
+        held.push(pick(&balancer, &[], now, &rng).take(now));
     }
     assert!(member(&balancer, 2).in_hand.get().abs_diff(50) <= 1);
 }
@@ -88,11 +99,11 @@ fn a_new_endpoint_is_asked_however_fast_the_others_are() {
 #[test]
 fn load_in_hand_spreads() {
     let now = Instant::now();
-    let mut rng = SmallRng::seed_from_u64(2);
+    let rng = rng(2);
     let balancer = balancer(4, now);
     let mut held = Vec::new();
     for _ in 0..400 {
-        held.push(balancer.pick(&[], now, &mut rng).unwrap().take(now));
+        held.push(pick(&balancer, &[], now, &rng).take(now));
     }
     for m in balancer.members() {
         assert!((80..120).contains(&m.in_hand.get()), "{}", m.in_hand.get());
@@ -104,7 +115,7 @@ fn load_in_hand_spreads() {
 #[test]
 fn a_failing_endpoint_is_left_out_and_comes_back() {
     let mut now = Instant::now();
-    let mut rng = SmallRng::seed_from_u64(3);
+    let rng = rng(3);
     let balancer = balancer(3, now);
     let bad = member(&balancer, 1);
     for answer in [Answer::Bad, Answer::Broken]
@@ -115,7 +126,7 @@ fn a_failing_endpoint_is_left_out_and_comes_back() {
         assert!(!bad.is_ejected(now));
         ask(&bad, answer, Duration::ZERO, now);
     }
-    assert!((0..500).all(|_| !Rc::ptr_eq(&balancer.pick(&[], now, &mut rng).unwrap(), &bad)));
+    assert!((0..500).all(|_| !Rc::ptr_eq(&pick(&balancer, &[], now, &rng), &bad)));
     // One more failure after its time is enough, and it is left out for longer.
     now += EJECTION;
     assert!(!bad.is_ejected(now));
@@ -131,16 +142,16 @@ fn a_failing_endpoint_is_left_out_and_comes_back() {
 #[test]
 fn all_ejected_means_all_are_used() {
     let now = Instant::now();
-    let mut rng = SmallRng::seed_from_u64(4);
+    let rng = rng(4);
     let balancer = balancer(3, now);
     for m in balancer.members() {
         ask(m, Answer::Unreachable, Duration::ZERO, now);
         assert!(m.is_ejected(now));
     }
-    assert!(balancer.pick(&[], now, &mut rng).is_some());
+    pick(&balancer, &[], now, &rng);
     let only = self::balancer(1, now);
     ask(&only.members()[0], Answer::Unreachable, Duration::ZERO, now);
-    assert!(only.pick(&[], now, &mut rng).is_some());
+    pick(&only, &[], now, &rng);
 }
 
 #[test]
@@ -158,13 +169,13 @@ fn ejection_is_bounded() {
 #[test]
 fn a_retry_goes_elsewhere_if_it_can() {
     let now = Instant::now();
-    let mut rng = SmallRng::seed_from_u64(5);
+    let rng = rng(5);
     let balancer = balancer(2, now);
     let tried = [member(&balancer, 1)];
-    assert!((0..100).all(|_| port(&balancer.pick(&tried, now, &mut rng).unwrap()) == 2));
+    assert!((0..100).all(|_| port(&pick(&balancer, &tried, now, &rng)) == 2));
     // The other is ejected: better the one that failed once than the one that is known to fail.
     ask(&member(&balancer, 2), Answer::Unreachable, Duration::ZERO, now);
-    assert!((0..100).all(|_| port(&balancer.pick(&tried, now, &mut rng).unwrap()) == 1));
+    assert!((0..100).all(|_| port(&pick(&balancer, &tried, now, &rng)) == 1));
 }
 
 #[test]
@@ -173,12 +184,20 @@ fn an_update_keeps_what_is_known() {
     let mut balancer = balancer(3, now);
     let stays = member(&balancer, 2);
     ask(&stays, Answer::Unreachable, Duration::ZERO, now);
-    balancer.update(&endpoints(2..6), now);
+    balancer.update(&endpoints(2..6), None, now);
     assert_eq!(balancer.members().len(), 4);
     assert!(Rc::ptr_eq(&member(&balancer, 2), &stays));
     assert!(member(&balancer, 2).is_ejected(now));
-    balancer.update(&[], now);
-    assert!(balancer.pick(&[], now, &mut SmallRng::seed_from_u64(6)).is_none());
+    balancer.update(&[], None, now);
+    assert!(
+        balancer
+            .pick(&Pick {
+                tried: &[],
+                now,
+                rng: &rng(6)
+            })
+            .is_none()
+    );
 }
 
 /// Two of which the second answers at once, now and then.
@@ -219,15 +238,25 @@ fn one_that_hangs_while_another_answers_is_ejected() {
 fn one_that_hangs_is_left_where_nobody_else_is_asked() {
     // With session affinity, the second is asked only when the first is left out.
     let mut now = Instant::now();
-    let mut rng = SmallRng::seed_from_u64(10);
-    let mut balancer = balancer(2, now);
-    balancer.in_order(true);
+    let rng = rng(10);
+    let workload = Workload {
+        name: "web".into(),
+        namespace: "shop".into(),
+        pod: "web-1".into(),
+        service_account: "web".into(),
+        trust_domain: "mesh.test".into(),
+        node: "".into(),
+        pod_ips: Vec::new(),
+    };
+    let mut balancer = Balancer::default();
+    balancer.update(&endpoints(1..3), Some(Caller::new(&workload)), now);
+    let preferred = pick(&balancer, &[], now, &rng);
     for _ in 0..FAILURES {
-        let picked = balancer.pick(&[], now, &mut rng).unwrap();
-        assert_eq!(port(&picked), 1);
+        let picked = pick(&balancer, &[], now, &rng);
+        assert!(Rc::ptr_eq(&picked, &preferred));
         now = ask(&picked, Answer::Missing, 2 * SECOND, now);
     }
-    assert_eq!(port(&balancer.pick(&[], now, &mut rng).unwrap()), 2);
+    assert!(!Rc::ptr_eq(&pick(&balancer, &[], now, &rng), &preferred));
     // And so it is where clients come one after the other.
     let now = Instant::now();
     let (_balancer, one, _) = with_one_that_answers(now);
@@ -355,7 +384,7 @@ async fn a_request_that_is_dropped_has_waited_in_vain() {
 #[test]
 fn connections_are_spread_by_their_number_whatever_failed_once() {
     let mut now = Instant::now();
-    let mut rng = SmallRng::seed_from_u64(9);
+    let rng = rng(9);
     let balancer = balancer(2, now);
     // Each of them could not be connected to once, at different times.
     for m in balancer.members() {
@@ -364,7 +393,7 @@ fn connections_are_spread_by_their_number_whatever_failed_once() {
     }
     let mut held = Vec::new();
     for _ in 0..100 {
-        let mut in_hand = balancer.pick(&[], now, &mut rng).unwrap().take(now);
+        let mut in_hand = pick(&balancer, &[], now, &rng).take(now);
         in_hand.end(Answer::Connected, now + MS);
         held.push(in_hand);
     }
@@ -394,7 +423,7 @@ type Came = Vec<(Duration, bool)>;
 
 impl Simulation {
     fn run(&self) -> Came {
-        let mut rng = SmallRng::seed_from_u64(7);
+        let rng = rng(7);
         let start = Instant::now();
         let balancer = balancer(self.endpoints, start);
         let mut under_way: Vec<(Duration, Answer, InHand)> = Vec::new();
@@ -406,9 +435,9 @@ impl Simulation {
             for (ends, answer, mut in_hand) in under_way.drain(..ended) {
                 in_hand.end(answer, start + ends);
             }
-            let picked = balancer.pick(&[], start + at, &mut rng).unwrap();
+            let picked = pick(&balancer, &[], start + at, &rng);
             let to_one = port(&picked) == 1;
-            let hangs = to_one && self.hangs.contains(&at) && !rng.random_bool(self.answers);
+            let hangs = to_one && self.hangs.contains(&at) && !rng.borrow_mut().random_bool(self.answers);
             let (ends, answer) = self.end(at, hangs);
             came.push((at, to_one));
             under_way.push((ends, answer, picked.take(start + at)));

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use super::State;
 use super::attempts::{attempted, says};
-use super::balance::Member;
+use super::balance::{Member, Pick};
 use super::connect::checkout;
 use super::target::{Snapshot, WorkerBackend};
 use crate::model::Filter;
@@ -74,7 +74,12 @@ async fn send_copy(
     head: Parts,
     body: Bytes,
 ) -> Result<(), ProxyError> {
-    let member = backend.pick(&[], CONNECT, &state.context.rng).await?;
+    let pick = Pick {
+        tried: &[],
+        now: Instant::now(),
+        rng: &state.context.rng,
+    };
+    let member = backend.pick(pick, CONNECT).await?;
     let mut in_hand = member.take(Instant::now());
     let sent = send_to(state, &member, version, head, body).await;
     in_hand.end(says(&attempted(&sent)), Instant::now());

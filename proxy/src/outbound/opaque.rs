@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::State;
-use super::balance::InHand;
+use super::balance::{InHand, Pick};
 use super::connect::EndpointDialer;
 use super::health::Answer;
 use super::target::WorkerTarget;
@@ -119,7 +119,12 @@ async fn connect_to_any(state: &Rc<State>, target: &WorkerTarget) -> Result<(Str
     let policy = &service.policy;
     let mut tried = Vec::new();
     loop {
-        let member = backend.pick(&tried, policy.connect_timeout, &state.context.rng).await?;
+        let pick = Pick {
+            tried: &tried,
+            now: Instant::now(),
+            rng: &state.context.rng,
+        };
+        let member = backend.pick(pick, policy.connect_timeout).await?;
         let dialer = EndpointDialer::new(state, &member.endpoint, policy.connect_timeout)?;
         let mut in_hand = member.take(Instant::now());
         match dialer.connect_for(MeshProtocol::Opaque).await {

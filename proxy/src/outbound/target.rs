@@ -7,12 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger_proxy_transport::error::{ProxyError, Reason};
-use rand::Rng;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::affinity::Caller;
-use super::balance::{Balancer, Member};
+use super::balance::{Balancer, Member, Pick};
 use super::budget::Budget;
 use crate::dns::{Known, Resolver};
 use crate::model::{Backend, Endpoint, Endpoints, Service, ServiceName, Target};
@@ -168,21 +167,13 @@ impl WorkerBackend {
     ///
     /// # Errors
     /// [`Reason::NoEndpoints`].
-    pub async fn pick(
-        &self,
-        tried: &[Rc<Member>],
-        limit: Duration,
-        rng: &RefCell<impl Rng>,
-    ) -> Result<Rc<Member>, ProxyError> {
-        let known = match &self.names {
-            Some(names) => self.resolved(names, limit).await,
-            None => Ok(()),
-        };
-        let picked = self
-            .balancer
-            .borrow()
-            .pick(tried, Instant::now(), &mut *rng.borrow_mut());
-        picked.ok_or_else(|| {
+    pub async fn pick(&self, mut pick: Pick<'_>, limit: Duration) -> Result<Rc<Member>, ProxyError> {
+        let mut known = Ok(());
+        if let Some(names) = &self.names {
+            known = self.resolved(names, limit).await;
+            pick.now = Instant::now();
+        }
+        self.balancer.borrow().pick(&pick).ok_or_else(|| {
             let why = known
                 .err()
                 .unwrap_or_else(|| "check its selector and the readiness of its pods".to_owned());
@@ -201,17 +192,10 @@ impl WorkerBackend {
         now: Instant,
     ) -> Self {
         let balancer = old.map_or_else(Rc::default, |old| Rc::clone(&old.balancer));
-        // Kubernetes gives affinity to what is behind a Service's address. A name's addresses come as DNS sorts them: the
-        // first would be every pod's.
-        let in_order = backend.client_affinity && matches!(backend.endpoints, Endpoints::Known(_));
-        balancer.borrow_mut().in_order(in_order);
         let names = match &backend.endpoints {
-            Endpoints::Known(endpoints) if backend.client_affinity => {
-                balancer.borrow_mut().update(&caller.ranked(endpoints), now);
-                None
-            }
             Endpoints::Known(endpoints) => {
-                balancer.borrow_mut().update(endpoints, now);
+                let affinity = backend.client_affinity.then_some(caller);
+                balancer.borrow_mut().update(endpoints, affinity, now);
                 None
             }
             Endpoints::Dns { host, port } => {
@@ -219,7 +203,7 @@ impl WorkerBackend {
                     matches!(&old.backend.endpoints, Endpoints::Dns { host: h, port: p } if h == host && p == port)
                 });
                 Some(same.and_then(|old| old.names.clone()).unwrap_or_else(|| {
-                    balancer.borrow_mut().update(&[], now);
+                    balancer.borrow_mut().update(&[], None, now);
                     Rc::new(Names {
                         host: Arc::clone(host),
                         port: *port,
@@ -247,7 +231,8 @@ impl WorkerBackend {
         let Some(known) = known.as_mut() else { return Ok(()) };
         let update = |addresses: &[SocketAddr]| {
             let endpoints: Vec<_> = addresses.iter().map(|address| not_in_the_mesh(*address)).collect();
-            self.balancer.borrow_mut().update(&endpoints, Instant::now());
+            // Kubernetes gives affinity to what is behind a Service's address, and a name has none.
+            self.balancer.borrow_mut().update(&endpoints, None, Instant::now());
         };
         let changed = known.has_changed().unwrap_or(false);
         let host = &names.host;

@@ -21,7 +21,7 @@ use crate::dns::testing::{SILENT, Server, fill};
 use crate::model::Workload;
 use crate::model::{Backend, Endpoints, Policy, Protocol, Service, ServiceName, Target};
 use crate::outbound::affinity::Caller;
-use crate::outbound::balance::Member;
+use crate::outbound::balance::{Member, Pick};
 use crate::telemetry::{Settings, Telemetry};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -82,7 +82,12 @@ impl Named {
     async fn pick(&self, limit: Duration) -> Result<Rc<Member>, ProxyError> {
         let snapshot = self.target.current(Instant::now()).unwrap();
         let backend = snapshot.backend(0).unwrap();
-        let picked = backend.pick(&[], limit, &self.rng);
+        let pick = Pick {
+            tried: &[],
+            now: Instant::now(),
+            rng: &self.rng,
+        };
+        let picked = backend.pick(pick, limit);
         timeout(LONG, picked)
             .await
             .expect("it waits for an answer that is known")
