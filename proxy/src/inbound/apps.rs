@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use outrigger_proxy_transport::client::{Dialer, Pool};
 use outrigger_proxy_transport::error::{ProxyError, Reason};
-use outrigger_proxy_transport::net::{HttpVersion, Io, Prefixed, Stream, listen};
+use outrigger_proxy_transport::net::{HttpVersion, Io, Stream, listen};
 use tokio::time::Instant;
 
 use super::APP_CONNECT;
@@ -78,7 +78,7 @@ async fn connect(app: SocketAddr) -> Result<Stream, ProxyError> {
         )
     };
     match tokio::time::timeout(APP_CONNECT, listen::connect(app)).await {
-        Ok(Ok(tcp)) => Ok(Stream::Plain(Prefixed::new(bytes::Bytes::new(), Io::Tcp(tcp)))),
+        Ok(Ok(tcp)) => Ok(Io::Tcp(tcp).into()),
         Ok(Err(error)) => Err(unavailable(&error)),
         Err(elapsed) => Err(unavailable(&elapsed)),
     }

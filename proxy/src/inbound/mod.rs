@@ -1,6 +1,8 @@
 //! From everyone to the app: who calls, in mutual TLS or not, and then HTTP requests or plain bytes.
 
+mod admit;
 mod apps;
+mod opaque;
 mod request;
 #[cfg(test)]
 mod sizes;
@@ -9,39 +11,29 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{Request, Response};
 use outrigger_api::spiffe::SpiffeId;
 use outrigger_proxy_transport::body::ClientBody;
 use outrigger_proxy_transport::drain::OpenConnection;
 use outrigger_proxy_transport::error::Reason;
-use outrigger_proxy_transport::net::detect::{Detected, Peeked, Verdict, peek, protocol, settle};
-use outrigger_proxy_transport::net::{Io, Prefixed, Stream, Termed, listen, tunnel};
+use outrigger_proxy_transport::net::detect::{Detected, Peeked, Verdict, peek, protocol, resolve};
+use outrigger_proxy_transport::net::{HttpVersion, Io, Prefixed, Stream, Termed};
 use outrigger_proxy_transport::room::Seat;
-use outrigger_proxy_transport::server::{HttpVersion, ResponseBody, serve};
-use tokio::io::AsyncReadExt;
+use outrigger_proxy_transport::server::{ResponseBody, serve};
 use tokio::time::Instant;
 
-use crate::config::{Mtls, Plaintext};
 use crate::context::{Context, Process};
 use crate::identity::{Hello, MeshProtocol, Peers, inspect_hello};
 use crate::model::Protocol;
 use crate::telemetry::Direction;
 use crate::telemetry::metrics::{Handshake, OpenConnection as Counted};
+use admit::{Admission, Carries, Conn, Server, admit_connection};
 use apps::Apps;
 
 /// A peer's handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// After a silence of this long on an opaque port, the app may speak first. A sidecar speaks at once; if its first packet
-/// is lost, the next one comes after 200 ms (RFC 6298's timer, as Linux has it).
-const SERVER_FIRST: Duration = Duration::from_millis(300);
 /// A connection to the app, on the same pod.
 const APP_CONNECT: Duration = Duration::from_secs(5);
-/// Bytes of an unfinished head that are held of a client that is refused unless it is kubelet.
-const PROBE_HEAD: usize = 4096;
-/// How long a TCP probe's connection is held for.
-const PROBE_HELD: Duration = Duration::from_secs(10);
-
 /// What the inbound direction of one worker knows.
 pub struct State {
     pub context: Rc<Context>,
@@ -102,51 +94,60 @@ async fn carry(state: Rc<State>, io: Io, app: SocketAddr, client: Option<SocketA
     }
 }
 
-async fn serve_connection(state: Rc<State>, io: Io, caller: Caller, open: &OpenConnection, counted: Counted) {
-    let told = told_protocol(&state.context.process, caller.app.port());
-    let app_first = told == Protocol::Detect
-        && state
-            .context
-            .process
-            .app_first
-            .contains(&caller.app.port(), Instant::now());
-    let permissive = state.context.config().mtls == Mtls::Permissive;
-    if (told == Protocol::Opaque || app_first)
-        && permissive
-        && let Some(server) = app_speaks_first(&state, &io, caller.app).await
-    {
-        let _busy = open.seat().busy();
-        let mut client = Stream::Plain(Prefixed::new(Bytes::new(), io));
-        return tunnel(&mut client, &mut Stream::Plain(server), state.context.activity.begin()).await;
-    }
-    let peeked = match first_bytes(&state, io, told).await {
-        Ok(peeked) => peeked,
+/// Hello, admission, and then what the connection carries.
+async fn serve_connection(state: Rc<State>, io: Io, caller: Caller, open: &OpenConnection, mut counted: Counted) {
+    let (app, process) = (caller.app, &state.context.process);
+    let declared = declared_protocol(process, app.port());
+    let server = Server::new(state.context.config(), app.port());
+    // Who says nothing comes to the app only where plaintext does.
+    let silence = admit_connection(&server, &Conn::SILENT) == Admission::Allow;
+    let server_first = match declared {
+        Protocol::Opaque => silence,
+        Protocol::Detect => silence && process.app_first.contains(&app.port(), Instant::now()),
+        Protocol::Http1 | Protocol::Http2 | Protocol::Tls => false,
+    };
+    let io = match server_first {
+        false => io,
+        true => match Box::pin(opaque::server_first(&state, io, app, open)).await {
+            Some(io) => io,
+            None => return,
+        },
+    };
+    let hello = match read_hello(&state, io, declared).await {
+        Ok(hello) => hello,
         Err(error) => return tracing::debug!(%error, "a client closed a connection before its first bytes"),
     };
-    if peeked.timed_out && told != Protocol::Opaque {
+    if hello.timed_out && declared != Protocol::Opaque {
         state.context.metrics().detect_timeout();
     }
-    let detected = match peeked.verdict {
-        Some(First::Mesh) => return Box::pin(terminate(state, peeked.io, caller, open, counted)).await,
-        Some(First::Plain(detected)) => Some(detected),
-        None if peeked.timed_out && peeked.io.prefix().is_empty() && told == Protocol::Detect && permissive => {
-            return Box::pin(silent(&state, peeked.io, caller.app, open)).await;
-        }
-        // Half a word, or gone.
-        None => None,
+    let is_silent = hello.verdict.is_none() && hello.timed_out && hello.io.prefix().is_empty();
+    if is_silent && silence && declared == Protocol::Detect {
+        return Box::pin(opaque::silent(&state, hello.io, app, open)).await;
+    }
+    let Some((stream, peer, carries)) = identify(&state, hello, declared, caller.address).await else {
+        return;
     };
-    let told_http = matches!(told, Protocol::Http1 | Protocol::Http2);
-    let detected = settle(detected, peeked.io.prefix(), told_http);
-    Box::pin(plaintext(state, peeked.io, detected, caller, open)).await
+    if peer.is_some() {
+        counted.set_tls();
+    }
+    let conn = Conn {
+        peer: peer.as_ref(),
+        carries,
+    };
+    let admission = admit_connection(&server, &conn);
+    let caller = Caller { peer, ..caller };
+    // Boxed: a connection that only comes and goes has no room for it (`sizes`).
+    let serving = serve_admitted(state, admission, carries, stream, caller, open);
+    Box::pin(serving).await;
 }
 
 /// What the first bytes of a client are.
-async fn first_bytes(state: &State, io: Io, told: Protocol) -> std::io::Result<Peeked<Io, First>> {
+async fn read_hello(state: &State, io: Io, declared: Protocol) -> std::io::Result<Peeked<Io, First>> {
     let inspect = |bytes: &[u8]| match inspect_hello(bytes) {
         Hello::NeedMore => Verdict::NeedMore,
         Hello::Mesh => Verdict::Is(First::Mesh),
         Hello::OtherTls => Verdict::Is(First::Plain(Detected::Tls)),
-        Hello::NotTls if matches!(told, Protocol::Opaque | Protocol::Tls) => {
+        Hello::NotTls if matches!(declared, Protocol::Opaque | Protocol::Tls) => {
             Verdict::Is(First::Plain(Detected::Opaque))
         }
         Hello::NotTls => match protocol(bytes) {
@@ -154,7 +155,7 @@ async fn first_bytes(state: &State, io: Io, told: Protocol) -> std::io::Result<P
             Verdict::Is(detected) => Verdict::Is(First::Plain(detected)),
         },
     };
-    if matches!(told, Protocol::Http1 | Protocol::Http2) {
+    if matches!(declared, Protocol::Http1 | Protocol::Http2) {
         // Who calls an app of HTTP speaks first, when there is something to say.
         io.readable().await;
     }
@@ -171,40 +172,26 @@ async fn first_bytes(state: &State, io: Io, told: Protocol) -> std::io::Result<P
     Ok(peeked)
 }
 
-/// Waits until the client speaks (`None`), or else until its silence can only mean that it waits for the app: then this
-/// is a connection to the app.
-async fn app_speaks_first(state: &State, client: &Io, app: SocketAddr) -> Option<Prefixed<Io>> {
-    let limit = state.context.config().detect_timeout;
-    let app_speaks = async {
-        tokio::time::sleep(SERVER_FIRST.min(limit)).await;
-        let server = tokio::time::timeout(APP_CONNECT, listen::connect(app)).await.ok()?;
-        let server = Io::Tcp(server.ok()?);
-        let _ = tokio::time::timeout(limit.saturating_sub(SERVER_FIRST), server.readable()).await;
-        Some(Prefixed::new(Bytes::new(), server))
+/// Who calls, and what is in the connection. `None`: a peer's handshake failed, which was told.
+async fn identify(
+    state: &State,
+    hello: Peeked<Io, First>,
+    declared: Protocol,
+    client: Option<SocketAddr>,
+) -> Option<(Stream, Option<SpiffeId>, Carries)> {
+    let detected = match hello.verdict {
+        Some(First::Mesh) => {
+            // Boxed: it is large, and not for long (`sizes`).
+            let (stream, peer, protocol) = Box::pin(shake_hands(state, hello.io, client)).await?;
+            return Some((stream, Some(peer), protocol.into()));
+        }
+        Some(First::Plain(detected)) => Some(detected),
+        // Half a word, or gone.
+        None => None,
     };
-    tokio::select! {
-        biased;
-        () = client.readable() => None,
-        server = app_speaks => server,
-    }
-}
-
-/// Ends the mutual TLS of a peer sidecar; ALPN says what is in it.
-async fn terminate(state: Rc<State>, io: Prefixed<Io>, caller: Caller, open: &OpenConnection, mut counted: Counted) {
-    // Boxed, as what else is large and not for long, or not for every connection (`sizes`).
-    let Some((stream, peer, protocol)) = Box::pin(shake_hands(&state, io, caller.address)).await else {
-        return;
-    };
-    counted.set_tls();
-    let caller = Caller {
-        peer: Some(peer),
-        ..caller
-    };
-    match protocol {
-        MeshProtocol::Http1 => serve_http(state, HttpVersion::Http1, stream, caller, open).await,
-        MeshProtocol::Http2 => serve_http(state, HttpVersion::Http2, stream, caller, open).await,
-        MeshProtocol::Opaque => forward(&state, stream, caller.app, open).await,
-    }
+    let http_declared = matches!(declared, Protocol::Http1 | Protocol::Http2);
+    let detected = resolve(detected, hello.io.prefix(), http_declared);
+    Some((Stream::Plain(hello.io), None, detected.into()))
 }
 
 /// A handshake, and who calls. `None`: it failed, which was told.
@@ -235,26 +222,24 @@ async fn shake_hands(
     None
 }
 
-/// What is not from a sidecar: passed on, or refused where mutual TLS is required.
-async fn plaintext(state: Rc<State>, io: Prefixed<Io>, detected: Detected, caller: Caller, open: &OpenConnection) {
-    let stream = Stream::Plain(io);
-    if state.context.config().mtls == Mtls::Strict {
-        // All requests will be refused, but for those of kubelet that are let in.
-        let let_in = &state.context.config().let_in;
-        let probed = let_in.iter().any(|e| e.port == caller.app.port());
-        open.seat().hold_at_most(if probed { PROBE_HEAD } else { 0 });
-    }
-    match (detected, state.context.config().mtls) {
-        // Each request is looked at: some probes are let in.
-        (Detected::Http1, _) => serve_http(state, HttpVersion::Http1, stream, caller, open).await,
-        (Detected::Http2, _) => serve_http(state, HttpVersion::Http2, stream, caller, open).await,
-        (_, Mtls::Permissive) => forward(&state, stream, caller.app, open).await,
-        (_, Mtls::Strict) => {
+async fn serve_admitted(
+    state: Rc<State>,
+    admission: Admission,
+    carries: Carries,
+    stream: Stream,
+    caller: Caller,
+    open: &OpenConnection,
+) {
+    match (admission, carries) {
+        (Admission::Allow, Carries::Http(version)) => serve_http(state, version, stream, caller, open).await,
+        (Admission::Allow, Carries::Bytes) => opaque::forward(&state, stream, caller.app, open).await,
+        (Admission::PerRequest { held }, Carries::Http(version)) => {
+            open.seat().hold_at_most(held);
+            serve_http(state, version, stream, caller, open).await;
+        }
+        (Admission::Hold, _) => opaque::hold(stream).await,
+        (Admission::PerRequest { .. }, Carries::Bytes) | (Admission::Deny, _) => {
             let port = caller.app.port();
-            let let_in = &state.context.config().let_in;
-            if let_in.iter().any(|e| e.port == port && e.what == Plaintext::Connection) {
-                return hold(stream).await;
-            }
             state.context.metrics().error(Reason::PlaintextRefused);
             tracing::info!(client = ?caller.address, port, "a plaintext connection is refused: mutual TLS is required");
             stream.reset_on_close();
@@ -276,61 +261,8 @@ async fn serve_http(state: Rc<State>, version: HttpVersion, stream: Stream, call
     }
 }
 
-/// A plaintext client that says nothing, on a port that nobody declared: perhaps the app speaks first, which is remembered.
-async fn silent(state: &Rc<State>, client: Prefixed<Io>, app: SocketAddr, open: &OpenConnection) {
-    let _busy = open.seat().busy();
-    let mut client = Stream::Plain(client);
-    let Some(server) = dial(state, &client, app).await else {
-        return;
-    };
-    let connected = Instant::now();
-    let mut greeting = [0; 8];
-    let length = match &client {
-        Stream::Plain(io) => tokio::select! {
-            biased;
-            () = io.get_ref().readable() => 0,
-            length = server.first_word(&mut greeting) => length,
-        },
-        Stream::Accepted(_) | Stream::Connected(_) => 0,
-    };
-    let now = Instant::now();
-    let after = now.saturating_duration_since(connected);
-    let app_first = &state.context.process.app_first;
-    app_first.greeted(&app.port(), &greeting[..length], after, now);
-    let mut server = Stream::Plain(Prefixed::new(Bytes::new(), server));
-    tunnel(&mut client, &mut server, state.context.activity.begin()).await;
-}
-
-async fn forward(state: &Rc<State>, mut client: Stream, app: SocketAddr, open: &OpenConnection) {
-    let _busy = open.seat().busy();
-    if let Some(server) = dial(state, &client, app).await {
-        let mut server = Stream::Plain(Prefixed::new(Bytes::new(), server));
-        tunnel(&mut client, &mut server, state.context.activity.begin()).await;
-    }
-}
-
-/// A connection to the app. `None`: there is none, and the client is reset.
-async fn dial(state: &State, client: &Stream, app: SocketAddr) -> Option<Io> {
-    match tokio::time::timeout(APP_CONNECT, listen::connect(app)).await {
-        Ok(Ok(server)) => Some(Io::Tcp(server)),
-        failed => {
-            state.context.metrics().error(Reason::AppUnavailable);
-            tracing::info!(%app, ?failed, "the app does not accept connections");
-            client.reset_on_close();
-            None
-        }
-    }
-}
-
-/// A TCP probe wants to see that its connection is taken; not a byte is passed on.
-async fn hold(mut stream: Stream) {
-    let mut nothing = [0; 256];
-    let until_closed = async { while matches!(stream.read(&mut nothing).await, Ok(1..)) {} };
-    let _ = tokio::time::timeout(PROBE_HELD, until_closed).await;
-}
-
-/// What is known of the app's port without looking.
-fn told_protocol(process: &Process, port: u16) -> Protocol {
+/// What is declared of the app's port.
+fn declared_protocol(process: &Process, port: u16) -> Protocol {
     let info = process.discovery.workload();
     let info = info.borrow();
     match info.protocols.get(&port) {

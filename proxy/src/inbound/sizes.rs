@@ -8,12 +8,12 @@ use http::Request;
 use outrigger_proxy_transport::body::ClientBody;
 use outrigger_proxy_transport::client::Pool;
 use outrigger_proxy_transport::drain::OpenConnection;
-use outrigger_proxy_transport::net::detect::Detected;
 use outrigger_proxy_transport::net::{Io, Prefixed, Stream};
 use outrigger_proxy_transport::room::Seat;
 use outrigger_proxy_transport::server::HttpVersion;
 
-use super::{Caller, Counted, State};
+use super::admit::{Admission, Carries};
+use super::{Caller, State};
 
 /// Bytes of the future that `make` gives, which nobody calls.
 fn size<A, F: Future>(_make: impl FnOnce(A) -> F) -> usize {
@@ -27,14 +27,14 @@ fn of_connections_and_requests() {
     type Connection = (Rc<State>, Io, SocketAddr, Option<SocketAddr>, Seat);
     let connection = size(|(state, io, app, client, seat): Connection| super::carry(state, io, app, client, seat));
 
-    type Peer = (Rc<State>, Prefixed<Io>, Caller, Open, Counted);
-    let peer = size(|(state, io, caller, open, counted): Peer| super::terminate(state, io, caller, open, counted));
-    type Plain = (Rc<State>, Prefixed<Io>, Detected, Caller, Open);
-    let plain = size(|(state, io, detected, caller, open): Plain| super::plaintext(state, io, detected, caller, open));
+    type Admitted = (Rc<State>, Admission, Carries, Stream, Caller, Open);
+    let admitted = size(|(state, admission, carries, stream, caller, open): Admitted| {
+        super::serve_admitted(state, admission, carries, stream, caller, open)
+    });
     type Silent = (&'static Rc<State>, Prefixed<Io>, SocketAddr, Open);
-    let silent = size(|(state, io, app, open): Silent| super::silent(state, io, app, open));
-    type Opaque = (&'static Rc<State>, Stream, SocketAddr, Open);
-    let opaque = size(|(state, stream, app, open): Opaque| super::forward(state, stream, app, open));
+    let silent = size(|(state, io, app, open): Silent| super::opaque::silent(state, io, app, open));
+    type Opaque = (&'static State, Stream, SocketAddr, Open);
+    let opaque = size(|(state, stream, app, open): Opaque| super::opaque::forward(state, stream, app, open));
     type Handshake = (&'static State, Prefixed<Io>, Option<SocketAddr>);
     let handshake = size(|(state, io, client): Handshake| super::shake_hands(state, io, client));
 
@@ -50,8 +50,7 @@ fn of_connections_and_requests() {
     });
     for (what, size, most) in [
         ("a connection", connection, 1664),
-        ("a peer's, in mutual TLS", peer, 2048),
-        ("one in plaintext", plain, 1984),
+        ("one that is admitted", admitted, 2048),
         ("one that says nothing", silent, 960),
         ("one of bytes", opaque, 768),
         ("a handshake", handshake, 3200),

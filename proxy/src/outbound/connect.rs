@@ -8,7 +8,7 @@ use std::time::Duration;
 use outrigger_api::address;
 use outrigger_proxy_transport::client::{Checkout, Dialer};
 use outrigger_proxy_transport::error::{ProxyError, Reason};
-use outrigger_proxy_transport::net::{HttpVersion, Io, Prefixed, ReadAhead, Stream, Termed, listen};
+use outrigger_proxy_transport::net::{HttpVersion, Io, ReadAhead, Stream, Termed, listen};
 
 use super::State;
 use super::balance::Member;
@@ -125,7 +125,7 @@ async fn connect(
             let term = state.peers.enter(protocol, chain, credentials);
             Ok(Stream::Connected(Box::new(Termed::new(tls, term))))
         }
-        _ => Ok(Stream::Plain(Prefixed::new(bytes::Bytes::new(), io))),
+        _ => Ok(io.into()),
     }
 }
 

@@ -27,7 +27,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use outrigger_proxy_transport::drain::OpenConnection;
 use outrigger_proxy_transport::error::ProxyError;
-use outrigger_proxy_transport::net::detect::{Detected, peek, protocol, settle};
+use outrigger_proxy_transport::net::detect::{Detected, peek, protocol, resolve};
 use outrigger_proxy_transport::net::{Io, Prefixed, Stream};
 use outrigger_proxy_transport::room::Seat;
 use outrigger_proxy_transport::server::{HttpVersion, serve};
@@ -147,15 +147,15 @@ async fn serve_connection(state: Rc<State>, stream: TcpStream, key: TargetKey, o
     // A connection may live for long, and this state of the Service not.
     drop(snapshot);
     let stream = Io::Tcp(stream);
-    let (limit, told_http) = match first {
+    let (limit, http_declared) = match first {
         First::Dial => {
             let io = Prefixed::new(Bytes::new(), stream);
             return serve_detected(state, Detected::Opaque, io, target, open).await;
         }
         First::Either => return silent(state, Prefixed::new(Bytes::new(), stream), target, open).await,
-        First::Client { limit, told_http } => (limit, told_http),
+        First::Client { limit, http_declared } => (limit, http_declared),
     };
-    if told_http {
+    if http_declared {
         stream.readable().await;
     }
     match peek(stream, limit, protocol).await {
@@ -167,7 +167,7 @@ async fn serve_connection(state: Rc<State>, stream: TcpStream, key: TargetKey, o
                     return silent(state, peeked.io, target, open).await;
                 }
             }
-            let detected = settle(peeked.verdict, peeked.io.prefix(), told_http);
+            let detected = resolve(peeked.verdict, peeked.io.prefix(), http_declared);
             serve_detected(state, detected, peeked.io, target, open).await;
         }
         Err(error) => tracing::debug!(%error, "the app closed a connection before its first bytes"),
@@ -189,7 +189,7 @@ enum First {
     /// The server, as before, or the client all the same.
     Either,
     /// The client, within `limit`. Where HTTP is declared, it has time: it speaks when it has something to say.
-    Client { limit: Duration, told_http: bool },
+    Client { limit: Duration, http_declared: bool },
 }
 
 fn first(state: &State, snapshot: &Snapshot, now: Instant) -> First {
@@ -197,7 +197,10 @@ fn first(state: &State, snapshot: &Snapshot, now: Instant) -> First {
     let limit = state.context.config().detect_timeout;
     match snapshot.service.protocol {
         Protocol::Opaque | Protocol::Tls => First::Dial,
-        Protocol::Http1 | Protocol::Http2 => First::Client { limit, told_http: true },
+        Protocol::Http1 | Protocol::Http2 => First::Client {
+            limit,
+            http_declared: true,
+        },
         Protocol::Detect if state.context.process.is_opaque_port(name.port) => First::Dial,
         Protocol::Detect if state.context.process.servers_first.contains(name, now) => First::Either,
         Protocol::Detect => First::Client {
@@ -206,7 +209,7 @@ fn first(state: &State, snapshot: &Snapshot, now: Instant) -> First {
             } else {
                 limit
             },
-            told_http: false,
+            http_declared: false,
         },
     }
 }
@@ -215,7 +218,7 @@ fn first(state: &State, snapshot: &Snapshot, now: Instant) -> First {
 /// that may speak; and if the app does so before it, nothing is lost in looking at that.
 async fn silent(state: Rc<State>, io: Prefixed<Io>, target: Rc<WorkerTarget>, open: &OpenConnection) {
     let busy = open.seat().busy();
-    let Some(io) = opaque::greeted(&state, io, &target).await else {
+    let Some(io) = opaque::server_first(&state, io, &target).await else {
         return;
     };
     drop(busy);
@@ -223,7 +226,7 @@ async fn silent(state: Rc<State>, io: Prefixed<Io>, target: Rc<WorkerTarget>, op
     match peek(io, limit, protocol).await {
         Ok(peeked) => {
             let io = peeked.io.flatten();
-            let detected = settle(peeked.verdict, io.prefix(), false);
+            let detected = resolve(peeked.verdict, io.prefix(), false);
             let now = Instant::now();
             if let (Detected::Http1 | Detected::Http2, Some(snapshot)) = (detected, target.current(now)) {
                 state.context.process.servers_first.forget(&snapshot.service.name, now);

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use outrigger_proxy_transport::error::{ProxyError, Reason};
 use outrigger_proxy_transport::net::{Io, Prefixed, Stream, listen, tunnel};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -46,7 +46,7 @@ fn failed(state: &State, client: &Stream, error: &ProxyError) {
 ///
 /// An endpoint that goes away without a word is replaced: the app may have this connection for later, and would lose what it
 /// says in the moment in which it is closed.
-pub async fn greeted(state: &Rc<State>, client: Prefixed<Io>, target: &WorkerTarget) -> Option<Prefixed<Io>> {
+pub async fn server_first(state: &Rc<State>, client: Prefixed<Io>, target: &WorkerTarget) -> Option<Prefixed<Io>> {
     let mut early_ends = 0;
     loop {
         let connected = tokio::select! {
@@ -76,7 +76,7 @@ pub async fn greeted(state: &Rc<State>, client: Prefixed<Io>, target: &WorkerTar
                 if let Some(snapshot) = target.current(now) {
                     let name = &snapshot.service.name;
                     let servers_first = &state.context.process.servers_first;
-                    servers_first.greeted(name, &greeting, now.saturating_duration_since(connected), now);
+                    servers_first.observe(name, &greeting, now.saturating_duration_since(connected), now);
                 }
                 let mut client = Stream::Plain(client);
                 if client.write_all(&greeting).await.is_ok() {
@@ -96,10 +96,10 @@ pub async fn greeted(state: &Rc<State>, client: Prefixed<Io>, target: &WorkerTar
 
 /// To where the app wanted to go, outside the cluster.
 pub async fn pass_through(state: &State, client: TcpStream, to: SocketAddr) {
-    let mut client = Stream::Plain(Prefixed::new(Bytes::new(), Io::Tcp(client)));
+    let mut client = Stream::from(Io::Tcp(client));
     match tokio::time::timeout(EXTERNAL_CONNECT, listen::connect(to)).await {
         Ok(Ok(server)) => {
-            let mut server = Stream::Plain(Prefixed::new(Bytes::new(), Io::Tcp(server)));
+            let mut server = Stream::from(Io::Tcp(server));
             tunnel(&mut client, &mut server, state.context.activity.begin()).await;
         }
         failed => {

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{MAX_CONNECTIONS, Multiplex, Slot};
 use crate::client::Dialer;
 use crate::error::{ProxyError, Reason};
-use crate::net::{HttpVersion, Io, Prefixed, Stream};
+use crate::net::{HttpVersion, Io, Stream};
 
 const LIMIT: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
@@ -118,7 +118,7 @@ async fn connect(does: Does) -> Result<Stream, ProxyError> {
         Does::Serve(after) => drop(spawn_local(serve(far, after, 100))),
         Does::ServeTwo => drop(spawn_local(serve(far, Duration::ZERO, 2))),
     }
-    Ok(Stream::Plain(Prefixed::new(bytes::Bytes::new(), Io::Pipe(near))))
+    Ok(Io::Pipe(near).into())
 }
 
 async fn serve(far: DuplexStream, after: Duration, streams: u32) {

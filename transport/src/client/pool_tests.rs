@@ -20,7 +20,7 @@ use crate::body::RequestBody;
 use crate::client::Dialer;
 use crate::client::send;
 use crate::error::ProxyError;
-use crate::net::{HttpVersion, Io, Prefixed, Stream};
+use crate::net::{HttpVersion, Io, Stream};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -33,7 +33,7 @@ fn connect(answer: Duration) -> Stream {
     });
     let served = http1::Builder::new().serve_connection(TokioIo::new(far), answer);
     spawn_local(served);
-    Stream::Plain(Prefixed::new(bytes::Bytes::new(), Io::Pipe(near)))
+    Io::Pipe(near).into()
 }
 
 /// A peer whose handshakes and answers take some time.

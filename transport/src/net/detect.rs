@@ -135,14 +135,14 @@ pub fn http2_opening(bytes: &[u8]) -> Verdict<()> {
     }
 }
 
-/// What a connection is taken for in the end. Where it is told to be HTTP, malformed HTTP is refused as that, and not handed
-/// to the app unread; and a request line may come slowly, whether told or seen by its beginning.
-pub fn settle(detected: Option<Detected>, so_far: &[u8], told_http: bool) -> Detected {
+/// What a connection is taken for in the end. Where HTTP is declared, malformed HTTP is refused as that, and not handed
+/// to the app unread; and a request line may come slowly, whether declared or seen by its beginning.
+pub fn resolve(detected: Option<Detected>, so_far: &[u8], http_declared: bool) -> Detected {
     match detected {
-        Some(Detected::Opaque) if told_http => Detected::Http1,
+        Some(Detected::Opaque) if http_declared => Detected::Http1,
         Some(detected) => detected,
         None if so_far.len() > 3 && HTTP2_PREFACE.starts_with(so_far) => Detected::Http2,
-        None if told_http && so_far.first().is_some_and(u8::is_ascii_alphabetic) => Detected::Http1,
+        None if http_declared && so_far.first().is_some_and(u8::is_ascii_alphabetic) => Detected::Http1,
         None if begins_request(so_far) => Detected::Http1,
         None => Detected::Opaque,
     }
@@ -198,7 +198,7 @@ fn at_end_of_line(bytes: &[u8]) -> Verdict<Detected> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::{Detected, HTTP2_PREFACE, Verdict, http2_opening, peek, protocol, settle};
+    use super::{Detected, HTTP2_PREFACE, Verdict, http2_opening, peek, protocol, resolve};
     use std::time::Duration;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -258,8 +258,8 @@ mod tests {
     #[test]
     fn what_is_told_and_what_is_slow() {
         let http = Some(Detected::Http1);
-        assert_eq!(settle(http, b"GET / HTTP/1.1\r\n", false), Detected::Http1);
-        assert_eq!(settle(Some(Detected::Tls), b"\x16", true), Detected::Tls);
+        assert_eq!(resolve(http, b"GET / HTTP/1.1\r\n", false), Detected::Http1);
+        assert_eq!(resolve(Some(Detected::Tls), b"\x16", true), Detected::Tls);
         for (so_far, told, untold) in [
             (&b"G"[..], Detected::Http1, Detected::Opaque),
             (b"GET /x HT", Detected::Http1, Detected::Http1),
@@ -268,11 +268,11 @@ mod tests {
             (b"\x16\x03", Detected::Opaque, Detected::Opaque),
             (b"", Detected::Opaque, Detected::Opaque),
         ] {
-            assert_eq!(settle(None, so_far, true), told, "{so_far:?}");
-            assert_eq!(settle(None, so_far, false), untold, "{so_far:?}");
+            assert_eq!(resolve(None, so_far, true), told, "{so_far:?}");
+            assert_eq!(resolve(None, so_far, false), untold, "{so_far:?}");
         }
-        assert_eq!(settle(Some(Detected::Opaque), b"GET /\r\n", true), Detected::Http1);
-        assert_eq!(settle(Some(Detected::Opaque), b"GET /\r\n", false), Detected::Opaque);
+        assert_eq!(resolve(Some(Detected::Opaque), b"GET /\r\n", true), Detected::Http1);
+        assert_eq!(resolve(Some(Detected::Opaque), b"GET /\r\n", false), Detected::Opaque);
     }
 
     #[test]

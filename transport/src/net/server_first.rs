@@ -40,7 +40,7 @@ impl<P: Clone + Eq + Hash + Ord> ServerFirst<P> {
     }
 
     /// These were the first bytes of a server whose client had said nothing; they came `after` it was connected to.
-    pub fn greeted(&self, port: &P, greeting: &[u8], after: Duration, now: Instant) {
+    pub fn observe(&self, port: &P, greeting: &[u8], after: Duration, now: Instant) {
         if greeting.is_empty() || greeting.starts_with(b"HTTP/") || after > PROMPT {
             return;
         }
@@ -113,11 +113,11 @@ mod tests {
     fn a_port_is_remembered_while_its_server_is_heard_first() {
         let (ports, begin) = (ServerFirst::default(), Instant::now());
         assert!(!ports.contains(&4222, begin));
-        ports.greeted(&4222, b"INFO {}", AT_ONCE, begin);
+        ports.observe(&4222, b"INFO {}", AT_ONCE, begin);
         assert!(ports.contains(&4222, begin + KEEP / 2));
         assert!(!ports.contains(&4223, begin));
         // Heard again: it stays for longer.
-        ports.greeted(&4222, b"INFO {}", AT_ONCE, begin + KEEP / 2);
+        ports.observe(&4222, b"INFO {}", AT_ONCE, begin + KEEP / 2);
         assert!(ports.contains(&4222, begin + KEEP));
         assert_eq!(ports.ports(begin + KEEP), [4222]);
         assert!(!ports.contains(&4222, begin + KEEP + KEEP / 2));
@@ -132,7 +132,7 @@ mod tests {
             (b"HTTP/1.1 408 Request Timeout\r\n", AT_ONCE),
             (b"ERROR idle", PROMPT + AT_ONCE),
         ] {
-            ports.greeted(&80, said, after, now);
+            ports.observe(&80, said, after, now);
             assert!(!ports.contains(&80, now), "{said:?}");
         }
     }
@@ -141,7 +141,7 @@ mod tests {
     fn a_client_of_http_has_its_port_forgotten() {
         let (ports, now) = (ServerFirst::default(), Instant::now());
         for port in [1, 2] {
-            ports.greeted(&port, b"220", AT_ONCE, now);
+            ports.observe(&port, b"220", AT_ONCE, now);
         }
         ports.forget(&1, now);
         ports.forget(&3, now);
@@ -154,7 +154,7 @@ mod tests {
         let mut now = begin;
         for port in 0..=MAX_PORTS {
             now += AT_ONCE;
-            ports.greeted(&port, b"220", AT_ONCE, now);
+            ports.observe(&port, b"220", AT_ONCE, now);
         }
         let known = ports.ports(now);
         assert_eq!(known.len(), MAX_PORTS);

@@ -58,6 +58,12 @@ impl Io {
     }
 }
 
+impl From<Io> for Stream {
+    fn from(io: Io) -> Self {
+        Self::Plain(Prefixed::new(bytes::Bytes::new(), io))
+    }
+}
+
 impl Stream {
     /// When it is dropped, the other end sees a reset instead of an end: so that it is not taken for a complete stream.
     pub fn reset_on_close(&self) {

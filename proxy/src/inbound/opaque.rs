@@ -1,0 +1,96 @@
+//! Connections of clients that are carried to the app as bytes.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use outrigger_proxy_transport::drain::OpenConnection;
+use outrigger_proxy_transport::error::Reason;
+use outrigger_proxy_transport::net::{Io, Prefixed, Stream, listen, tunnel};
+use tokio::io::AsyncReadExt;
+use tokio::time::Instant;
+
+use super::{APP_CONNECT, State};
+
+/// After a silence of this long on an opaque port, the app may speak first. A sidecar speaks at once; if its first packet
+/// is lost, the next one comes after 200 ms (RFC 6298's timer, as Linux has it).
+const SERVER_FIRST: Duration = Duration::from_millis(300);
+/// How long a TCP probe's connection is held for.
+const PROBE_HELD: Duration = Duration::from_secs(10);
+
+/// To the app.
+pub(super) async fn forward(state: &State, mut client: Stream, app: SocketAddr, open: &OpenConnection) {
+    let _busy = open.seat().busy();
+    if let Some(server) = connect(state, &client, app).await {
+        tunnel(&mut client, &mut server.into(), state.context.activity.begin()).await;
+    }
+}
+
+/// Where the app may speak first: waits until the client speaks (`Some`: nothing was read of it), or else until its silence can
+/// only mean that it waits for the app. Then this is a connection to the app.
+pub(super) async fn server_first(state: &State, client: Io, app: SocketAddr, open: &OpenConnection) -> Option<Io> {
+    let limit = state.context.config().detect_timeout;
+    let silence = async {
+        tokio::time::sleep(SERVER_FIRST.min(limit)).await;
+        let server = tokio::time::timeout(APP_CONNECT, listen::connect(app)).await.ok()?;
+        let server = Io::Tcp(server.ok()?);
+        let _ = tokio::time::timeout(limit.saturating_sub(SERVER_FIRST), server.readable()).await;
+        Some(server)
+    };
+    let server = tokio::select! {
+        biased;
+        () = client.readable() => None,
+        server = silence => server,
+    };
+    let Some(server) = server else {
+        return Some(client);
+    };
+    let _busy = open.seat().busy();
+    let in_flight = state.context.activity.begin();
+    tunnel(&mut client.into(), &mut server.into(), in_flight).await;
+    None
+}
+
+/// A client that says nothing, on a port of which nothing is declared: perhaps the app speaks first, which is remembered.
+pub(super) async fn silent(state: &Rc<State>, client: Prefixed<Io>, app: SocketAddr, open: &OpenConnection) {
+    let _busy = open.seat().busy();
+    let mut client = Stream::Plain(client);
+    let Some(server) = connect(state, &client, app).await else {
+        return;
+    };
+    let connected = Instant::now();
+    let mut greeting = [0; 8];
+    let length = match &client {
+        Stream::Plain(io) => tokio::select! {
+            biased;
+            () = io.get_ref().readable() => 0,
+            length = server.first_word(&mut greeting) => length,
+        },
+        Stream::Accepted(_) | Stream::Connected(_) => 0,
+    };
+    let now = Instant::now();
+    let after = now.saturating_duration_since(connected);
+    let app_first = &state.context.process.app_first;
+    app_first.observe(&app.port(), &greeting[..length], after, now);
+    tunnel(&mut client, &mut server.into(), state.context.activity.begin()).await;
+}
+
+/// A TCP probe wants to see that its connection is taken; not a byte is passed on.
+pub(super) async fn hold(mut client: Stream) {
+    let mut nothing = [0; 256];
+    let until_closed = async { while matches!(client.read(&mut nothing).await, Ok(1..)) {} };
+    let _ = tokio::time::timeout(PROBE_HELD, until_closed).await;
+}
+
+/// A connection to the app. `None`: there is none, and the client is reset.
+async fn connect(state: &State, client: &Stream, app: SocketAddr) -> Option<Io> {
+    match tokio::time::timeout(APP_CONNECT, listen::connect(app)).await {
+        Ok(Ok(server)) => Some(Io::Tcp(server)),
+        failed => {
+            state.context.metrics().error(Reason::AppUnavailable);
+            tracing::info!(%app, ?failed, "the app does not accept connections");
+            client.reset_on_close();
+            None
+        }
+    }
+}
