@@ -88,6 +88,7 @@ const MALFORMED: &[&str] = &[
     "CONNECT a:0 HTTP/1.1\r\nHost: a\r\n\r\n",
     "CONNECT u@a:80 HTTP/1.1\r\nHost: a\r\n\r\n",
     "CONNECT http://a:80/ HTTP/1.1\r\nHost: a\r\n\r\n",
+    "CONNECT a%41:80 HTTP/1.1\r\nHost: a\r\n\r\n",
     // Request lines (RFC 9112 section 3).
     "GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
     "GET / HTTP/1.1 \r\nHost: a\r\n\r\n",

@@ -287,6 +287,9 @@ mod tests {
             "GET / HTTP/1.1\r\nHost:\r\nX-Empty:\r\nX: \tb \r\n\r\nPUT /x HTTP/1.1\r\nHost: [::1]:80\r\ncontent-length: 3\r\n\r\nabcHEAD / HTTP/1.1\r\nhost: b\r\n\r\n",
             "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n3\r\nabc\r\n00A ; x=\"y\"\r\n0123456789\r\n0\r\nX-Sum: 1\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
             "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            "OPTIONS * HTTP/1.1\r\nHost: [::1]:80\r\n\r\nGET ftp://u:p@a_b/ HTTP/1.1\r\nHost:\r\n\r\n",
+            // In HTTP/1.0 `Upgrade` says nothing.
+            "POST / HTTP/1.0\r\nUpgrade: x\r\nContent-Length: 3\r\n\r\nabcGET / HTTP/1.0\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nX: caf\u{e9}\r\nUpgrade: h2c\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
         ] {
             assert_eq!(passed(text.as_bytes()), (text.len(), None), "{text:?}");
@@ -376,6 +379,17 @@ mod tests {
             ("GET /\ta HTTP/1.1\r\n".into(), "first line"),
             ("G(T / HTTP/1.1\r\n".into(), "first line"),
             ("GET x HTTP/1.1\r\n".into(), "target"),
+            ("GET * HTTP/1.1\r\n".into(), "only OPTIONS"),
+            ("GET a:80 HTTP/1.1\r\n".into(), "target"),
+            ("GET http://u@a/ HTTP/1.1\r\n".into(), "userinfo"),
+            ("GET http://a:b/ HTTP/1.1\r\n".into(), "authority of its target"),
+            ("CONNECT / HTTP/1.1\r\n".into(), "target of a CONNECT"),
+            ("CONNECT a HTTP/1.1\r\n".into(), "target of a CONNECT"),
+            ("CONNECT http://a/ HTTP/1.1\r\n".into(), "target of a CONNECT"),
+            // The library has no such host in a URI.
+            ("CONNECT a%41:80 HTTP/1.1\r\n".into(), "percent-encoded"),
+            ("GET / HTTP/1.1\r\nHost: a:b\r\n\r\n".into(), "not a host and a port"),
+            ("GET / HTTP/1.1\r\nHost: [::1\r\n\r\n".into(), "not a host and a port"),
             ("GET /a#b HTTP/1.1\r\n".into(), "target"),
             ("GET /?a=<b> HTTP/1.1\r\n".into(), "target"),
             ("GET /\r\n".into(), "first line"),

@@ -39,9 +39,11 @@ pub(super) fn request_line(line: &[u8]) -> Result<RequestLine, Fault> {
 /// all others a path, or a whole URI for a proxy. A fragment is never sent.
 fn check_target(method: &[u8], target: &[u8]) -> Result<(), &'static str> {
     const FORM: &str = "its target is of no known form, or has characters that must be percent-encoded";
+    // The library that holds it has the last word; what it refuses is to be told here.
+    let uri = || Uri::try_from(target).map_err(|_| FORM);
     if method == b"CONNECT" {
         return match is_destination(target) {
-            true => Ok(()),
+            true => uri().map(drop),
             false => Err(NO_DESTINATION),
         };
     }
@@ -61,9 +63,7 @@ fn check_target(method: &[u8], target: &[u8]) -> Result<(), &'static str> {
     if !(path || whole) || target.contains(&b'#') {
         return Err(FORM);
     }
-    // The library that holds it has the last word; what it refuses is to be told here.
-    let uri = Uri::try_from(target).map_err(|_| FORM)?;
-    check(&uri)
+    check(&uri()?)
 }
 
 /// RFC 9112 section 3.2: a host and a port, or nothing where the target has no authority.
