@@ -7,13 +7,13 @@ mod shared;
 
 pub mod admin;
 pub mod app;
+pub mod call;
 pub mod capture;
 pub mod cli;
 pub mod config;
 pub mod context;
 pub mod discovery;
 pub mod dns;
-pub mod exchange;
 pub mod identity;
 pub mod inbound;
 pub mod model;

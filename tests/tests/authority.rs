@@ -13,8 +13,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use outrigger_proxy::app::RunningProxy;
 use outrigger_proxy::discovery::{DiscoveryConfig, StaticTargets};
 use outrigger_proxy::model::{
-    Backend, Endpoint, Endpoints, Filter, HeaderModifier, HostnameMatch, PathMatch, Policy, Protocol, Redirect, Route,
-    RouteMatch, Service, ServiceName, Target, ValueMatch, WeightedBackend,
+    Backend, Endpoint, Endpoints, Filters, HeaderModifier, HostnameMatch, PathMatch, Protocol, Redirect, RequestRules,
+    Rewrite, Route, RouteMatch, RouteRules, Service, ServiceName, Target, ValueMatch, WeightedBackend,
 };
 use outrigger_tests::mesh::{App, Authority, Body, Collector, SOON, Sidecar, attribute, id, text};
 use tokio::net::TcpStream;
@@ -99,18 +99,23 @@ fn path_is(path: &str) -> RouteMatch {
     }
 }
 
-fn route(matches: RouteMatch, filter: Filter) -> Route {
+fn route(matches: RouteMatch, filters: Filters) -> Route {
     Route {
         name: "shop/orders/0".into(),
         hostnames: Vec::new(),
         matches: vec![matches],
-        filters: vec![filter],
         backends: vec![WeightedBackend {
             backend: Some(0),
             weight: 1,
-            filters: Vec::new(),
+            filters: Filters::default(),
         }],
-        policy: Arc::default(),
+        rules: RouteRules {
+            request: RequestRules {
+                filters,
+                ..RequestRules::default()
+            },
+            ..RouteRules::default()
+        },
     }
 }
 
@@ -119,13 +124,17 @@ fn header(name: &'static str, value: &'static str) -> (HeaderName, HeaderValue) 
 }
 
 fn routes() -> Vec<Route> {
-    let named = |by: &'static str| {
-        Filter::ResponseHeaders(HeaderModifier {
+    let named = |by: &'static str| Filters {
+        response_headers: vec![HeaderModifier {
             set: vec![header("x-by", by)],
             ..HeaderModifier::default()
-        })
+        }],
+        ..Filters::default()
     };
-    let request = |modifier: HeaderModifier| Filter::RequestHeaders(modifier);
+    let request = |modifier: HeaderModifier| Filters {
+        request_headers: vec![modifier],
+        ..Filters::default()
+    };
     let mut by_hostname = route(path_is("/hostname"), named("hostname"));
     by_hostname.hostnames = vec![HostnameMatch::Suffix(".shop.test".into())];
     vec![
@@ -154,20 +163,26 @@ fn routes() -> Vec<Route> {
         ),
         route(
             path_is("/rewrite"),
-            Filter::Rewrite {
-                hostname: Some(HeaderValue::from_static("new.test")),
-                path: None,
+            Filters {
+                rewrites: vec![Rewrite {
+                    hostname: Some(HeaderValue::from_static("new.test")),
+                    path: None,
+                }],
+                ..Filters::default()
             },
         ),
         route(
             path_is("/redirect"),
-            Filter::Redirect(Redirect {
-                scheme: None,
-                hostname: None,
-                port: None,
-                path: None,
-                status: StatusCode::FOUND,
-            }),
+            Filters {
+                redirect: Some(Redirect {
+                    scheme: None,
+                    hostname: None,
+                    port: None,
+                    path: None,
+                    status: StatusCode::FOUND,
+                }),
+                ..Filters::default()
+            },
         ),
         route(path_is("/"), named("path")),
     ]
@@ -189,7 +204,7 @@ async fn web(authority: &Authority, collector: &Collector, endpoint: Endpoint) -
             endpoints: Endpoints::Known(vec![Arc::new(endpoint)]),
             client_affinity: false,
         })],
-        policy: Arc::new(Policy::default()),
+        rules: Arc::default(),
     };
     Sidecar::new("web")
         .calls("web", "detect", &[], "{}")

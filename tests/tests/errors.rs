@@ -13,8 +13,8 @@ use outrigger_proxy::app::RunningProxy;
 use outrigger_proxy::config::Config;
 use outrigger_proxy::discovery::{DiscoveryConfig, StaticTargets};
 use outrigger_proxy::model::{
-    Backend, Endpoint, Endpoints, Filter, PathMatch, PathModifier, Policy, Protocol, Route, RouteMatch, Service,
-    ServiceName, Target, WeightedBackend,
+    Backend, Endpoint, Endpoints, Filters, PathMatch, PathModifier, Protocol, RequestRules, Rewrite, Route, RouteMatch,
+    RouteRules, Service, ServiceName, Target, WeightedBackend,
 };
 use outrigger_proxy_transport::error::Reason;
 use outrigger_tests::mesh::{
@@ -267,11 +267,11 @@ fn service(routes: Vec<Route>, backend: Arc<Backend>) -> Service {
         protocol: Protocol::Detect,
         routes: routes.into(),
         backends: vec![backend],
-        policy: Arc::new(Policy::default()),
+        rules: Arc::default(),
     }
 }
 
-fn route(prefix: &str, filters: Vec<Filter>, backend: Option<usize>) -> Route {
+fn route(prefix: &str, filters: Filters, backend: Option<usize>) -> Route {
     Route {
         name: "shop/orders/0".into(),
         hostnames: Vec::new(),
@@ -279,13 +279,18 @@ fn route(prefix: &str, filters: Vec<Filter>, backend: Option<usize>) -> Route {
             path: Some(PathMatch::Prefix(prefix.to_owned())),
             ..RouteMatch::default()
         }],
-        filters,
         backends: vec![WeightedBackend {
             backend,
             weight: 1,
-            filters: Vec::new(),
+            filters: Filters::default(),
         }],
-        policy: Arc::default(),
+        rules: RouteRules {
+            request: RequestRules {
+                filters,
+                ..RequestRules::default()
+            },
+            ..RouteRules::default()
+        },
     }
 }
 
@@ -464,7 +469,7 @@ async fn attempt_timeout() {
 async fn no_route() {
     let mut lab = Lab::new().await;
     let backend = backend(&[nobody()]);
-    let routes = vec![route("/elsewhere", Vec::new(), Some(0))];
+    let routes = vec![route("/elsewhere", Filters::default(), Some(0))];
     let web = lab.routed(service(routes, backend)).await;
     let case = Case::new(
         &web,
@@ -479,7 +484,7 @@ async fn no_route() {
 async fn invalid_backend() {
     let mut lab = Lab::new().await;
     let web = lab
-        .routed(service(vec![route("", Vec::new(), None)], backend(&[nobody()])))
+        .routed(service(vec![route("", Filters::default(), None)], backend(&[nobody()])))
         .await;
     let words = "a backend of route shop/orders/0 does not exist; check its backendRefs";
     let case = Case::new(&web, web.outbound[0], Reason::InvalidBackend, words);
@@ -502,12 +507,16 @@ async fn app_unavailable() {
 async fn bad_request() {
     let mut lab = Lab::new().await;
     let long = "x".repeat(30_000);
-    let rewrite = Filter::Rewrite {
+    let rewrite = Rewrite {
         hostname: None,
         path: Some(PathModifier::ReplacePrefix(format!("/{long}"))),
     };
+    let filters = Filters {
+        rewrites: vec![rewrite],
+        ..Filters::default()
+    };
     let backend = backend(&[nobody()]);
-    let routes = vec![route("/a", vec![rewrite], Some(0))];
+    let routes = vec![route("/a", filters, Some(0))];
     let web = lab.routed(service(routes, backend)).await;
     let words = "the request's URI cannot be rewritten as its route says";
     let mut case = Case::new(&web, web.outbound[0], Reason::BadRequest, words).unsent();

@@ -14,8 +14,8 @@ use outrigger_proxy::app::RunningProxy;
 use outrigger_proxy::config::{Config, LetIn, Plaintext};
 use outrigger_proxy::discovery::{DiscoveryConfig, StaticTargets};
 use outrigger_proxy::model::{
-    Backend, Endpoint, Endpoints, Filter, HeaderModifier, PathMatch, PathModifier, Policy, Protocol, Redirect, Route,
-    RouteMatch, Service, ServiceName, Target, WeightedBackend,
+    Backend, Endpoint, Endpoints, Filters, HeaderModifier, Mirror, PathMatch, PathModifier, Protocol, Redirect,
+    RequestRules, Rewrite, Route, RouteMatch, RouteRules, Service, ServiceName, Target, WeightedBackend,
 };
 use outrigger_tests::mesh::{
     App, Authority, Collector, Http, SOON, Sidecar, attribute, id, metric, request, status, text,
@@ -414,29 +414,40 @@ async fn routes_filters_and_mirrors() {
         set: vec![(HeaderName::from_static(name), HeaderValue::from_static(value))],
         ..HeaderModifier::default()
     };
+    let with = |filters| RouteRules {
+        request: RequestRules {
+            filters,
+            ..RequestRules::default()
+        },
+        ..RouteRules::default()
+    };
     let rewritten = Route {
-        filters: vec![
-            Filter::RequestHeaders(set("x-canary", "yes")),
-            Filter::ResponseHeaders(set("x-from", "route")),
-            Filter::Rewrite {
+        rules: with(Filters {
+            request_headers: vec![set("x-canary", "yes")],
+            response_headers: vec![set("x-from", "route")],
+            rewrites: vec![Rewrite {
                 hostname: None,
                 path: Some(PathModifier::ReplacePrefix("/v2".into())),
-            },
-            Filter::Mirror {
+            }],
+            mirrors: vec![Mirror {
                 backend: 1,
                 parts_per_million: 1_000_000,
-            },
-        ],
+            }],
+            ..Filters::default()
+        }),
         ..route("/api", 0)
     };
     let moved = Route {
-        filters: vec![Filter::Redirect(Redirect {
-            scheme: None,
-            hostname: Some("new.example".into()),
-            port: Some(80),
-            path: None,
-            status: StatusCode::MOVED_PERMANENTLY,
-        })],
+        rules: with(Filters {
+            redirect: Some(Redirect {
+                scheme: None,
+                hostname: Some("new.example".into()),
+                port: Some(80),
+                path: None,
+                status: StatusCode::MOVED_PERMANENTLY,
+            }),
+            ..Filters::default()
+        }),
         ..route("/old", 0)
     };
     let web = Sidecar::new("web")
@@ -497,13 +508,12 @@ fn route(prefix: &str, to: usize) -> Route {
             path: Some(PathMatch::Prefix(prefix.to_owned())),
             ..RouteMatch::default()
         }],
-        filters: Vec::new(),
         backends: vec![WeightedBackend {
             backend: Some(to),
             weight: 1,
-            filters: Vec::new(),
+            filters: Filters::default(),
         }],
-        policy: Arc::default(),
+        rules: RouteRules::default(),
     }
 }
 
@@ -513,7 +523,7 @@ fn service(routes: Vec<Route>, backends: Vec<Arc<Backend>>) -> Service {
         protocol: Protocol::Http1,
         routes: routes.into(),
         backends,
-        policy: Arc::new(Policy::default()),
+        rules: Arc::default(),
     }
 }
 

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::hint::black_box;
 use std::rc::Rc;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,14 +13,16 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
 use outrigger_api::discovery as proto;
 use outrigger_api::discovery::string_match::Kind;
+use outrigger_proxy::call::{Call, Callee, Remote};
 use outrigger_proxy::dns::Resolver;
-use outrigger_proxy::exchange::{Exchange, Other, Outcome};
 use outrigger_proxy::model::from_proto;
 use outrigger_proxy::model::{Endpoints, Service};
 use outrigger_proxy::outbound::balance::{Balancer, Pick};
 use outrigger_proxy::outbound::health::Answer;
 use outrigger_proxy::outbound::route;
-use outrigger_proxy::telemetry::{Direction, Settings, Telemetry};
+use outrigger_proxy::telemetry::{
+    Direction, Peer, RequestEnd, RequestInfo, ServiceMetrics, Settings, Status, Telemetry,
+};
 use outrigger_proxy::telemetry::{TracingConfig, TracingProtocol};
 use outrigger_proxy_transport::authority;
 use outrigger_proxy_transport::drain::Activity;
@@ -36,11 +38,11 @@ pub struct Piece {
     /// In the steady state; a reallocation is one too.
     pub allocations: usize,
     /// Makes all that it works on, and gives what is measured. That is called once: most pieces change what they work on.
-    pub prepare: fn() -> Call,
+    pub prepare: fn() -> Work,
 }
 
 /// See [`Piece::prepare`].
-pub type Call = Box<dyn FnMut()>;
+pub type Work = Box<dyn FnMut()>;
 
 impl fmt::Display for Piece {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -73,8 +75,8 @@ pub const PIECES: &[Piece] = &[
         request.headers_mut().remove(http::header::HOST);
         call(move || authority::settle(&mut request))
     }),
-    piece("exchange: begin", 1, || begin(HEAD)),
-    piece("exchange: begin, new IDs", 3, || begin(ABSOLUTE)),
+    piece("call: begin", 1, || begin(HEAD)),
+    piece("call: begin, new IDs", 3, || begin(ABSOLUTE)),
     piece("route: the tenth", 0, || {
         on(HEAD, |r| route::choose(&SERVICE, r).is_ok())
     }),
@@ -96,7 +98,7 @@ pub const PIECES: &[Piece] = &[
     piece("metrics: inbound", 0, || end(Direction::Inbound)),
 ];
 
-const fn piece(name: &'static str, allocations: usize, prepare: fn() -> Call) -> Piece {
+const fn piece(name: &'static str, allocations: usize, prepare: fn() -> Work) -> Piece {
     Piece {
         name,
         allocations,
@@ -104,11 +106,11 @@ const fn piece(name: &'static str, allocations: usize, prepare: fn() -> Call) ->
     }
 }
 
-fn call<O>(mut work: impl FnMut() -> O + 'static) -> Call {
+fn call<O>(mut work: impl FnMut() -> O + 'static) -> Work {
     Box::new(move || _ = black_box(work()))
 }
 
-fn on<O>(text: &str, mut work: impl FnMut(&mut Parts) -> O + 'static) -> Call {
+fn on<O>(text: &str, mut work: impl FnMut(&mut Parts) -> O + 'static) -> Work {
     let mut head = head(text);
     call(move || work(black_box(&mut head)))
 }
@@ -137,17 +139,19 @@ fn head(text: &str) -> Parts {
     request.extension(cases).body(()).expect("a request").into_parts().0
 }
 
-fn exchange(direction: Direction, head: &mut Parts, activity: &Rc<Activity>) -> Exchange {
-    let (service, received) = (Some(&SERVICE.name), Rc::default());
-    Exchange::begin(&TELEMETRY, direction, service, 80, head, received, activity.begin())
+fn outbound_call(head: &mut Parts, activity: &Rc<Activity>) -> Call {
+    let callee = Callee::Service(&SERVICE.name, &METRICS);
+    Call::begin(&TELEMETRY, callee, head, Rc::default(), activity.begin())
 }
 
-fn begin(text: &str) -> Call {
+fn begin(text: &str) -> Work {
     let activity = Rc::default();
-    on(text, move |r| exchange(Direction::Outbound, r, &activity))
+    let mut begun = None;
+    // It ends with what is prepared: that is not measured.
+    on(text, move |head| _ = begun.insert(outbound_call(head, &activity)))
 }
 
-fn pick() -> Call {
+fn pick() -> Work {
     thread_local! {
         static SHARED: Rc<(Balancer, RefCell<SmallRng>)> = Rc::new((balancer(), SmallRng::seed_from_u64(1).into()));
     }
@@ -160,21 +164,52 @@ fn pick() -> Call {
     })
 }
 
-fn inject(text: &str) -> Call {
+fn inject(text: &str) -> Work {
     let context = TELEMETRY.context(&head(text).headers);
-    on(text, move |r| context.inject(TELEMETRY.span_id(), &mut r.headers))
+    on(text, move |r| context.inject(TELEMETRY.start_span().id, &mut r.headers))
 }
 
-fn span(text: &str) -> Call {
-    let exchange = exchange(Direction::Outbound, &mut head(text), &Rc::default());
-    call(move || exchange.record(&exchange.span(0), Other::default(), Outcome::default()))
+fn span(text: &str) -> Work {
+    struct Nobody;
+    impl Remote for Nobody {
+        fn peer(&self) -> Peer<'_> {
+            Peer::default()
+        }
+    }
+    let mut of = outbound_call(&mut head(text), &Rc::default());
+    let nobody: Rc<dyn Remote> = Rc::new(Nobody);
+    call(move || {
+        of.attempt(Rc::clone(&nobody));
+        of.end_attempt(Status::default());
+    })
 }
 
-fn end(direction: Direction) -> Call {
-    let exchange = exchange(direction, &mut head(HEAD), &Rc::default());
-    let (status, ok) = (Some(200), Outcome::default());
-    call(move || exchange.end(Other::default(), Outcome { status, ..ok }, 0, 1024))
+fn end(direction: Direction) -> Work {
+    let mut head = head(HEAD);
+    let context = TELEMETRY.context(&head.headers);
+    let (service, metrics) = match direction {
+        Direction::Outbound => (Some(SERVICE.name.clone()), Arc::clone(&METRICS)),
+        Direction::Inbound => (None, TELEMETRY.metrics().port(80)),
+    };
+    let request = RequestInfo::new(direction, service, 80, context, &mut head);
+    call(move || {
+        TELEMETRY.request_ended(&RequestEnd {
+            request: &request,
+            metrics: &metrics,
+            peer: Peer::default(),
+            status: Status {
+                http: Some(200),
+                ..Status::default()
+            },
+            duration: Duration::from_millis(1),
+            retries: 0,
+            request_bytes: 0,
+            response_bytes: 1024,
+        });
+    })
 }
+
+static METRICS: LazyLock<Arc<ServiceMetrics>> = LazyLock::new(|| TELEMETRY.metrics().service(Some(&SERVICE.name)));
 
 /// As by default, with a collector. Its runtime is gone: nothing runs beside what is measured, and spans are dropped.
 static TELEMETRY: LazyLock<Telemetry> = LazyLock::new(|| {

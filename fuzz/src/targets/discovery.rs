@@ -3,8 +3,9 @@
 use http::Request;
 use outrigger_api::discovery as proto;
 use outrigger_proxy::model::from_proto;
-use outrigger_proxy::model::{Endpoints, Policy, Service, Target};
-use outrigger_proxy::outbound::{filters, route};
+use outrigger_proxy::model::{Endpoints, RouteRules, Service, Target, Workload};
+use outrigger_proxy::outbound::affinity::Caller;
+use outrigger_proxy::outbound::request::{Facts, apply_rules, filters};
 use prost::Message;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -38,7 +39,14 @@ fn target(message: &proto::Target) {
         return;
     };
     check_endpoints(message, &service);
-    check_policy(&service.policy);
+    check_rules(&service.rules);
+    service.routes.iter().for_each(|route| check_rules(&route.rules));
+    let rng = SmallRng::seed_from_u64(1).into();
+    let facts = Facts {
+        caller: Caller::new(&Workload::default()),
+        rng: &rng,
+        keeps_upgrade: false,
+    };
     // Requests are answered, whatever the routes are.
     for (method, uri) in [("GET", "http://orders/a/b?c=d"), ("POST", "/"), ("OPTIONS", "*")] {
         let request = Request::builder()
@@ -46,16 +54,13 @@ fn target(message: &proto::Target) {
             .uri(uri)
             .header("host", "orders.shop:80");
         let (mut head, ()) = request.body(()).expect("a request").into_parts();
-        let Ok(chosen) = route::choose(&service, &head) else {
+        let Ok(plan) = apply_rules(&service, &facts, &mut head) else {
             continue;
         };
-        check_policy(chosen.policy);
-        let of_route = chosen.route.map_or(&[][..], |route| &route.filters);
-        let _ = filters::on_request(of_route.iter(), chosen.prefix, &mut head);
-        if let Ok((_, of_backend)) = route::backend(&service, &chosen, &mut SmallRng::seed_from_u64(1)) {
-            let _ = filters::on_request(of_backend.iter(), chosen.prefix, &mut head);
+        assert!(plan.backend < service.backends.len());
+        for of in plan.filters {
+            filters::on_response(of, &mut http::HeaderMap::new());
         }
-        filters::on_response(of_route.iter(), &mut http::HeaderMap::new());
     }
 }
 
@@ -92,13 +97,14 @@ fn check_endpoints(message: &proto::Target, service: &Service) {
     }
 }
 
-fn check_policy(policy: &Policy) {
-    let retry = &policy.retry;
+fn check_rules(rules: &RouteRules) {
+    let (request, attempt) = (&rules.request, &rules.attempt);
+    let retry = &attempt.retry;
     assert!(retry.attempts <= 10 && retry.max_body_bytes <= 1 << 20);
     assert!((0.0..=1.0).contains(&retry.budget_ratio) && retry.budget_min_per_second <= 10_000);
-    assert!(retry.backoff_base <= retry.backoff_max && !policy.connect_timeout.is_zero());
+    assert!(retry.backoff_base <= retry.backoff_max && !attempt.connect_timeout.is_zero());
     let zero = |limit: Option<std::time::Duration>| limit.is_some_and(|limit| limit.is_zero());
-    assert!(!zero(policy.request_timeout) && !zero(policy.backend_request_timeout));
+    assert!(!zero(request.timeout) && !zero(attempt.timeout));
     for n in [1, 2, 10, u32::MAX] {
         let wait = outrigger_proxy::outbound::retry::backoff(retry, n, &mut SmallRng::seed_from_u64(n.into()));
         assert!(wait <= retry.backoff_max);

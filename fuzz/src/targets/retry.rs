@@ -3,8 +3,8 @@
 use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
-use outrigger_proxy::model::Policy;
-use outrigger_proxy::outbound::retry::{Attempted, MAX_SERVER_WAIT, Verdict, judge};
+use outrigger_proxy::model::RetryPolicy;
+use outrigger_proxy::outbound::retry::{Attempted, MAX_SERVER_WAIT, RetryDecision, judge};
 use outrigger_proxy_transport::grpc::grpc_status;
 
 use super::header_lines;
@@ -12,7 +12,7 @@ use super::header_lines;
 /// Lines of "name: value", the headers of a 503.
 pub fn run(bytes: &[u8]) {
     let headers = header_lines(bytes);
-    let policy = Policy::default().retry;
+    let policy = RetryPolicy::default();
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777); // Sun, 06 Nov 1994 08:49:37 GMT
     let answered = Attempted::Answered {
         status: StatusCode::SERVICE_UNAVAILABLE,
@@ -21,38 +21,38 @@ pub fn run(bytes: &[u8]) {
     };
     assert_eq!(
         judge(&answered, false, &policy, now),
-        Verdict::Final,
+        RetryDecision::Final,
         "it may have been processed"
     );
-    let verdict = judge(&answered, true, &policy, now);
+    let decision = judge(&answered, true, &policy, now);
     let wanted = grpc_status(&headers).is_none_or(|status| policy.grpc_statuses.contains(&status));
     if !wanted {
-        assert_eq!(verdict, Verdict::Final);
+        assert_eq!(decision, RetryDecision::Final);
     }
     let text = |name: &str| {
         headers
             .get(name)
             .map(|value| value.to_str().unwrap_or("\u{fffd}").trim())
     };
-    match verdict {
-        Verdict::Retry { after } => assert!(after <= MAX_SERVER_WAIT),
-        Verdict::Final => {}
-        Verdict::Replay => panic!("there was an answer"),
+    match decision {
+        RetryDecision::Retry { after } => assert!(after <= MAX_SERVER_WAIT),
+        RetryDecision::Final => {}
+        RetryDecision::Replay => panic!("there was an answer"),
     }
     if let (Some(pushback), true) = (text("grpc-retry-pushback-ms"), wanted) {
         let millis = all_digits(pushback).filter(|millis| *millis <= 1000);
-        assert_eq!(verdict, waits(millis.map(Duration::from_millis)), "{pushback:?}");
+        assert_eq!(decision, waits(millis.map(Duration::from_millis)), "{pushback:?}");
     } else if let (Some(after), true) = (text("retry-after"), wanted)
         && let Some(seconds) = all_digits(after)
     {
-        assert_eq!(verdict, waits(Some(Duration::from_secs(seconds))), "{after:?}");
+        assert_eq!(decision, waits(Some(Duration::from_secs(seconds))), "{after:?}");
     }
 }
 
-fn waits(wait: Option<Duration>) -> Verdict {
+fn waits(wait: Option<Duration>) -> RetryDecision {
     match wait.filter(|wait| *wait <= MAX_SERVER_WAIT) {
-        Some(after) => Verdict::Retry { after },
-        None => Verdict::Final,
+        Some(after) => RetryDecision::Retry { after },
+        None => RetryDecision::Final,
     }
 }
 

@@ -247,8 +247,8 @@ fn file() {
     };
     assert_eq!((&*inventory.name.namespace, inventory.name.port), ("shop", 8201));
     assert_eq!(inventory.protocol, Protocol::Http1);
-    assert_eq!(inventory.policy.retry.attempts, 3);
-    assert_eq!(inventory.policy.request_timeout, Some(Duration::from_secs(2)));
+    assert_eq!(inventory.rules.attempt.retry.attempts, 3);
+    assert_eq!(inventory.rules.request.timeout, Some(Duration::from_secs(2)));
     let Endpoints::Known(endpoints) = &inventory.backends[0].endpoints else {
         panic!("no endpoints");
     };

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::model::{Backend, Endpoints, Policy, Protocol, Route, Service, ServiceName, Target, WorkloadInfo};
+use crate::model::{Backend, Endpoints, Protocol, Route, RouteRules, Service, ServiceName, Target, WorkloadInfo};
 
 pub(super) fn target(target: &Target) -> Value {
     match target {
@@ -28,7 +28,7 @@ fn service(service: &Service) -> Value {
         "protocol": protocol(service.protocol),
         "routes": service.routes.iter().map(route).collect::<Vec<_>>(),
         "backends": service.backends.iter().map(|b| backend(b)).collect::<Vec<_>>(),
-        "policy": policy(&service.policy),
+        "policy": policy(&service.rules),
     })
 }
 
@@ -57,9 +57,9 @@ fn route(route: &Route, service: &Service) -> Value {
         "name": &*route.name,
         "hostnames": route.hostnames.iter().map(|h| format!("{h:?}")).collect::<Vec<_>>(),
         "matches": route.matches.iter().map(|m| format!("{m:?}")).collect::<Vec<_>>(),
-        "filters": route.filters.len(),
+        "filters": route.rules.request.filters.count(),
         "backends": backends.collect::<Vec<_>>(),
-        "policy": policy(&route.policy),
+        "policy": policy(&route.rules),
     })
 }
 
@@ -84,13 +84,14 @@ fn backend(backend: &Backend) -> Value {
     }
 }
 
-fn policy(policy: &Policy) -> Value {
-    let retry = &policy.retry;
+fn policy(rules: &RouteRules) -> Value {
+    let RouteRules { request, attempt } = rules;
+    let retry = &attempt.retry;
     let millis = |limit: Option<std::time::Duration>| limit.map(|limit| limit.as_millis());
     json!({
-        "requestTimeoutMs": millis(policy.request_timeout),
-        "backendRequestTimeoutMs": millis(policy.backend_request_timeout),
-        "connectTimeoutMs": policy.connect_timeout.as_millis(),
+        "requestTimeoutMs": millis(request.timeout),
+        "backendRequestTimeoutMs": millis(attempt.timeout),
+        "connectTimeoutMs": attempt.connect_timeout.as_millis(),
         "retry": {
             "attempts": retry.attempts,
             "statuses": retry.statuses.iter().map(|status| status.as_u16()).collect::<Vec<_>>(),

@@ -176,7 +176,7 @@ fn with_endpoints(service: &Service, sets: &[Option<String>], name: &str, endpoi
         protocol: service.protocol,
         routes: Arc::clone(&service.routes),
         backends: backends.collect(),
-        policy: Arc::clone(&service.policy),
+        rules: Arc::clone(&service.rules),
     }
 }
 

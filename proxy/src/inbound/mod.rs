@@ -29,6 +29,7 @@ use crate::telemetry::Direction;
 use crate::telemetry::metrics::{Handshake, OpenConnection as Counted};
 use admit::{Admission, Carries, Conn, Server, admit_connection};
 use apps::Apps;
+use request::RequestRules;
 
 /// A peer's handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -37,6 +38,7 @@ const APP_CONNECT: Duration = Duration::from_secs(5);
 /// What the inbound direction of one worker knows.
 pub struct State {
     pub context: Rc<Context>,
+    rules: RequestRules,
     apps: Apps,
     peers: Peers,
 }
@@ -45,6 +47,7 @@ impl State {
     /// Nothing is known yet.
     pub fn new(context: Rc<Context>) -> Rc<Self> {
         Rc::new(Self {
+            rules: RequestRules::new(context.config()),
             apps: Apps::default(),
             peers: context.peers(Direction::Inbound),
             context,
@@ -253,6 +256,7 @@ async fn serve_http(state: Rc<State>, version: HttpVersion, stream: Stream, call
         // What one peer does to its connection (streams that it resets or does not read) stays its own trouble.
         HttpVersion::Http2 => state.apps.for_one(),
     };
+    let caller = Rc::new(caller);
     let handle = Rc::new(async move |request: Request<ClientBody>| -> Response<ResponseBody> {
         request::handle(&state, &caller, &pool, version, request).await
     });

@@ -40,7 +40,7 @@ fn of_connections_and_requests() {
 
     type Call = (
         &'static Rc<State>,
-        &'static Caller,
+        &'static Rc<Caller>,
         &'static Rc<Pool>,
         HttpVersion,
         Request<ClientBody>,

@@ -1,29 +1,22 @@
 //! Discovery's messages as the request path's model. The conversion is total: what is not understood is passed over where
 //! that changes no decision, and otherwise matches nothing, so that a newer controller, or a mistake, never makes a
-//! decision stricter or looser than it was meant.
+//! decision stricter or looser than it was meant. The rules of requests are read beside their types (`rules`, `filters`).
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderName, Method};
 use ipnet::IpNet;
 use outrigger_api::discovery as proto;
-use outrigger_api::discovery::{backend, filter, path_modifier, string_match, target};
-use outrigger_api::duration;
+use outrigger_api::discovery::{backend, string_match, target};
 use outrigger_api::pattern::{self, Pattern};
 
 use super::{
-    Backend, Endpoint, Endpoints, Filter, HeaderModifier, HostnameMatch, PathMatch, PathModifier, Policy, Protocol,
-    Redirect, Route, RouteMatch, Service, ServiceName, Target, ValueMatch, WeightedBackend, WorkloadInfo,
+    Backend, Endpoint, Endpoints, Filters, HostnameMatch, PathMatch, Protocol, Route, RouteMatch, RouteRules, Service,
+    ServiceName, Target, ValueMatch, WeightedBackend, WorkloadInfo,
 };
 
 /// Equal to no path and no host name of a request: both are without NUL.
 const NEVER: &str = "\0";
-/// Stands for "no limit" where a limit must be given.
-const NO_CONNECT_LIMIT: Duration = Duration::from_secs(3600);
-const MAX_ATTEMPTS: u32 = 10;
-const MAX_BODY: u64 = 1 << 20;
-const MAX_BUDGET_PER_SECOND: u32 = 10_000;
 
 /// What is behind an address.
 pub fn target(message: &proto::Target) -> Target {
@@ -57,7 +50,7 @@ fn networks(networks: &[String]) -> Vec<IpNet> {
 /// A Service with its routes, backends and policies.
 pub fn service(message: &proto::Service) -> Service {
     let name = service_name(message.r#ref.as_ref());
-    let outer = policy(&Policy::default(), message.policy.as_ref());
+    let outer = RouteRules::from_proto(&RouteRules::default(), message.policy.as_ref(), Filters::default());
     let mut backends: Vec<_> = message.backends.iter().map(|b| Arc::new(backend(b))).collect();
     if backends.is_empty() {
         backends.push(Arc::new(Backend {
@@ -76,74 +69,9 @@ pub fn service(message: &proto::Service) -> Service {
             .map(|r| route(r, indexed, &outer, &mut patterns))
             .collect(),
         protocol: protocol(message.protocol),
-        policy: Arc::new(outer),
+        rules: Arc::new(outer),
         name,
         backends,
-    }
-}
-
-/// The outer policy with what the inner one says.
-pub fn policy(outer: &Policy, inner: Option<&proto::Policy>) -> Policy {
-    let mut policy = outer.clone();
-    let Some(inner) = inner else {
-        return policy;
-    };
-    let limit = |ms: u64| (ms > 0).then(|| duration::from_millis(ms));
-    if let Some(ms) = inner.request_timeout_ms {
-        policy.request_timeout = limit(ms);
-    }
-    if let Some(ms) = inner.backend_request_timeout_ms {
-        policy.backend_request_timeout = limit(ms);
-    }
-    if let Some(ms) = inner.connect_timeout_ms {
-        policy.connect_timeout = limit(ms).unwrap_or(NO_CONNECT_LIMIT);
-    }
-    if let Some(inner) = &inner.retry {
-        retry(&mut policy.retry, inner);
-    }
-    policy
-}
-
-fn retry(policy: &mut super::RetryPolicy, inner: &proto::Retry) {
-    let statuses = inner.statuses.iter().filter_map(|&status| {
-        let status = u16::try_from(status).ok()?;
-        StatusCode::from_u16(status).ok()
-    });
-    if inner.statuses_set {
-        policy.statuses = statuses.collect();
-    } else {
-        for status in statuses {
-            if !policy.statuses.contains(&status) {
-                policy.statuses.push(status);
-            }
-        }
-    }
-    if !inner.grpc_statuses.is_empty() {
-        let numbers = inner.grpc_statuses.iter();
-        policy.grpc_statuses = numbers.filter_map(|&status| u16::try_from(status).ok()).collect();
-    }
-    if let Some(attempts) = inner.attempts {
-        policy.attempts = attempts.min(MAX_ATTEMPTS);
-    }
-    if let Some(ms) = inner.backoff_base_ms {
-        policy.backoff_base = duration::from_millis(ms);
-    }
-    if let Some(ms) = inner.backoff_max_ms {
-        policy.backoff_max = duration::from_millis(ms);
-    }
-    policy.backoff_max = policy.backoff_max.max(policy.backoff_base);
-    if let Some(percent) = inner.budget_percent {
-        policy.budget_ratio = f64::from(percent.min(100)) / 100.0;
-    }
-    if let Some(number) = inner.budget_min_per_second {
-        policy.budget_min_per_second = number.min(MAX_BUDGET_PER_SECOND);
-    }
-    if let Some(also) = inner.non_idempotent {
-        policy.non_idempotent = also;
-    }
-    if let Some(bytes) = inner.max_body_bytes {
-        // At most 1 MiB: fits every usize.
-        policy.max_body_bytes = bytes.min(MAX_BODY) as usize;
     }
 }
 
@@ -187,7 +115,11 @@ fn pod(message: &proto::Pod) -> Service {
             endpoints: Endpoints::Known(endpoint.into_iter().collect()),
             client_affinity: false,
         })],
-        policy: Arc::new(policy(&Policy::default(), message.policy.as_ref())),
+        rules: Arc::new(RouteRules::from_proto(
+            &RouteRules::default(),
+            message.policy.as_ref(),
+            Filters::default(),
+        )),
         name,
     }
 }
@@ -245,7 +177,7 @@ fn endpoint(message: &proto::Endpoint) -> Option<Arc<Endpoint>> {
     }
 }
 
-fn route(message: &proto::Route, backends: usize, outer: &Policy, patterns: &mut pattern::Budget) -> Route {
+fn route(message: &proto::Route, backends: usize, outer: &RouteRules, patterns: &mut pattern::Budget) -> Route {
     let matches = message.matches.iter().filter_map(|m| route_match(m, patterns));
     let mut matches: Vec<_> = matches.collect();
     let left_out = message.matches.len() - matches.len();
@@ -263,7 +195,7 @@ fn route(message: &proto::Route, backends: usize, outer: &Policy, patterns: &mut
         });
     }
     let filters = |messages: &[proto::Filter]| {
-        let filters = self::filters(messages, backends);
+        let filters = Filters::from_proto(messages, |index| indexed(backends, index));
         if filters.is_none() {
             tracing::warn!(
                 route = message.name,
@@ -292,8 +224,7 @@ fn route(message: &proto::Route, backends: usize, outer: &Policy, patterns: &mut
             Some(_) => message.backends.iter().map(weighted).collect(),
             None => Vec::new(),
         },
-        filters: of_rule.unwrap_or_default(),
-        policy: Arc::new(policy(outer, message.policy.as_ref())),
+        rules: RouteRules::from_proto(outer, message.policy.as_ref(), of_rule.unwrap_or_default()),
     }
 }
 
@@ -358,76 +289,4 @@ fn compiled(pattern: &str, patterns: &mut pattern::Budget) -> Option<Pattern> {
     compiled
         .map_err(|why| tracing::debug!(pattern, %why, "a pattern matches nothing"))
         .ok()
-}
-
-/// `None`: there is a filter that is not understood.
-fn filters(messages: &[proto::Filter], backends: usize) -> Option<Vec<Filter>> {
-    let mut filters = Vec::with_capacity(messages.len());
-    for message in messages {
-        filters.push(match message.kind.as_ref()? {
-            filter::Kind::RequestHeaders(m) => Filter::RequestHeaders(header_modifier(m)),
-            filter::Kind::ResponseHeaders(m) => Filter::ResponseHeaders(header_modifier(m)),
-            filter::Kind::Rewrite(m) => Filter::Rewrite {
-                hostname: match text(&m.hostname) {
-                    Some(host) => Some(HeaderValue::try_from(host).ok()?),
-                    None => None,
-                },
-                path: path_modifier(m.path.as_ref())?,
-            },
-            filter::Kind::Redirect(m) => Filter::Redirect(redirect(m)?),
-            filter::Kind::Mirror(m) => match indexed(backends, m.backend) {
-                Some(backend) => Filter::Mirror {
-                    backend,
-                    parts_per_million: m.parts_per_million.min(1_000_000),
-                },
-                // A copy that goes nowhere changes nothing for the request.
-                None => continue,
-            },
-        });
-    }
-    Some(filters)
-}
-
-fn header_modifier(message: &proto::HeaderModifier) -> HeaderModifier {
-    let name = |name: &str| HeaderName::from_bytes(name.as_bytes()).ok();
-    let pairs = |headers: &[proto::Header]| {
-        let pairs = headers
-            .iter()
-            .filter_map(|header| Some((name(&header.name)?, HeaderValue::from_str(&header.value).ok()?)));
-        pairs.collect()
-    };
-    HeaderModifier {
-        set: pairs(&message.set),
-        add: pairs(&message.add),
-        remove: message.remove.iter().filter_map(|header| name(header)).collect(),
-    }
-}
-
-/// The outer `None`: it is of a kind that is not understood.
-fn path_modifier(message: Option<&proto::PathModifier>) -> Option<Option<PathModifier>> {
-    let Some(message) = message else {
-        return Some(None);
-    };
-    Some(Some(match message.kind.as_ref()? {
-        path_modifier::Kind::ReplaceFull(path) => PathModifier::ReplaceFull(path.clone()),
-        path_modifier::Kind::ReplacePrefix(path) => PathModifier::ReplacePrefix(path.clone()),
-    }))
-}
-
-fn redirect(message: &proto::Redirect) -> Option<Redirect> {
-    let status = u16::try_from(message.status).unwrap_or(0);
-    Some(Redirect {
-        scheme: text(&message.scheme),
-        hostname: text(&message.hostname),
-        port: u16::try_from(message.port).ok().filter(|&port| port > 0),
-        path: path_modifier(message.path.as_ref())?,
-        status: StatusCode::from_u16(status)
-            .ok()
-            .filter(StatusCode::is_redirection)
-            .unwrap_or(StatusCode::FOUND),
-    })
-}
-
-fn text(text: &str) -> Option<String> {
-    (!text.is_empty()).then(|| text.to_owned())
 }

@@ -10,7 +10,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 
 use super::from_proto;
-use super::{Endpoints, Filter, HostnameMatch, PathMatch, Policy, Protocol, Service, Target, ValueMatch};
+use super::{Endpoints, Filters, HostnameMatch, Mirror, PathMatch, Protocol, RouteRules, Service, Target, ValueMatch};
 
 fn endpoint(address: &str, identity: &str) -> proto::Endpoint {
     proto::Endpoint {
@@ -263,17 +263,16 @@ fn backends_by_index_and_filters() {
         .map(|w| w.backend.map(|b| &*service.backends[b].name.name))
         .collect();
     assert_eq!(names, [Some("orders-v2"), None, None]);
-    let [
-        Filter::RequestHeaders(headers),
-        Filter::Redirect(redirect),
-        Filter::Mirror { parts_per_million, .. },
-    ] = &route.filters[..]
-    else {
-        panic!("{:?}", route.filters);
-    };
-    assert_eq!(headers.set.len(), 1);
+    let filters = &route.rules.request.filters;
+    assert_eq!(filters.count(), 3, "{filters:?}");
+    assert_eq!(filters.request_headers[0].set.len(), 1);
+    let redirect = filters.redirect.as_ref().unwrap();
     assert_eq!((redirect.status, redirect.port), (StatusCode::FOUND, None));
-    assert_eq!(*parts_per_million, 1_000_000);
+    let mirror = Mirror {
+        backend: 1,
+        parts_per_million: 1_000_000,
+    };
+    assert_eq!(filters.mirrors, [mirror]);
 }
 
 #[test]
@@ -297,8 +296,11 @@ fn policies_merge_field_by_field() {
         statuses_set,
         ..Default::default()
     };
-    let outer = from_proto::policy(
-        &Policy::default(),
+    fn rules(outer: &RouteRules, inner: Option<&proto::Policy>) -> RouteRules {
+        RouteRules::from_proto(outer, inner, Filters::default())
+    }
+    let outer = rules(
+        &RouteRules::default(),
         Some(&proto::Policy {
             retry: Some(retry(Some(4), &[429, 99, 70_000], false)),
             request_timeout_ms: Some(2000),
@@ -306,14 +308,14 @@ fn policies_merge_field_by_field() {
             ..Default::default()
         }),
     );
-    assert_eq!(outer.retry.attempts, 4);
+    assert_eq!(outer.attempt.retry.attempts, 4);
     assert_eq!(
-        outer.retry.statuses,
+        outer.attempt.retry.statuses,
         [502, 503, 504, 429].map(|s| StatusCode::from_u16(s).unwrap())
     );
-    assert_eq!(outer.request_timeout, Some(Duration::from_secs(2)));
-    assert!(outer.connect_timeout >= Duration::from_secs(3600));
-    let inner = from_proto::policy(
+    assert_eq!(outer.request.timeout, Some(Duration::from_secs(2)));
+    assert!(outer.attempt.connect_timeout >= Duration::from_secs(3600));
+    let inner = rules(
         &outer,
         Some(&proto::Policy {
             retry: Some(retry(None, &[500], true)),
@@ -321,11 +323,11 @@ fn policies_merge_field_by_field() {
             ..Default::default()
         }),
     );
-    assert_eq!((inner.retry.attempts, inner.request_timeout), (4, None));
-    assert_eq!(inner.retry.statuses, [StatusCode::INTERNAL_SERVER_ERROR]);
-    assert_eq!(from_proto::policy(&inner, None), inner);
-    let bounded = from_proto::policy(
-        &Policy::default(),
+    assert_eq!((inner.attempt.retry.attempts, inner.request.timeout), (4, None));
+    assert_eq!(inner.attempt.retry.statuses, [StatusCode::INTERNAL_SERVER_ERROR]);
+    assert_eq!(rules(&inner, None), inner);
+    let bounded = rules(
+        &RouteRules::default(),
         Some(&proto::Policy {
             retry: Some(proto::Retry {
                 attempts: Some(u32::MAX),
@@ -338,7 +340,7 @@ fn policies_merge_field_by_field() {
             ..Default::default()
         }),
     );
-    let retry = bounded.retry;
+    let retry = bounded.attempt.retry;
     assert_eq!(
         (retry.attempts, retry.max_body_bytes, retry.budget_min_per_second),
         (10, 1 << 20, 10_000)

@@ -4,20 +4,23 @@
 //! Architecture Invariant: plain data. Nothing here does I/O, and nothing here changes after it was made: an update is a
 //! new [`Target`].
 
+mod filters;
 pub mod from_proto;
 #[cfg(test)]
 mod from_proto_tests;
+mod rules;
 mod workload;
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderName, Method};
 use outrigger_api::pattern::Pattern;
 use outrigger_api::spiffe::SpiffeId;
 
+pub use filters::{Filters, HeaderModifier, Mirror, PathModifier, Redirect, Rewrite};
+pub use rules::{AttemptRules, RequestRules, RetryPolicy, RouteRules};
 pub use workload::{Workload, WorkloadInfo};
 
 /// What is behind an address.
@@ -38,8 +41,8 @@ pub struct Service {
     pub routes: Arc<[Route]>,
     /// The first is the Service itself.
     pub backends: Vec<Arc<Backend>>,
-    /// For requests when there are no routes.
-    pub policy: Arc<Policy>,
+    /// For requests when there are no routes, and for connections of bytes.
+    pub rules: Arc<RouteRules>,
 }
 
 /// Names a Service's port: in metrics, spans and errors.
@@ -86,9 +89,8 @@ pub struct Route {
     pub hostnames: Vec<HostnameMatch>,
     /// Any of them; none matches everything.
     pub matches: Vec<RouteMatch>,
-    pub filters: Vec<Filter>,
     pub backends: Vec<WeightedBackend>,
-    pub policy: Arc<Policy>,
+    pub rules: RouteRules,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -122,50 +124,12 @@ pub enum ValueMatch {
 }
 
 #[derive(Debug)]
-pub enum Filter {
-    RequestHeaders(HeaderModifier),
-    ResponseHeaders(HeaderModifier),
-    Rewrite {
-        hostname: Option<HeaderValue>,
-        path: Option<PathModifier>,
-    },
-    Redirect(Redirect),
-    Mirror {
-        /// Index into [`Service::backends`].
-        backend: usize,
-        parts_per_million: u32,
-    },
-}
-
-#[derive(Debug, Default)]
-pub struct HeaderModifier {
-    pub set: Vec<(HeaderName, HeaderValue)>,
-    pub add: Vec<(HeaderName, HeaderValue)>,
-    pub remove: Vec<HeaderName>,
-}
-
-#[derive(Debug)]
-pub enum PathModifier {
-    ReplaceFull(String),
-    ReplacePrefix(String),
-}
-
-#[derive(Debug)]
-pub struct Redirect {
-    pub scheme: Option<String>,
-    pub hostname: Option<String>,
-    pub port: Option<u16>,
-    pub path: Option<PathModifier>,
-    pub status: StatusCode,
-}
-
-#[derive(Debug)]
 pub struct WeightedBackend {
     /// Index into [`Service::backends`]. `None`: an invalid backend, whose share of the requests is answered 500 (Gateway API,
     /// HTTPRouteRule.backendRefs).
     pub backend: Option<usize>,
     pub weight: u32,
-    pub filters: Vec<Filter>,
+    pub filters: Filters,
 }
 
 /// Something that requests are sent to: the endpoints of a Service's port.
@@ -194,57 +158,4 @@ pub struct Endpoint {
     pub zone: Option<Arc<str>>,
     /// For logs and `/config`.
     pub pod: Option<Arc<str>>,
-}
-
-/// How a request is sent: every field decided.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Policy {
-    pub retry: RetryPolicy,
-    /// All attempts together, to the response's last byte.
-    pub request_timeout: Option<Duration>,
-    /// One attempt.
-    pub backend_request_timeout: Option<Duration>,
-    /// TCP connect, TLS handshake and, in HTTP/2, the peer's SETTINGS.
-    pub connect_timeout: Duration,
-}
-
-/// Safe by default: see `outbound::retry`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RetryPolicy {
-    /// Attempts after the first.
-    pub attempts: u32,
-    pub statuses: Vec<StatusCode>,
-    pub grpc_statuses: Vec<u16>,
-    pub backoff_base: Duration,
-    pub backoff_max: Duration,
-    /// Share of the requests of the last ten seconds, 0.0 to 1.0.
-    pub budget_ratio: f64,
-    pub budget_min_per_second: u32,
-    pub non_idempotent: bool,
-    pub max_body_bytes: usize,
-}
-
-impl Default for Policy {
-    fn default() -> Self {
-        Self {
-            retry: RetryPolicy {
-                attempts: 2,
-                statuses: vec![
-                    StatusCode::BAD_GATEWAY,
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    StatusCode::GATEWAY_TIMEOUT,
-                ],
-                grpc_statuses: vec![14],
-                backoff_base: Duration::from_millis(25),
-                backoff_max: Duration::from_millis(250),
-                budget_ratio: 0.2,
-                budget_min_per_second: 10,
-                non_idempotent: false,
-                max_body_bytes: 64 * 1024,
-            },
-            request_timeout: None,
-            backend_request_timeout: None,
-            connect_timeout: Duration::from_secs(1),
-        }
-    }
 }

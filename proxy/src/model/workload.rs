@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::Protocol;
 
 /// Who this sidecar stands beside.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Workload {
     /// `service.name` in telemetry: the name of what owns the pod.
     pub name: Arc<str>,

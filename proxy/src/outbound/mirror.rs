@@ -24,7 +24,7 @@ use super::attempts::{attempted, says};
 use super::balance::{Member, Pick};
 use super::connect::checkout;
 use super::target::{Snapshot, WorkerBackend};
-use crate::model::Filter;
+use crate::model::{Filters, Mirror};
 
 /// On one worker.
 const MAX_MIRRORS: usize = 64;
@@ -36,19 +36,16 @@ const CONNECT: Duration = Duration::from_secs(1);
 pub fn mirror(
     state: &Rc<State>,
     snapshot: &Snapshot,
-    filters: &[&[Filter]; 2],
+    filters: [&Filters; 2],
     version: HttpVersion,
     head: &Parts,
     body: &BodySource,
 ) {
-    for filter in filters.iter().copied().flatten() {
-        let Filter::Mirror {
-            backend,
-            parts_per_million,
-        } = filter
-        else {
-            continue;
-        };
+    for Mirror {
+        backend,
+        parts_per_million,
+    } in filters.into_iter().flat_map(|filters| &filters.mirrors)
+    {
         let drawn = state.context.rng.borrow_mut().random_range(0..1_000_000) < *parts_per_million;
         if !drawn || state.mirrors.get() >= MAX_MIRRORS || wants_upgrade(&head.method, &head.headers) {
             continue;

@@ -5,7 +5,6 @@ pub mod attempts;
 pub mod balance;
 pub mod budget;
 pub mod connect;
-pub mod filters;
 pub mod health;
 pub mod mirror;
 pub mod opaque;

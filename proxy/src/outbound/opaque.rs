@@ -116,7 +116,7 @@ async fn connect_to_any(state: &Rc<State>, target: &WorkerTarget) -> Result<(Str
     let snapshot = target.current(now).ok_or_else(none)?;
     let service = &snapshot.service;
     let backend = snapshot.backend(0).ok_or_else(none)?;
-    let policy = &service.policy;
+    let rules = &service.rules.attempt;
     let mut tried = Vec::new();
     loop {
         let pick = Pick {
@@ -124,8 +124,8 @@ async fn connect_to_any(state: &Rc<State>, target: &WorkerTarget) -> Result<(Str
             now: Instant::now(),
             rng: &state.context.rng,
         };
-        let member = backend.pick(pick, policy.connect_timeout).await?;
-        let dialer = EndpointDialer::new(state, &member.endpoint, policy.connect_timeout)?;
+        let member = backend.pick(pick, rules.connect_timeout).await?;
+        let dialer = EndpointDialer::new(state, &member.endpoint, rules.connect_timeout)?;
         let mut in_hand = member.take(Instant::now());
         match dialer.connect_for(MeshProtocol::Opaque).await {
             Ok(stream) => {
@@ -135,7 +135,7 @@ async fn connect_to_any(state: &Rc<State>, target: &WorkerTarget) -> Result<(Str
             Err(error) => {
                 in_hand.end(Answer::Unreachable, Instant::now());
                 tried.push(member);
-                if tried.len() > policy.retry.attempts as usize {
+                if tried.len() > rules.retry.attempts as usize {
                     return Err(error);
                 }
             }

@@ -1,11 +1,14 @@
-//! One request of the app: route, filters, attempts, response.
+//! One request of the app: it begins, passes its rules, is sent, and is responded to.
 
+pub mod filters;
+
+use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::CONNECTION;
 use http::request::Parts;
-use http::{HeaderValue, Request, Response};
+use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Body;
 use hyper::upgrade::OnUpgrade;
 use outrigger_proxy_transport::body::{BodySource, ClientBody, OnTooLarge};
@@ -13,14 +16,16 @@ use outrigger_proxy_transport::client::upgrade;
 use outrigger_proxy_transport::error::{ProxyError, Reason};
 use outrigger_proxy_transport::headers::{strip_hop_by_hop, strip_ours, strip_response, wants_upgrade};
 use outrigger_proxy_transport::server::{HttpVersion, ResponseBody, check};
+use rand::rngs::SmallRng;
+use tokio::time::Instant;
 
-use super::attempts::{Answer, Attempts, Record, attempt_until_final};
+use super::affinity::Caller;
+use super::attempts::{Attempts, Deadlines, ServerResponse};
 use super::mirror::mirror;
 use super::target::{Snapshot, WorkerTarget};
-use super::{State, filters, route};
-use crate::exchange::Exchange;
-use crate::model::{Filter, Policy};
-use crate::telemetry::Direction;
+use super::{State, route};
+use crate::call::{Call, Callee, LocalReply};
+use crate::model::{AttemptRules, Filters, RequestRules, RetryPolicy, RouteRules, Service};
 
 /// Answers a request.
 pub async fn handle(
@@ -29,7 +34,7 @@ pub async fn handle(
     version: HttpVersion,
     mut request: Request<ClientBody>,
 ) -> Response<ResponseBody> {
-    let now = tokio::time::Instant::now();
+    let now = Instant::now();
     let Some(snapshot) = target.current(now) else {
         let gone = ProxyError::new(
             Reason::NoEndpoints,
@@ -39,67 +44,47 @@ pub async fn handle(
     };
     let upgrade = wants_upgrade(request.method(), request.headers()).then(|| hyper::upgrade::on(&mut request));
     let (mut head, body) = request.into_parts();
-    let name = &snapshot.service.name;
-    let telemetry = &state.context.process.telemetry;
-    let in_flight = state.context.activity.begin();
-    let exchange = Exchange::begin(
-        telemetry,
-        Direction::Outbound,
-        Some(name),
-        name.port,
-        &mut head,
-        body.received(),
-        in_flight,
-    );
-    let mut record = Record::new(exchange, Arc::clone(&snapshot.metrics));
-    match plan(
+    let callee = Callee::Service(&snapshot.service.name, &snapshot.metrics);
+    let mut call = begin(state, callee, &mut head, &body);
+
+    let facts = Facts {
+        caller: state.caller,
+        rng: &state.context.rng,
+        keeps_upgrade: upgrade.is_some() && version == HttpVersion::Http1,
+    };
+    let plan = match apply_rules(&snapshot.service, &facts, &mut head) {
+        Ok(plan) => plan,
+        Err(reply) => return call.reply(reply),
+    };
+    let Some(backend) = snapshot.backend(plan.backend) else {
+        let none = "the route's backend is not one of the Service's";
+        return call.fail(&ProxyError::new(Reason::InvalidBackend, none));
+    };
+
+    target.budget.borrow_mut().deposit(now);
+    let body = body_source(body, &plan.attempt.retry, &snapshot);
+    let attempts = Attempts {
         state,
-        &snapshot,
-        &mut head,
-        upgrade.is_some() && version == HttpVersion::Http1,
-    ) {
-        Ok(Planned::Answer(response)) => record.answered(*response),
-        Ok(Planned::Send {
-            policy,
-            backend,
-            filters,
-        }) => {
-            target.budget.borrow_mut().deposit(now);
-            let body = body_source(body, &policy, &record);
-            let attempts = Attempts {
-                state,
-                target,
-                backend,
-                policy: &policy,
-                version,
-            };
-            match attempt_until_final(attempts, &head, &body, &mut record).await {
-                Ok(answer) => {
-                    mirror(state, &snapshot, &filters, version, &head, &body);
-                    respond(state, answer, upgrade, &filters, record)
-                }
-                Err(error) => record.failed(&error),
-            }
+        target,
+        backend,
+        rules: plan.attempt,
+        metrics: &snapshot.metrics,
+        deadlines: Deadlines::new(&call, &head, plan.timeout),
+        version,
+    };
+    match attempts.send(&head, &body, &mut call).await {
+        Ok(response) => {
+            mirror(state, &snapshot, plan.filters, version, &head, &body);
+            respond(state, call, response, upgrade, plan.filters)
         }
-        Err(error) => record.failed(&error),
+        Err(error) => call.fail(&error),
     }
 }
 
 /// Answers that a request cannot be carried out.
 pub fn refuse(state: &State, request: Request<ClientBody>, error: &ProxyError) -> Response<ResponseBody> {
-    let telemetry = &state.context.process.telemetry;
     let (mut head, body) = request.into_parts();
-    let in_flight = state.context.activity.begin();
-    let exchange = Exchange::begin(
-        telemetry,
-        Direction::Outbound,
-        None,
-        0,
-        &mut head,
-        body.received(),
-        in_flight,
-    );
-    let mut response = Record::new(exchange, telemetry.metrics().service(None)).failed(error);
+    let mut response = begin(state, Callee::Unknown, &mut head, &body).fail(error);
     if head.version < http::Version::HTTP_2 {
         response
             .headers_mut()
@@ -108,75 +93,84 @@ pub fn refuse(state: &State, request: Request<ClientBody>, error: &ProxyError) -
     response
 }
 
-/// What is to be done with a request.
-enum Planned<'a> {
-    /// A redirect.
-    Answer(Box<Response<ResponseBody>>),
-    Send {
-        policy: Arc<Policy>,
-        backend: &'a super::target::WorkerBackend,
-        /// The route's, then the backend's own.
-        filters: [&'a [Filter]; 2],
-    },
+fn begin(state: &State, callee: Callee<'_>, head: &mut Parts, body: &ClientBody) -> Call {
+    let telemetry = &state.context.process.telemetry;
+    Call::begin(telemetry, callee, head, body.received(), state.context.activity.begin())
 }
 
-fn plan<'a>(state: &State, snapshot: &'a Snapshot, head: &mut Parts, upgrade: bool) -> Result<Planned<'a>, ProxyError> {
+/// What rules decide from, beside the head of the request.
+pub struct Facts<'a> {
+    /// This pod.
+    pub caller: Caller,
+    pub rng: &'a RefCell<SmallRng>,
+    /// The request may become another protocol's connection.
+    pub keeps_upgrade: bool,
+}
+
+/// What is to be done with a request that has passed its rules.
+pub struct Plan<'a> {
+    /// Index into [`Service::backends`].
+    pub backend: usize,
+    /// The route's, then the backend's own.
+    pub filters: [&'a Filters; 2],
+    /// All attempts together.
+    pub timeout: Option<Duration>,
+    pub attempt: &'a AttemptRules,
+}
+
+/// All that may change or answer a request before it is sent, in its order.
+///
+/// # Errors
+/// What answers the request in place of a server.
+pub fn apply_rules<'a>(service: &'a Service, facts: &Facts<'_>, head: &mut Parts) -> Result<Plan<'a>, LocalReply> {
     check(head)?;
     strip_ours(&mut head.headers);
-    let chosen = route::choose(&snapshot.service, head)?;
-    let of_route = chosen.route.map_or(&[] as &[Filter], |route| &route.filters);
-    strip_hop_by_hop(&mut head.headers, upgrade);
-    if let Some(redirect) = filters::on_request(of_route.iter(), chosen.prefix, head)? {
-        return Ok(Planned::Answer(Box::new(redirect)));
-    }
-    let service = &snapshot.service;
+    let chosen = route::choose(service, head)?;
+    let RouteRules { request, attempt } = chosen.rules;
+    let RequestRules { filters, timeout } = request;
+    strip_hop_by_hop(&mut head.headers, facts.keeps_upgrade);
+    filters::on_request(filters, chosen.prefix, head)?;
     let (backend, of_backend) = match service.backends.first() {
-        Some(own) if own.client_affinity => route::backend(service, &chosen, &mut state.caller.draws(&service.name))?,
-        _ => route::backend(service, &chosen, &mut *state.context.rng.borrow_mut())?,
+        Some(own) if own.client_affinity => route::backend(service, &chosen, &mut facts.caller.draws(&service.name))?,
+        _ => route::backend(service, &chosen, &mut *facts.rng.borrow_mut())?,
     };
-    if let Some(redirect) = filters::on_request(of_backend.iter(), chosen.prefix, head)? {
-        return Ok(Planned::Answer(Box::new(redirect)));
-    }
-    let backend = snapshot.backend(backend).ok_or_else(|| {
-        ProxyError::new(
-            Reason::InvalidBackend,
-            "the route's backend is not one of the Service's",
-        )
-    })?;
-    Ok(Planned::Send {
-        policy: Arc::clone(chosen.policy),
+    filters::on_request(of_backend, chosen.prefix, head)?;
+    Ok(Plan {
         backend,
-        filters: [of_route, of_backend],
+        filters: [filters, of_backend],
+        timeout: *timeout,
+        attempt,
     })
 }
 
-fn body_source(body: ClientBody, policy: &Policy, record: &Record) -> BodySource {
-    let limit = policy.retry.max_body_bytes;
-    if policy.retry.attempts == 0 {
+fn body_source(body: ClientBody, retry: &RetryPolicy, snapshot: &Snapshot) -> BodySource {
+    let limit = retry.max_body_bytes;
+    if retry.attempts == 0 {
         BodySource::new(body, 0, None)
     } else if body.size_hint().lower() > limit as u64 {
-        record.metrics.body_not_kept();
+        snapshot.metrics.body_not_kept();
         BodySource::new(body, 0, None)
     } else {
-        BodySource::new(body, limit, Some(record.metrics.clone()))
+        BodySource::new(body, limit, Some(snapshot.metrics.clone()))
     }
 }
 
 fn respond(
-    state: &Rc<State>,
-    answer: Answer,
+    state: &State,
+    call: Call,
+    response: ServerResponse,
     upgrade: Option<OnUpgrade>,
-    filters: &[&[Filter]; 2],
-    record: Record,
+    filters: [&Filters; 2],
 ) -> Response<ResponseBody> {
-    let Answer {
+    let ServerResponse {
         mut response,
         from_sidecar,
         lease,
+        in_flight,
         deadline,
-    } = answer;
-    let switches = response.status() == http::StatusCode::SWITCHING_PROTOCOLS
-        || (record.exchange.is_connect() && response.status().is_success());
+    } = response;
+    let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS
+        || (call.request.is_connect() && response.status().is_success());
     let lease = match (switches, upgrade) {
         (true, Some(client)) => {
             let server = hyper::upgrade::on(&mut response);
@@ -186,11 +180,14 @@ fn respond(
         (_, _) => (!switches).then_some(lease),
     };
     strip_response(&mut response);
-    filters::on_response(filters.iter().copied().flatten(), response.headers_mut());
-    let grpc = record.exchange.is_grpc();
-    record.respond(response.map(|body| {
+    for filters in filters {
+        filters::on_response(filters, response.headers_mut());
+    }
+    let grpc = call.request.is_grpc();
+    let response = response.map(|body| {
         ResponseBody::streaming(body, grpc, from_sidecar)
             .with_lease(lease)
             .with_deadline(deadline)
-    }))
+    });
+    call.respond(response, in_flight)
 }

@@ -44,9 +44,9 @@ pub enum Attempted<'a> {
     },
 }
 
-/// What to do.
+/// What to do after an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum RetryDecision {
     /// Goes to the client as it is.
     Final,
     /// Is sent again at once, once, without cost: the connection was a stale one.
@@ -61,7 +61,7 @@ pub fn repeatable(method: &Method, headers: &HeaderMap, policy: &RetryPolicy) ->
 }
 
 /// Decides.
-pub fn judge(attempted: &Attempted<'_>, repeatable: bool, policy: &RetryPolicy, now: SystemTime) -> Verdict {
+pub fn judge(attempted: &Attempted<'_>, repeatable: bool, policy: &RetryPolicy, now: SystemTime) -> RetryDecision {
     match *attempted {
         Attempted::Answered {
             status,
@@ -75,8 +75,8 @@ pub fn judge(attempted: &Attempted<'_>, repeatable: bool, policy: &RetryPolicy, 
             };
             let never_processed = reason.is_some_and(Reason::never_processed);
             match server_wait(headers, now) {
-                Some(after) if never_processed || (wanted && repeatable) => Verdict::Retry { after },
-                _ => Verdict::Final,
+                Some(after) if never_processed || (wanted && repeatable) => RetryDecision::Retry { after },
+                _ => RetryDecision::Final,
             }
         }
         // A sent request on a stale connection, and one that found it closed before it was sent.
@@ -84,7 +84,7 @@ pub fn judge(attempted: &Attempted<'_>, repeatable: bool, policy: &RetryPolicy, 
             reused: true,
             unsent,
             reason,
-        } if unsent || (repeatable && reason == Reason::UpstreamReset) => Verdict::Replay,
+        } if unsent || (repeatable && reason == Reason::UpstreamReset) => RetryDecision::Replay,
         Attempted::Failed { reason, unsent, .. } => {
             let again = match reason {
                 Reason::UpstreamReset | Reason::AttemptTimeout => repeatable,
@@ -93,9 +93,9 @@ pub fn judge(attempted: &Attempted<'_>, repeatable: bool, policy: &RetryPolicy, 
                 _ => unsent || reason.never_processed(),
             };
             if again {
-                Verdict::Retry { after: Duration::ZERO }
+                RetryDecision::Retry { after: Duration::ZERO }
             } else {
-                Verdict::Final
+                RetryDecision::Final
             }
         }
     }
@@ -141,16 +141,21 @@ fn number(text: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Attempted, Verdict, backoff, judge, repeatable};
-    use crate::model::{Policy, RetryPolicy};
+    use super::{Attempted, RetryDecision, backoff, judge, repeatable};
+    use crate::model::RetryPolicy;
     use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
     use outrigger_proxy_transport::error::Reason;
     use rand::SeedableRng;
     use std::time::{Duration, SystemTime};
 
-    const NOW: Verdict = Verdict::Retry { after: Duration::ZERO };
+    const NOW: RetryDecision = RetryDecision::Retry { after: Duration::ZERO };
 
-    fn answered(status: u16, headers: &[(&'static str, &'static str)], reason: Option<Reason>, safe: bool) -> Verdict {
+    fn answered(
+        status: u16,
+        headers: &[(&'static str, &'static str)],
+        reason: Option<Reason>,
+        safe: bool,
+    ) -> RetryDecision {
         let headers: HeaderMap = headers
             .iter()
             .map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v)))
@@ -161,51 +166,57 @@ mod tests {
             reason,
         };
         let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").expect("a date");
-        judge(&attempted, safe, &Policy::default().retry, now)
+        judge(&attempted, safe, &RetryPolicy::default(), now)
     }
 
-    fn failed(reason: Reason, reused: bool, unsent: bool, safe: bool) -> Verdict {
+    fn failed(reason: Reason, reused: bool, unsent: bool, safe: bool) -> RetryDecision {
         let attempted = Attempted::Failed { reason, reused, unsent };
-        judge(&attempted, safe, &Policy::default().retry, SystemTime::UNIX_EPOCH)
+        judge(&attempted, safe, &RetryPolicy::default(), SystemTime::UNIX_EPOCH)
     }
 
     #[test]
     fn statuses_only_for_what_may_be_repeated() {
         for status in [502, 503, 504] {
             assert_eq!(answered(status, &[], None, true), NOW);
-            assert_eq!(answered(status, &[], None, false), Verdict::Final);
+            assert_eq!(answered(status, &[], None, false), RetryDecision::Final);
         }
         for status in [200, 404, 429, 500, 501] {
-            assert_eq!(answered(status, &[], None, true), Verdict::Final);
+            assert_eq!(answered(status, &[], None, true), RetryDecision::Final);
         }
     }
 
     #[test]
     fn the_peer_sidecar_knows_that_nothing_was_processed() {
         assert_eq!(answered(503, &[], Some(Reason::AppUnavailable), false), NOW);
-        assert_eq!(answered(503, &[], Some(Reason::NoEndpoints), false), Verdict::Final);
+        assert_eq!(
+            answered(503, &[], Some(Reason::NoEndpoints), false),
+            RetryDecision::Final
+        );
         let grpc = [("grpc-status", "14")];
         assert_eq!(answered(200, &grpc, Some(Reason::AppUnavailable), false), NOW);
-        assert_eq!(answered(200, &grpc, None, false), Verdict::Final);
+        assert_eq!(answered(200, &grpc, None, false), RetryDecision::Final);
         assert_eq!(answered(200, &grpc, None, true), NOW);
-        assert_eq!(answered(200, &[("grpc-status", "0")], None, true), Verdict::Final);
-        assert_eq!(answered(200, &[("grpc-status", "7")], None, true), Verdict::Final);
+        assert_eq!(answered(200, &[("grpc-status", "0")], None, true), RetryDecision::Final);
+        assert_eq!(answered(200, &[("grpc-status", "7")], None, true), RetryDecision::Final);
     }
 
     #[test]
     fn servers_say_when() {
-        let second = Verdict::Retry {
+        let second = RetryDecision::Retry {
             after: Duration::from_secs(1),
         };
         assert_eq!(answered(503, &[("retry-after", "0")], None, true), NOW);
         assert_eq!(answered(503, &[("retry-after", "1")], None, true), second);
-        assert_eq!(answered(503, &[("retry-after", "2")], None, true), Verdict::Final);
+        assert_eq!(answered(503, &[("retry-after", "2")], None, true), RetryDecision::Final);
         let endless = "18446744073709551616";
-        assert_eq!(answered(503, &[("retry-after", endless)], None, true), Verdict::Final);
+        assert_eq!(
+            answered(503, &[("retry-after", endless)], None, true),
+            RetryDecision::Final
+        );
         let date = |value| answered(503, &[("retry-after", value)], None, true);
         assert_eq!(date("Sun, 06 Nov 1994 08:49:38 GMT"), second);
         assert_eq!(date("Sun, 06 Nov 1994 08:49:37 GMT"), NOW);
-        assert_eq!(date("Sun, 06 Nov 1994 08:50:37 GMT"), Verdict::Final);
+        assert_eq!(date("Sun, 06 Nov 1994 08:50:37 GMT"), RetryDecision::Final);
         assert_eq!(date("soon"), NOW);
         let pushback = |value| {
             answered(
@@ -216,9 +227,9 @@ mod tests {
             )
         };
         assert_eq!(pushback("1000"), second);
-        assert_eq!(pushback("-1"), Verdict::Final);
-        assert_eq!(pushback("+1"), Verdict::Final);
-        assert_eq!(pushback("60000"), Verdict::Final);
+        assert_eq!(pushback("-1"), RetryDecision::Final);
+        assert_eq!(pushback("+1"), RetryDecision::Final);
+        assert_eq!(pushback("60000"), RetryDecision::Final);
     }
 
     #[test]
@@ -228,19 +239,28 @@ mod tests {
         }
         for reason in [Reason::UpstreamReset, Reason::AttemptTimeout] {
             assert_eq!(failed(reason, false, false, true), NOW);
-            assert_eq!(failed(reason, false, false, false), Verdict::Final);
+            assert_eq!(failed(reason, false, false, false), RetryDecision::Final);
         }
-        assert_eq!(failed(Reason::UpstreamReset, true, false, true), Verdict::Replay);
-        assert_eq!(failed(Reason::UpstreamReset, true, false, false), Verdict::Final);
-        assert_eq!(failed(Reason::UpstreamRefused, true, true, false), Verdict::Replay);
-        assert_eq!(failed(Reason::ClientClosed, false, false, true), Verdict::Final);
-        assert_eq!(failed(Reason::IdentityUnavailable, false, true, true), Verdict::Final);
-        assert_eq!(failed(Reason::UpstreamProtocol, false, false, true), Verdict::Final);
+        assert_eq!(failed(Reason::UpstreamReset, true, false, true), RetryDecision::Replay);
+        assert_eq!(failed(Reason::UpstreamReset, true, false, false), RetryDecision::Final);
+        assert_eq!(
+            failed(Reason::UpstreamRefused, true, true, false),
+            RetryDecision::Replay
+        );
+        assert_eq!(failed(Reason::ClientClosed, false, false, true), RetryDecision::Final);
+        assert_eq!(
+            failed(Reason::IdentityUnavailable, false, true, true),
+            RetryDecision::Final
+        );
+        assert_eq!(
+            failed(Reason::UpstreamProtocol, false, false, true),
+            RetryDecision::Final
+        );
     }
 
     #[test]
     fn what_may_be_repeated() {
-        let mut policy = Policy::default().retry;
+        let mut policy = RetryPolicy::default();
         let mut headers = HeaderMap::new();
         assert!(repeatable(&Method::GET, &headers, &policy) && repeatable(&Method::DELETE, &headers, &policy));
         assert!(!repeatable(&Method::POST, &headers, &policy) && !repeatable(&Method::PATCH, &headers, &policy));
@@ -254,7 +274,7 @@ mod tests {
     fn backoff_grows_with_full_jitter() {
         let policy = RetryPolicy {
             backoff_base: Duration::from_millis(25),
-            ..Policy::default().retry
+            ..RetryPolicy::default()
         };
         let mut rng = rand::rngs::SmallRng::seed_from_u64(1);
         for (n, ceiling) in [(1, 25), (2, 50), (3, 100), (4, 200), (5, 250), (40, 250)] {

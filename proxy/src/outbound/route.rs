@@ -1,7 +1,6 @@
 //! Which route a request takes, and to which backend: decided from the request's head and a snapshot, without any I/O.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 
 use http::header::HOST;
 use http::request::Parts;
@@ -9,12 +8,12 @@ use outrigger_proxy_transport::authority;
 use outrigger_proxy_transport::error::{ProxyError, Reason};
 use rand::Rng;
 
-use crate::model::{Filter, HostnameMatch, PathMatch, Policy, Route, RouteMatch, Service, ValueMatch};
+use crate::model::{Filters, HostnameMatch, PathMatch, Route, RouteMatch, RouteRules, Service, ValueMatch};
 
 /// What is to be done with a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Chosen<'a> {
-    pub policy: &'a Arc<Policy>,
+    pub rules: &'a RouteRules,
     /// `None`: the Service has no routes.
     pub route: Option<&'a Route>,
     /// What the route's path prefix was, for a rewrite that replaces it.
@@ -28,7 +27,7 @@ pub struct Chosen<'a> {
 pub fn choose<'a>(service: &'a Service, request: &Parts) -> Result<Chosen<'a>, ProxyError> {
     if service.routes.is_empty() {
         return Ok(Chosen {
-            policy: &service.policy,
+            rules: &service.rules,
             route: None,
             prefix: None,
         });
@@ -37,7 +36,7 @@ pub fn choose<'a>(service: &'a Service, request: &Parts) -> Result<Chosen<'a>, P
     for route in &*service.routes {
         if let Some(prefix) = matches(route, &host, request) {
             return Ok(Chosen {
-                policy: &route.policy,
+                rules: &route.rules,
                 route: Some(route),
                 prefix,
             });
@@ -62,11 +61,11 @@ pub fn backend<'a>(
     service: &'a Service,
     chosen: &Chosen<'a>,
     rng: &mut impl Rng,
-) -> Result<(usize, &'a [Filter]), ProxyError> {
+) -> Result<(usize, &'a Filters), ProxyError> {
     let invalid = |what: &str| ProxyError::new(Reason::InvalidBackend, what.to_owned());
     let Some(route) = chosen.route else {
         return match service.backends.is_empty() {
-            false => Ok((0, &[])),
+            false => Ok((0, Filters::NONE)),
             true => Err(invalid("the Service has no backend of its own")),
         };
     };

@@ -1,8 +1,8 @@
 #![allow(clippy::unwrap_used)]
 use super::{backend, choose, decode};
 use crate::model::{
-    Backend, Endpoints, HostnameMatch, PathMatch, Policy, Protocol, Route, RouteMatch, Service, ServiceName,
-    ValueMatch, WeightedBackend,
+    Backend, Endpoints, Filters, HostnameMatch, PathMatch, Protocol, Route, RouteMatch, RouteRules, Service,
+    ServiceName, ValueMatch, WeightedBackend,
 };
 use http::request::Parts;
 use http::{HeaderName, Method, Request, Version};
@@ -32,13 +32,12 @@ fn route(name: &str, matches: Vec<RouteMatch>) -> Route {
         name: name.into(),
         hostnames: Vec::new(),
         matches,
-        filters: Vec::new(),
         backends: vec![WeightedBackend {
             backend: Some(0),
             weight: 1,
-            filters: Vec::new(),
+            filters: Filters::default(),
         }],
-        policy: Arc::default(),
+        rules: RouteRules::default(),
     }
 }
 
@@ -55,7 +54,7 @@ fn service(routes: Vec<Route>) -> Service {
         protocol: Protocol::Http1,
         routes: routes.into(),
         backends: ["orders", "old", "new", "off"].map(to).into(),
-        policy: Arc::new(Policy::default()),
+        rules: Arc::default(),
     }
 }
 
@@ -190,22 +189,22 @@ fn weights_are_kept() {
         WeightedBackend {
             backend: Some(1),
             weight: 9,
-            filters: Vec::new(),
+            filters: Filters::default(),
         },
         WeightedBackend {
             backend: Some(2),
             weight: 1,
-            filters: Vec::new(),
+            filters: Filters::default(),
         },
         WeightedBackend {
             backend: Some(3),
             weight: 0,
-            filters: Vec::new(),
+            filters: Filters::default(),
         },
         WeightedBackend {
             backend: None,
             weight: 10,
-            filters: Vec::new(),
+            filters: Filters::default(),
         },
     ];
     let service = service(vec![canary]);

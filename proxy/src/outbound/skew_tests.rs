@@ -12,8 +12,13 @@ use prost::Message;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-use super::{filters, route};
-use crate::model::{Backend, Endpoints, Policy, Service, Target, WorkloadInfo, from_proto};
+use super::affinity::Caller;
+use super::request::{Facts, apply_rules, filters};
+use super::route;
+use crate::call::LocalReply;
+use crate::model::{
+    Backend, Endpoints, Filters, RetryPolicy, RouteRules, Service, Target, Workload, WorkloadInfo, from_proto,
+};
 
 /// A field number that no message has.
 const LATER: u32 = 100;
@@ -108,16 +113,17 @@ fn decide(bytes: &[u8]) -> String {
 }
 
 fn answer(service: &Service) -> String {
+    let facts = Facts {
+        caller: Caller::new(&Workload::default()),
+        rng: &SmallRng::seed_from_u64(1).into(),
+        keeps_upgrade: false,
+    };
     let mut head = request();
-    let decided = route::choose(service, &head).and_then(|chosen| {
-        let of_route = chosen.route.map_or(&[][..], |route| &route.filters);
-        if filters::on_request(of_route.iter(), chosen.prefix, &mut head)?.is_some() {
-            return Ok("redirect".to_owned());
-        }
-        let (backend, _) = route::backend(service, &chosen, &mut SmallRng::seed_from_u64(1))?;
-        Ok(format!("{} {}", head.uri.path(), goes_to(&service.backends[backend])))
-    });
-    decided.unwrap_or_else(|error| error.reason.code().to_owned())
+    match apply_rules(service, &facts, &mut head) {
+        Ok(plan) => format!("{} {}", head.uri.path(), goes_to(&service.backends[plan.backend])),
+        Err(LocalReply::Response(_)) => "redirect".to_owned(),
+        Err(LocalReply::Error(error)) => error.reason.code().to_owned(),
+    }
 }
 
 fn goes_to(backend: &Backend) -> String {
@@ -268,13 +274,14 @@ fn numbers_that_are_not_known_are_as_good_as_absent() {
         panic!("not a Service");
     };
     assert_eq!(service.protocol, crate::model::Protocol::Detect);
-    assert_eq!(*service.policy, Policy::default());
+    assert_eq!(*service.rules, RouteRules::default());
     // A retry condition that is not known adds none, and takes none away.
     let retry = all(&[integer(1, 4), later(), integer(4, 14), integer(4, 4_000_000)]);
     let policy = proto::Policy::decode(&field(1, retry)[..]).unwrap();
-    let retry = from_proto::policy(&Policy::default(), Some(&policy)).retry;
+    let rules = RouteRules::from_proto(&RouteRules::default(), Some(&policy), Filters::default());
+    let retry = rules.attempt.retry;
     assert_eq!((retry.attempts, &retry.grpc_statuses[..]), (4, &[14][..]));
-    assert_eq!(retry.statuses, Policy::default().retry.statuses);
+    assert_eq!(retry.statuses, RetryPolicy::default().statuses);
     assert!(!retry.non_idempotent);
 }
 
@@ -286,7 +293,7 @@ fn an_older_controller() {
     let Target::Service(service) = decode(&bare) else {
         panic!("not a Service");
     };
-    assert_eq!(*service.policy, Policy::default());
+    assert_eq!(*service.rules, RouteRules::default());
     assert_eq!(decide(&field(1, [])), "/a/b unknown []");
     assert_eq!(decide(&[]), "passed on untouched");
     // A pod without its Service's name.
@@ -329,9 +336,9 @@ fn routes_recorded_from_the_version_before_match_what_they_matched() {
         .into_parts()
         .0;
     let chosen = route::choose(&orders, &head).unwrap();
-    let filters = &chosen.route.unwrap().filters;
-    assert_eq!(filters.len(), 4);
-    filters::on_request(filters.iter(), chosen.prefix, &mut head).unwrap();
+    let filters = &chosen.rules.request.filters;
+    assert_eq!(filters.count(), 4);
+    assert!(filters::on_request(filters, chosen.prefix, &mut head).is_ok());
     assert_eq!(head.uri, "http://inner.example/new?full=1");
     assert_eq!(
         (&head.headers["x-a"], &head.headers["x-b"]),

@@ -19,7 +19,7 @@ use super::{NAME_IDLE, WorkerTarget};
 use crate::dns::Resolver;
 use crate::dns::testing::{SILENT, Server, fill};
 use crate::model::Workload;
-use crate::model::{Backend, Endpoints, Policy, Protocol, Service, ServiceName, Target};
+use crate::model::{Backend, Endpoints, Protocol, Service, ServiceName, Target};
 use crate::outbound::affinity::Caller;
 use crate::outbound::balance::{Member, Pick};
 use crate::telemetry::{Settings, Telemetry};
@@ -58,7 +58,7 @@ impl Named {
                 },
                 client_affinity,
             })],
-            policy: Arc::new(Policy::default()),
+            rules: Arc::default(),
         };
         let (sender, updates) = watch::channel(Arc::new(Target::Service(Arc::new(service))));
         let telemetry = Telemetry::start(&Settings::default(), resolver).unwrap();

@@ -71,7 +71,7 @@ mod tests {
     use super::*;
     use crate::dns::Resolver;
     use crate::model::Workload;
-    use crate::model::{Policy, Protocol, Service, ServiceName, Target};
+    use crate::model::{Protocol, Service, ServiceName, Target};
     use crate::outbound::affinity::Caller;
     use crate::telemetry::{Settings, Telemetry};
 
@@ -89,7 +89,7 @@ mod tests {
             protocol: Protocol::Detect,
             routes: Arc::default(),
             backends: Vec::new(),
-            policy: Arc::new(Policy::default()),
+            rules: Arc::default(),
         };
         let updates = watch::channel(Arc::new(Target::Service(Arc::new(service)))).1;
         let now = Instant::now();

@@ -5,11 +5,13 @@
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
+use outrigger_proxy_transport::error::Reason;
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -26,6 +28,7 @@ const BUFFER: usize = 64 * 1024;
 const FLUSH: Duration = Duration::from_secs(1);
 
 pub(super) struct AccessLog {
+    on: AtomicBool,
     lines: OnceLock<SyncSender<Item>>,
     metrics: Arc<Metrics>,
 }
@@ -37,8 +40,9 @@ enum Item {
 }
 
 impl AccessLog {
-    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(on: bool, metrics: Arc<Metrics>) -> Self {
         Self {
+            on: AtomicBool::new(on),
             lines: OnceLock::new(),
             metrics,
         }
@@ -47,12 +51,27 @@ impl AccessLog {
     #[cfg(test)]
     fn writing_to(output: impl Write + Send + 'static, metrics: Arc<Metrics>) -> Self {
         Self {
+            on: AtomicBool::new(true),
             lines: OnceLock::from(start(output)),
             metrics,
         }
     }
 
-    pub(super) fn write(&self, request: &RequestEnd<'_>) {
+    pub(super) fn is_on(&self) -> bool {
+        self.on.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn switch(&self, on: bool) {
+        self.on.store(on, Ordering::Relaxed);
+    }
+
+    pub(super) fn request_ended(&self, request: &RequestEnd<'_>) {
+        if self.is_on() {
+            self.write(request);
+        }
+    }
+
+    fn write(&self, request: &RequestEnd<'_>) {
         let lines = self.lines.get_or_init(|| start(io::stdout()));
         let written = serde_json::to_string(&Line::of(request)).is_ok_and(|mut line| {
             line.push('\n');
@@ -149,33 +168,33 @@ impl<'a> Line<'a> {
         clippy::disallowed_methods,
         reason = "a line says when it was written by the machine's clock"
     )]
-    fn of(request: &RequestEnd<'a>) -> Self {
+    fn of(end: &RequestEnd<'a>) -> Self {
+        let (request, status, peer) = (end.request, end.status, end.peer);
         let now = OffsetDateTime::from(std::time::SystemTime::now());
         let now = now
             .replace_nanosecond(now.nanosecond() / 1_000_000 * 1_000_000)
             .unwrap_or(now);
-        let path = request.path.split('?').next().unwrap_or_default();
         Self {
             time: now.format(&Rfc3339).unwrap_or_default(),
             direction: request.direction.as_str(),
             method: bounded(request.method.as_str()),
-            path: bounded(path),
-            authority: bounded(request.authority),
+            path: bounded(request.path()),
+            authority: bounded(request.authority()),
             protocol: request.protocol.as_str(),
-            status: request.status,
-            grpc_status: request.grpc_status,
-            error: request.reason.map(outrigger_proxy_transport::error::Reason::code),
+            status: status.http,
+            grpc_status: status.grpc,
+            error: status.reason.map(Reason::code),
             // Microseconds are enough, and shorter to read.
-            duration_ms: (request.duration.as_secs_f64() * 1e6).round() / 1e3,
-            retries: request.retries,
-            request_bytes: request.request_bytes,
-            response_bytes: request.response_bytes,
-            service: request.service.map(ServiceName::label),
-            peer: request.peer.map(bounded),
-            endpoint: request.endpoint,
-            mtls: request.mtls,
-            trace_id: format!("{:032x}", u128::from_be_bytes(request.trace_id)),
-            request_id: request.request_id.map(bounded),
+            duration_ms: (end.duration.as_secs_f64() * 1e6).round() / 1e3,
+            retries: end.retries,
+            request_bytes: end.request_bytes,
+            response_bytes: end.response_bytes,
+            service: request.service.as_ref().map(ServiceName::label),
+            peer: peer.identity.map(|identity| bounded(identity.as_str())),
+            endpoint: peer.address,
+            mtls: peer.identity.is_some(),
+            trace_id: format!("{:032x}", u128::from_be_bytes(request.context.trace_id)),
+            request_id: request.request_id().map(bounded),
         }
     }
 }

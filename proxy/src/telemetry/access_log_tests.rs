@@ -5,35 +5,40 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use http::Method;
+use http::Request;
 use outrigger_proxy_transport::error::Reason;
 
 use super::{AccessLog, QUEUE};
 use crate::model::ServiceName;
-use crate::telemetry::{Direction, Metrics, Protocol, RequestEnd};
+use crate::telemetry::{Direction, Metrics, Peer, RequestEnd, RequestInfo, Status, TraceContext};
 
-fn request<'a>(method: &'a Method, service: Option<&'a ServiceName>, path: &'a str) -> RequestEnd<'a> {
-    RequestEnd {
-        direction: Direction::Outbound,
-        service,
-        port: 8080,
-        protocol: Protocol::Http11,
-        method,
-        path,
-        authority: "orders.shop:8080",
-        status: Some(503),
-        grpc_status: None,
-        reason: Some(Reason::NoEndpoints),
+/// A request that ended, in the log.
+fn write(log: &AccessLog, service: Option<&ServiceName>, uri: &str) {
+    let request = Request::builder()
+        .uri(uri)
+        .header("host", "orders.shop:8080")
+        .header("x-request-id", "r\"1")
+        .header("traceparent", "00-00000000000000000000000000000abc-0000000000000001-01");
+    let mut head = request.body(()).unwrap().into_parts().0;
+    let context = TraceContext::extract(&head.headers).unwrap();
+    let request = RequestInfo::new(Direction::Outbound, service.cloned(), 8080, context, &mut head);
+    log.request_ended(&RequestEnd {
+        request: &request,
+        metrics: &log.metrics.service(service),
+        peer: Peer {
+            identity: Some(&"spiffe://cluster.local/ns/shop/sa/orders".parse().unwrap()),
+            address: Some(SocketAddr::from(([10, 0, 0, 1], 8080))),
+        },
+        status: Status {
+            http: Some(503),
+            grpc: None,
+            reason: Some(Reason::NoEndpoints),
+        },
         duration: Duration::from_micros(12_345),
         retries: 2,
         request_bytes: 3,
         response_bytes: 4,
-        trace_id: 0xabc_u128.to_be_bytes(),
-        request_id: Some("r\"1"),
-        peer: Some("spiffe://cluster.local/ns/shop/sa/orders"),
-        endpoint: Some(SocketAddr::from(([10, 0, 0, 1], 8080))),
-        mtls: true,
-    }
+    });
 }
 
 #[derive(Clone, Default)]
@@ -59,16 +64,16 @@ fn a_line_is_json_escaped_and_bounded() {
         name: "orders".into(),
         port: 8080,
     };
-    let odd = format!("/a\n\"b\"{}é?token=secret", "x".repeat(2000));
-    log.write(&request(&Method::GET, Some(&service), &odd));
-    log.write(&request(&Method::GET, None, "/short?q"));
+    let odd = format!("/a\"b\"{}é?token=secret", "x".repeat(1018));
+    write(&log, Some(&service), &odd);
+    write(&log, None, "/short?q");
     log.flush();
     let text = String::from_utf8(output.0.lock().unwrap().clone()).unwrap();
     let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.len(), 2);
     assert!(!text.contains("secret"));
     let path = lines[0]["path"].as_str().unwrap();
-    assert!(path.starts_with("/a\n\"b\"xxx") && path.len() == 1024);
+    assert!(path.starts_with("/a\"b\"xxx") && path.len() == 1023);
     let line = &lines[1];
     assert_eq!(line["direction"], "outbound");
     assert_eq!(line["path"], "/short");
@@ -109,10 +114,10 @@ fn a_reader_that_does_not_read_costs_lines_only() {
     let (allow, go_on) = channel();
     let metrics = Arc::new(Metrics::new());
     let log = AccessLog::writing_to(Stopped { entered, go_on }, Arc::clone(&metrics));
-    log.write(&request(&Method::GET, None, "/"));
+    write(&log, None, "/");
     was_entered.recv().unwrap(); // the thread is stuck in the first line now
     for _ in 0..QUEUE + 7 {
-        log.write(&request(&Method::GET, None, "/"));
+        write(&log, None, "/");
     }
     assert!(metrics.text().contains("outrigger_access_log_dropped_total 7\n"));
     drop(allow);

@@ -11,16 +11,16 @@ pub mod logging;
 pub mod metrics;
 mod request;
 mod span;
+mod tracer;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::HeaderMap;
 
 pub use context::TraceContext;
-pub use metrics::{Metrics, Outcome, ServiceMetrics};
-pub use request::{Direction, Protocol, RequestEnd};
+pub use metrics::{Metrics, ServiceMetrics};
+pub use request::{AttemptEnd, Direction, Peer, Protocol, RequestEnd, RequestInfo, SpanStart, Status};
 pub use span::{SpanKind, SpanRecord};
 
 use crate::dns::Resolver;
@@ -28,6 +28,7 @@ use crate::dns::Resolver;
 use access_log::AccessLog;
 use export::Exporter;
 use ids::Ids;
+use tracer::Tracer;
 
 /// Where spans go.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,16 +72,13 @@ pub struct Settings {
 
 /// Tracer, metrics and access log of one process. A cheap handle.
 #[derive(Clone)]
-pub struct Telemetry(Arc<Inner>);
+pub struct Telemetry(Arc<Observers>);
 
-struct Inner {
-    ids: Ids,
-    /// `None`: no exporter.
-    exporter: Option<Exporter>,
-    sample_ratio: f64,
+/// Who hears of requests. Each is named in [`Telemetry::attempt_ended`] and [`Telemetry::request_ended`].
+struct Observers {
+    tracer: Tracer,
     metrics: Arc<Metrics>,
     access_log: AccessLog,
-    access_log_on: AtomicBool,
 }
 
 impl Telemetry {
@@ -99,46 +97,48 @@ impl Telemetry {
             }
             None => None,
         };
-        Ok(Self(Arc::new(Inner {
-            ids: Ids::new(settings.seed),
-            exporter,
-            sample_ratio,
-            access_log: AccessLog::new(Arc::clone(&metrics)),
+        Ok(Self(Arc::new(Observers {
+            tracer: Tracer {
+                ids: Ids::new(settings.seed),
+                exporter,
+                sample_ratio,
+            },
+            access_log: AccessLog::new(settings.access_log, Arc::clone(&metrics)),
             metrics,
-            access_log_on: AtomicBool::new(settings.access_log),
         })))
     }
 
     /// The request's trace context, or a new one, sampled by the configured ratio. Of a context that leaves the decision
     /// to the next hop (B3), the ratio decides too.
     pub fn context(&self, headers: &HeaderMap) -> TraceContext {
-        let tracer = self.0.exporter.is_some();
-        context::continue_or_start(headers, tracer, self.0.sample_ratio, &self.0.ids)
+        self.0.tracer.context(headers)
     }
 
-    /// A new span's ID, never all zeros.
-    pub fn span_id(&self) -> [u8; 8] {
-        self.0.ids.span_id()
+    /// A span that begins now.
+    pub fn start_span(&self) -> SpanStart {
+        self.0.tracer.start_span()
     }
 
-    /// Whether a span of this context would be exported; when not, none needs to be built.
-    pub fn records(&self, context: &TraceContext) -> bool {
-        context.sampled && self.0.exporter.is_some()
+    /// An attempt ended: exactly once for each.
+    pub fn attempt_ended(&self, attempt: &AttemptEnd<'_>) {
+        let Observers {
+            tracer,
+            metrics,
+            access_log: _,
+        } = &*self.0;
+        tracer.attempt_ended(attempt);
+        metrics.attempt_ended(attempt);
     }
 
-    /// Hands a span to the exporter. A full queue drops it and counts it. The caller has asked [`Telemetry::records`].
-    pub fn record(&self, span: SpanRecord) {
-        if let Some(exporter) = &self.0.exporter {
-            exporter.record(span);
-        }
-    }
-
-    /// Counts a request that ended, and logs it where the access log is on. Exactly once for each request and side.
+    /// A request ended: exactly once for each, and each side.
     pub fn request_ended(&self, request: &RequestEnd<'_>) {
-        self.0.metrics.request_ended(request);
-        if self.access_log() {
-            self.0.access_log.write(request);
-        }
+        let Observers {
+            tracer: _,
+            metrics,
+            access_log,
+        } = &*self.0;
+        metrics.request_ended(request);
+        access_log.request_ended(request);
     }
 
     /// The counters, for what is not a request that ended.
@@ -148,19 +148,17 @@ impl Telemetry {
 
     /// Whether the access log is on.
     pub fn access_log(&self) -> bool {
-        self.0.access_log_on.load(Ordering::Relaxed)
+        self.0.access_log.is_on()
     }
 
     /// Switches the access log.
     pub fn set_access_log(&self, on: bool) {
-        self.0.access_log_on.store(on, Ordering::Relaxed);
+        self.0.access_log.switch(on);
     }
 
     /// Sends what is queued, at the end of the process. Takes at most `limit`.
     pub async fn flush(&self, limit: Duration) {
-        if let Some(exporter) = &self.0.exporter {
-            exporter.flush(limit).await;
-        }
+        self.0.tracer.flush(limit).await;
         self.0.access_log.flush();
     }
 }

@@ -3,9 +3,11 @@
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
+use outrigger_proxy_transport::error::Reason;
+
 use crate::model::ServiceName;
 
-use super::request::Protocol;
+use super::request::{AttemptEnd, Direction, Protocol};
 
 /// Which side of a call a span is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +18,7 @@ pub enum SpanKind {
     Server,
 }
 
-/// A span that has ended. It is built only when [`super::Telemetry::records`] says so.
+/// A span that has ended.
 #[derive(Clone, Debug)]
 pub struct SpanRecord {
     pub trace_id: [u8; 16],
@@ -37,7 +39,7 @@ pub struct SpanRecord {
     pub authority: String,
     pub status: Option<u16>,
     pub grpc_status: Option<u16>,
-    /// A [`outrigger_proxy_transport::error::Reason`]'s code.
+    /// A [`Reason`]'s code.
     pub error: Option<&'static str>,
     /// 0 for the first attempt.
     pub resend_count: u32,
@@ -47,4 +49,39 @@ pub struct SpanRecord {
     pub service: Option<ServiceName>,
     pub request_id: Option<String>,
     pub mtls: bool,
+}
+
+impl SpanRecord {
+    pub(super) fn of(attempt: &AttemptEnd<'_>) -> Self {
+        let (request, status, peer) = (attempt.request, attempt.status, attempt.peer);
+        Self {
+            trace_id: request.context.trace_id,
+            span_id: attempt.span.id,
+            parent: request.context.parent,
+            kind: match request.direction {
+                Direction::Outbound => SpanKind::Client,
+                Direction::Inbound => SpanKind::Server,
+            },
+            name: match request.protocol {
+                Protocol::Grpc => request.path().trim_start_matches('/').to_owned(),
+                _ => request.method.to_string(),
+            },
+            start: attempt.span.at,
+            duration: attempt.span.instant.elapsed(),
+            protocol: request.protocol,
+            method: request.method.clone(),
+            scheme: "http",
+            path: request.path().to_owned(),
+            authority: request.authority().to_owned(),
+            status: status.http,
+            grpc_status: status.grpc,
+            error: status.reason.map(Reason::code),
+            resend_count: attempt.resend,
+            peer: peer.identity.map(|identity| identity.as_str().to_owned()),
+            endpoint: peer.address,
+            service: request.service.clone(),
+            request_id: request.request_id().map(str::to_owned),
+            mtls: peer.identity.is_some(),
+        }
+    }
 }

@@ -207,15 +207,15 @@ fn a_policy_reaches_sidecars_within_a_second() -> Result<()> {
             .discovery
             .watch(TargetKey::Address(address), Duration::from_secs(10))
             .await?;
-        seen(&mut target, |service| service.policy.request_timeout.is_none()).await?;
+        seen(&mut target, |service| service.rules.request.timeout.is_none()).await?;
 
         let timeout = Duration::from_millis(8765);
         let spec = json!({"timeouts": {"request": "8765ms"}, "retry": {"attempts": 7}});
         let began = Instant::now();
         shop.apply(&policy("patient", "orders", spec).to_string()).await?;
         seen(&mut target, |service| {
-            let policy = &service.policy;
-            policy.request_timeout == Some(timeout) && policy.retry.attempts == 7
+            let rules = &service.rules;
+            rules.request.timeout == Some(timeout) && rules.attempt.retry.attempts == 7
         })
         .await?;
         let took = began.elapsed(); // with kubectl's own time
@@ -243,7 +243,7 @@ fn a_policy_reaches_sidecars_within_a_second() -> Result<()> {
             "eleven attempts were taken"
         );
         shop.run(["delete", "trafficpolicy", "patient"]).await?;
-        seen(&mut target, |service| service.policy.request_timeout.is_none()).await?;
+        seen(&mut target, |service| service.rules.request.timeout.is_none()).await?;
         controller.stop().await
     })
 }
@@ -356,8 +356,8 @@ fn gateway_api_may_come_later() -> Result<()> {
         .await?;
         let timeout = Some(Duration::from_millis(4321));
         seen(&mut target, |service| {
-            let policy = service.routes.first().map(|route| &route.policy);
-            policy.is_some_and(|policy| policy.request_timeout == timeout && policy.retry.attempts == 5)
+            let rules = service.routes.first().map(|route| &route.rules);
+            rules.is_some_and(|rules| rules.request.timeout == timeout && rules.attempt.retry.attempts == 5)
         })
         .await?;
         eventually("the route has a status", Duration::from_secs(5), async || {

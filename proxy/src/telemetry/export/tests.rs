@@ -55,6 +55,11 @@ fn record() -> SpanRecord {
     }
 }
 
+/// A span on its way.
+fn put(telemetry: &Telemetry) {
+    telemetry.0.tracer.exporter.as_ref().unwrap().record(record());
+}
+
 fn settings(endpoint: &str, protocol: TracingProtocol) -> Settings {
     Settings {
         resource: Resource {
@@ -136,7 +141,7 @@ fn attributes(span: &Span) -> Vec<String> {
 async fn spans_arrive_over_grpc_by_themselves() {
     let (endpoint, mut received) = collector(Vec::new()).await;
     let telemetry = start(&endpoint, TracingProtocol::Grpc);
-    telemetry.record(record());
+    put(&telemetry);
     let request = tokio::time::timeout(LIMIT, received.recv()).await.unwrap().unwrap();
     assert_eq!(spans(&request).len(), 1);
     let resource = &request.resource_spans[0].resource.as_ref().unwrap().attributes;
@@ -162,7 +167,7 @@ async fn batches_are_bounded_and_a_flush_sends_all() {
     let (endpoint, mut received) = collector(Vec::new()).await;
     let telemetry = start(&endpoint, TracingProtocol::Grpc);
     for _ in 0..BATCH + 7 {
-        telemetry.record(record());
+        put(&telemetry);
     }
     telemetry.flush(LIMIT).await;
     let sizes = [received.recv().await.unwrap(), received.recv().await.unwrap()].map(|request| spans(&request).len());
@@ -179,7 +184,7 @@ async fn batches_are_bounded_and_a_flush_sends_all() {
 async fn a_collector_that_is_not_ready_is_asked_again_and_a_refusal_is_final() {
     let (endpoint, mut received) = collector(vec![Status::unavailable("starting")]).await;
     let telemetry = start(&endpoint, TracingProtocol::Grpc);
-    telemetry.record(record());
+    put(&telemetry);
     assert_eq!(
         spans(&tokio::time::timeout(LIMIT, received.recv()).await.unwrap().unwrap()).len(),
         1
@@ -187,7 +192,7 @@ async fn a_collector_that_is_not_ready_is_asked_again_and_a_refusal_is_final() {
 
     let (endpoint, _received) = collector(vec![Status::invalid_argument("no")]).await;
     let telemetry = start(&endpoint, TracingProtocol::Grpc);
-    telemetry.record(record());
+    put(&telemetry);
     telemetry.flush(LIMIT).await;
     assert!(telemetry.metrics().text().contains("outrigger_spans_dropped_total 1\n"));
 }
@@ -216,7 +221,7 @@ async fn spans_arrive_over_http() {
     });
     let telemetry = start(&endpoint, TracingProtocol::Http);
     for _ in 0..2 {
-        telemetry.record(record());
+        put(&telemetry);
         telemetry.flush(LIMIT).await;
         let (parts, request) = received.recv().await.unwrap();
         assert_eq!(
@@ -233,7 +238,7 @@ async fn a_dead_collector_costs_spans_and_nothing_else() {
     // Port 1 of loopback refuses at once.
     let telemetry = start("http://127.0.0.1:1", TracingProtocol::Http);
     for _ in 0..QUEUE + 100 {
-        telemetry.record(record());
+        put(&telemetry);
     }
     let dropped = |count: usize| {
         telemetry

@@ -29,7 +29,7 @@ use tokio::time::Instant;
 
 use crate::model::ServiceName;
 
-use super::request::{Direction, RequestEnd};
+use super::request::{AttemptEnd, Direction, RequestEnd, Status};
 use series::{SeriesKey, SeriesSet};
 
 /// Services whose series are kept apart.
@@ -39,11 +39,17 @@ const MAX_PORTS: usize = 64;
 /// How long the series of a Service live that nobody calls.
 const IDLE: Duration = Duration::from_secs(3600);
 
-/// How an attempt ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+/// How an attempt or a request ended, as a label has it.
+#[derive(Clone, Copy)]
+enum Outcome {
     Success,
     Failure,
+}
+
+impl From<Status> for Outcome {
+    fn from(status: Status) -> Self {
+        if status.failed() { Self::Failure } else { Self::Success }
+    }
 }
 
 /// How a TLS handshake between sidecars ended.
@@ -182,6 +188,11 @@ impl Metrics {
         }
     }
 
+    /// The counters of a port of the app. As cheap as those of a Service.
+    pub fn port(&self, port: u16) -> Arc<ServiceMetrics> {
+        self.ports.entry(&port, u16::to_string)
+    }
+
     /// A TLS handshake with another sidecar ended.
     pub fn handshake(&self, direction: Direction, result: Handshake) {
         self.handshakes[direction as usize][result as usize].fetch_add(1, Relaxed);
@@ -254,13 +265,17 @@ impl Metrics {
         encode::text(self)
     }
 
-    pub(super) fn request_ended(&self, request: &RequestEnd<'_>) {
-        let of = match request.direction {
-            Direction::Outbound => self.service(request.service),
-            Direction::Inbound => self.ports.entry(&request.port, u16::to_string),
-        };
-        of.request_ended(request);
-        if let Some(reason) = request.reason {
+    /// An attempt to call an endpoint ended: success rates before retries come from these.
+    #[expect(clippy::unused_self, reason = "an observer of calls, as the others are")]
+    pub(super) fn attempt_ended(&self, attempt: &AttemptEnd<'_>) {
+        if attempt.request.direction == Direction::Outbound {
+            attempt.metrics.attempt_ended(attempt);
+        }
+    }
+
+    pub(super) fn request_ended(&self, end: &RequestEnd<'_>) {
+        end.metrics.request_ended(end);
+        if let Some(reason) = end.status.reason {
             self.error(reason);
         }
     }
@@ -345,14 +360,13 @@ impl ServiceMetrics {
         }
     }
 
-    /// An attempt to call an endpoint ended: success rates before retries come from these.
-    pub fn attempt(&self, outcome: Outcome) {
-        self.attempts[outcome as usize].fetch_add(1, Relaxed);
-    }
-
-    /// An attempt that was a retry ended. It is counted as an attempt too, by [`ServiceMetrics::attempt`].
-    pub fn retry(&self, outcome: Outcome) {
-        self.retries[outcome as usize].fetch_add(1, Relaxed);
+    /// A retry counts as an attempt too.
+    fn attempt_ended(&self, attempt: &AttemptEnd<'_>) {
+        let outcome = Outcome::from(attempt.status) as usize;
+        self.attempts[outcome].fetch_add(1, Relaxed);
+        if attempt.resend > 0 {
+            self.retries[outcome].fetch_add(1, Relaxed);
+        }
     }
 
     /// A retry was wanted, and the budget did not allow it.
@@ -360,14 +374,10 @@ impl ServiceMetrics {
         self.budget_exhausted.fetch_add(1, Relaxed);
     }
 
-    fn request_ended(&self, request: &RequestEnd<'_>) {
-        let outcome = if request.failed() {
-            Outcome::Failure
-        } else {
-            Outcome::Success
-        };
-        self.requests[outcome as usize][usize::from(request.mtls)].fetch_add(1, Relaxed);
-        self.durations.observe(SeriesKey::of(request), request.duration);
+    fn request_ended(&self, end: &RequestEnd<'_>) {
+        let (outcome, mtls) = (Outcome::from(end.status), end.peer.identity.is_some());
+        self.requests[outcome as usize][usize::from(mtls)].fetch_add(1, Relaxed);
+        self.durations.observe(SeriesKey::of(end), end.duration);
     }
 
     /// Grows with everything that is counted.

@@ -37,15 +37,15 @@ pub(super) struct SeriesKey {
 }
 
 impl SeriesKey {
-    pub(super) fn of(request: &RequestEnd<'_>) -> Self {
-        let method = METHODS.iter().position(|known| known == request.method);
+    pub(super) fn of(end: &RequestEnd<'_>) -> Self {
+        let method = METHODS.iter().position(|known| *known == end.request.method);
         Self {
             method: index(method.unwrap_or(METHODS.len())),
             // A status that HTTP does not have cannot make series without end.
-            status: request.status.filter(|status| (100..600).contains(status)),
+            status: end.status.http.filter(|status| (100..600).contains(status)),
             // 17 codes are defined; an app may send any number.
-            grpc_status: request.grpc_status.map(|status| if status <= 16 { status } else { 2 }),
-            reason: request.reason.map(|reason| index(reason as usize)),
+            grpc_status: end.status.grpc.map(|status| if status <= 16 { status } else { 2 }),
+            reason: end.status.reason.map(|reason| index(reason as usize)),
             overflow: false,
         }
     }

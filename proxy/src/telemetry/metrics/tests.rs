@@ -2,13 +2,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Method;
+use http::Request;
 use outrigger_proxy_transport::body::OnTooLarge;
 use outrigger_proxy_transport::error::Reason;
 
-use super::{Handshake, IDLE, MAX_PORTS, MAX_SERVICES, Metrics, Outcome};
+use super::{Handshake, IDLE, MAX_PORTS, MAX_SERVICES, Metrics};
 use crate::model::ServiceName;
-use crate::telemetry::{Direction, Protocol, RequestEnd};
+use crate::telemetry::{
+    AttemptEnd, Direction, Peer, RequestEnd, RequestInfo, ServiceMetrics, SpanStart, Status, TraceContext,
+};
 
 fn service(name: &str, port: u16) -> ServiceName {
     ServiceName {
@@ -18,30 +20,66 @@ fn service(name: &str, port: u16) -> ServiceName {
     }
 }
 
-const GET: Method = Method::GET;
+const OK: Status = Status {
+    http: Some(200),
+    grpc: None,
+    reason: None,
+};
 
-fn request(service: Option<&ServiceName>) -> RequestEnd<'_> {
-    RequestEnd {
-        direction: Direction::Outbound,
-        service,
-        port: 8080,
-        protocol: Protocol::Http11,
-        method: &GET,
-        path: "/",
-        authority: "orders",
-        status: Some(200),
-        grpc_status: None,
-        reason: None,
-        duration: Duration::from_millis(30),
+fn request(direction: Direction, method: &str) -> RequestInfo {
+    let request = Request::builder()
+        .method(method)
+        .uri("/")
+        .header("traceparent", "00-00000000000000000000000000000abc-0000000000000001-00");
+    let mut head = request.body(()).unwrap().into_parts().0;
+    let context = TraceContext::extract(&head.headers).unwrap();
+    RequestInfo::new(direction, None, 8080, context, &mut head)
+}
+
+/// A request that ended, in mutual TLS or not.
+fn ends(metrics: &Metrics, of: &ServiceMetrics, request: &RequestInfo, status: Status, millis: u64, mtls: bool) {
+    let orders = "spiffe://cluster.local/ns/shop/sa/orders".parse().unwrap();
+    metrics.request_ended(&RequestEnd {
+        request,
+        metrics: of,
+        peer: Peer {
+            identity: mtls.then_some(&orders),
+            address: None,
+        },
+        status,
+        duration: Duration::from_millis(millis),
         retries: 0,
         request_bytes: 0,
         response_bytes: 0,
-        trace_id: [0; 16],
-        request_id: None,
-        peer: None,
-        endpoint: None,
-        mtls: true,
-    }
+    });
+}
+
+/// A GET of a Service, or of something outside the cluster.
+fn ends_well(metrics: &Metrics, service: Option<&ServiceName>) {
+    let request = request(Direction::Outbound, "GET");
+    ends(metrics, &metrics.service(service), &request, OK, 30, true);
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a span says when it began by the machine's clock"
+)]
+fn attempt_ends(metrics: &Metrics, of: &ServiceMetrics, direction: Direction, resend: u32, status: u16) {
+    metrics.attempt_ended(&AttemptEnd {
+        request: &request(direction, "GET"),
+        metrics: of,
+        span: SpanStart {
+            id: [1; 8],
+            at: std::time::SystemTime::now(),
+            instant: tokio::time::Instant::now(),
+        },
+        resend,
+        peer: Peer::default(),
+        status: Status {
+            http: Some(status),
+            ..OK
+        },
+    });
 }
 
 fn metrics() -> Arc<Metrics> {
@@ -65,20 +103,18 @@ fn reasons_are_listed_in_their_own_order() {
 fn durations_by_service_method_status_and_error() {
     let metrics = metrics();
     let orders = service("orders", 8080);
-    metrics.request_ended(&request(Some(&orders)));
-    metrics.request_ended(&RequestEnd {
-        status: Some(503),
+    ends_well(&metrics, Some(&orders));
+    let failed = Status {
+        http: Some(503),
         reason: Some(Reason::NoEndpoints),
-        duration: Duration::from_secs(60),
-        mtls: false,
-        ..request(Some(&orders))
-    });
-    metrics.request_ended(&RequestEnd {
-        direction: Direction::Inbound,
-        grpc_status: Some(0),
-        ..request(None)
-    });
-    metrics.request_ended(&request(None));
+        ..OK
+    };
+    let get = request(Direction::Outbound, "GET");
+    ends(&metrics, &metrics.service(Some(&orders)), &get, failed, 60_000, false);
+    let grpc = Status { grpc: Some(0), ..OK };
+    let to_app = request(Direction::Inbound, "GET");
+    ends(&metrics, &metrics.port(8080), &to_app, grpc, 30, true);
+    ends_well(&metrics, None);
     let text = metrics.text();
     let ok = r#"service="shop/orders",http_request_method="GET",http_response_status_code="200""#;
     let name = "http_client_request_duration_seconds";
@@ -126,15 +162,15 @@ fn durations_by_service_method_status_and_error() {
 fn attempts_retries_and_budget() {
     let metrics = metrics();
     let orders = metrics.service(Some(&service("orders", 8080)));
-    orders.attempt(Outcome::Failure);
-    orders.attempt(Outcome::Success);
-    orders.retry(Outcome::Success);
+    attempt_ends(&metrics, &orders, Direction::Outbound, 0, 503);
+    attempt_ends(&metrics, &orders, Direction::Outbound, 1, 200);
     orders.budget_exhausted();
     orders.body_not_kept();
     // Another port of the same Service.
-    metrics
-        .service(Some(&service("orders", 9090)))
-        .attempt(Outcome::Success);
+    let other_port = metrics.service(Some(&service("orders", 9090)));
+    attempt_ends(&metrics, &other_port, Direction::Outbound, 0, 200);
+    // The app is not called in attempts.
+    attempt_ends(&metrics, &orders, Direction::Inbound, 0, 200);
     let text = metrics.text();
     let of = |name: &str, rest: &str| value(&text, &format!("{name}{{service=\"shop/orders\"{rest}}}"));
     assert_eq!(
@@ -214,27 +250,24 @@ fn label_sets_are_bounded() {
     let metrics = metrics();
     let services = MAX_SERVICES + 10;
     for i in 0..services {
-        metrics.request_ended(&request(Some(&service(&format!("s{i}"), 80))));
+        ends_well(&metrics, Some(&service(&format!("s{i}"), 80)));
     }
     for port in 0..1000 {
-        metrics.request_ended(&RequestEnd {
-            direction: Direction::Inbound,
-            port,
-            ..request(None)
-        });
+        let to_app = request(Direction::Inbound, "GET");
+        ends(&metrics, &metrics.port(port), &to_app, OK, 30, true);
     }
     let odd = service("odd", 80);
     let odd = metrics.service(Some(&odd)).label.clone();
     assert_eq!(odd, "_overflow");
     let first = service("s0", 80);
-    let brew = Method::from_bytes(b"BREW").unwrap();
+    let brew = request(Direction::Outbound, "BREW");
     for status in 0..=999 {
-        metrics.request_ended(&RequestEnd {
-            status: Some(status),
-            grpc_status: Some(status),
-            method: &brew,
-            ..request(Some(&first))
-        });
+        let odd = Status {
+            http: Some(status),
+            grpc: Some(status),
+            reason: None,
+        };
+        ends(&metrics, &metrics.service(Some(&first)), &brew, odd, 30, true);
     }
     let text = metrics.text();
     assert!(!text.contains("BREW") && !text.contains("=\"999\""));
@@ -259,9 +292,9 @@ fn label_sets_are_bounded() {
 async fn a_service_that_nobody_calls_leaves() {
     let metrics = metrics();
     let (orders, web) = (service("orders", 80), service("web", 80));
-    metrics.request_ended(&request(Some(&orders)));
+    ends_well(&metrics, Some(&orders));
     let held = metrics.service(Some(&web));
-    held.attempt(Outcome::Success);
+    attempt_ends(&metrics, &held, Direction::Outbound, 0, 200);
     metrics.text();
     tokio::time::advance(IDLE / 2).await;
     assert!(metrics.text().contains("shop/orders"));
@@ -269,7 +302,7 @@ async fn a_service_that_nobody_calls_leaves() {
     let text = metrics.text();
     assert!(!text.contains("shop/orders"), "{text}");
     assert!(text.contains("shop/web"), "who is held is kept");
-    metrics.request_ended(&request(Some(&orders)));
+    ends_well(&metrics, Some(&orders));
     assert!(metrics.text().contains("shop/orders"));
 }
 

@@ -1,4 +1,4 @@
-//! What routes change in a request and its response (Gateway API, HTTPRouteFilter).
+//! What a route changes in a request and its response: decided from its filters and the head, without any I/O.
 
 use std::fmt::Display;
 
@@ -10,34 +10,39 @@ use outrigger_proxy_transport::authority;
 use outrigger_proxy_transport::error::{ProxyError, Reason};
 use outrigger_proxy_transport::server::{ResponseBody, empty_response};
 
-use crate::model::{Filter, HeaderModifier, PathModifier, Redirect};
+use crate::call::LocalReply;
+use crate::model::{Filters, HeaderModifier, PathModifier, Redirect, Rewrite};
 
-/// Changes the request's head. `Some`: a redirect answers it.
+/// Changes the request's head. A redirect comes first: it is for the request as its client made it (Gateway API,
+/// HTTPRequestRedirectFilter), and nothing is sent on. A rewrite of the host comes last: it is what the server sees.
 ///
 /// # Errors
-/// [`Reason::BadRequest`], when what comes out is not a URI.
-pub fn on_request<'a>(
-    filters: impl Iterator<Item = &'a Filter>,
-    prefix: Option<&str>,
-    request: &mut Parts,
-) -> Result<Option<Response<ResponseBody>>, ProxyError> {
-    for filter in filters {
-        match filter {
-            Filter::RequestHeaders(modifier) => modify_request(modifier, request)?,
-            Filter::Rewrite { hostname, path } => rewrite(hostname.as_ref(), path.as_ref(), prefix, request)?,
-            Filter::Redirect(redirect) => return self::redirect(redirect, prefix, request).map(Some),
-            Filter::ResponseHeaders(_) | Filter::Mirror { .. } => {}
-        }
+/// What answers the request: a redirect, or [`Reason::BadRequest`] when what comes out is not a URI.
+pub fn on_request(filters: &Filters, prefix: Option<&str>, request: &mut Parts) -> Result<(), LocalReply> {
+    let Filters {
+        redirect,
+        request_headers,
+        rewrites,
+        // See `on_response` and `super::mirror`.
+        response_headers: _,
+        mirrors: _,
+    } = filters;
+    if let Some(redirect) = redirect {
+        return Err(self::redirect(redirect, prefix, request)?.into());
     }
-    Ok(None)
+    for modifier in request_headers {
+        modify_request(modifier, request)?;
+    }
+    for rewrite in rewrites {
+        self::rewrite(rewrite, prefix, request)?;
+    }
+    Ok(())
 }
 
 /// Changes the response's head.
-pub fn on_response<'a>(filters: impl Iterator<Item = &'a Filter>, headers: &mut HeaderMap) {
-    for filter in filters {
-        if let Filter::ResponseHeaders(modifier) = filter {
-            modify(modifier, headers, |_| true);
-        }
+pub fn on_response(filters: &Filters, headers: &mut HeaderMap) {
+    for modifier in &filters.response_headers {
+        modify(modifier, headers, |_| true);
     }
 }
 
@@ -69,20 +74,15 @@ fn set_authority(request: &mut Parts, host: &HeaderValue) -> Result<(), ProxyErr
     authority::set(request, host).map_err(|what| malformed(&format!("{host:?}: {what}")))
 }
 
-fn rewrite(
-    hostname: Option<&HeaderValue>,
-    path: Option<&PathModifier>,
-    prefix: Option<&str>,
-    request: &mut Parts,
-) -> Result<(), ProxyError> {
-    if let Some(path) = path {
+fn rewrite(rewrite: &Rewrite, prefix: Option<&str>, request: &mut Parts) -> Result<(), ProxyError> {
+    if let Some(path) = &rewrite.path {
         let mut uri = std::mem::take(&mut request.uri).into_parts();
         let old = uri.path_and_query.as_ref();
         let new = new_path(path, prefix, old.map_or("/", PathAndQuery::path));
         uri.path_and_query = Some(with_query(&new, old.and_then(PathAndQuery::query))?);
         request.uri = Uri::from_parts(uri).map_err(|e| malformed(&e))?;
     }
-    match hostname {
+    match &rewrite.hostname {
         Some(hostname) => set_authority(request, hostname),
         None => Ok(()),
     }
@@ -147,7 +147,8 @@ fn malformed(error: &dyn Display) -> ProxyError {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::{on_request, on_response};
-    use crate::model::{Filter, HeaderModifier, PathModifier, Redirect};
+    use crate::call::LocalReply;
+    use crate::model::{Filters, HeaderModifier, PathModifier, Redirect, Rewrite};
     use http::request::Parts;
     use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Version};
     use outrigger_proxy_transport::authority;
@@ -160,17 +161,21 @@ mod tests {
         request.body(()).unwrap().into_parts().0
     }
 
+    fn passes(filters: &Filters, prefix: Option<&str>, request: &mut Parts) {
+        assert!(on_request(filters, prefix, request).is_ok());
+    }
+
     fn rewritten(path: PathModifier, prefix: Option<&str>, uri: &str) -> String {
         let mut request = request(uri);
-        let filter = Filter::Rewrite {
+        let rewrite = Rewrite {
             hostname: None,
             path: Some(path),
         };
-        assert!(
-            on_request([&filter].into_iter(), prefix, &mut request)
-                .unwrap()
-                .is_none()
-        );
+        let filters = Filters {
+            rewrites: vec![rewrite],
+            ..Filters::default()
+        };
+        passes(&filters, prefix, &mut request);
         request.uri.to_string()
     }
 
@@ -194,62 +199,105 @@ mod tests {
         }
     }
 
+    fn set(name: &'static str, value: &'static str) -> HeaderModifier {
+        HeaderModifier {
+            set: vec![(HeaderName::from_static(name), HeaderValue::from_static(value))],
+            ..HeaderModifier::default()
+        }
+    }
+
+    fn host(name: &'static str) -> Rewrite {
+        Rewrite {
+            hostname: Some(HeaderValue::from_static(name)),
+            path: None,
+        }
+    }
+
     #[test]
     fn headers_and_host() {
         let modifier = || HeaderModifier {
-            set: vec![(HeaderName::from_static("x-set"), HeaderValue::from_static("1"))],
             add: vec![(HeaderName::from_static("x-set"), HeaderValue::from_static("2"))],
             remove: vec![HeaderName::from_static("x-old")],
+            ..set("x-set", "1")
         };
-        let filters = [
-            Filter::RequestHeaders(modifier()),
-            Filter::Rewrite {
-                hostname: Some(HeaderValue::from_static("other")),
-                path: None,
-            },
-            Filter::ResponseHeaders(modifier()),
-        ];
+        let filters = Filters {
+            request_headers: vec![modifier()],
+            rewrites: vec![host("other")],
+            response_headers: vec![modifier()],
+            ..Filters::default()
+        };
         let mut r = request("/");
-        on_request(filters.iter(), None, &mut r).unwrap();
+        passes(&filters, None, &mut r);
         assert_eq!(r.headers["host"], "other");
         assert_eq!(r.headers.get_all("x-set").iter().count(), 2);
         assert!(!r.headers.contains_key("x-old"));
         let mut headers = HeaderMap::new();
-        on_response(filters.iter(), &mut headers);
+        on_response(&filters, &mut headers);
         assert_eq!(headers.len(), 2);
     }
 
+    /// What the filters of a route do where two of them want the same.
     #[test]
-    fn redirects() {
-        let location = |redirect: Redirect| {
-            let filter = Filter::Redirect(redirect);
-            let response = on_request([&filter].into_iter(), Some("/a"), &mut request("/a/b?c"))
-                .unwrap()
-                .unwrap();
-            (
-                response.status().as_u16(),
-                response.headers()["location"].to_str().unwrap().to_owned(),
-            )
+    fn in_their_order() {
+        let mut r = request("/");
+        let filters = Filters {
+            request_headers: vec![set("x-a", "1"), set("x-a", "2"), set("host", "set")],
+            rewrites: vec![host("first"), host("rewritten")],
+            ..Filters::default()
         };
-        let plain = || Redirect {
+        passes(&filters, None, &mut r);
+        assert_eq!(
+            (&r.headers["x-a"], &r.headers["host"]),
+            (&"2".parse().unwrap(), &"rewritten".parse().unwrap())
+        );
+        let filters = Filters {
+            redirect: Some(found()),
+            ..filters
+        };
+        assert_eq!(location(&filters), (302, "http://shop.example:8080/a/b?c".into()));
+    }
+
+    fn found() -> Redirect {
+        Redirect {
             scheme: None,
             hostname: None,
             port: None,
             path: None,
             status: StatusCode::FOUND,
+        }
+    }
+
+    /// Where a request for "/a/b?c" is sent, whose route has the prefix "/a".
+    fn location(filters: &Filters) -> (u16, String) {
+        let Err(LocalReply::Response(response)) = on_request(filters, Some("/a"), &mut request("/a/b?c")) else {
+            panic!("no redirect");
         };
-        assert_eq!(location(plain()), (302, "http://shop.example:8080/a/b?c".into()));
+        (
+            response.status().as_u16(),
+            response.headers()["location"].to_str().unwrap().to_owned(),
+        )
+    }
+
+    #[test]
+    fn redirects() {
+        let location = |redirect: Redirect| {
+            location(&Filters {
+                redirect: Some(redirect),
+                ..Filters::default()
+            })
+        };
+        assert_eq!(location(found()), (302, "http://shop.example:8080/a/b?c".into()));
         let https = Redirect {
             scheme: Some("https".into()),
             status: StatusCode::MOVED_PERMANENTLY,
-            ..plain()
+            ..found()
         };
         assert_eq!(location(https), (301, "https://shop.example/a/b?c".into()));
         let all = Redirect {
             hostname: Some("x".into()),
             port: Some(81),
             path: Some(PathModifier::ReplacePrefix("/z".into())),
-            ..plain()
+            ..found()
         };
         assert_eq!(location(all), (302, "http://x:81/z/b?c".into()));
     }
@@ -278,6 +326,13 @@ mod tests {
         .into()
     }
 
+    fn headers(modifier: HeaderModifier) -> Filters {
+        Filters {
+            request_headers: vec![modifier],
+            ..Filters::default()
+        }
+    }
+
     #[test]
     fn the_authority_in_each_version() {
         let host = |host| (HeaderName::from_static("host"), HeaderValue::from_static(host));
@@ -294,20 +349,14 @@ mod tests {
             add: vec![host("new")],
             remove: vec![HeaderName::from_static("host")],
         };
-        let rewrite = Filter::Rewrite {
-            hostname: Some(HeaderValue::from_static("new")),
-            path: None,
+        let rewrite = Filters {
+            rewrites: vec![self::host("new")],
+            ..Filters::default()
         };
-        let filters = [
-            Filter::RequestHeaders(set()),
-            Filter::RequestHeaders(add()),
-            Filter::RequestHeaders(both()),
-            rewrite,
-        ];
-        for filter in filters {
+        for filters in [headers(set()), headers(add()), headers(both()), rewrite] {
             for (name, mut request) in each_form() {
-                let name = format!("{name}: {filter:?}");
-                on_request([&filter].into_iter(), None, &mut request).unwrap();
+                let name = format!("{name}: {filters:?}");
+                passes(&filters, None, &mut request);
                 assert_eq!(authority::of(&request), "new", "{name}");
                 let hosts: Vec<_> = request.headers.get_all("host").iter().collect();
                 let http2 = request.version == Version::HTTP_2;
@@ -325,13 +374,13 @@ mod tests {
 
     #[test]
     fn a_request_is_for_somebody() {
-        let filter = Filter::RequestHeaders(HeaderModifier {
+        let filters = headers(HeaderModifier {
             remove: vec![HeaderName::from_static("host")],
             ..HeaderModifier::default()
         });
         for (name, mut request) in each_form() {
             let before = authority::of(&request).to_owned();
-            on_request([&filter].into_iter(), None, &mut request).unwrap();
+            passes(&filters, None, &mut request);
             assert_eq!(authority::of(&request), before, "{name}");
         }
     }
@@ -339,19 +388,21 @@ mod tests {
     #[test]
     fn redirects_in_each_version() {
         let to = |hostname: Option<&str>| {
-            Filter::Redirect(Redirect {
-                scheme: None,
+            let redirect = Redirect {
                 hostname: hostname.map(str::to_owned),
-                port: None,
-                path: None,
-                status: StatusCode::FOUND,
-            })
+                ..found()
+            };
+            Filters {
+                redirect: Some(redirect),
+                ..Filters::default()
+            }
         };
         for (name, mut request) in each_form() {
             let known = !authority::of(&request).is_empty();
-            let mut location = |filter| match on_request([&filter].into_iter(), None, &mut request) {
-                Ok(answer) => answer.unwrap().headers()["location"].to_str().unwrap().to_owned(),
-                Err(error) => error.detail,
+            let mut location = |filters: Filters| match on_request(&filters, None, &mut request) {
+                Ok(()) => panic!("{name}: no redirect"),
+                Err(LocalReply::Response(response)) => response.headers()["location"].to_str().unwrap().to_owned(),
+                Err(LocalReply::Error(error)) => error.detail,
             };
             if known {
                 assert_eq!(location(to(None)), "http://shop.example:8080/a?b", "{name}");
@@ -366,12 +417,9 @@ mod tests {
     #[test]
     fn a_host_that_is_none_is_not_set() {
         for host in ["a b", "a/b", "u@a", "a:b", ""] {
-            let filter = Filter::RequestHeaders(HeaderModifier {
-                set: vec![(HeaderName::from_static("host"), HeaderValue::from_static(host))],
-                ..HeaderModifier::default()
-            });
+            let filters = headers(set("host", host));
             for (name, mut request) in each_form() {
-                let changed = on_request([&filter].into_iter(), None, &mut request);
+                let changed = on_request(&filters, None, &mut request);
                 assert!(changed.is_err(), "{name}: {host:?}");
             }
         }

@@ -1,0 +1,213 @@
+//! A request and its response, from the head of the one to the last byte of the other, in either direction: [`Call::begin`],
+//! [`Call::attempt`] for each attempt, and an end, which every call has once: [`Call::respond`] and its like hand it over to
+//! the response's body, and a call that is dropped before has lost its client.
+//!
+//! Who hears of it is in [`crate::telemetry`].
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::request::Parts;
+use http::{HeaderMap, Response};
+use outrigger_proxy_transport::body::Received;
+use outrigger_proxy_transport::drain::InFlight;
+use outrigger_proxy_transport::error::ProxyError;
+use outrigger_proxy_transport::server::{Ended, OnEnd, ResponseBody, error_response};
+use tokio::time::Instant;
+
+use crate::model::ServiceName;
+use crate::telemetry::{
+    AttemptEnd, Direction, Peer, RequestEnd, RequestInfo, ServiceMetrics, SpanStart, Status, Telemetry,
+};
+
+/// What a request is for.
+#[derive(Clone, Copy)]
+pub enum Callee<'a> {
+    /// Outbound, with its metrics.
+    Service(&'a ServiceName, &'a Arc<ServiceMetrics>),
+    /// Outbound: nobody knows what.
+    Unknown,
+    /// Inbound: the app, at this port.
+    App(u16),
+}
+
+/// Who an attempt is with.
+pub trait Remote {
+    /// Who it is, and where.
+    fn peer(&self) -> Peer<'_>;
+}
+
+/// What this sidecar says in place of a server.
+pub enum LocalReply {
+    Error(ProxyError),
+    /// In the name of a route.
+    Response(Box<Response<ResponseBody>>),
+}
+
+impl From<ProxyError> for LocalReply {
+    fn from(error: ProxyError) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl From<Response<ResponseBody>> for LocalReply {
+    fn from(response: Response<ResponseBody>) -> Self {
+        Self::Response(Box::new(response))
+    }
+}
+
+/// See the module.
+pub struct Call {
+    pub request: RequestInfo,
+    /// When the head of the request was there.
+    pub started: Instant,
+    telemetry: Telemetry,
+    metrics: Arc<ServiceMetrics>,
+    /// Of the request's body.
+    received: Rc<Received>,
+    /// The one that is under way, or whose response is.
+    attempt: Option<Attempt>,
+    attempts: u32,
+    status: Status,
+    ended: bool,
+    _in_flight: InFlight,
+}
+
+struct Attempt {
+    span: SpanStart,
+    remote: Rc<dyn Remote>,
+}
+
+impl Call {
+    /// Begins at the head of a request. Makes a request ID, if there is none, and puts it into the head.
+    pub fn begin(
+        telemetry: &Telemetry,
+        callee: Callee<'_>,
+        head: &mut Parts,
+        received: Rc<Received>,
+        in_flight: InFlight,
+    ) -> Self {
+        let (direction, service, port, metrics) = match callee {
+            Callee::Service(name, metrics) => (Direction::Outbound, Some(name.clone()), name.port, Arc::clone(metrics)),
+            Callee::Unknown => (Direction::Outbound, None, 0, telemetry.metrics().service(None)),
+            Callee::App(port) => (Direction::Inbound, None, port, telemetry.metrics().port(port)),
+        };
+        let context = telemetry.context(&head.headers);
+        Self {
+            request: RequestInfo::new(direction, service, port, context, head),
+            started: Instant::now(),
+            telemetry: telemetry.clone(),
+            metrics,
+            received,
+            attempt: None,
+            attempts: 0,
+            status: Status::default(),
+            ended: false,
+            _in_flight: in_flight,
+        }
+    }
+
+    /// An attempt begins, and a span. The one before has ended.
+    pub fn attempt(&mut self, remote: Rc<dyn Remote>) {
+        let span = self.telemetry.start_span();
+        self.attempts += 1;
+        self.attempt = Some(Attempt { span, remote });
+    }
+
+    /// Makes the attempt the parent of whatever the receiver of these headers does.
+    pub fn propagate(&self, headers: &mut HeaderMap) {
+        if let Some(attempt) = &self.attempt {
+            self.request.context.inject(attempt.span.id, headers);
+        }
+    }
+
+    /// A server that takes the request gets it now.
+    pub fn sent(&self) {
+        self.received.sent_head();
+    }
+
+    /// The attempt ended, and there may be another one. The last one ends with the call.
+    pub fn end_attempt(&mut self, status: Status) {
+        if let Some(attempt) = self.attempt.take() {
+            self.attempt_ended(&attempt, status);
+        }
+    }
+
+    /// A server's response, on its way to the client. `held` is let go when the call ends.
+    pub fn respond(mut self, response: Response<ResponseBody>, held: impl Sized + 'static) -> Response<ResponseBody> {
+        self.status = Status::of(response.status(), response.headers());
+        let responding = Responding {
+            call: self,
+            _held: held,
+        };
+        response.map(|body| body.with_end(Box::new(responding)))
+    }
+
+    /// The response of this sidecar's own.
+    pub fn reply(self, reply: LocalReply) -> Response<ResponseBody> {
+        match reply {
+            LocalReply::Error(error) => self.fail(&error),
+            LocalReply::Response(response) => self.respond(*response, ()),
+        }
+    }
+
+    /// The response to a request that failed.
+    pub fn fail(self, error: &ProxyError) -> Response<ResponseBody> {
+        tracing::debug!(error = %error, reason = error.reason.code(), "a request failed");
+        let response = error_response(error, self.request.is_grpc());
+        self.respond(response, ())
+    }
+
+    /// Tells of it once.
+    fn end(&mut self, ended: Ended, bytes: u64) {
+        if self.ended {
+            return;
+        }
+        self.ended = true;
+        self.status.end(ended);
+        let last = self.attempt.take();
+        if let Some(attempt) = &last {
+            self.attempt_ended(attempt, self.status);
+        }
+        self.telemetry.request_ended(&RequestEnd {
+            request: &self.request,
+            metrics: &self.metrics,
+            peer: last.as_ref().map(|attempt| attempt.remote.peer()).unwrap_or_default(),
+            status: self.status,
+            duration: self.started.elapsed(),
+            retries: self.attempts.saturating_sub(1),
+            request_bytes: self.received.bytes(),
+            response_bytes: bytes,
+        });
+    }
+
+    fn attempt_ended(&self, attempt: &Attempt, status: Status) {
+        self.telemetry.attempt_ended(&AttemptEnd {
+            request: &self.request,
+            metrics: &self.metrics,
+            span: attempt.span,
+            resend: self.attempts.saturating_sub(1),
+            peer: attempt.remote.peer(),
+            status,
+        });
+    }
+}
+
+impl Drop for Call {
+    /// The client went away before there was a response.
+    fn drop(&mut self) {
+        self.end(Ended::Cancelled, 0);
+    }
+}
+
+/// A call whose response is on its way to the client.
+struct Responding<H> {
+    call: Call,
+    _held: H,
+}
+
+impl<H> OnEnd for Responding<H> {
+    fn ended(mut self: Box<Self>, ended: Ended, bytes: u64) {
+        self.call.end(ended, bytes);
+    }
+}

@@ -1,0 +1,52 @@
+//! Trace contexts and spans of the request path.
+
+use std::time::{Duration, SystemTime};
+
+use http::HeaderMap;
+use tokio::time::Instant;
+
+use super::export::Exporter;
+use super::ids::Ids;
+use super::request::{AttemptEnd, SpanStart};
+use super::{SpanRecord, TraceContext, context};
+
+pub(super) struct Tracer {
+    pub(super) ids: Ids,
+    /// `None`: no span is recorded.
+    pub(super) exporter: Option<Exporter>,
+    /// Of the traces that begin here.
+    pub(super) sample_ratio: f64,
+}
+
+impl Tracer {
+    pub(super) fn context(&self, headers: &HeaderMap) -> TraceContext {
+        context::continue_or_start(headers, self.exporter.is_some(), self.sample_ratio, &self.ids)
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a span says when it began by the machine's clock"
+    )]
+    pub(super) fn start_span(&self) -> SpanStart {
+        SpanStart {
+            id: self.ids.span_id(),
+            at: SystemTime::now(),
+            instant: Instant::now(),
+        }
+    }
+
+    /// Hands the span to the exporter, if its trace is recorded. A full queue drops it and counts it.
+    pub(super) fn attempt_ended(&self, attempt: &AttemptEnd<'_>) {
+        if let Some(exporter) = &self.exporter
+            && attempt.request.context.sampled
+        {
+            exporter.record(SpanRecord::of(attempt));
+        }
+    }
+
+    pub(super) async fn flush(&self, limit: Duration) {
+        if let Some(exporter) = &self.exporter {
+            exporter.flush(limit).await;
+        }
+    }
+}
