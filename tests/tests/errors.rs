@@ -307,6 +307,25 @@ async fn no_endpoints() {
     lab.told_of(case.unsent()).await;
 }
 
+/// The same, of a Service that is there, at a port that it does not have.
+#[tokio::test]
+async fn no_such_port() {
+    let mut lab = Lab::new().await;
+    let elsewhere = Backend {
+        name: service_name(),
+        endpoints: Endpoints::NoSuchPort(vec![80, 8080]),
+        client_affinity: false,
+    };
+    let service = Service {
+        protocol: Protocol::Http1,
+        ..service(Vec::new(), Arc::new(elsewhere))
+    };
+    let web = lab.routed(service).await;
+    let words = "the Service has no such port; its ports are [80, 8080]";
+    let case = Case::new(&web, web.outbound[0], Reason::NoEndpoints, words);
+    lab.told_of(case.unsent()).await;
+}
+
 #[tokio::test]
 async fn discovery_unavailable() {
     let mut lab = Lab::new().await;

@@ -370,7 +370,7 @@ pub struct Backend {
     /// older sidecar balances.
     #[prost(bool, tag = "5")]
     pub client_affinity: bool,
-    #[prost(oneof = "backend::Kind", tags = "2, 3, 6")]
+    #[prost(oneof = "backend::Kind", tags = "2, 3, 6, 7")]
     pub kind: ::core::option::Option<backend::Kind>,
 }
 /// Nested message and enum types in `Backend`.
@@ -385,6 +385,9 @@ pub mod backend {
         /// In a session: the name of an EndpointSet.
         #[prost(string, tag = "6")]
         EndpointSet(::prost::alloc::string::String),
+        /// The Service is there and has no such port. An older sidecar knows no endpoints.
+        #[prost(message, tag = "7")]
+        NoSuchPort(super::NoSuchPort),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -392,6 +395,12 @@ pub struct Endpoints {
     /// Those that this caller may use: which they are can depend on where it runs.
     #[prost(message, repeated, tag = "1")]
     pub endpoints: ::prost::alloc::vec::Vec<Endpoint>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NoSuchPort {
+    /// Those that it has, of TCP.
+    #[prost(uint32, repeated, tag = "1")]
+    pub ports: ::prost::alloc::vec::Vec<u32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DnsName {

@@ -60,16 +60,16 @@ fn parts(
     let mut build = Build { store, deps };
     let mut sets = Vec::new();
     let kind = if let Some((name, service)) = store.service_at(address.ip()) {
-        let port = service.ports.iter().find(|p| p.port == address.port());
-        port.map(|port| {
-            let mut backends = Backends::new(address.ip().is_ipv6());
-            let service = build.service(name, service, port, consumer, &mut backends);
-            sets = backends.sets;
-            proto::target::Kind::Service(proto::Service {
-                backends: backends.list,
-                ..service
-            })
-        })
+        let mut backends = Backends::new(address.ip().is_ipv6());
+        let service = match service.ports.iter().find(|p| p.port == address.port()) {
+            Some(port) => build.service(name, service, port, consumer, &mut backends),
+            None => build.no_such_port(name, address.port(), &mut backends),
+        };
+        sets = backends.sets;
+        Some(proto::target::Kind::Service(proto::Service {
+            backends: backends.list,
+            ..service
+        }))
     } else {
         store
             .pod_at(address.ip())
@@ -182,6 +182,16 @@ impl Build<'_> {
             routes,
             backends: Vec::new(), // they are in `backends`
             policy: attachment::of_service(self.store, name),
+        }
+    }
+
+    /// A port that the Service does not have. The sidecar says so to whoever calls it, where else the kernel would reset the connection.
+    fn no_such_port(&mut self, name: &ObjectName, port: u16, backends: &mut Backends) -> proto::Service {
+        backends.index(self, name, port);
+        proto::Service {
+            r#ref: Some(service_ref(name, port)),
+            policy: attachment::of_service(self.store, name),
+            ..proto::Service::default()
         }
     }
 
@@ -348,6 +358,11 @@ impl Backends {
                 host: format!("{}.", host.trim_end_matches('.')),
                 port: port.into(),
             }),
+            None if service.is_some_and(|service| service.ports.iter().all(|known| known.port != port)) => {
+                let ports = service.iter().flat_map(|service| &service.ports);
+                let ports = ports.map(|known| known.port.into()).collect();
+                proto::backend::Kind::NoSuchPort(proto::NoSuchPort { ports })
+            }
             None => {
                 let set = SetName {
                     namespace: name.namespace.clone(),

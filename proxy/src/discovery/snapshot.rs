@@ -80,6 +80,7 @@ fn backend(backend: &Backend) -> Value {
                 "clientAffinity": backend.client_affinity,
             })
         }
+        Endpoints::NoSuchPort(ports) => json!({ "service": name(&backend.name), "noSuchPort": true, "ports": ports }),
         Endpoints::Dns { host, port } => json!({ "service": name(&backend.name), "dns": format!("{host}:{port}") }),
     }
 }

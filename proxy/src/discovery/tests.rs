@@ -353,7 +353,7 @@ fn endpoints(target: &Target) -> Vec<String> {
     };
     match &service.backends[0].endpoints {
         Endpoints::Known(endpoints) => endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect(),
-        Endpoints::Dns { .. } => Vec::new(),
+        Endpoints::Dns { .. } | Endpoints::NoSuchPort(_) => Vec::new(),
     }
 }
 

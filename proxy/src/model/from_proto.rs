@@ -134,6 +134,13 @@ fn backend(message: &proto::Backend) -> Backend {
             },
             _ => Endpoints::Known(Vec::new()),
         },
+        Some(backend::Kind::NoSuchPort(other)) => Endpoints::NoSuchPort(
+            other
+                .ports
+                .iter()
+                .filter_map(|port| u16::try_from(*port).ok())
+                .collect(),
+        ),
         // They come by themselves.
         Some(backend::Kind::EndpointSet(_)) => Endpoints::Known(Vec::new()),
         None => Endpoints::Known(Vec::new()),

@@ -147,6 +147,8 @@ pub enum Endpoints {
     Known(Vec<Arc<Endpoint>>),
     /// Resolved by the sidecar.
     Dns { host: Arc<str>, port: u16 },
+    /// Nobody can be there: the Service has these ports only.
+    NoSuchPort(Vec<u16>),
 }
 
 /// One address of a backend. Two endpoints are the same for a pooled connection only if all of it is equal.

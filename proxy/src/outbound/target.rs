@@ -147,7 +147,11 @@ impl WorkerTarget {
 impl Snapshot {
     /// Whether no connection can be carried anywhere: the Service has no ready endpoint, and no route to another.
     pub fn leads_nowhere(&self) -> bool {
-        let nobody = |backend: &Arc<Backend>| matches!(&backend.endpoints, Endpoints::Known(known) if known.is_empty());
+        let nobody = |backend: &Arc<Backend>| match &backend.endpoints {
+            Endpoints::Known(known) => known.is_empty(),
+            Endpoints::NoSuchPort(_) => true,
+            Endpoints::Dns { .. } => false,
+        };
         self.service.routes.is_empty() && self.service.backends.first().is_none_or(nobody)
     }
 
@@ -174,9 +178,10 @@ impl WorkerBackend {
             pick.now = Instant::now();
         }
         self.balancer.borrow().pick(&pick).ok_or_else(|| {
-            let why = known
-                .err()
-                .unwrap_or_else(|| "check its selector and the readiness of its pods".to_owned());
+            let why = known.err().unwrap_or_else(|| match &self.backend.endpoints {
+                Endpoints::NoSuchPort(ports) => format!("the Service has no such port; its ports are {ports:?}"),
+                _ => "check its selector and the readiness of its pods".to_owned(),
+            });
             ProxyError::new(
                 Reason::NoEndpoints,
                 format!("{} has no ready endpoint; {why}", self.name()),
@@ -196,6 +201,10 @@ impl WorkerBackend {
             Endpoints::Known(endpoints) => {
                 let affinity = backend.client_affinity.then_some(caller);
                 balancer.borrow_mut().update(endpoints, affinity, now);
+                None
+            }
+            Endpoints::NoSuchPort(_) => {
+                balancer.borrow_mut().update(&[], None, now);
                 None
             }
             Endpoints::Dns { host, port } => {

@@ -52,7 +52,7 @@ fn cluster_ip_of_both_families() {
     let admin = cluster.service("10.96.0.9:9090");
     assert_eq!(addresses(&admin.backends[0]), ["10.244.0.9:9090"]);
     // Not a port of the Service, and an address that nobody has.
-    assert_eq!(cluster.target("10.96.0.9:81"), None);
+    assert_eq!(other_ports(&cluster, "10.96.0.9:81"), Some(vec![80, 9090]));
     assert_eq!(cluster.target("192.0.2.1:80"), None);
 }
 
@@ -310,6 +310,39 @@ status: {podIPs: [{ip: 10.244.0.1}]}
     assert_eq!(cluster.pod("10.244.0.1:8081").protocol, Protocol::Unspecified as i32);
 }
 
+fn other_ports(cluster: &Cluster, address: &str) -> Option<Vec<u32>> {
+    let service = cluster.service(address);
+    assert_eq!(service.backends.len(), 1);
+    match &service.backends[0].kind {
+        Some(backend::Kind::NoSuchPort(other)) => Some(other.ports.clone()),
+        _ => None,
+    }
+}
+
+/// Where else the kernel would reset the connection, the sidecar says what is wrong.
+#[test]
+fn a_port_that_a_service_does_not_have_is_answered_with_those_that_it_has() {
+    let cluster = Cluster::new();
+    let service = |ports: &str| {
+        format!(
+            "kind: Service\nmetadata: {{namespace: shop, name: web}}\nspec: {{clusterIPs: [10.96.0.7], ports: [{ports}]}}\n"
+        )
+    };
+    cluster.apply(&service("{name: a, port: 80}, {name: b, port: 8080}"));
+    let mut watched = cluster.index.watch_target("10.96.0.7:81".parse().unwrap(), "client");
+    watched.borrow_and_update();
+    assert_eq!(other_ports(&cluster, "10.96.0.7:81"), Some(vec![80, 8080]));
+    assert_eq!(cluster.service("10.96.0.7:81").r#ref.unwrap().name, "web");
+    assert_eq!(other_ports(&cluster, "10.96.0.7:80"), None);
+    // Its ports change.
+    cluster.apply(&service("{name: a, port: 81}"));
+    assert!(watched.has_changed().unwrap());
+    assert_eq!(other_ports(&cluster, "10.96.0.7:81"), None);
+    assert_eq!(other_ports(&cluster, "10.96.0.7:80"), Some(vec![81]));
+    cluster.delete(Kind::Service, "shop", "web");
+    assert_eq!(cluster.target("10.96.0.7:80"), None);
+}
+
 #[test]
 fn udp_ports_are_not_targets() {
     let cluster = Cluster::with(
@@ -319,7 +352,7 @@ metadata: {namespace: kube-system, name: dns}
 spec: {clusterIPs: [10.96.0.10], ports: [{name: dns, port: 53, protocol: UDP}, {name: metrics, port: 9153}]}
 ",
     );
-    assert_eq!(cluster.target("10.96.0.10:53"), None);
+    assert_eq!(other_ports(&cluster, "10.96.0.10:53"), Some(vec![9153]));
     assert!(cluster.target("10.96.0.10:9153").is_some());
 }
 
