@@ -1,5 +1,6 @@
 //! The attempts of one request: each to an endpoint of its own choice, with a span of its own, until an answer is final.
 
+use std::fmt;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -109,9 +110,14 @@ impl Attempts<'_> {
             let attempt = self.attempt(&member, head, body, *connect_timeout, call);
             let result = match deadline {
                 None => attempt.await,
-                Some((at, reason)) => tokio::time::timeout_at(at, attempt)
-                    .await
-                    .unwrap_or_else(|_| Err(out_of_time(reason, &member, began.elapsed()))),
+                Some((at, reason)) => tokio::time::timeout_at(at, attempt).await.unwrap_or_else(|_| {
+                    let took = Took {
+                        attempt: began.elapsed(),
+                        attempts: tried.len() + 1,
+                        all: call.started.elapsed(),
+                    };
+                    Err(out_of_time(reason, &member, &took))
+                }),
             };
             let attempted = attempted(&result);
             in_flight.end(says(&attempted), Instant::now());
@@ -286,7 +292,25 @@ fn earliest(request: Option<Instant>, attempt: Option<Instant>) -> Option<(Insta
     }
 }
 
-fn out_of_time(reason: Reason, member: &Member, after: Duration) -> Failure {
+/// How long a caller has waited.
+struct Took {
+    attempt: Duration,
+    attempts: usize,
+    /// With those before it, and the waits between them.
+    all: Duration,
+}
+
+impl fmt::Display for Took {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "after {:?}", self.attempt)?;
+        match self.attempts {
+            0 | 1 => Ok(()),
+            attempts => write!(f, ", the last of {attempts} attempts in {:?}", self.all),
+        }
+    }
+}
+
+fn out_of_time(reason: Reason, member: &Member, took: &Took) -> Failure {
     let which = match reason {
         Reason::AttemptTimeout => "timeouts.backendRequest",
         _ => "timeouts.request and the caller's grpc-timeout",
@@ -294,10 +318,7 @@ fn out_of_time(reason: Reason, member: &Member, after: Duration) -> Failure {
     Failure {
         error: ProxyError::new(
             reason,
-            format!(
-                "no response from {} after {after:?}; see {which}",
-                member.endpoint.address
-            ),
+            format!("no response from {} {took}; see {which}", member.endpoint.address),
         ),
         reused: false,
         unsent: false,
@@ -315,4 +336,21 @@ fn discard(response: Response<Incoming>, lease: Lease) {
             lease.release();
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Took;
+    use std::time::Duration;
+
+    #[test]
+    fn the_text_of_a_timeout_tells_the_time_of_all_attempts() {
+        let [attempt, all] = [300, 1250].map(Duration::from_millis);
+        let took = |attempts| {
+            let took = Took { attempt, attempts, all };
+            took.to_string()
+        };
+        assert_eq!(took(1), "after 300ms");
+        assert_eq!(took(3), "after 300ms, the last of 3 attempts in 1.25s");
+    }
 }
