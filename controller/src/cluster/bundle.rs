@@ -15,11 +15,13 @@ use kube::{Api, Client};
 use outrigger_api::labels::{TRUST_BUNDLE_CONFIG_MAP, TRUST_BUNDLE_KEY};
 use serde_json::json;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use outrigger_issuer::ca::Ca;
 
-/// After a write that failed.
-const RETRY: Duration = Duration::from_secs(2);
+/// From one write of a ConfigMap to the next of the same: twice as long each time, and as the first time again when it was left
+/// alone for the longest. Somebody else may write it too, and without end: a tenant, or a replica whose watch of the CA hangs.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 
 /// What is in the ConfigMaps now, by namespace: the bundle, or None where the ConfigMap has none.
 type Present = BTreeMap<Arc<str>, Option<String>>;
@@ -35,16 +37,15 @@ pub async fn run(
     let api: Api<ConfigMap> = Api::all(client.clone());
     let mut events = std::pin::pin!(watcher(api, config).default_backoff());
     let mut present = Present::new();
+    let mut pauses = Pauses::default();
     let mut listed = false;
-    let mut retry = None;
+    let mut again = None;
     loop {
         if listed {
             let mut wanted = namespaces.borrow_and_update().clone();
             wanted.insert(home.as_str().into());
             let bundle = ca.borrow_and_update().bundle_pem();
-            retry = write(&client, &wanted, &bundle, &mut present)
-                .await
-                .then(|| tokio::time::Instant::now() + RETRY);
+            again = write(&client, &wanted, &bundle, &mut present, &mut pauses).await;
         }
         tokio::select! {
             event = events.try_next() => match event {
@@ -54,7 +55,7 @@ pub async fn run(
             },
             Ok(()) = ca.changed() => {}
             Ok(()) = namespaces.changed() => {}
-            () = tokio::time::sleep_until(retry.unwrap_or_else(tokio::time::Instant::now)), if retry.is_some() => {}
+            () = tokio::time::sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {}
         }
     }
 }
@@ -80,10 +81,18 @@ fn to_write<'a>(wanted: &'a BTreeSet<Arc<str>>, bundle: &str, present: &Present)
     wanted.iter().filter(|namespace| !is_equal(namespace)).collect()
 }
 
-/// True if one of them failed.
-async fn write(client: &Client, wanted: &BTreeSet<Arc<str>>, bundle: &str, present: &mut Present) -> bool {
-    let mut failed = false;
+/// Writes what may be written now. Gives when to come again, if something is left.
+async fn write(
+    client: &Client,
+    wanted: &BTreeSet<Arc<str>>,
+    bundle: &str,
+    present: &mut Present,
+    pauses: &mut Pauses,
+) -> Option<Instant> {
     for namespace in to_write(wanted, bundle, present) {
+        if !pauses.begin(namespace, Instant::now()) {
+            continue;
+        }
         let map = json!({
             "apiVersion": "v1",
             "kind": "ConfigMap",
@@ -101,28 +110,43 @@ async fn write(client: &Client, wanted: &BTreeSet<Arc<str>>, bundle: &str, prese
                 present.insert(namespace.clone(), Some(bundle.to_owned()));
             }
             Err(e) => {
-                failed = true;
                 tracing::warn!(%namespace, error = %e, "cannot write the trust bundle; trying again");
             }
         }
     }
-    failed
+    let left = to_write(wanted, bundle, present);
+    left.into_iter().filter_map(|namespace| pauses.until(namespace)).min()
+}
+
+/// When each ConfigMap that was written lately may be written again.
+#[derive(Default)]
+struct Pauses(BTreeMap<Arc<str>, Pause>);
+
+struct Pause {
+    length: Duration,
+    until: Instant,
+}
+
+impl Pauses {
+    /// Whether it may be written; if so, the next pause begins.
+    fn begin(&mut self, namespace: &Arc<str>, now: Instant) -> bool {
+        let (first, longest) = PAUSE;
+        self.0.retain(|_, pause| now < pause.until + longest);
+        let length = match self.0.get(namespace) {
+            Some(pause) if now < pause.until => return false,
+            Some(pause) => longest.min(pause.length * 2),
+            None => first,
+        };
+        let until = now + length;
+        self.0.insert(namespace.clone(), Pause { length, until });
+        true
+    }
+
+    fn until(&self, namespace: &Arc<str>) -> Option<Instant> {
+        self.0.get(namespace).map(|pause| pause.until)
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{Present, to_write};
-    use std::sync::Arc;
-
-    #[test]
-    fn only_what_differs_is_written() {
-        let wanted = ["a", "b", "c", "d"].map(Arc::from).into();
-        let mut present = Present::new();
-        present.insert("a".into(), Some("new".to_owned()));
-        present.insert("b".into(), Some("old".to_owned()));
-        present.insert("c".into(), None);
-        present.insert("elsewhere".into(), Some("old".to_owned()));
-        let written: Vec<_> = to_write(&wanted, "new", &present).into_iter().map(|n| &**n).collect();
-        assert_eq!(written, ["b", "c", "d"]);
-    }
-}
+#[path = "bundle_tests.rs"]
+mod tests;
