@@ -10,6 +10,7 @@ pub mod ca;
 pub mod clock;
 pub mod metrics;
 pub mod peer;
+mod proof;
 pub mod refusals;
 pub mod server;
 pub mod service;

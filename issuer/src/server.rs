@@ -2,9 +2,11 @@
 //!
 //! Somebody without an SVID may ask for one ([`Identity`]); what is served beside that must refuse it (see [`Peer`]). Such a peer may be anybody, so its connection
 //! is small and short, and at a bound that who has most of them loses the oldest (see [`outrigger_gate`]). A peer with an SVID
-//! may stay, and what it holds is charged to it ([`crate::share`]). So there are two servers behind one port.
+//! may stay for as long as that SVID is good ([`crate::proof`]), and what it holds is charged to it ([`crate::share`]). So there are
+//! two servers behind one port.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -18,7 +20,7 @@ use outrigger_api::identity::identity_server::{Identity, IdentityServer};
 use outrigger_api::spiffe::SpiffeId;
 use outrigger_gate::{Budget, Gate, Guarded, Limits, Pace, Paced, Paces, Rate, Times, Work};
 use rustls::ServerConfig;
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::server::NoServerSessionStorage;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
@@ -37,6 +39,7 @@ use crate::ca::{self, Ca};
 use crate::clock;
 use crate::metrics::{CertificateKind, Metrics};
 use crate::peer::{Bound, Peer};
+use crate::proof::{self, Trusted};
 use crate::refusals::Refusals;
 use crate::share::{self, Held, Share, Tenant};
 
@@ -130,19 +133,22 @@ pub async fn serve_within(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let metrics = tls.metrics.clone();
-    let (config, not_after) = server_config(&tls)?;
+    let trusted = Trusted::new(&tls.ca.borrow())?;
+    let (config, not_after) = server_config(&tls, &trusted)?;
     let config = Arc::new(ArcSwap::from_pointee(config));
+    let trusted = watch::Sender::new(trusted);
     let trust_domain = tls.id.trust_domain().to_owned();
     // Everything that runs for this server ends with it, whichever way it ends.
     let stop = shutdown.child_token();
     let _stop_all = stop.clone().drop_guard();
     tokio::spawn(
         stop.clone()
-            .run_until_cancelled_owned(keep_fresh(tls, config.clone(), not_after)),
+            .run_until_cancelled_owned(keep_fresh(tls, config.clone(), trusted.clone(), not_after)),
     );
     let ((strangers, of_strangers), (members, of_members)) = (mpsc::channel(64), mpsc::channel(64));
     let entrance = Arc::new(Entrance {
         config,
+        trusted,
         trust_domain,
         budget: Budget::new(budget),
         paces: Arc::new(Paces::new(MEMBERS_PACE)),
@@ -207,6 +213,7 @@ fn charge_issue(mut request: Request<()>) -> Result<Request<()>, Status> {
 /// Where connections come in.
 struct Entrance {
     config: Arc<ArcSwap<ServerConfig>>,
+    trusted: watch::Sender<Trusted>,
     trust_domain: String,
     budget: Arc<Budget<Tenant>>,
     paces: Arc<Paces<Tenant>>,
@@ -243,6 +250,7 @@ impl Entrance {
     /// the strangers any more: `work` ends with this, and its place with it.
     async fn enter(&self, stream: TcpStream, address: SocketAddr, work: &Work) -> io::Result<()> {
         stream.set_nodelay(true)?;
+        let trusted = self.trusted.subscribe();
         let stream = TlsAcceptor::from(self.config.load_full()).accept(stream).await?;
         // Nobody receives only when the server has ended.
         match identity(&stream, &self.trust_domain)? {
@@ -260,10 +268,19 @@ impl Entrance {
                         stream,
                         peer,
                         held: None,
+                        over: None,
                     })
                     .await;
             }
             Some(id) => {
+                let chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+                let over = proof::over(chain, trusted).map_err(io::Error::other)?;
+                let (who, from) = (id.clone(), address.ip().to_canonical());
+                let over = async move {
+                    let why = over.await;
+                    tracing::info!(peer = %from, identity = %who, "a connection ends: {why}");
+                    why
+                };
                 let share = Share::new(&self.budget, &id, address.ip());
                 let pace = self.paces.of(Tenant::pod(&id, address.ip()), Instant::now());
                 let stream = pace.apply(stream);
@@ -284,6 +301,7 @@ impl Entrance {
                         stream,
                         peer,
                         held: Some(held),
+                        over: Some(Box::pin(over)),
                     })
                     .await;
             }
@@ -314,7 +332,12 @@ fn identity(stream: &TlsStream<TcpStream>, trust_domain: &str) -> io::Result<Opt
 }
 
 /// Renews the server's own SVID at two thirds of its life, and whenever the CA changed.
-async fn keep_fresh(mut tls: ServerTls, config: Arc<ArcSwap<ServerConfig>>, mut not_after: SystemTime) {
+async fn keep_fresh(
+    mut tls: ServerTls,
+    config: Arc<ArcSwap<ServerConfig>>,
+    trusted: watch::Sender<Trusted>,
+    mut not_after: SystemTime,
+) {
     let mut renew_at = Instant::now() + two_thirds_until(not_after);
     loop {
         let changed = tokio::select! {
@@ -329,9 +352,12 @@ async fn keep_fresh(mut tls: ServerTls, config: Arc<ArcSwap<ServerConfig>>, mut 
             () = tokio::time::sleep(METRICS_INTERVAL) => false,
         };
         if changed {
-            match server_config(&tls) {
-                Ok((new, end)) => {
+            let roots = Trusted::new(&tls.ca.borrow());
+            match roots.and_then(|roots| Ok((server_config(&tls, &roots)?, roots))) {
+                Ok(((new, end), roots)) => {
                     config.store(Arc::new(new));
+                    // After that: who has entered by the roots before looks again.
+                    roots.publish(&trusted);
                     not_after = end;
                     renew_at = Instant::now() + two_thirds_until(not_after).max(RENEW_RETRY);
                     tracing::info!(identity = %tls.id, "renewed the server's own SVID");
@@ -354,17 +380,14 @@ fn two_thirds_until(not_after: SystemTime) -> Duration {
 }
 
 /// TLS 1.3 only; a client certificate is asked for, and verified if there is one. Also when the server's own expires.
-fn server_config(tls: &ServerTls) -> anyhow::Result<(ServerConfig, SystemTime)> {
+fn server_config(tls: &ServerTls, trusted: &Trusted) -> anyhow::Result<(ServerConfig, SystemTime)> {
     let ca = tls.ca.borrow().clone();
     let svid = ca.issue(&tls.id, tls.ttl).context("issuing the server's own SVID")?;
     let not_after = ca::not_after(&svid.chain[0])?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(ca.roots()?), provider.clone())
-        .allow_unauthenticated()
-        .build()?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(trusted.verifier())
         .with_single_cert(svid.chain, svid.key)?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     // Connections live long. A resumed session would take over who the peer was, and its SVID may have expired since.
@@ -380,6 +403,20 @@ struct Connection<S> {
     /// What it costs while it is open.
     #[allow(dead_code)] // only its drop matters
     held: Option<Held>,
+    /// Ends, with a reason, when it must not go on.
+    over: Option<Pin<Box<dyn Future<Output = &'static str> + Send>>>,
+}
+
+impl<S> Connection<S> {
+    /// Asked at every turn of the connection, whether it reads or writes.
+    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let Some(Poll::Ready(why)) = self.over.as_mut().map(|over| over.as_mut().poll(cx)) else {
+            return Ok(());
+        };
+        // For who asks again.
+        self.over = Some(Box::pin(poll_fn(move |_| Poll::Ready(why))));
+        Err(io::Error::new(io::ErrorKind::ConnectionAborted, why))
+    }
 }
 
 impl<S> Connected for Connection<S> {
@@ -392,12 +429,14 @@ impl<S> Connected for Connection<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
@@ -406,6 +445,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
@@ -414,6 +454,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 

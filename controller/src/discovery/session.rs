@@ -4,8 +4,8 @@
 //! word only then. So whoever does not read is not heard either, and nothing piles up: what changes meanwhile is remembered as
 //! a mark on each thing that was wanted, and its newest state is sent when its turn comes.
 //!
-//! What is wanted is charged to the sidecar, with the sets of endpoints that are told with it; a sidecar that has as much as it
-//! may is refused one address, and keeps the others.
+//! What is wanted is charged to the sidecar, with the sets of endpoints that are told with it, and so is each message until it is
+//! taken; a sidecar that has as much as it may is refused one address, and keeps the others.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -113,13 +113,23 @@ struct Set {
     _held: Held,
 }
 
+/// What is to be sent. By the time that its turn comes, it may not be wanted any more.
 enum Next {
     Trust,
     Workload,
     Set(SetName),
-    Routes(Arc<Routes>),
+    Routes(SocketAddr, Arc<Routes>),
     Gone(SetName),
     Refused(SocketAddr, Status),
+}
+
+/// What is sent next.
+struct Message {
+    bytes: Bytes,
+    /// As it is counted.
+    answer: Option<AnswerKind>,
+    /// Of a set.
+    version: Option<u64>,
 }
 
 #[derive(Clone)]
@@ -149,9 +159,14 @@ impl Session {
     async fn next(&mut self, requests: &mut Streaming<FromSidecar>) -> Result<Bytes, Status> {
         loop {
             while let Some(next) = self.queue.pop_front() {
-                if let Some((message, answer)) = self.message(next) {
-                    self.member.pay(&message, answer)?;
-                    return Ok(message);
+                let Some(message) = self.message(&next) else { continue };
+                self.member.is_alive()?;
+                match self.member.pay(&message.bytes, message.answer) {
+                    Ok(()) => {
+                        self.sent(&next, message.version);
+                        return Ok(message.bytes);
+                    }
+                    Err(status) => self.refuse(&next, &status)?,
                 }
             }
             // Whoever says much that needs no answer leaves the thread to others as well.
@@ -251,7 +266,7 @@ impl Session {
                 return self.queue.push_back(Next::Refused(address, status));
             }
         }
-        self.queue.push_back(Next::Routes(Arc::clone(&routes)));
+        self.queue.push_back(Next::Routes(address, Arc::clone(&routes)));
         let told = self.targets.get_mut(&address).and_then(|t| t.told.replace(routes));
         // Last, so that no set goes only to come again.
         for name in told.iter().flat_map(|told| told.sets()) {
@@ -294,9 +309,36 @@ impl Session {
         }
     }
 
+    /// Refuses what there is no room for in the memory of this sidecar's share, and goes on with the rest. What is of no address
+    /// is small: where even that has no room, the session ends.
+    fn refuse(&mut self, next: &Next, status: &Status) -> Result<(), Status> {
+        let addresses: Vec<SocketAddr> = match next {
+            Next::Routes(address, _) => vec![*address],
+            Next::Set(name) => {
+                let named = |target: &Target| target.told.iter().any(|told| told.sets().contains(name));
+                let targets = self.targets.iter().filter(|(_, target)| named(target));
+                targets.map(|(address, _)| *address).collect()
+            }
+            Next::Trust | Next::Workload | Next::Gone(_) | Next::Refused(..) => return Err(status.clone()),
+        };
+        for address in addresses {
+            self.drop(address);
+            self.queue.push_back(Next::Refused(address, status.clone()));
+        }
+        Ok(())
+    }
+
+    fn sent(&mut self, next: &Next, version: Option<u64>) {
+        if let Next::Set(name) = next
+            && let Some(set) = self.sets.get_mut(name)
+        {
+            set.sent = version;
+        }
+    }
+
     /// `None`: the sidecar knows it already, or need not know it any more.
-    fn message(&mut self, next: Next) -> Option<(Bytes, Option<AnswerKind>)> {
-        Some(match next {
+    fn message(&mut self, next: &Next) -> Option<Message> {
+        let (bytes, answer) = match next {
             Next::Trust => {
                 let ca = self.ca.borrow_and_update().clone();
                 let roots = ca.bundle().iter().map(|root| root.to_vec()).collect();
@@ -307,16 +349,24 @@ impl Session {
                 Some(AnswerKind::Workload),
             ),
             Next::Set(name) => {
-                let set = self.sets.get_mut(&name)?;
+                let set = self.sets.get(name)?;
                 let view = set.views.newest().view(&self.place.borrow_and_update());
-                let before = set.sent.replace(view.version());
-                if before == Some(view.version()) {
+                if set.sent == Some(view.version()) {
                     return None;
                 }
-                let message = view.message(before.filter(|_| self.takes_changes));
-                (message, Some(AnswerKind::Endpoints))
+                return Some(Message {
+                    bytes: view.message(set.sent.filter(|_| self.takes_changes)),
+                    answer: Some(AnswerKind::Endpoints),
+                    version: Some(view.version()),
+                });
             }
-            Next::Routes(routes) => (routes.message(), Some(AnswerKind::Routes)),
+            Next::Routes(address, routes) => {
+                let told = self.targets.get(address)?.told.as_ref()?;
+                if !Arc::ptr_eq(told, routes) {
+                    return None;
+                }
+                (routes.message(), Some(AnswerKind::Routes))
+            }
             Next::Gone(name) => (encoded(to_sidecar::Kind::Gone(name.to_string())), None),
             Next::Refused(address, status) => {
                 let refused = Refused {
@@ -325,6 +375,11 @@ impl Session {
                 };
                 (encoded(to_sidecar::Kind::Refused(refused)), None)
             }
+        };
+        Some(Message {
+            bytes,
+            answer,
+            version: None,
         })
     }
 }

@@ -123,7 +123,7 @@ fn views<V: View>(
             let bytes = values.borrow_and_update().view(&at);
             // What changed may be other callers' alone.
             if sent.as_ref() != Some(&bytes) {
-                let paid = member.pay(&bytes, Some(kind));
+                let paid = member.is_alive().and_then(|()| member.pay(&bytes, Some(kind)));
                 return Some((paid.map(|()| bytes.clone()), (member, values, place, Some(bytes))));
             }
         }

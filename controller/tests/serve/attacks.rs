@@ -2,6 +2,7 @@
 //!
 //! The attackers write HTTP/2 by hand: a library would keep to the limits that the server announces.
 
+use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::time::Instant;
 
@@ -12,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::sessions::{Session, hello, want};
+use super::sessions::{Session, hello, service as service_of, want};
 use super::*;
 
 /// The numbers that took the controller down. `OUTRIGGER_ATTACK=whole` asks for them; without it they are smaller.
@@ -246,28 +247,29 @@ async fn a_stranger_has_two_streams() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn silent_connections_do_not_stop_the_issuing() {
     let server = Arc::new(start().await);
-    let mut attack = JoinSet::new();
-    for _ in 0..size().idle {
-        let server = Arc::clone(&server);
-        attack.spawn(async move {
-            loop {
-                if let Ok(mut stream) = connect_as_pod(server.address, 1).await {
-                    let _ = stream.read_u8().await;
-                }
-                tokio::time::sleep(Duration::from_millis(500)).await;
+    let attacked = Arc::clone(&server);
+    let attack = tokio::spawn(async move {
+        let mut held = VecDeque::new();
+        loop {
+            // As fast as it can until all places are taken; from then on in place of those that are closed.
+            if attacked.number("outrigger_controller_strangers_displaced") > 0.0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
-        });
-    }
-    server
-        .until("strangers", |s| s.number("outrigger_controller_strangers") >= 500.0)
-        .await;
-    report("silent connections", &server.svids(50).await);
+            for _ in 0..8 {
+                held.extend(connect_as_pod(attacked.address, 1).await.ok());
+            }
+            let beyond = held.len().saturating_sub(size().idle);
+            held.drain(..beyond);
+        }
+    });
     server
         .until("the oldest are closed", |s| {
             s.number("outrigger_controller_strangers_displaced") > 0.0
         })
         .await;
-    attack.shutdown().await;
+    report("silent connections", &server.svids(50).await);
+    attack.abort();
+    assert!(attack.await.unwrap_err().is_cancelled());
     Arc::try_unwrap(server).ok().unwrap().stop().await;
 }
 
@@ -529,6 +531,75 @@ async fn a_session_at_its_bound_goes_on_with_what_it_has() {
     session.want("10.96.0.10:80").await;
     session.until(|s| s.target("10.96.0.10:80").is_some()).await;
     assert!(server.number("outrigger_controller_charged_bytes") <= before + 8192.0);
+    drop(session);
+    server.stop().await;
+}
+
+/// Where a message has no room in what its pod may have, its address is refused alone: endpoints, endpoints that become more,
+/// routes.
+#[tokio::test]
+async fn a_message_that_has_no_room_is_refused_alone() {
+    let addresses = ["10.96.0.2:80", "10.96.0.3:80", "10.96.0.4:80", "10.96.0.5:80"];
+    let [many, grows, routes, other] = addresses;
+    let endpoints = |number: u32| -> Vec<String> {
+        (0..number)
+            .map(|n| format!("{}:80", Ipv4Addr::from(0x0a00_0000 + n)))
+            .collect()
+    };
+    let large = |name: &str| {
+        let mut target = service_of(&endpoints(1));
+        if let Some(target::Kind::Service(service)) = &mut target.kind {
+            let route = outrigger_api::discovery::Route {
+                name: name.to_owned(),
+                ..outrigger_api::discovery::Route::default()
+            };
+            service.routes = vec![route];
+        }
+        target
+    };
+    let targets = [
+        (many, service_of(&endpoints(4000))),
+        (grows, service_of(&endpoints(1))),
+        (routes, large(&"x".repeat(200_000))),
+        (other, service_of(&endpoints(2))),
+    ];
+    let targets = targets.map(|(address, target)| (address.parse().unwrap(), target));
+    let targets = Arc::new(FixedTargets::new(targets));
+    // A pod has a fifth of it: room for its connection, its session and small messages.
+    let budget = 5 * 130 * 1024;
+    let server = start_of(Ca::generate("cluster.local").unwrap(), budget, targets.clone(), targets).await;
+    let channel = server.connect(Some(server.svid("shop", "orders"))).await;
+    let mut session = Session::open(channel, hello("")).await.unwrap();
+    for address in addresses {
+        session.want(address).await;
+    }
+    let refused = |s: &Session, address: &str| s.log.contains(&format!("refused {address}"));
+    session.until(|s| refused(s, many) && refused(s, routes)).await;
+    session
+        .until(|s| s.target(grows).is_some() && s.target(other).is_some())
+        .await;
+    assert!(session.target(many).is_none() && session.target(routes).is_none());
+
+    server
+        .targets
+        .replace(grows.parse().unwrap(), service_of(&endpoints(4000)));
+    session.until(|s| refused(s, grows)).await;
+    server
+        .targets
+        .replace(other.parse().unwrap(), service_of(&endpoints(3)));
+    session
+        .until(|s| s.target(other) == Some(service_of(&endpoints(3))))
+        .await;
+    // Who asks again when it has become less is told.
+    for address in [many, grows, routes] {
+        server
+            .targets
+            .replace(address.parse().unwrap(), service_of(&endpoints(4)));
+        session.want(address).await;
+        session
+            .until(|s| s.target(address) == Some(service_of(&endpoints(4))))
+            .await;
+    }
     drop(session);
     server.stop().await;
 }

@@ -485,6 +485,112 @@ async fn another_trust_domain_is_refused() {
     server.stop().await;
 }
 
+/// A new one, whose bundle has other roots too.
+fn ca_that_trusts(others: &str) -> Ca {
+    let mut pem = Ca::generate("cluster.local").unwrap().pem().clone();
+    pem.roots = Some(format!("{}{others}", pem.certificates));
+    Ca::from_pem(pem, "cluster.local", std::time::SystemTime::now()).unwrap()
+}
+
+/// A sidecar's session, and a stream as the version before has it.
+struct Connected {
+    session: sessions::Session,
+    stream: tonic::Streaming<Target>,
+}
+
+impl Connected {
+    async fn open(server: &Server, svid: IssuedSvid) -> Option<Self> {
+        let channel = server.try_connect(Some(svid), &[&rustls::version::TLS13]).await.ok()?;
+        let request = WatchTargetRequest {
+            address: TARGET.to_owned(),
+            ..WatchTargetRequest::default()
+        };
+        let stream = DiscoveryClient::new(channel.clone()).watch_target(request).await.ok()?;
+        let session = sessions::Session::open(channel, sessions::hello("")).await.ok()?;
+        session.say(sessions::want(TARGET)).await;
+        let mut connected = Self {
+            session,
+            stream: stream.into_inner(),
+        };
+        connected.hears().await.then_some(connected)
+    }
+
+    /// Whether it is told what is behind the address.
+    async fn hears(&mut self) -> bool {
+        let before = self.session.log.len();
+        let routes = format!("routes {TARGET}");
+        while !self.session.log[before..].contains(&routes) {
+            if self.session.next().await.is_err() {
+                return false;
+            }
+        }
+        self.stream.message().await.is_ok()
+    }
+
+    /// Waits for the end of both.
+    async fn ended(mut self) {
+        while self.session.next().await.is_ok() {}
+        while self.stream.message().await.is_ok() {}
+    }
+}
+
+/// Whoever holds on to a connection has it no longer than his root is trusted.
+#[tokio::test]
+async fn a_connection_ends_when_its_root_is_removed() {
+    let server = start().await;
+    let old = server.ca.borrow().clone();
+    let mut first = Connected::open(&server, server.svid("shop", "orders")).await.unwrap();
+    let both = ca_that_trusts(&old.bundle_pem());
+    server.ca.send_replace(Arc::new(both));
+    let taken_up = async {
+        loop {
+            if let Some(connected) = Connected::open(&server, server.svid("shop", "orders")).await {
+                return connected;
+            }
+        }
+    };
+    let mut second = tokio::time::timeout(Duration::from_secs(60), taken_up).await.unwrap();
+    server.targets.replace(TARGET.parse().unwrap(), pod("10.0.0.2:80"));
+    assert!(first.hears().await && second.hears().await);
+
+    let mut new = server.ca.borrow().pem().clone();
+    new.roots = None;
+    let new = Ca::from_pem(new, "cluster.local", std::time::SystemTime::now()).unwrap();
+    server.ca.send_replace(Arc::new(new));
+    tokio::time::timeout(Duration::from_secs(60), first.ended())
+        .await
+        .unwrap();
+    server.targets.replace(TARGET.parse().unwrap(), pod("10.0.0.3:80"));
+    assert!(second.hears().await);
+    drop(second);
+    server.stop().await;
+}
+
+/// Nor longer than his SVID lives, also where nothing happens.
+#[tokio::test]
+async fn a_connection_ends_with_the_svid() {
+    let server = start().await;
+    let id = SpiffeId::new("cluster.local", "shop", "orders").unwrap();
+    let opened = async {
+        loop {
+            // On a busy machine it may be over before there is a connection.
+            let short = server.ca.borrow().issue(&id, Duration::from_secs(3)).unwrap();
+            if let Some(connected) = Connected::open(&server, short).await {
+                return connected;
+            }
+        }
+    };
+    let short = tokio::time::timeout(Duration::from_secs(60), opened).await.unwrap();
+    let mut long = Connected::open(&server, server.svid("shop", "orders")).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), short.ended())
+        .await
+        .unwrap();
+    server.targets.replace(TARGET.parse().unwrap(), pod("10.0.0.2:80"));
+    assert!(long.hears().await);
+    drop(long);
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn a_new_ca_is_in_force_at_once_and_streams_live_on() {
     let server = start().await;
@@ -497,8 +603,9 @@ async fn a_new_ca_is_in_force_at_once_and_streams_live_on() {
     let mut updates = client.watch_target(request.clone()).await.unwrap().into_inner();
     updates.message().await.unwrap().unwrap();
 
-    server.ca.send_replace(Arc::new(Ca::generate("cluster.local").unwrap()));
-    // The verifier of this connection trusts only the new root; until the server has taken it up, handshakes fail.
+    let old = server.ca.borrow().bundle_pem();
+    server.ca.send_replace(Arc::new(ca_that_trusts(&old)));
+    // Until the server has taken up the new root, handshakes fail.
     let mut connected = None;
     for _ in 0..100 {
         connected = server

@@ -173,9 +173,9 @@ fn named(target: &Target) -> Vec<String> {
 }
 
 /// A Service of one backend, as the version before the session is told of it.
-fn service(endpoints: &[&str]) -> Target {
+pub(crate) fn service<A: AsRef<str>>(endpoints: &[A]) -> Target {
     let endpoints = endpoints.iter().map(|address| Endpoint {
-        address: (*address).to_owned(),
+        address: address.as_ref().to_owned(),
         identity: "spiffe://cluster.local/ns/shop/sa/orders".to_owned(),
         ..Endpoint::default()
     });
@@ -264,10 +264,10 @@ async fn a_session_tells_what_is_wanted_and_then_what_changes() {
     session.forget(TARGET).await;
     session.next().await.unwrap();
     assert_eq!(session.log, [format!("gone {set}")]);
-    server.targets.replace(address, service(&[]));
+    server.targets.replace(address, service::<&str>(&[]));
     session.want(TARGET).await;
     session.until(|s| s.routes.contains_key(TARGET)).await;
-    assert_eq!(session.target(TARGET), Some(service(&[])));
+    assert_eq!(session.target(TARGET), Some(service::<&str>(&[])));
     assert_eq!(server.number("outrigger_controller_wants"), 2.0);
     // The pod's own ports.
     let workload = proto::Workload {
