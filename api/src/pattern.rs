@@ -53,9 +53,10 @@ pub enum PatternError {
 }
 
 impl Pattern {
-    /// Whether all of the text is as the pattern says.
-    pub fn is_match(&self, text: &str) -> bool {
-        self.0.is_match(text)
+    /// Whether all of the value is as the pattern says. Patterns are about characters: each byte that is of none (a header may
+    /// have any, RFC 9110 section 5.5) is one that no pattern names, U+FFFD.
+    pub fn is_match(&self, value: &[u8]) -> bool {
+        self.0.is_match(&*String::from_utf8_lossy(value))
     }
 
     /// What it takes.
@@ -118,6 +119,20 @@ impl std::ops::AddAssign for Cost {
     }
 }
 
+/// A pattern as a part of a larger one: what its flags, comments and alternatives are about ends with it.
+///
+/// # Errors
+/// When it is no pattern by itself.
+pub fn part(pattern: &str) -> Result<String, PatternError> {
+    let syntax = |error: regex_syntax::ast::Error| PatternError::Syntax(error.to_string());
+    let parsed = regex_syntax::ast::parse::Parser::new().parse(pattern).map_err(syntax)?;
+    let mut printed = String::from("(?:");
+    // A String takes all that is written.
+    let _ = regex_syntax::ast::print::Printer::new().print(&parsed, &mut printed);
+    printed.push(')');
+    Ok(printed)
+}
+
 fn compile(pattern: &str, limit: usize) -> Result<Pattern, PatternError> {
     // By itself, and its ends around it then: "a)|(b" would be valid once it was wrapped as text.
     let whole = syntax::parse(pattern).map_err(|error| PatternError::Syntax(error.to_string()))?;
@@ -138,10 +153,10 @@ fn compile(pattern: &str, limit: usize) -> Result<Pattern, PatternError> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::{Budget, Cost, MAX_PATTERNS, MAX_TOTAL, PatternError};
+    use super::{Budget, Cost, MAX_PATTERNS, MAX_TOTAL, PatternError, part};
 
     fn matches(pattern: &str, text: &str) -> bool {
-        Budget::default().compile(pattern).unwrap().is_match(text)
+        Budget::default().compile(pattern).unwrap().is_match(text.as_bytes())
     }
 
     #[test]
@@ -151,6 +166,61 @@ mod tests {
         assert!(matches("", "") && !matches("", "a"));
         assert!(matches("(?i)/a", "/A") && matches("(?m)a$", "a") && !matches("(?m)a$", "a\nb"));
         assert!(matches("ü.", "üß"));
+    }
+
+    /// Of percent-encoding.
+    fn decoded(text: &str) -> Vec<u8> {
+        let mut parts = text.split('%');
+        let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+        for part in parts {
+            bytes.push(u8::from_str_radix(&part[..2], 16).unwrap());
+            bytes.extend_from_slice(&part.as_bytes()[2..]);
+        }
+        bytes
+    }
+
+    /// The table that the controller and the sidecar run, too.
+    #[test]
+    fn what_each_pattern_is_about() {
+        for row in include_str!("../tests/patterns.txt")
+            .lines()
+            .filter(|row| !row.starts_with('#'))
+        {
+            let [pattern, value, expected] = row.split(" => ").collect::<Vec<_>>()[..] else {
+                panic!("{row}");
+            };
+            let value = decoded(value);
+            let found = match Budget::default().compile(pattern) {
+                Ok(compiled) if compiled.is_match(&value) => "yes",
+                Ok(_) => "no",
+                Err(_) => "refused",
+            };
+            assert_eq!(found, expected, "{row}");
+        }
+    }
+
+    #[test]
+    fn a_part_ends_where_it_ends() {
+        for (pattern, text, expected) in [
+            ("a|b", "/a/z", true),
+            ("a|b", "/a", false),
+            ("a|b", "b/z", false),
+            ("(?i)a", "/A/z", true),
+            ("(?i)a", "/A/Z", false),
+            ("(?x) a # all ) of | it", "/a/z", true),
+            ("(?x) a # all ) of | it", "/a", false),
+            (r"(?x) a\ \# b", "/a #b/z", true),
+            ("(?s-u)a", "/a/z", true),
+            (r"\w+[^/]{2}\.x$", "/ab1.x/z", false),
+            (r"\w+[^/]{2}\.x", "/ab1.x/z", true),
+            ("", "//z", true),
+        ] {
+            let whole = format!("/{}/z", part(pattern).unwrap());
+            assert_eq!(matches(&whole, text), expected, "{pattern} in {text}");
+        }
+        for pattern in ["a)|(b", "(", "(?x)(a # )", "a{2,1}"] {
+            assert!(part(pattern).is_err(), "{pattern}");
+        }
     }
 
     #[test]

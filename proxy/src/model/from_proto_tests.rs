@@ -206,7 +206,7 @@ fn matches() {
     let Some(PathMatch::Regex(regex)) = &regex.path else {
         panic!("no regex");
     };
-    assert!(regex.is_match("/v12") && regex.is_match("/x") && !regex.is_match("/v1/b") && !regex.is_match("/xx"));
+    assert!(regex.is_match(b"/v12") && regex.is_match(b"/x") && !regex.is_match(b"/v1/b") && !regex.is_match(b"/xx"));
     assert_eq!(post.method, Some(http::Method::POST));
     assert!(matches!(&post.headers[0].1, ValueMatch::Exact(value) if value == "yes"));
     let [exact, suffix, unusable @ ..] = &service.routes[0].hostnames[..] else {

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use http::HeaderValue;
 use http::header::HOST;
 use http::request::Parts;
 use outrigger_proxy_transport::authority;
@@ -126,20 +127,16 @@ fn matches_one(m: &RouteMatch, request: &Parts) -> bool {
             if *name == HOST {
                 // In HTTP/2 no header says it.
                 let host = authority::of(request);
-                return !host.is_empty() && value_matches(value, host);
+                return !host.is_empty() && value_matches(value, host.as_bytes());
             }
             // RFC 9110 section 5.3: several fields of one name are one list.
-            let mut values = request.headers.get_all(name).iter().filter_map(|v| v.to_str().ok());
+            let mut values = request.headers.get_all(name).iter().map(HeaderValue::as_bytes);
             let first = values.next();
             first.is_some_and(|first| match values.next() {
                 None => value_matches(value, first),
                 Some(second) => {
-                    let mut joined = format!("{first},{second}");
-                    values.for_each(|v| {
-                        joined.push(',');
-                        joined.push_str(v);
-                    });
-                    value_matches(value, &joined)
+                    let all: Vec<&[u8]> = [first, second].into_iter().chain(values).collect();
+                    value_matches(value, &all.join(&b","[..]))
                 }
             })
         })
@@ -154,31 +151,31 @@ fn path_matches(wanted: &PathMatch, path: &str) -> bool {
         PathMatch::Prefix(prefix) => path
             .strip_prefix(prefix.as_str())
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || prefix.is_empty()),
-        PathMatch::Regex(regex) => regex.is_match(path),
+        PathMatch::Regex(regex) => regex.is_match(path.as_bytes()),
     }
 }
 
-fn value_matches(wanted: &ValueMatch, value: &str) -> bool {
+fn value_matches(wanted: &ValueMatch, value: &[u8]) -> bool {
     match wanted {
-        ValueMatch::Exact(exact) => exact == value,
+        ValueMatch::Exact(exact) => exact.as_bytes() == value,
         ValueMatch::Regex(regex) => regex.is_match(value),
     }
 }
 
 /// The first value of a query parameter, decoded.
-fn query_value<'a>(query: &'a str, name: &str) -> Option<Cow<'a, str>> {
+fn query_value<'a>(query: &'a str, name: &str) -> Option<Cow<'a, [u8]>> {
     query.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (decode(key) == name).then(|| decode(value))
+        (*decode(key) == *name.as_bytes()).then(|| decode(value))
     })
 }
 
 /// application/x-www-form-urlencoded. What is not valid stays as it is.
-fn decode(text: &str) -> Cow<'_, str> {
-    if !text.contains(['%', '+']) {
-        return Cow::Borrowed(text);
-    }
+fn decode(text: &str) -> Cow<'_, [u8]> {
     let bytes = text.as_bytes();
+    if !text.contains(['%', '+']) {
+        return Cow::Borrowed(bytes);
+    }
     let mut decoded = Vec::with_capacity(bytes.len());
     let mut i = 0;
     while i < bytes.len() {
@@ -195,10 +192,7 @@ fn decode(text: &str) -> Cow<'_, str> {
         }
         i += 1;
     }
-    match String::from_utf8(decoded) {
-        Ok(decoded) => Cow::Owned(decoded),
-        Err(_) => Cow::Borrowed(text),
-    }
+    Cow::Owned(decoded)
 }
 
 fn lower_case(host: &str) -> Cow<'_, str> {

@@ -2,10 +2,11 @@
 use super::{backend, choose, decode};
 use crate::model::{
     Backend, Endpoints, Filters, HostnameMatch, PathMatch, Protocol, Route, RouteMatch, RouteRules, Service,
-    ServiceName, ValueMatch, WeightedBackend,
+    ServiceName, Target, ValueMatch, WeightedBackend, from_proto,
 };
 use http::request::Parts;
-use http::{HeaderName, Method, Request, Version};
+use http::{HeaderName, HeaderValue, Method, Request, Version};
+use outrigger_api::discovery as proto;
 use outrigger_proxy_transport::error::Reason;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -238,7 +239,88 @@ fn a_route_without_backends_is_an_error_of_its_own() {
 
 #[test]
 fn decoding() {
-    assert_eq!(decode("a%20b+c"), "a b c");
-    assert_eq!(decode("100%"), "100%");
-    assert_eq!(decode("%ff"), "%ff");
+    assert_eq!(*decode("a%20b+c"), *b"a b c");
+    assert_eq!(*decode("100%"), *b"100%");
+    assert_eq!(*decode("%ff%FG"), *b"\xff%FG");
+}
+
+/// A Service of which one route takes what has the value, in a header or in the query.
+fn with_value(kind: proto::string_match::Kind) -> [Service; 2] {
+    let named = vec![proto::NamedMatch {
+        name: "v".to_owned(),
+        value: Some(proto::StringMatch { kind: Some(kind) }),
+    }];
+    let header = proto::Match {
+        headers: named.clone(),
+        ..proto::Match::default()
+    };
+    let query = proto::Match {
+        query: named,
+        ..proto::Match::default()
+    };
+    [header, query].map(|matched| {
+        let message = proto::Service {
+            routes: vec![proto::Route {
+                name: "shop/r/0".to_owned(),
+                matches: vec![matched],
+                ..proto::Route::default()
+            }],
+            ..proto::Service::default()
+        };
+        let kind = Some(proto::target::Kind::Service(message));
+        match from_proto::target(&proto::Target { kind }) {
+            Target::Service(service) => Arc::into_inner(service).unwrap(),
+            Target::External => unreachable!("a Service was told"),
+        }
+    })
+}
+
+/// A value in percent-encoding in both places; `None`: a header cannot have it.
+fn has_value([header, query]: &[Service; 2], value: &str) -> (Option<bool>, bool) {
+    let in_header = HeaderValue::from_bytes(&decode(value)).ok().map(|value| {
+        let request = Request::builder().uri("/").header("v", value).body(()).unwrap();
+        taken(header, &request.into_parts().0).is_some()
+    });
+    (in_header, taken(query, &get(&format!("/?u=1&v={value}"))).is_some())
+}
+
+/// The table that the controller runs, too.
+#[test]
+fn what_each_pattern_is_about() {
+    let rows = include_str!("../../../api/tests/patterns.txt").lines();
+    for row in rows.filter(|row| !row.starts_with('#')) {
+        let [pattern, value, expected] = row.split(" => ").collect::<Vec<_>>()[..] else {
+            panic!("{row}");
+        };
+        let services = with_value(proto::string_match::Kind::Regex(pattern.to_owned()));
+        let (in_header, in_query) = has_value(&services, value);
+        assert_eq!(in_query, expected == "yes", "{row}");
+        assert!(in_header.is_none_or(|found| found == in_query), "{row}");
+    }
+}
+
+#[test]
+fn exact_values_are_compared_by_their_bytes() {
+    for (wanted, value, expected) in [
+        ("v\u{fc}", "v%C3%BC", true),
+        ("v\u{fc}", "v%FC", false),
+        ("v\u{fffd}", "v%FC", false),
+        ("v", "v", true),
+        ("v", "V", false),
+        ("", "", true),
+    ] {
+        let services = with_value(proto::string_match::Kind::Exact(wanted.to_owned()));
+        assert_eq!(
+            has_value(&services, value),
+            (Some(expected), expected),
+            "{wanted} {value}"
+        );
+    }
+    // Several fields of one name are one list, whatever their bytes are.
+    let [service, _] = with_value(proto::string_match::Kind::Regex("a,.,b".to_owned()));
+    let mut request = get("/");
+    for value in [&b"a"[..], b"\xfc", b"b"] {
+        request.headers.append("v", HeaderValue::from_bytes(value).unwrap());
+    }
+    assert!(taken(&service, &request).is_some());
 }

@@ -1,5 +1,6 @@
 use outrigger_api::discovery as proto;
 use outrigger_api::discovery::string_match::Kind as Text;
+use serde_json::json;
 
 use crate::discovery::Discover;
 use crate::objects::Kind;
@@ -278,9 +279,6 @@ spec:
         names(&cluster.service_for("10.96.0.1:80", "another")),
         ["shop/producer/0"]
     );
-    // The parent itself needs no grant: its clients call it already.
-    cluster.index.set_grants_exist(true);
-    cluster.index.flush();
     assert_eq!(split(&cluster.service_for("10.96.0.1:80", "client"), 0), [("web", 1)]);
 }
 
@@ -356,49 +354,25 @@ fn invalid_backends_keep_their_share() {
     assert_eq!(split(&cluster.service("10.96.0.1:80"), 0)[1], ("nobody", 1));
 }
 
+/// Producers' and consumers' routes, with a backend that is neither theirs nor their parent's: no ReferenceGrant is asked for, and
+/// so none changes what a route means (GEP-1294, "Namespace boundaries").
 #[test]
-fn services_of_other_namespaces_need_a_grant_where_there_are_grants() {
-    let cluster = cluster();
-    cluster.apply(&route(
-        "r",
-        "[{backendRefs: [{namespace: elsewhere, name: far, port: 80}]}]",
-    ));
-    let mut watched = cluster.index.watch_target("10.96.0.1:80".parse().unwrap(), "client");
-    let backend = || split(&cluster.service("10.96.0.1:80"), 0)[0].0.to_owned();
-    assert_eq!(backend(), "far", "a cluster without ReferenceGrants");
-    watched.mark_unchanged();
-    cluster.index.set_grants_exist(true);
-    cluster.index.flush();
-    assert_eq!(backend(), "-");
-    assert!(watched.has_changed().unwrap());
-    let grant = |from: &str, to: &str| {
-        format!(
-            "kind: ReferenceGrant\nmetadata: {{namespace: elsewhere, name: g}}\nspec: {{from: [{from}], to: [{to}]}}\n"
-        )
-    };
-    let from = "{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: shop}";
-    for (from, to, allowed) in [
-        (from, "{group: '', kind: Service}", true),
-        (from, "{group: '', kind: Service, name: far}", true),
-        (from, "{group: '', kind: Service, name: near}", false),
-        (from, "{group: '', kind: Secret}", false),
-        (
-            "{group: gateway.networking.k8s.io, kind: GRPCRoute, namespace: shop}",
-            "{group: '', kind: Service}",
-            false,
-        ),
-        (
-            "{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: other}",
-            "{group: '', kind: Service}",
-            false,
-        ),
-    ] {
-        cluster.apply(&grant(from, to));
-        assert_eq!(backend() == "far", allowed, "{from} {to}");
+fn a_backend_may_be_in_any_namespace() {
+    for kind in ["HTTPRoute", "GRPCRoute"] {
+        for (namespace, consumer) in [("shop", "other"), ("client", "client")] {
+            let cluster = cluster();
+            cluster.apply(&format!(
+                "kind: {kind}
+metadata: {{namespace: {namespace}, name: r}}
+spec:
+  parentRefs: [{{group: '', kind: Service, namespace: shop, name: web}}]
+  rules: [{{backendRefs: [{{namespace: elsewhere, name: far, port: 80}}]}}]
+"
+            ));
+            let service = cluster.service_for("10.96.0.1:80", consumer);
+            assert_eq!(split(&service, 0), [("far", 1)], "{kind} in {namespace}");
+        }
     }
-    cluster.apply(&grant(from, "{group: '', kind: Service}"));
-    cluster.delete(Kind::ReferenceGrant, "elsewhere", "g");
-    assert_eq!(backend(), "-");
 }
 
 #[test]
@@ -457,6 +431,73 @@ fn patterns(service: &proto::Service) -> Vec<(String, usize)> {
         *by_route.entry(name).or_default() += route.matches.iter().filter(is_pattern).count();
     }
     by_route.into_iter().collect()
+}
+
+/// The table that the sidecar runs, too: what it would not compile is told as what no request has.
+#[test]
+fn patterns_that_are_none_match_nothing() {
+    let rows = include_str!("../../../../api/tests/patterns.txt").lines();
+    for row in rows.filter(|row| !row.starts_with('#')) {
+        let [pattern, _, expected] = row.split(" => ").collect::<Vec<_>>()[..] else {
+            panic!("{row}");
+        };
+        let cluster = cluster();
+        cluster.apply_value(json!({
+            "kind": "HTTPRoute", "apiVersion": "gateway.networking.k8s.io/v1",
+            "metadata": {"namespace": "shop", "name": "r"},
+            "spec": {
+                "parentRefs": [{"group": "", "kind": "Service", "name": "web"}],
+                "rules": [{"matches": [{"headers": [{"name": "v", "type": "RegularExpression", "value": pattern}]}]}],
+            },
+        }));
+        cluster.index.flush();
+        let told = &cluster.service("10.96.0.1:80").routes[0].matches[0];
+        let kind = told.headers.first().and_then(|header| header.value.clone()?.kind);
+        let expected = (expected != "refused").then(|| Text::Regex(pattern.to_owned()));
+        assert_eq!(kind, expected, "{row}");
+    }
+}
+
+/// The service and the method are two patterns, whatever each of them says.
+#[test]
+fn a_pattern_of_a_grpc_method_ends_with_it() {
+    for (service, method, path, expected) in [
+        ("shop[.].*", "Get|List", "/shop.Orders/List", Some(true)),
+        ("a|b", "Get", "/a/Get", Some(true)),
+        ("a|b", "Get", "/a", Some(false)),
+        ("(?i)shop", "Get", "/SHOP/Get", Some(true)),
+        ("(?i)shop", "Get", "/SHOP/GET", Some(false)),
+        ("(?x) shop # the shop", "Get", "/shop/Get", Some(true)),
+        ("(?x) shop # ) of | all", "Get", "/shop", Some(false)),
+        ("shop", "(?x) Get # it", "/shop/Get", Some(true)),
+        ("a)|(b", "Get", "", None),
+        ("shop", "(?x)(Get # )", "", None),
+    ] {
+        let cluster = cluster();
+        cluster.apply_value(json!({
+            "kind": "GRPCRoute", "apiVersion": "gateway.networking.k8s.io/v1",
+            "metadata": {"namespace": "shop", "name": "r"},
+            "spec": {
+                "parentRefs": [{"group": "", "kind": "Service", "name": "web"}],
+                "rules": [{"matches": [{"method": {"type": "RegularExpression", "service": service, "method": method}}]}],
+            },
+        }));
+        cluster.index.flush();
+        let told = cluster.service("10.96.0.1:80").routes[0].matches[0]
+            .path
+            .clone()
+            .unwrap()
+            .kind
+            .unwrap();
+        let found = match told {
+            Text::Regex(pattern) => {
+                let compiled = outrigger_api::pattern::Budget::default().compile(&pattern).unwrap();
+                Some(compiled.is_match(path.as_bytes()))
+            }
+            _ => None,
+        };
+        assert_eq!(found, expected, "{service} {method} {path}");
+    }
 }
 
 /// A route with so many patterns, in rules of 60 matches.

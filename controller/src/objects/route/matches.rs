@@ -2,7 +2,7 @@
 
 use outrigger_api::discovery as proto;
 use outrigger_api::discovery::string_match::Kind;
-use outrigger_api::pattern::{Budget, Cost, escape};
+use outrigger_api::pattern::{Budget, Cost, escape, part};
 use serde::Deserialize;
 
 use super::spec::{GrpcMethodSpec, MatchSpec, NamedSpec, ValueSpec};
@@ -145,11 +145,13 @@ fn grpc_path(method: GrpcMethodSpec, patterns: &mut Patterns) -> Result<Option<K
             }
         }),
         Some("RegularExpression") => {
-            let part = |part: Option<String>| match part {
-                Some(part) if !part.is_empty() => format!("(?:{part})"),
-                _ => "[^/]+".to_owned(),
+            let part = |what: Option<String>| match what {
+                Some(pattern) if !pattern.is_empty() => {
+                    part(&pattern).map_err(|why| format!("method: {pattern:?}: {why}"))
+                }
+                _ => Ok("[^/]+".to_owned()),
             };
-            let pattern = format!("/{}/{}", part(method.service), part(method.method));
+            let pattern = format!("/{}/{}", part(method.service)?, part(method.method)?);
             regex("method", pattern, patterns).map(Some)
         }
         Some(other) => Err(format!("method: the type {other:?} is not supported")),
