@@ -15,7 +15,7 @@
 //! | "" | pods | | get, list, watch |
 //! | discovery.k8s.io | endpointslices | | list, watch |
 //! | networking.k8s.io | servicecidrs | | list, watch |
-//! | gateway.networking.k8s.io | httproutes, grpcroutes, referencegrants | | list, watch |
+//! | gateway.networking.k8s.io | httproutes, grpcroutes | | list, watch |
 //! | gateway.networking.k8s.io | httproutes/status, grpcroutes/status | | patch |
 //! | outrigger.dev | trafficpolicies | | list, watch |
 //! | outrigger.dev | trafficpolicies/status | | patch |

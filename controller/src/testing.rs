@@ -63,7 +63,6 @@ impl Cluster {
                     "HTTPRoute" => (name, route(RouteKind::Http, &object)),
                     "GRPCRoute" => (name, route(RouteKind::Grpc, &object)),
                     "TrafficPolicy" => (name, Object::TrafficPolicy(Box::new(TrafficPolicy::read(&object)))),
-                    "ReferenceGrant" => from_k8s::reference_grant(&object).unwrap(),
                     "ServiceCIDR" => from_k8s::service_cidr(&object).unwrap(),
                     other => panic!("{other}"),
                 }

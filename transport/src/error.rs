@@ -128,6 +128,9 @@ impl Reason {
 
     /// The gRPC status that a gRPC client gets (grpc's statuscodes.md).
     pub fn grpc_status(self) -> u16 {
+        if self == Reason::InvalidBackend {
+            return 14; // GRPCRouteRule.backendRefs: UNAVAILABLE
+        }
         match self.status() {
             StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT => 4, // DEADLINE_EXCEEDED
             StatusCode::FORBIDDEN => 7,                                     // PERMISSION_DENIED
@@ -194,6 +197,13 @@ mod tests {
             assert_eq!(row[3], reason.grpc_status().to_string(), "{}", reason.code());
             assert_eq!(row[4] == "any method", reason.never_processed(), "{}", reason.code());
         }
+    }
+
+    /// GRPCRouteRule.backendRefs and HTTPRouteRule.backendRefs of Gateway API.
+    #[test]
+    fn an_invalid_backend_is_unavailable_to_grpc_and_500_to_others() {
+        assert_eq!(Reason::InvalidBackend.grpc_status(), 14);
+        assert_eq!(Reason::InvalidBackend.status(), 500);
     }
 
     #[test]

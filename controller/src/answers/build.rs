@@ -217,19 +217,19 @@ impl Build<'_> {
         if rule.broken {
             return answer; // no backends: 500
         }
-        answer.filters = self.filters(route, &rule.filters, backends);
+        answer.filters = self.filters(&rule.filters, backends);
         let weighted = rule.backends.iter().filter(|b| b.weight > 0);
         answer.backends = weighted
             .map(|weighted| proto::WeightedBackend {
-                backend: self.backend(route, &weighted.backend, backends),
+                backend: self.backend(&weighted.backend, backends),
                 weight: weighted.weight,
-                filters: self.filters(route, &weighted.filters, backends),
+                filters: self.filters(&weighted.filters, backends),
             })
             .collect();
         answer
     }
 
-    fn filters(&mut self, route: &Route, filters: &[RouteFilter], backends: &mut Backends) -> Vec<proto::Filter> {
+    fn filters(&mut self, filters: &[RouteFilter], backends: &mut Backends) -> Vec<proto::Filter> {
         let filter = |filter: &RouteFilter| {
             let kind = match filter {
                 RouteFilter::Plain(kind) => kind.clone(),
@@ -238,7 +238,7 @@ impl Build<'_> {
                     parts_per_million,
                 } => {
                     // A mirror that leads nowhere mirrors nothing; the route's status says so.
-                    let backend = Some(self.backend(route, backend, backends)).filter(|b| *b != INVALID_BACKEND)?;
+                    let backend = Some(self.backend(backend, backends)).filter(|b| *b != INVALID_BACKEND)?;
                     proto::filter::Kind::Mirror(proto::Mirror {
                         backend,
                         parts_per_million: *parts_per_million,
@@ -250,10 +250,9 @@ impl Build<'_> {
         filters.iter().filter_map(filter).collect()
     }
 
-    fn backend(&mut self, route: &Route, backend: &BackendRef, backends: &mut Backends) -> u32 {
+    fn backend(&mut self, backend: &BackendRef, backends: &mut Backends) -> u32 {
         self.deps.insert(Dep::Service(backend.name.clone()));
-        self.deps.insert(Dep::Grants(backend.name.namespace.clone()));
-        match routing::resolve(self.store, route, backend) {
+        match routing::resolve(self.store, backend) {
             Ok((name, port)) => backends.index(self, &name, port),
             Err(_) => INVALID_BACKEND,
         }

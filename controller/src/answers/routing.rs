@@ -8,7 +8,7 @@ use outrigger_api::address::why_no_backend;
 use outrigger_api::discovery as proto;
 use outrigger_api::pattern::Budget;
 
-use crate::objects::route::{self, BackendRef, Parent, Rank, Route, RouteKind, Rule, without_patterns};
+use crate::objects::route::{BackendRef, Parent, Rank, Route, RouteKind, Rule, without_patterns};
 use crate::objects::{ObjectName, ServicePort};
 use crate::store::{RouteName, Store};
 
@@ -143,24 +143,14 @@ pub(super) fn in_order<'a>(
     ordered
 }
 
-/// The Service and port that a route refers to.
-pub(crate) fn resolve(store: &Store, route: &Route, backend: &BackendRef) -> Result<(ObjectName, u16), RefProblem> {
+/// The Service and port that a route refers to, in whichever namespace: a route of a mesh leads its clients where they could go
+/// without it, so it needs no ReferenceGrant (GEP-1294, "Namespace boundaries").
+pub(crate) fn resolve(store: &Store, backend: &BackendRef) -> Result<(ObjectName, u16), RefProblem> {
     let problem = |reason, message: String| Err(RefProblem { reason, message });
     if backend.kind != "Service" {
         return problem(
             "InvalidKind",
             format!("a backend of the kind {} is not supported", backend.kind),
-        );
-    }
-    if !may_refer(store, route, &backend.name) {
-        return problem(
-            "RefNotPermitted",
-            format!(
-                "the Service {} is in another namespace: a ReferenceGrant there must allow it for {} in {}",
-                backend.name,
-                route.kind.name(),
-                route.name.namespace
-            ),
         );
     }
     let Some(service) = store.services.get(&backend.name) else {
@@ -196,23 +186,4 @@ pub(crate) fn resolve(store: &Store, route: &Route, backend: &BackendRef) -> Res
         );
     }
     Ok((backend.name.clone(), port))
-}
-
-/// A Service of another namespace needs a grant there, where the cluster has grants. A route's own parent needs none:
-/// its clients call that Service already.
-fn may_refer(store: &Store, route: &Route, service: &ObjectName) -> bool {
-    let namespace: &Arc<str> = &service.namespace;
-    if !store.grants_exist || route.name.namespace == *namespace || route.parents.iter().any(|p| p.service == *service)
-    {
-        return true;
-    }
-    store.grants_of(namespace).any(|grant| {
-        let from = grant.from.iter().any(|from| {
-            from.group == route::GROUP && from.kind == route.kind.name() && *from.namespace == *route.name.namespace
-        });
-        let to = grant.to.iter().any(|to| {
-            to.group.is_empty() && to.kind == "Service" && to.name.as_deref().is_none_or(|name| *name == *service.name)
-        });
-        from && to
-    })
 }

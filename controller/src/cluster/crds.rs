@@ -23,13 +23,7 @@ const POLL: Duration = Duration::from_secs(3);
 
 const NETWORKING: &str = "networking.k8s.io";
 
-pub(super) const KINDS: [Kind; 5] = [
-    Kind::HttpRoute,
-    Kind::GrpcRoute,
-    Kind::ReferenceGrant,
-    Kind::TrafficPolicy,
-    Kind::ServiceCidr,
-];
+pub(super) const KINDS: [Kind; 4] = [Kind::HttpRoute, Kind::GrpcRoute, Kind::TrafficPolicy, Kind::ServiceCidr];
 
 /// The watches that there are; each ends when it is taken out.
 type Watched = HashMap<Kind, (ApiResource, AbortOnDropHandle<()>)>;
@@ -68,9 +62,6 @@ fn follow(
         return;
     }
     drop(watched.remove(&kind));
-    if kind == Kind::ReferenceGrant {
-        index.set_grants_exist(present.is_some());
-    }
     let Some(resource) = present else {
         tracing::info!(?kind, "the cluster does not have this kind any more");
         index.retain(kind, &[].into());
@@ -96,7 +87,6 @@ fn convert(kind: Kind, object: &DynamicObject) -> Option<(ObjectName, Object)> {
         Kind::HttpRoute => route(RouteKind::Http)?,
         Kind::GrpcRoute => route(RouteKind::Grpc)?,
         Kind::TrafficPolicy => Object::TrafficPolicy(Box::new(TrafficPolicy::read(object))),
-        Kind::ReferenceGrant => return from_k8s::reference_grant(object),
         Kind::ServiceCidr => return from_k8s::service_cidr(object),
         Kind::Service | Kind::EndpointSlice | Kind::Pod | Kind::Node | Kind::Namespace => return None,
     };
@@ -122,7 +112,6 @@ async fn resources(client: &Client) -> kube::Result<HashMap<Kind, ApiResource>> 
                 let kind = match (group.name.as_str(), resource.kind.as_str()) {
                     (route::GROUP, "HTTPRoute") => Kind::HttpRoute,
                     (route::GROUP, "GRPCRoute") => Kind::GrpcRoute,
-                    (route::GROUP, "ReferenceGrant") => Kind::ReferenceGrant,
                     (policy::GROUP, "TrafficPolicy") => Kind::TrafficPolicy,
                     (NETWORKING, "ServiceCIDR") => Kind::ServiceCidr,
                     _ => continue,

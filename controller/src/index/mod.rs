@@ -90,11 +90,6 @@ impl Index {
         });
     }
 
-    /// Says whether the cluster has ReferenceGrants. Where it has none, none is needed.
-    pub fn set_grants_exist(&self, exist: bool) {
-        self.change(|store, touched| store.set_grants_exist(exist, touched));
-    }
-
     /// The networks of the cluster's Services and pods, as the operator says, beside its ServiceCIDRs.
     pub fn set_cluster_networks(&self, networks: Networks) {
         self.change(|store, touched| store.set_cluster_networks(networks, touched));

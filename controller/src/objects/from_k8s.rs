@@ -12,12 +12,11 @@ use kube::core::{DynamicObject, PartialObjectMeta};
 use outrigger_api::address::why_no_backend;
 use outrigger_api::discovery::Protocol;
 use outrigger_api::labels;
-use serde::Deserialize;
 
 use super::networks::Networks;
 use super::{
-    EndpointSlice, GrantFrom, GrantTo, Namespace, Node, Object, ObjectName, Pod, PortSet, ReferenceGrant, Service,
-    ServicePort, SliceEndpoint, SlicePort, TargetPort,
+    EndpointSlice, Namespace, Node, Object, ObjectName, Pod, PortSet, Service, ServicePort, SliceEndpoint, SlicePort,
+    TargetPort,
 };
 
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -175,46 +174,6 @@ pub fn namespace(namespace: &core::Namespace) -> Option<(ObjectName, Object)> {
         opaque_ports: annotated_ports(meta, labels::OPAQUE_PORTS),
     };
     Some((object_name(meta), Object::Namespace(kept)))
-}
-
-/// A ReferenceGrant, of whichever version.
-pub fn reference_grant(grant: &DynamicObject) -> Option<(ObjectName, Object)> {
-    #[derive(Deserialize, Default)]
-    #[serde(default)]
-    struct Spec {
-        from: Vec<From>,
-        to: Vec<To>,
-    }
-    #[derive(Deserialize, Default)]
-    #[serde(default)]
-    struct From {
-        group: String,
-        kind: String,
-        namespace: String,
-    }
-    #[derive(Deserialize, Default)]
-    #[serde(default)]
-    struct To {
-        group: String,
-        kind: String,
-        name: Option<String>,
-    }
-    let spec = Spec::deserialize(grant.data.get("spec")?).ok()?;
-    let from = spec.from.into_iter().map(|f| GrantFrom {
-        group: f.group,
-        kind: f.kind,
-        namespace: f.namespace,
-    });
-    let to = spec.to.into_iter().map(|t| GrantTo {
-        group: t.group,
-        kind: t.kind,
-        name: t.name.filter(|name| !name.is_empty()),
-    });
-    let kept = ReferenceGrant {
-        from: from.collect(),
-        to: to.collect(),
-    };
-    Some((object_name(&grant.metadata), Object::ReferenceGrant(kept)))
 }
 
 /// A ServiceCIDR, of whichever version. What cannot be read in it is as if it were not there: then its Services are outside.

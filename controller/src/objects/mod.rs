@@ -54,7 +54,6 @@ pub enum Kind {
     Namespace,
     HttpRoute,
     GrpcRoute,
-    ReferenceGrant,
     TrafficPolicy,
     ServiceCidr,
 }
@@ -69,7 +68,6 @@ pub enum Object {
     Node(Node),
     Namespace(Namespace),
     Route(Box<Route>),
-    ReferenceGrant(ReferenceGrant),
     TrafficPolicy(Box<TrafficPolicy>),
     ServiceCidr(Networks),
 }
@@ -175,28 +173,6 @@ pub struct Namespace {
     /// Being deleted: nothing can be created in it any more.
     pub terminating: bool,
     pub opaque_ports: Option<PortSet>,
-}
-
-/// Who may refer to what in the grant's namespace.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct ReferenceGrant {
-    pub from: Vec<GrantFrom>,
-    pub to: Vec<GrantTo>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct GrantFrom {
-    pub group: String,
-    pub kind: String,
-    pub namespace: String,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct GrantTo {
-    pub group: String,
-    pub kind: String,
-    /// None: all.
-    pub name: Option<String>,
 }
 
 /// Ports, from an annotation.

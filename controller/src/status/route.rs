@@ -128,7 +128,7 @@ fn resolved(store: &Store, route: &Route) -> Verdict {
         let inner = rule.backends.iter().flat_map(|b| mirrors(&b.filters));
         backends.chain(inner).chain(mirrors(&rule.filters)).collect::<Vec<_>>()
     });
-    let mut problems: Vec<_> = references.filter_map(|b| resolve(store, route, &b).err()).collect();
+    let mut problems: Vec<_> = references.filter_map(|b| resolve(store, &b).err()).collect();
     problems.dedup();
     match problems.first() {
         None => Verdict {

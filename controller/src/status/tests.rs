@@ -112,7 +112,6 @@ fn reasons_of_routes() {
     let cluster = Cluster::new();
     cluster.add_service("web", 1);
     cluster.add_service_in("elsewhere", "far", 2);
-    cluster.index.set_grants_exist(true);
     cluster.apply(
         "kind: Service\nmetadata: {namespace: shop, name: headless}\nspec: {clusterIP: None, ports: [{port: 80}]}\n",
     );
@@ -191,7 +190,7 @@ fn reasons_of_routes() {
             on_web(),
             backend(json!({"name": "far", "namespace": "elsewhere", "port": 80})),
             "Accepted",
-            "RefNotPermitted",
+            "ResolvedRefs",
         ),
         (
             on_web(),

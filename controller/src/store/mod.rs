@@ -10,7 +10,7 @@ use self::networks::ClusterNetworks;
 use crate::objects::networks::{Holder, Networks};
 use crate::objects::policy::TrafficPolicy;
 use crate::objects::route::{Route, RouteKind};
-use crate::objects::{EndpointSlice, Kind, Namespace, Node, Object, ObjectName, Pod, ReferenceGrant, Service};
+use crate::objects::{EndpointSlice, Kind, Namespace, Node, Object, ObjectName, Pod, Service};
 
 /// Something that an answer was made from. An answer is made again when one of them was touched.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -28,8 +28,6 @@ pub(crate) enum Dep {
     Namespace(Arc<str>),
     /// The policies of the namespace.
     Policies(Arc<str>),
-    /// The grants of the namespace.
-    Grants(Arc<str>),
     /// The networks of the cluster, and what is outside of them.
     Networks,
 }
@@ -57,9 +55,6 @@ pub(crate) struct Store {
     pub(crate) routes: BTreeMap<RouteName, Route>,
     routes_of: HashMap<ObjectName, BTreeSet<RouteName>>,
     pub(crate) policies: BTreeMap<ObjectName, TrafficPolicy>,
-    pub(crate) grants: BTreeMap<ObjectName, ReferenceGrant>,
-    /// Whether the cluster has ReferenceGrants at all.
-    pub(crate) grants_exist: bool,
     networks: ClusterNetworks,
     /// Whether a Service of the type ExternalName may be a route's backend.
     pub(crate) external_names_allowed: bool,
@@ -85,7 +80,6 @@ impl Store {
             Object::Node(node) => self.set_node(name.name, Some(node), touched),
             Object::Namespace(namespace) => self.set_namespace(name.name, Some(namespace), touched),
             Object::Route(route) => self.set_route((route.kind, name), Some(*route), touched),
-            Object::ReferenceGrant(grant) => self.set_grant(name, Some(grant), touched),
             Object::TrafficPolicy(policy) => self.set_policy(name, Some(*policy), touched),
             Object::ServiceCidr(networks) => self.set_service_cidr(name, Some(networks), touched),
         }
@@ -100,7 +94,6 @@ impl Store {
             Kind::Namespace => self.set_namespace(name.name, None, touched),
             Kind::HttpRoute => self.set_route((RouteKind::Http, name), None, touched),
             Kind::GrpcRoute => self.set_route((RouteKind::Grpc, name), None, touched),
-            Kind::ReferenceGrant => self.set_grant(name, None, touched),
             Kind::TrafficPolicy => self.set_policy(name, None, touched),
             Kind::ServiceCidr => self.set_service_cidr(name, None, touched),
         }
@@ -120,18 +113,8 @@ impl Store {
             Kind::Namespace => self.namespaces.keys().map(|n| ObjectName::new("", n)).collect(),
             Kind::HttpRoute => routes(RouteKind::Http),
             Kind::GrpcRoute => routes(RouteKind::Grpc),
-            Kind::ReferenceGrant => self.grants.keys().cloned().collect(),
             Kind::TrafficPolicy => self.policies.keys().cloned().collect(),
             Kind::ServiceCidr => self.networks.service_cidrs().cloned().collect(),
-        }
-    }
-
-    pub(crate) fn set_grants_exist(&mut self, exist: bool, touched: &mut Touched) {
-        if self.grants_exist != exist {
-            self.grants_exist = exist;
-            touched.statuses = true;
-            let namespaces = self.namespaces.keys().chain(self.services.keys().map(|s| &s.namespace));
-            touched.deps.extend(namespaces.cloned().map(Dep::Grants));
         }
     }
 
@@ -230,11 +213,6 @@ impl Store {
     /// The policies of a namespace.
     pub(crate) fn policies_of(&self, namespace: &Arc<str>) -> impl Iterator<Item = &TrafficPolicy> + use<'_> {
         in_namespace(&self.policies, namespace).map(|(_, policy)| policy)
-    }
-
-    /// The grants of a namespace.
-    pub(crate) fn grants_of(&self, namespace: &Arc<str>) -> impl Iterator<Item = &ReferenceGrant> + use<'_> {
-        in_namespace(&self.grants, namespace).map(|(_, grant)| grant)
     }
 
     /// Whether a pod of the ServiceAccount exists that has not ended.
@@ -383,14 +361,6 @@ impl Store {
             touched.deps.insert(Dep::Policies(name.namespace.clone()));
         }
         set(&mut self.policies, name, policy);
-    }
-
-    fn set_grant(&mut self, name: ObjectName, grant: Option<ReferenceGrant>, touched: &mut Touched) {
-        if self.grants.get(&name) != grant.as_ref() {
-            touched.deps.insert(Dep::Grants(name.namespace.clone()));
-            touched.statuses = true;
-            set(&mut self.grants, name, grant);
-        }
     }
 }
 

@@ -22,7 +22,7 @@ pub(crate) use self::matches::{Rank, without_patterns};
 use self::spec::{BackendRefSpec, FilterSpec, HeaderModifierSpec, ParentRef, PathModifierSpec, RouteSpec, RuleSpec};
 use crate::objects::{ObjectName, from_k8s};
 
-/// The API group of routes and grants.
+/// The API group of routes.
 pub const GROUP: &str = "gateway.networking.k8s.io";
 
 /// Which kind of route.
