@@ -4,6 +4,7 @@
 //! no CA. Its validity begins a little in the past, because clocks differ, and never outlives the issuer's.
 
 mod csr;
+mod issuing;
 pub mod rotation;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -26,6 +27,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::clock;
 
+use self::issuing::Issuer;
+
 pub use self::csr::CsrError;
 
 /// How long before now an SVID's validity begins: clocks that are this far behind still accept it.
@@ -37,7 +40,7 @@ const MAX_CERTIFICATES: usize = 64;
 
 /// A CA as it is at one moment. It never changes: another Secret makes another `Ca`.
 pub struct Ca {
-    issuer: rcgen::Issuer<'static, KeyPair>,
+    issuer: Issuer,
     /// What goes behind a leaf: the issuing certificate and those above it, without roots.
     intermediates: Vec<CertificateDer<'static>>,
     bundle: Vec<CertificateDer<'static>>,
@@ -157,7 +160,7 @@ impl Ca {
             intermediates.insert(0, chain[0].clone());
         }
         let ca = Self {
-            issuer: rcgen::Issuer::from_ca_cert_der(&chain[0], key)?,
+            issuer: Issuer::new(&parse("tls.crt", &chain[0])?, key),
             intermediates,
             bundle,
             pem,
@@ -272,8 +275,8 @@ impl Ca {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
-        let leaf = params.signed_by(public_key, &self.issuer)?;
-        Ok(std::iter::once(leaf.into())
+        let leaf = self.issuer.sign(&params, public_key)?;
+        Ok(std::iter::once(leaf)
             .chain(self.intermediates.iter().cloned())
             .collect())
     }

@@ -192,6 +192,23 @@ fn rsa_and_p384_cas_of_the_users_own() {
     }
 }
 
+/// Made by OpenSSL: a name may have several values of one kind (Active Directory's DC and OU), several in one RDN, and text of any
+/// kind. It is in what the CA signs byte for byte; that the chain verifies, `Ca::from_pem` proves.
+#[test]
+fn whatever_the_name_of_a_ca() {
+    for pem in [
+        include_str!("testdata/directory.pem"),
+        include_str!("testdata/several.pem"),
+        include_str!("testdata/utf8.pem"),
+    ] {
+        let (certificate, key) = pem.split_at(pem.find("-----BEGIN PRIVATE KEY").unwrap());
+        let ca = from_pem(certificate.to_owned(), key.to_owned(), None).unwrap();
+        let chain = ca.sign_csr(&csr(&[orders().as_str()]), &orders(), HOUR).unwrap();
+        let (leaf, root) = (x509(&chain[0]), x509(&ca.bundle()[0]));
+        assert_eq!(leaf.issuer().as_raw(), root.subject().as_raw());
+    }
+}
+
 #[test]
 fn what_is_no_ca_is_refused_with_what_to_do() {
     let refused = |certificates: &str, key: &str, roots: Option<&str>| {
