@@ -47,20 +47,40 @@ pub fn mirror(
     } in filters.into_iter().flat_map(|filters| &filters.mirrors)
     {
         let drawn = state.context.rng.borrow_mut().random_range(0..1_000_000) < *parts_per_million;
-        if !drawn || state.mirrors.get() >= MAX_MIRRORS || wants_upgrade(&head.method, &head.headers) {
+        if !drawn || wants_upgrade(&head.method, &head.headers) {
             continue;
         }
-        if let (Some(backend), Some(body)) = (snapshot.backend(*backend), body.whole()) {
-            let (state, backend, head) = (Rc::clone(state), backend.clone(), head.clone());
-            state.mirrors.set(state.mirrors.get() + 1);
+        if let (Some(backend), Some(body)) = (snapshot.backend(*backend), body.whole())
+            && let Some(under_way) = UnderWay::begin(state)
+        {
+            let (backend, head) = (backend.clone(), head.clone());
             tokio::task::spawn_local(async move {
-                let sent = send_copy(&state, &backend, version, head, body);
+                let sent = send_copy(&under_way.0, &backend, version, head, body);
                 if let Ok(Err(error)) = tokio::time::timeout(LIMIT, sent).await {
                     tracing::debug!(%error, backend = %backend.name(), "a mirrored request failed");
                 }
-                state.mirrors.set(state.mirrors.get() - 1);
             });
         }
+    }
+}
+
+/// A copy that counts as one of [`MAX_MIRRORS`] until it is dropped, however its task ends.
+struct UnderWay(Rc<State>);
+
+impl UnderWay {
+    /// `None`: there are as many as there may be.
+    fn begin(state: &Rc<State>) -> Option<Self> {
+        let now = state.mirrors.get();
+        (now < MAX_MIRRORS).then(|| {
+            state.mirrors.set(now + 1);
+            Self(Rc::clone(state))
+        })
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.mirrors.set(self.0.mirrors.get() - 1);
     }
 }
 

@@ -183,6 +183,8 @@ impl<IO: AsyncRead + Unpin> Guard<IO> {
             self.held = held;
             if scanned.free > 0 {
                 self.free = self.seen + scanned.free;
+                // What is left is of another head, which has a time of its own.
+                self.timer = None;
             }
             self.seen += scanned.seen;
             let fault = scanned.fault.or_else(|| self.count());
@@ -333,6 +335,23 @@ mod tests {
         assert_eq!(began.elapsed(), HEAD_TIME);
         assert_eq!(watch.fault(&refused()), Some(Fault::TooSlow));
         assert_eq!(watch.fault(&Method::GET), None, "an earlier request");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_head_has_a_time_of_its_own() {
+        let (mut client, mut guard, watch) = guarded();
+        let get: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        let (first, rest) = get.split_at(9);
+        client.write_all(first).await.unwrap();
+        let almost = HEAD_TIME - std::time::Duration::from_secs(1);
+        assert!(tokio::time::timeout(almost, read(&mut guard)).await.is_err());
+        // The rest of it, and with it a part of the next.
+        client.write_all(&[rest, first].concat()).await.unwrap();
+        assert_eq!(read(&mut guard).await, get);
+        assert!(tokio::time::timeout(almost, read(&mut guard)).await.is_err());
+        client.write_all(rest).await.unwrap();
+        assert_eq!(read(&mut guard).await, get);
+        assert_eq!(watch.fault(&refused()), None);
     }
 
     #[tokio::test]
