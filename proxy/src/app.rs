@@ -317,7 +317,8 @@ fn watch_expiry(process: &Arc<Process>) {
     metrics.expiry("root", move || {
         let credentials = identity.current()?;
         credentials
-            .roots_not_after
+            .trust
+            .not_after
             .iter()
             .min()
             .map(|first| seconds_until(*first, &identity))

@@ -9,16 +9,15 @@ use outrigger_proxy_transport::error::{ProxyError, Reason};
 use outrigger_proxy_transport::net::{ReadAhead, linger};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig};
-use rustls_pki_types::{CertificateDer, DnsName, PrivateKeyDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, DnsName, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use super::MeshProtocol;
-use super::bundle::TrustBundle;
 use super::clock::{Clock, written};
 use super::tls::{client_config, explain, provider, server_config};
-use super::verify::{Leaf, Verifier};
-use crate::telemetry::Direction;
+use super::trust::Trust;
+use super::verify::Leaf;
 use crate::telemetry::metrics::Handshake;
 
 /// What a client may send in its handshake: a ClientHello has about 1.7 KB, and a chain of four certificates 8 KB. Without this
@@ -32,7 +31,7 @@ pub struct Svid {
     key: Arc<CertifiedKey>,
 }
 
-/// An SVID with its key, and the trust bundle that peers are checked against: one state of both.
+/// An SVID with its key, and whom it trusts: one state of both.
 pub struct Credentials {
     /// Who this sidecar is.
     pub id: SpiffeId,
@@ -41,10 +40,9 @@ pub struct Credentials {
     pub generation: u64,
     /// When the SVID ends.
     pub not_after: SystemTime,
-    /// When each root ends.
-    pub roots_not_after: Vec<SystemTime>,
+    /// By what peers are checked.
+    pub trust: Arc<Trust>,
     clock: Clock,
-    verifier: Arc<Verifier>,
     /// By protocol, in the order of [`MeshProtocol::ALL`]. They share their tickets.
     clients: [Arc<ClientConfig>; 3],
     /// To the controller.
@@ -102,10 +100,10 @@ impl Credentials {
     /// Makes everything that handshakes need.
     ///
     /// # Errors
-    /// When the bundle cannot be used.
-    pub fn new(svid: &Svid, bundle: &TrustBundle, generation: u64, clock: &Clock) -> Result<Self, String> {
-        let verifier = Arc::new(Verifier::new(provider(), bundle, svid.leaf.id.trust_domain())?);
-        let base = client_config(&verifier, Some(&svid.key), b"", clock)?;
+    /// When the key cannot be used.
+    pub fn new(svid: &Svid, trust: &Arc<Trust>, generation: u64, clock: &Clock) -> Result<Self, String> {
+        let verifier = trust.verifier();
+        let base = client_config(verifier, Some(&svid.key), b"", clock)?;
         let clients = MeshProtocol::ALL.map(|protocol| {
             let mut config = base.clone();
             config.alpn_protocols = vec![protocol.alpn().to_vec()];
@@ -115,12 +113,11 @@ impl Credentials {
             id: svid.leaf.id.clone(),
             generation,
             not_after: svid.leaf.not_after,
-            roots_not_after: bundle.not_after().collect(),
+            trust: Arc::clone(trust),
             clock: clock.clone(),
             clients,
-            control: Arc::new(client_config(&verifier, Some(&svid.key), b"h2", clock)?),
-            server: Arc::new(server_config(&verifier, &svid.key, clock)?),
-            verifier,
+            control: Arc::new(client_config(verifier, Some(&svid.key), b"h2", clock)?),
+            server: Arc::new(server_config(verifier, &svid.key, clock)?),
         })
     }
 
@@ -171,18 +168,6 @@ impl Credentials {
         };
         let protocol = protocol.ok_or_else(none)?;
         Ok((stream, id, protocol))
-    }
-
-    /// Whether the chain of a peer that calls (inbound) or is called leads to one of our roots, at a time.
-    pub(super) fn trusts(&self, direction: Direction, chain: &[CertificateDer<'_>], at: SystemTime) -> bool {
-        let Some((leaf, intermediates)) = chain.split_first() else {
-            return false;
-        };
-        let at = UnixTime::since_unix_epoch(at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
-        match direction {
-            Direction::Inbound => self.verifier.check_client(leaf, intermediates, at).is_ok(),
-            Direction::Outbound => self.verifier.check_server(leaf, intermediates, at).is_ok(),
-        }
     }
 
     /// The clock by which it judges.

@@ -20,6 +20,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod trust;
 pub mod verify;
 
 use std::path::PathBuf;
@@ -44,6 +45,7 @@ pub use credentials::{Credentials, HandshakeError, Svid};
 pub use hello::{Hello, inspect_hello};
 pub use peers::{Peers, Rules};
 pub(crate) use tls::provider;
+pub use trust::Trust;
 
 /// How this sidecar gets its SVID, and whom it trusts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,6 +106,7 @@ pub struct Identity(Arc<Inner>);
 struct Inner {
     clock: Clock,
     current: watch::Sender<Option<Arc<Credentials>>>,
+    trusted: watch::Sender<Option<Arc<Trust>>>,
     problem: Arc<Mutex<Option<String>>>,
     /// The controller's last word on whom to trust.
     told: watch::Sender<Vec<CertificateDer<'static>>>,
@@ -128,6 +131,7 @@ impl Identity {
 
     fn start_with(config: IdentityConfig, issuer: impl Issue, clock: Clock, random: SmallRng) -> Self {
         let current = watch::channel(None).0;
+        let trusted = watch::channel(None).0;
         let problem = Arc::default();
         let (told, roots) = watch::channel(Vec::new());
         let renewal = Renewal::new(
@@ -136,6 +140,7 @@ impl Identity {
             clock.clone(),
             random,
             current.clone(),
+            trusted.clone(),
             Arc::clone(&problem),
             roots,
         );
@@ -143,6 +148,7 @@ impl Identity {
         Self(Arc::new(Inner {
             clock,
             current,
+            trusted,
             problem,
             told,
             renewal: Some(renewal),
@@ -153,6 +159,7 @@ impl Identity {
     pub fn fixed(credentials: Credentials) -> Self {
         Self(Arc::new(Inner {
             clock: credentials.clock().clone(),
+            trusted: watch::channel(Some(Arc::clone(&credentials.trust))).0,
             current: watch::channel(Some(Arc::new(credentials))).0,
             problem: Arc::default(),
             told: watch::Sender::default(),
@@ -181,6 +188,11 @@ impl Identity {
     /// The credentials now, or `None` while there are none.
     pub fn current(&self) -> Option<Arc<Credentials>> {
         self.0.current.borrow().clone()
+    }
+
+    /// Whom it trusts now, with credentials or without; `None` before it knows of a root.
+    pub fn trusted(&self) -> Option<Arc<Trust>> {
+        self.0.trusted.borrow().clone()
     }
 
     /// Waits until there are credentials.

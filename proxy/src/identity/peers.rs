@@ -11,9 +11,9 @@
 //! | HTTP | GOAWAY, `Connection: close`, and out of the pool; what is in flight goes on, or has [`Rules::limit`] with [`Rules::close_expired`] | the same, and what is in flight has [`Rules::limit`] |
 //! | opaque | goes on and is counted; closed with [`Rules::close_expired`] | closed |
 //!
-//! There is no timer for a connection: the worker's sweep looks, once a second. New credentials may have other roots, so each
-//! chain is verified again with the first ones that are newer than those it was verified with: [`CHECKS`] in a sweep, because a verification takes as long as a
-//! request.
+//! There is no timer for a connection: the worker's sweep looks, once a second. When the roots are others, each chain is verified
+//! again, [`CHECKS`] in a sweep, because a verification takes as long as a request. That this sidecar has another SVID, or none,
+//! changes nothing.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::clock::from_timestamp;
-use super::{Credentials, Identity, MeshProtocol};
+use super::{Credentials, Identity, MeshProtocol, Trust};
 use crate::telemetry::metrics::Ended;
 use crate::telemetry::{Direction, Metrics};
 
@@ -59,7 +59,7 @@ pub struct Peers {
 struct Peer {
     /// When the first of its certificates ends.
     ends: SystemTime,
-    /// The generation of the credentials that it was verified with last.
+    /// Of the roots that it was verified with last.
     generation: u64,
     expired: Option<Instant>,
     untrusted: Option<Instant>,
@@ -88,9 +88,9 @@ impl Peers {
         }
         if let Some(peer) = known.get_mut(chain) {
             peer.connections.push((protocol, notice));
-            // The handshake has just shown that these credentials' roots lead to it.
-            if peer.generation < credentials.generation {
-                peer.generation = credentials.generation;
+            // The handshake has just shown that these roots lead to it.
+            if peer.generation < credentials.trust.generation {
+                peer.generation = credentials.trust.generation;
                 peer.untrusted = None;
             }
         }
@@ -99,25 +99,24 @@ impl Peers {
 
     /// Tells connections what has become of their peers' certificates by `now`. Called by the worker's one timer.
     pub fn sweep(&self, now: Instant, identity: &Identity) {
-        self.look(now, identity.clock().now(), identity.current().as_deref());
+        self.look(now, identity.clock().now(), identity.trusted().as_deref());
     }
 
-    /// Without credentials, nothing new is known of roots.
-    fn look(&self, now: Instant, clock: SystemTime, credentials: Option<&Credentials>) {
+    fn look(&self, now: Instant, clock: SystemTime, trust: Option<&Trust>) {
         let (mut checks, mut expired, mut ended) = (CHECKS, 0, [0_usize; 2]);
         self.known.borrow_mut().retain(|chain, peer| {
             peer.connections.retain(|(_, notice)| notice.is_heard());
             if peer.connections.is_empty() {
                 return false;
             }
-            if let Some(credentials) = credentials
-                && peer.generation < credentials.generation
+            if let Some(trust) = trust
+                && peer.generation < trust.generation
                 && checks > 0
             {
                 checks -= 1;
-                peer.generation = credentials.generation;
+                peer.generation = trust.generation;
                 // At a moment in which all of them were valid: this is about roots alone.
-                let trusted = credentials.trusts(self.direction, chain, peer.ends);
+                let trusted = trust.reaches(self.direction, chain, peer.ends);
                 peer.untrusted = (!trusted).then(|| peer.untrusted.unwrap_or(now));
             }
             peer.expired = (peer.ends < clock).then(|| peer.expired.unwrap_or(now));
@@ -156,7 +155,7 @@ impl Peer {
     fn new(chain: &[CertificateDer<'_>], credentials: &Credentials) -> Self {
         Self {
             ends: end_of(chain, credentials.clock().now()),
-            generation: credentials.generation,
+            generation: credentials.trust.generation,
             expired: None,
             untrusted: None,
             connections: Vec::new(),

@@ -9,7 +9,7 @@ use rustls_pki_types::CertificateDer;
 use tokio::time::Instant;
 
 use super::super::testing::TestCa;
-use super::super::{Clock, Credentials, MeshProtocol, TrustBundle};
+use super::super::{Clock, Credentials, Identity, MeshProtocol, Trust, TrustBundle};
 use super::{CHECKS, Peers, Rules, end_of};
 use crate::telemetry::{Direction, Metrics};
 use outrigger_proxy_transport::net::{Standing, Term};
@@ -32,7 +32,8 @@ fn peers(direction: Direction, close_expired: bool) -> (Peers, Arc<Metrics>) {
 /// Our credentials, with these CAs as roots.
 fn credentials(roots: &[&TestCa], generation: u64) -> Credentials {
     let bundle = TrustBundle::from_der(roots.iter().map(|ca| ca.certificate.clone())).unwrap();
-    Credentials::new(&roots[0].svid(US), &bundle, generation, &Clock::system()).unwrap()
+    let trust = Arc::new(Trust::new(&bundle, "cluster.local", generation).unwrap());
+    Credentials::new(&roots[0].svid(US), &trust, generation, &Clock::system()).unwrap()
 }
 
 /// A peer's chain that lives for an hour.
@@ -69,7 +70,7 @@ fn what_becomes_of_connections_when_the_certificate_of_their_peer_ends() {
             let term = peers.enter(protocol, &chain(&ca), &ours);
             let (began, clock) = (Instant::now(), SystemTime::now());
             let at = |since: Duration, hours: f64| {
-                peers.look(began + since, clock + HOUR.mul_f64(hours), Some(&ours));
+                peers.look(began + since, clock + HOUR.mul_f64(hours), Some(&ours.trust));
                 term.standing()
             };
             let second = Duration::from_secs(1);
@@ -90,7 +91,7 @@ fn what_becomes_of_connections_when_the_certificate_of_their_peer_ends() {
             assert_eq!(ended, Some(u64::from(expected[3] > Good)), "{what}: it is counted once");
             // It has closed: nothing is held of it.
             drop(term);
-            peers.look(began + HOUR, clock, Some(&ours));
+            peers.look(began + HOUR, clock, Some(&ours.trust));
             assert!(peers.known.borrow().is_empty(), "{what}");
             assert_eq!(
                 metric(&metrics, &format!("outrigger_connections_expired{label}")),
@@ -114,15 +115,12 @@ fn what_becomes_of_connections_when_the_root_of_their_peer_is_removed() {
             let of_new = peers.enter(protocol, &chain(&new), &first);
             let (began, clock) = (Instant::now(), SystemTime::now());
             let standing = |seconds: u64, credentials: &Credentials| {
-                peers.look(began + Duration::from_secs(seconds), clock, Some(credentials));
+                peers.look(began + Duration::from_secs(seconds), clock, Some(&credentials.trust));
                 (of_old.standing(), of_new.standing())
             };
             assert_eq!(standing(1, &first), (Good, Good), "{what}");
             let more = credentials(&[&new, &old, &other], 2);
             assert_eq!(standing(2, &more), (Good, Good), "{what}: another root");
-            // While there are no credentials, roots are not known to have changed.
-            peers.look(began + Duration::from_secs(3), clock, None);
-            assert_eq!(of_old.standing(), Good, "{what}");
             let without = credentials(&[&new, &other], 3);
             let first = if protocol == MeshProtocol::Opaque { Cut } else { Ending };
             assert_eq!(standing(4, &without), (first, Good), "{what}");
@@ -145,9 +143,9 @@ fn an_expired_tunnel_is_closed_with_its_root_and_a_valid_chain_is_not_judged_by_
     let of_new = peers.enter(MeshProtocol::Opaque, &chain(&new), &both);
     let (now, later) = (Instant::now(), SystemTime::now() + 2 * HOUR);
     // Both certificates have ended; both roots are trusted.
-    peers.look(now, later, Some(&credentials(&[&new, &old], 2)));
+    peers.look(now, later, Some(&credentials(&[&new, &old], 2).trust));
     assert_eq!((of_old.standing(), of_new.standing()), (Standing::Good, Standing::Good));
-    peers.look(now, later, Some(&credentials(&[&new], 3)));
+    peers.look(now, later, Some(&credentials(&[&new], 3).trust));
     assert_eq!((of_old.standing(), of_new.standing()), (Standing::Cut, Standing::Good));
 }
 
@@ -160,17 +158,37 @@ fn a_root_that_comes_back_is_trusted_for_new_connections() {
     let shown = chain(&old);
     let enter = |credentials: &Credentials| peers.enter(MeshProtocol::Http2, &shown, credentials);
     let before = enter(&both);
-    peers.look(now, clock, Some(&credentials(&[&new], 2)));
+    peers.look(now, clock, Some(&credentials(&[&new], 2).trust));
     assert_eq!(before.standing(), Standing::Ending);
     let again = credentials(&[&new, &old], 3);
     let after = enter(&again);
-    peers.look(now + LIMIT, clock, Some(&again));
+    peers.look(now + LIMIT, clock, Some(&again.trust));
     assert_eq!(after.standing(), Standing::Good);
     assert_eq!(
         before.standing(),
         Standing::Ending,
         "what was told once is not taken back"
     );
+}
+
+/// Its SVID has ended, and it may still hear of roots.
+#[test]
+fn roots_that_are_removed_while_there_is_no_svid_end_connections_too() {
+    let (old, new) = (TestCa::new("old"), TestCa::new("new"));
+    for direction in BOTH {
+        let (peers, _) = peers(direction, false);
+        let both = credentials(&[&new, &old], 1);
+        let terms = [&old, &new].map(|ca| peers.enter(MeshProtocol::Opaque, &chain(ca), &both));
+        let (identity, current) = Identity::changing(both);
+        let standing = || {
+            peers.sweep(Instant::now(), &identity);
+            [terms[0].standing(), terms[1].standing()]
+        };
+        current.send_replace(None);
+        assert_eq!(standing(), [Standing::Good; 2], "{direction:?}");
+        identity.0.trusted.send_replace(Some(credentials(&[&new], 2).trust));
+        assert_eq!(standing(), [Standing::Cut, Standing::Good], "{direction:?}");
+    }
 }
 
 #[test]
@@ -187,9 +205,9 @@ fn many_chains_are_verified_a_few_at_a_time_and_all_of_them() {
         .collect();
     let cut = |terms: &[Term]| terms.iter().filter(|term| term.standing() == Standing::Cut).count();
     let (now, clock, without) = (Instant::now(), SystemTime::now(), credentials(&[&new], 2));
-    peers.look(now, clock, Some(&without));
+    peers.look(now, clock, Some(&without.trust));
     assert!([CHECKS, CHECKS - 1].contains(&cut(&terms)), "{}", cut(&terms));
-    peers.look(now, clock, Some(&without));
+    peers.look(now, clock, Some(&without.trust));
     assert_eq!((cut(&terms), cut(&of_one)), (CHECKS + 10, 1000));
 }
 

@@ -22,6 +22,7 @@ use super::clock::{Clock, written};
 use super::credentials::{Credentials, Svid};
 use super::issuer::{Issue, Issued};
 use super::roots::Roots;
+use super::trust::Trust;
 use crate::backoff::Backoff;
 
 /// How often it looks whether others are to be trusted. The controller tells all sidecars at the same moment, and a new trust
@@ -43,6 +44,7 @@ pub(super) struct Renewal<I> {
     random: SmallRng,
     backoff: Backoff,
     current: watch::Sender<Option<Arc<Credentials>>>,
+    trusted: watch::Sender<Option<Arc<Trust>>>,
     problem: Arc<Mutex<Option<String>>>,
     roots: Roots,
     svid: Option<Svid>,
@@ -59,6 +61,7 @@ impl<I: Issue> Renewal<I> {
         clock: Clock,
         mut random: SmallRng,
         current: watch::Sender<Option<Arc<Credentials>>>,
+        trusted: watch::Sender<Option<Arc<Trust>>>,
         problem: Arc<Mutex<Option<String>>>,
         told: watch::Receiver<Vec<CertificateDer<'static>>>,
     ) -> Self {
@@ -72,6 +75,7 @@ impl<I: Issue> Renewal<I> {
             random,
             backoff: Backoff::new(RETRY.0, RETRY.1, jitter),
             current,
+            trusted,
             problem,
             svid: None,
             retry_at: None,
@@ -115,10 +119,11 @@ impl<I: Issue> Renewal<I> {
     }
 
     fn look(&mut self) -> Result<(), String> {
-        match self.roots.look()? {
-            true => self.publish(),
-            false => Ok(()),
+        if !self.roots.look()? {
+            return Ok(());
         }
+        self.trust()?;
+        self.publish()
     }
 
     async fn renew(&mut self, bundle: &TrustBundle) -> Result<(), String> {
@@ -149,7 +154,9 @@ impl<I: Issue> Renewal<I> {
                 written(now)
             ));
         }
-        self.roots.learn(roots)?;
+        if self.roots.learn(roots)? {
+            self.trust()?;
+        }
         // Not negative: just checked.
         let life = leaf.not_after.duration_since(now).unwrap_or_default();
         self.renew_at = now + life.mul_f64(self.random.random_range(RENEW));
@@ -163,11 +170,23 @@ impl<I: Issue> Renewal<I> {
         self.publish()
     }
 
+    /// Says whom to trust, because the roots are new. Connections of peers below a root that is gone end also while there is no
+    /// SVID.
+    fn trust(&mut self) -> Result<(), String> {
+        if let Some(bundle) = self.roots.trusted() {
+            let before = self.trusted.borrow().as_ref().map_or(0, |trust| trust.generation);
+            let trust = Trust::new(bundle, self.config.id.trust_domain(), before + 1)?;
+            self.trusted.send_replace(Some(Arc::new(trust)));
+        }
+        Ok(())
+    }
+
     /// Makes new credentials, because the roots or the SVID are new.
     fn publish(&mut self) -> Result<(), String> {
-        if let (Some(svid), Some(bundle)) = (&self.svid, self.roots.trusted()) {
+        let trust = self.trusted.borrow().clone();
+        if let (Some(svid), Some(trust)) = (&self.svid, trust) {
             self.generation += 1;
-            let credentials = Credentials::new(svid, bundle, self.generation, &self.clock)?;
+            let credentials = Credentials::new(svid, &trust, self.generation, &self.clock)?;
             self.current.send_replace(Some(Arc::new(credentials)));
         }
         Ok(())

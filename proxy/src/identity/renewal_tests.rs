@@ -18,7 +18,7 @@ use super::bundle::TrustBundle;
 use super::issuer::{Issue, Issued};
 use super::renewal::LOOK;
 use super::testing::TestCa;
-use super::{Clock, Credentials, FirstRoots, Identity, IdentityConfig, MeshProtocol};
+use super::{Clock, Credentials, FirstRoots, Identity, IdentityConfig, MeshProtocol, Trust};
 
 const ORDERS: &str = "spiffe://cluster.local/ns/shop/sa/orders";
 const HOUR: Duration = Duration::from_secs(3600);
@@ -201,7 +201,8 @@ async fn an_issuer_that_does_not_answer_is_given_up() {
 /// A peer with an SVID of this CA, which itself would talk to anybody below either root.
 fn peer(ca: &TestCa, other: &CertificateDer<'static>) -> Credentials {
     let both = TrustBundle::from_der([ca.certificate.clone(), other.clone()]).unwrap();
-    Credentials::new(&ca.svid(ORDERS), &both, 1, &Clock::system()).unwrap()
+    let trust = Arc::new(Trust::new(&both, "cluster.local", 1).unwrap());
+    Credentials::new(&ca.svid(ORDERS), &trust, 1, &Clock::system()).unwrap()
 }
 
 /// Whether the sidecar lets it in, and calls it.
@@ -233,7 +234,7 @@ async fn other_roots_are_a_new_generation_with_the_same_svid() {
         (second.generation, second.not_after),
         (first.generation + 1, first.not_after)
     );
-    assert_eq!(second.roots_not_after.len(), 2);
+    assert_eq!(second.trust.not_after.len(), 2);
     assert_eq!(bench.calls(), 1);
     for no_news in [
         vec![],
@@ -252,6 +253,29 @@ async fn other_roots_are_a_new_generation_with_the_same_svid() {
     assert!(!talks_to(&bench.identity, &peers[0]).await);
     assert!(talks_to(&bench.identity, &peers[1]).await);
     assert_eq!(bench.identity.problem(), None);
+}
+
+/// What is verified by the roots is not verified again for a new SVID, and is without one.
+#[tokio::test(start_paused = true)]
+async fn whom_it_trusts_is_a_state_of_its_own() {
+    let (old, new) = (TestCa::new("old"), TestCa::new("new"));
+    let root_of_new = new.certificate.clone();
+    let bench = Bench::new(|script| script.ca = old);
+    let first = ready(&bench.identity).await;
+    sleep(8 * HOUR).await;
+    let second = bench.identity.current().unwrap();
+    assert!(second.generation > first.generation);
+    assert!(Arc::ptr_eq(&first.trust, &second.trust));
+    assert!(Arc::ptr_eq(&first.trust, &bench.identity.trusted().unwrap()));
+
+    bench.script.lock().failing = Some("the controller is away");
+    sleep(48 * HOUR).await;
+    assert!(bench.identity.current().is_none());
+    assert!(Arc::ptr_eq(&first.trust, &bench.identity.trusted().unwrap()));
+    bench.identity.trust(vec![root_of_new]);
+    sleep(LOOK + Duration::from_secs(1)).await;
+    assert!(bench.identity.current().is_none());
+    assert_eq!(bench.identity.trusted().unwrap().generation, first.trust.generation + 1);
 }
 
 #[tokio::test(start_paused = true)]

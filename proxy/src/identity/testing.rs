@@ -13,7 +13,7 @@ use rustls::ServerConfig;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::tls::provider;
-use super::{Clock, Credentials, Svid, TrustBundle};
+use super::{Clock, Credentials, Svid, Trust, TrustBundle};
 
 /// A root that issues SVIDs.
 pub(crate) struct TestCa {
@@ -102,7 +102,8 @@ impl TestCa {
     }
 
     pub(crate) fn credentials_of(&self, svid: &Svid, generation: u64) -> Credentials {
-        Credentials::new(svid, &self.bundle(), generation, &Clock::system()).unwrap()
+        let trust = Trust::new(&self.bundle(), svid.leaf.id.trust_domain(), generation).unwrap();
+        Credentials::new(svid, &Arc::new(trust), generation, &Clock::system()).unwrap()
     }
 }
 

@@ -18,7 +18,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use super::testing::TestCa;
 use super::tls::{client_config, provider, server_config};
 use super::verify::Verifier;
-use super::{Clock, Credentials, MeshProtocol, TrustBundle};
+use super::{Clock, Credentials, MeshProtocol, Trust, TrustBundle};
 use crate::telemetry::metrics::Handshake;
 
 const ORDERS: &str = "spiffe://cluster.local/ns/shop/sa/orders";
@@ -146,14 +146,18 @@ async fn an_unknown_root_is_named() {
     assert!(connected.unwrap_err().detail.contains("trust bundles"));
 }
 
+fn trust(bundle: &TrustBundle) -> Arc<Trust> {
+    Arc::new(Trust::new(bundle, "cluster.local", 1).unwrap())
+}
+
 #[tokio::test]
 async fn two_roots_are_trusted_while_one_replaces_the_other() {
     let (old, new) = (TestCa::new("old"), TestCa::new("new"));
     let both = TrustBundle::from_pem(format!("{}\n{}", old.pem, new.pem).as_bytes()).unwrap();
     let clock = Clock::system();
-    let before = Credentials::new(&old.svid(ORDERS), &both, 1, &clock).unwrap();
-    let after = Credentials::new(&new.svid(INVENTORY), &both, 1, &clock).unwrap();
-    assert_eq!(before.roots_not_after.len(), 2);
+    let before = Credentials::new(&old.svid(ORDERS), &trust(&both), 1, &clock).unwrap();
+    let after = Credentials::new(&new.svid(INVENTORY), &trust(&both), 1, &clock).unwrap();
+    assert_eq!(before.trust.not_after.len(), 2);
     let (connected, accepted) = handshake(&before, &after, INVENTORY).await;
     assert!(connected.is_ok() && accepted.is_ok());
     let (connected, accepted) = handshake(&after, &before, ORDERS).await;
@@ -284,8 +288,8 @@ async fn a_ticket_does_not_outlive_the_svid() {
     let short = ca
         .svid_with(&[ORDERS], now - DAY, now + Duration::from_secs(60))
         .unwrap();
-    let orders = Credentials::new(&short, &ca.bundle(), 1, &clock).unwrap();
-    let inventory = Credentials::new(&ca.svid(INVENTORY), &ca.bundle(), 1, &clock).unwrap();
+    let orders = Credentials::new(&short, &trust(&ca.bundle()), 1, &clock).unwrap();
+    let inventory = Credentials::new(&ca.svid(INVENTORY), &trust(&ca.bundle()), 1, &clock).unwrap();
     exchange(&orders, &inventory).await;
     assert_eq!(exchange(&orders, &inventory).await.0, HandshakeKind::Resumed);
     ahead.store(120, Ordering::Relaxed);

@@ -1,12 +1,13 @@
 //! Whom sidecars trust, from the CA's Secret to the handshake.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use outrigger_api::spiffe::SpiffeId;
 use outrigger_issuer::ca::Ca;
 use outrigger_proxy::config::Config;
-use outrigger_proxy::identity::{Clock, Credentials, FirstRoots, MeshProtocol, Svid, TrustBundle};
+use outrigger_proxy::identity::{Clock, Credentials, FirstRoots, MeshProtocol, Svid, Trust, TrustBundle};
 use outrigger_tests::control_plane::{ControlPlane, trust_bundle};
 use outrigger_tests::kube::{Kubectl, eventually};
 use serde_json::{Value, json};
@@ -45,7 +46,8 @@ fn peer(ca: &Ca, id: &SpiffeId, real: &str) -> Result<Credentials> {
     let svid = ca.issue(id, DAY)?;
     let svid = Svid::new(svid.chain, svid.key).map_err(anyhow::Error::msg)?;
     let both = TrustBundle::from_pem(format!("{}{real}", ca.bundle_pem()).as_bytes()).map_err(anyhow::Error::msg)?;
-    Credentials::new(&svid, &both, 1, &Clock::system()).map_err(anyhow::Error::msg)
+    let trust = Trust::new(&both, id.trust_domain(), 1).map_err(anyhow::Error::msg)?;
+    Credentials::new(&svid, &Arc::new(trust), 1, &Clock::system()).map_err(anyhow::Error::msg)
 }
 
 /// What the sidecar says when this peer comes.
@@ -122,7 +124,7 @@ fn a_forged_root_in_a_config_map_lets_nobody_in() -> Result<()> {
         let both = format!("{real}{}", next.bundle_pem());
         set_roots_of_ca(&plane, &both).await?;
         let mut identity = sidecar.identity.subscribe();
-        let told = identity.wait_for(|now| now.as_ref().is_some_and(|now| now.roots_not_after.len() == 2));
+        let told = identity.wait_for(|now| now.as_ref().is_some_and(|now| now.trust.not_after.len() == 2));
         let told = tokio::time::timeout(Duration::from_secs(20), told).await;
         let told = told
             .context("the sidecar is not told")??

@@ -144,7 +144,7 @@ async fn other_roots_reach_a_running_sidecar() {
         targets.set_workload(networks(&[&network]));
         heard(&web, &[&network]).await;
         authority.trust(others);
-        let told = identity.wait_for(|now| now.as_ref().is_some_and(|now| now.roots_not_after.len() == roots));
+        let told = identity.wait_for(|now| now.as_ref().is_some_and(|now| now.trust.not_after.len() == roots));
         let told = tokio::time::timeout(2 * SOON, told).await.expect("it is not told");
         let now = told.unwrap().clone().unwrap();
         let expected = (before.generation + generation, before.not_after);
