@@ -8,7 +8,7 @@ mod filters;
 pub mod from_proto;
 #[cfg(test)]
 mod from_proto_tests;
-mod rules;
+pub mod rules;
 mod workload;
 
 use std::fmt;
