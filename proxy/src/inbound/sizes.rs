@@ -54,7 +54,7 @@ fn of_connections_and_requests() {
         ("one that says nothing", silent, 960),
         ("one of bytes", opaque, 768),
         ("a handshake", handshake, 3200),
-        ("a request", request, 3520),
+        ("a request", request, 3072),
     ] {
         // Far below it, the bound would let it grow.
         let room = most * 3 / 4..=most;
