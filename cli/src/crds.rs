@@ -1,7 +1,6 @@
 //! `outrigger crds`: the CustomResourceDefinitions, from the Rust types that read them.
 
-use kube::CustomResourceExt;
-use outrigger_api::policy::TrafficPolicy;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 
 /// Prints them, for `kubectl apply -f -`.
 ///
@@ -15,13 +14,16 @@ pub(crate) fn run() -> anyhow::Result<()> {
 }
 
 /// Each with the name of its file in the chart.
-fn all() -> anyhow::Result<Vec<(&'static str, String)>> {
+fn all() -> anyhow::Result<Vec<(String, String)>> {
     let options = serde_saphyr::ser_options! { compact_list_indent: true, empty_as_braces: true };
-    let mut yaml = serde_saphyr::to_string_with_options(&TrafficPolicy::crd(), options)?;
-    if !yaml.ends_with('\n') {
-        yaml.push('\n');
-    }
-    Ok(vec![("trafficpolicies.yaml", yaml)])
+    let file = |crd: CustomResourceDefinition| {
+        let mut yaml = serde_saphyr::to_string_with_options(&crd, options)?;
+        if !yaml.ends_with('\n') {
+            yaml.push('\n');
+        }
+        Ok((format!("{}.yaml", crd.spec.names.plural), yaml))
+    };
+    outrigger_api::policy::crds().into_iter().map(file).collect()
 }
 
 #[cfg(test)]

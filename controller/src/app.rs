@@ -32,6 +32,8 @@ const CA_RETRY: Duration = Duration::from_secs(2);
 pub struct Config {
     /// Its own namespace: where the CA's Secret is.
     pub namespace: String,
+    /// Its own pod.
+    pub pod: String,
     /// Its own ServiceAccount.
     pub service_account: String,
     /// Of all SVIDs.
@@ -76,6 +78,7 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
 
     let index = Index::new(&config.trust_domain, metrics.clone());
     index.set_cluster_networks(config.cluster_networks.clone());
+    index.set_own(&config.namespace, &config.pod);
     index.set_external_names_allowed(config.allow_external_names);
     tasks.spawn(watches::run(client.clone(), index.clone(), stop.clone()));
 

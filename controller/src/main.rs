@@ -20,6 +20,9 @@ struct Arguments {
     /// The controller's own namespace.
     #[arg(long, env = "OUTRIGGER_NAMESPACE", default_value = "outrigger")]
     namespace: String,
+    /// The controller's own pod: kubelet makes its name the host's.
+    #[arg(long, env = "HOSTNAME", default_value = "")]
+    pod: String,
     /// The controller's own ServiceAccount.
     #[arg(long, env = "OUTRIGGER_SERVICE_ACCOUNT", default_value = "outrigger-controller")]
     service_account: String,
@@ -98,6 +101,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         .context("finding the API server: run in a cluster, or set KUBECONFIG")?;
     let config = Config {
         namespace: arguments.namespace,
+        pod: arguments.pod,
         service_account: arguments.service_account,
         trust_domain: arguments.trust_domain,
         ca_secret: arguments.ca_secret,

@@ -17,6 +17,7 @@ use outrigger_api::discovery::to_sidecar;
 use parking_lot::Mutex;
 use prost::Message;
 
+use crate::objects::ObjectName;
 use crate::topology::{Candidates, Needs, Place};
 
 /// Names the endpoints behind a Service's port, for callers that dialled an address of one family.
@@ -43,18 +44,21 @@ impl fmt::Display for SetName {
 #[derive(Debug, PartialEq)]
 pub struct Routes {
     message: Bytes,
+    service: Option<(ObjectName, u16)>,
     sets: Vec<SetName>,
 }
 
 impl Routes {
     /// `target` names `sets`, and no others.
     pub fn new(address: SocketAddr, target: proto::Target, sets: Vec<SetName>) -> Self {
+        let service = service_of(&target);
         let routes = proto::Routes {
             address: address.to_string(),
             target: Some(target),
         };
         Self {
             message: encoded(to_sidecar::Kind::Routes(routes)),
+            service,
             sets,
         }
     }
@@ -64,10 +68,25 @@ impl Routes {
         self.message.clone()
     }
 
+    /// The Service behind the address, and its port.
+    pub(crate) fn service(&self) -> Option<&(ObjectName, u16)> {
+        self.service.as_ref()
+    }
+
     /// What the message names.
     pub fn sets(&self) -> &[SetName] {
         &self.sets
     }
+}
+
+/// The Service that a target is called as, and its port.
+pub(crate) fn service_of(target: &proto::Target) -> Option<(ObjectName, u16)> {
+    let service = match target.kind.as_ref()? {
+        proto::target::Kind::Service(service) => service.r#ref.as_ref()?,
+        proto::target::Kind::Pod(pod) => pod.service.as_ref()?,
+    };
+    let port = u16::try_from(service.port).ok()?;
+    Some((ObjectName::new(&service.namespace, &service.name), port))
 }
 
 /// A set of endpoints, for callers wherever they run. Each view is made once, when the first caller of it asks, and shared by all.

@@ -14,8 +14,6 @@ use serde_json::{Value, json};
 use crate::discovery::Discover;
 use crate::index::Index;
 use crate::metrics::Metrics;
-use crate::objects::policy::TrafficPolicy;
-use crate::objects::route::{Route, RouteKind};
 use crate::objects::{Kind, Object, ObjectName, from_k8s};
 use crate::topic::Reader;
 use crate::topology::Place;
@@ -57,15 +55,10 @@ impl Cluster {
             "Node" => from_k8s::node(&serde_json::from_value(value).unwrap()).unwrap(),
             "Namespace" => from_k8s::namespace(&serde_json::from_value(value).unwrap()).unwrap(),
             _ => {
+                let is_it = |k: &Kind| k.resource().is_some_and(|resource| resource.kind == kind);
+                let optional = Kind::optional().find(is_it).unwrap_or_else(|| panic!("{kind}"));
                 let object: DynamicObject = serde_json::from_value(value).unwrap();
-                let name = from_k8s::object_name(&object.metadata);
-                match kind.as_str() {
-                    "HTTPRoute" => (name, route(RouteKind::Http, &object)),
-                    "GRPCRoute" => (name, route(RouteKind::Grpc, &object)),
-                    "TrafficPolicy" => (name, Object::TrafficPolicy(Box::new(TrafficPolicy::read(&object)))),
-                    "ServiceCIDR" => from_k8s::service_cidr(&object).unwrap(),
-                    other => panic!("{other}"),
-                }
+                Object::read(optional, &object).unwrap()
             }
         };
         self.index.apply(name, object);
@@ -188,10 +181,6 @@ impl Cluster {
         }));
         self.index.flush();
     }
-}
-
-fn route(kind: RouteKind, object: &DynamicObject) -> Object {
-    Object::Route(Box::new(Route::read(kind, object).unwrap()))
 }
 
 /// The addresses of a backend.

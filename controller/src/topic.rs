@@ -1,15 +1,18 @@
 //! A value that many follow, at little cost for each: who follows it has a number of its own, and finds that number in its inbox
 //! when the value has changed. A `watch` alone would need a future for each value that a session follows.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use outrigger_api::discovery::Feature;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-/// The numbers of what is to be looked at again, each once.
+/// The numbers of what is to be looked at again, each once. A session of a sidecar has one.
 #[derive(Debug, Default)]
 pub struct Inbox {
+    /// What the sidecar understands, each once.
+    features: BTreeSet<i32>,
     marked: Mutex<HashSet<usize>>,
     changed: Notify,
 }
@@ -42,6 +45,18 @@ pub struct Followed<V> {
 }
 
 impl Inbox {
+    /// Of a sidecar that understands these.
+    pub(crate) fn new(features: impl Iterator<Item = Feature>) -> Self {
+        Self {
+            features: features.map(i32::from).collect(),
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn understands(&self, feature: Feature) -> bool {
+        self.features.contains(&feature.into())
+    }
+
     /// Waits for a number.
     pub async fn next(&self) -> usize {
         loop {
@@ -103,6 +118,16 @@ impl<V> Topic<V> {
             readers: Arc::clone(&self.readers),
             reader,
         }
+    }
+
+    /// Whose it is that follow it.
+    pub(crate) fn readers(&self) -> Vec<Arc<Inbox>> {
+        self.readers.lock().values().cloned().collect()
+    }
+
+    /// How many watch it.
+    pub(crate) fn watchers(&self) -> usize {
+        self.values.receiver_count().saturating_sub(self.readers.lock().len())
     }
 
     /// Whether nobody watches or follows it.

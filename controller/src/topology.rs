@@ -164,6 +164,11 @@ impl TargetViews {
         }
     }
 
+    /// What every caller gets.
+    pub(crate) fn common(&self) -> &proto::Target {
+        &self.common
+    }
+
     /// What a caller gets.
     pub fn target(&self, caller: &Place) -> proto::Target {
         let mut target = self.common.clone();

@@ -1,6 +1,6 @@
 // The cluster of objects.yaml in an index. Compiled with the code of the version before, too, when answers are recorded: so it
-// keeps to what both have, and whoever includes it imports `Object`, `Route`, `RouteKind`, `TrafficPolicy` and `from_k8s` from where
-// that version has them.
+// keeps to what both have, and whoever includes it imports `Object`, `Route`, `RouteKind` and `from_k8s` from where that version has
+// them, and has a function `policy` that reads a TrafficPolicy.
 
 use std::sync::Arc;
 
@@ -43,7 +43,7 @@ fn index(objects: &str, trust_domain: &str) -> Arc<Index> {
                         let route = Route::read(RouteKind::Http, &object).unwrap();
                         (name, Object::Route(Box::new(route)))
                     }
-                    "TrafficPolicy" => (name, Object::TrafficPolicy(Box::new(TrafficPolicy::read(&object)))),
+                    "TrafficPolicy" => (name, policy(&object)),
                     other => panic!("{other}"),
                 }
             }

@@ -13,6 +13,10 @@ use outrigger_controller::index::objects::Object;
 use outrigger_controller::policy::TrafficPolicy;
 use prost::Message;
 
+fn policy(object: &DynamicObject) -> Object {
+    Object::TrafficPolicy(Box::new(TrafficPolicy::read(object)))
+}
+
 #[test]
 fn record() {
     let to = PathBuf::from(std::env::var("OUTRIGGER_RECORD_TO").unwrap());

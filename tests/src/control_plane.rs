@@ -214,6 +214,7 @@ impl ControlPlane {
         let (address, admin) = (free_port()?, free_port()?);
         let config = ControllerConfig {
             namespace: INSTALL_NAMESPACE.to_owned(),
+            pod: String::new(),
             service_account: "outrigger-controller".to_owned(),
             trust_domain: "cluster.local".to_owned(),
             ca_secret: "outrigger-ca".to_owned(),

@@ -28,8 +28,8 @@ pub struct Hello {
     /// it where the connection's address is no known pod's, and only a pod of the caller's ServiceAccount.
     #[prost(string, tag = "2")]
     pub pod: ::prost::alloc::string::String,
-    /// What this sidecar understands beyond the first version of the session. The controller sends nothing else that would
-    /// need it.
+    /// What this sidecar understands beyond the first version of the session. The controller sends nothing that would be
+    /// misunderstood without it; what would be passed over, the status of the policy says.
     #[prost(enumeration = "Feature", repeated, tag = "3")]
     pub features: ::prost::alloc::vec::Vec<i32>,
 }
@@ -454,10 +454,10 @@ pub struct Retry {
     pub backoff_base_ms: ::core::option::Option<u64>,
     #[prost(uint64, optional, tag = "6")]
     pub backoff_max_ms: ::core::option::Option<u64>,
-    /// Retries as a share of requests over ten seconds, 0 to 100.
+    /// Retries as a share of requests over `budget_interval_ms`, 0 to 100.
     #[prost(uint32, optional, tag = "7")]
     pub budget_percent: ::core::option::Option<u32>,
-    /// Retries a second that are allowed whatever the share.
+    /// Retries a second that are allowed whatever the share, for who does not know `budget_min_rate`.
     #[prost(uint32, optional, tag = "8")]
     pub budget_min_per_second: ::core::option::Option<u32>,
     /// Also methods that are not idempotent. The owner of the Service says so; it is never the default.
@@ -466,6 +466,19 @@ pub struct Retry {
     /// Bytes of a request body kept for another attempt.
     #[prost(uint64, optional, tag = "10")]
     pub max_body_bytes: ::core::option::Option<u64>,
+    /// Absent: ten seconds.
+    #[prost(uint64, optional, tag = "11")]
+    pub budget_interval_ms: ::core::option::Option<u64>,
+    /// Retries that are allowed whatever the share; in the place of `budget_min_per_second`.
+    #[prost(message, optional, tag = "12")]
+    pub budget_min_rate: ::core::option::Option<RetryRate>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RetryRate {
+    #[prost(uint32, tag = "1")]
+    pub count: u32,
+    #[prost(uint64, tag = "2")]
+    pub interval_ms: u64,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -473,6 +486,8 @@ pub enum Feature {
     Unspecified = 0,
     /// An EndpointSet with `since`.
     EndpointChanges = 1,
+    /// `Retry.budget_interval_ms` and `Retry.budget_min_rate`.
+    RetryConstraint = 2,
 }
 impl Feature {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -483,6 +498,7 @@ impl Feature {
         match self {
             Self::Unspecified => "FEATURE_UNSPECIFIED",
             Self::EndpointChanges => "FEATURE_ENDPOINT_CHANGES",
+            Self::RetryConstraint => "FEATURE_RETRY_CONSTRAINT",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -490,6 +506,7 @@ impl Feature {
         match value {
             "FEATURE_UNSPECIFIED" => Some(Self::Unspecified),
             "FEATURE_ENDPOINT_CHANGES" => Some(Self::EndpointChanges),
+            "FEATURE_RETRY_CONSTRAINT" => Some(Self::RetryConstraint),
             _ => None,
         }
     }

@@ -8,7 +8,7 @@ use outrigger_api::discovery as proto;
 use outrigger_api::discovery::Protocol;
 use outrigger_api::ports;
 
-use super::{attachment, endpoints, routing};
+use super::{endpoints, routing, traffic};
 use crate::discovery::Caller;
 use crate::objects::route::{BackendRef, Route, RouteFilter, Rule};
 use crate::objects::{ObjectName, Pod, PortSet, Service, ServicePort, TargetPort};
@@ -57,12 +57,16 @@ fn parts(
     deps: &mut Deps,
 ) -> (proto::Target, Vec<(usize, SetName)>) {
     deps.insert(Dep::Ip(address.ip()));
-    let mut build = Build { store, deps };
+    let mut build = Build {
+        store,
+        callers: consumer,
+        deps,
+    };
     let mut sets = Vec::new();
     let kind = if let Some((name, service)) = store.service_at(address.ip()) {
         let mut backends = Backends::new(address.ip().is_ipv6());
         let service = match service.ports.iter().find(|p| p.port == address.port()) {
-            Some(port) => build.service(name, service, port, consumer, &mut backends),
+            Some(port) => build.service(name, service, port, &mut backends),
             None => build.no_such_port(name, address.port(), &mut backends),
         };
         sets = backends.sets;
@@ -113,7 +117,11 @@ pub(crate) fn workload(store: &Store, name: &ObjectName, deps: &mut Deps) -> pro
             ..proto::Workload::default()
         };
     };
-    let build = Build { store, deps };
+    let build = Build {
+        store,
+        callers: "",
+        deps,
+    };
     let mut protocols = HashMap::new();
     for (service_name, service) in store.services_selecting(&name.namespace, pod) {
         for port in &service.ports {
@@ -149,6 +157,8 @@ pub(crate) fn workload(store: &Store, name: &ObjectName, deps: &mut Deps) -> pro
 
 struct Build<'a> {
     store: &'a Store,
+    /// The namespace of the clients.
+    callers: &'a str,
     deps: &'a mut Deps,
 }
 
@@ -158,12 +168,11 @@ impl Build<'_> {
         name: &ObjectName,
         service: &Service,
         port: &ServicePort,
-        consumer: &str,
         backends: &mut Backends,
     ) -> proto::Service {
         self.depend_on_service(name);
         backends.index(self, name, port.port);
-        let routes = routing::routes_for(self.store, name, port, consumer);
+        let routes = routing::routes_for(self.store, name, port, self.callers);
         let over = routes
             .first()
             .map(|first| routing::over_budget(self.store, name, first));
@@ -181,7 +190,7 @@ impl Build<'_> {
             protocol: protocol.into(),
             routes,
             backends: Vec::new(), // they are in `backends`
-            policy: attachment::of_service(self.store, name),
+            policy: traffic::of_service(self.store, name, &port.name, self.callers),
         }
     }
 
@@ -190,7 +199,7 @@ impl Build<'_> {
         backends.index(self, name, port);
         proto::Service {
             r#ref: Some(service_ref(name, port)),
-            policy: attachment::of_service(self.store, name),
+            policy: traffic::of_service(self.store, name, "", self.callers),
             ..proto::Service::default()
         }
     }
@@ -211,7 +220,7 @@ impl Build<'_> {
             } else {
                 matches
             },
-            policy: attachment::of_rule(self.store, route.kind, &route.name, &rule.policy),
+            policy: traffic::of_rule(self.store, route.kind, &route.name, rule),
             ..proto::Route::default()
         };
         if rule.broken {
@@ -262,7 +271,7 @@ impl Build<'_> {
         self.deps.insert(Dep::Pod(name.clone()));
         self.deps.insert(Dep::Services(name.namespace.clone()));
         self.deps.insert(Dep::Namespace(name.namespace.clone()));
-        self.deps.insert(Dep::Policies(name.namespace.clone()));
+        self.depend_on_policies(name);
         let mut owners = Vec::new();
         for (service_name, service) in self.store.services_selecting(&name.namespace, pod) {
             let ports = service.ports.iter();
@@ -294,9 +303,8 @@ impl Build<'_> {
             }),
             service: one_service.map(|(service, _, port)| service_ref(service, port.port)),
             policy: match one_service {
-                Some((service, ..)) => attachment::of_service(self.store, service),
-                // The namespace's alone: no Service has the name "".
-                None => attachment::of_service(self.store, &ObjectName::new(&name.namespace, "")),
+                Some((service, _, port)) => traffic::of_service(self.store, service, &port.name, self.callers),
+                None => traffic::of_namespace(self.store, &name.namespace),
             },
         }
     }
@@ -322,7 +330,17 @@ impl Build<'_> {
     fn depend_on_service(&mut self, name: &ObjectName) {
         self.deps.insert(Dep::Service(name.clone()));
         self.deps.insert(Dep::Namespace(name.namespace.clone()));
-        self.deps.insert(Dep::Policies(name.namespace.clone()));
+        self.depend_on_policies(name);
+    }
+
+    /// Those of its namespace, of the clients', and of the whole mesh.
+    fn depend_on_policies(&mut self, name: &ObjectName) {
+        let namespaces = [
+            name.namespace.clone(),
+            self.callers.into(),
+            self.store.own.namespace.clone(),
+        ];
+        self.deps.extend(namespaces.map(Dep::Policies));
     }
 }
 
@@ -351,6 +369,8 @@ impl Backends {
         }
         build.depend_on_service(name);
         let service = build.store.services.get(name);
+        let named = service.and_then(|service| service.ports.iter().find(|p| p.port == port));
+        let port_name = named.map_or("", |port| &port.name);
         let kind = match service.and_then(|service| service.external_name.as_ref()) {
             // The target of a CNAME: a whole name, to which the search domains of whoever asks add nothing.
             Some(host) => proto::backend::Kind::Dns(proto::DnsName {
@@ -379,7 +399,7 @@ impl Backends {
         self.list.push(proto::Backend {
             r#ref: Some(service_ref(name, port)),
             kind: Some(kind),
-            policy: attachment::of_service(build.store, name),
+            policy: traffic::of_service(build.store, name, port_name, build.callers),
             client_affinity: service.is_some_and(|service| service.client_affinity),
         });
         self.by_name.insert((name.clone(), port), index);

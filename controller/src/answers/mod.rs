@@ -2,10 +2,10 @@
 //!
 //! Architecture Invariant: an answer depends on the store alone, and names everything it was made from.
 
-mod attachment;
 pub(crate) mod build;
 mod endpoints;
 mod routing;
+mod traffic;
 
-pub(crate) use self::attachment::{Attached, attached_to};
 pub(crate) use self::routing::{OverBudget, is_displaced, resolve};
+pub(crate) use self::traffic::is_overridden;

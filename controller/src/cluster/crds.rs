@@ -1,4 +1,4 @@
-//! Kinds that may be absent, and may come and go: Gateway API's, Outrigger's own, and ServiceCIDRs (Kubernetes 1.31 and later).
+//! Watches of the kinds that may be absent, and may come and go ([`Kind::optional`]).
 //!
 //! API discovery needs no rights of its own and costs the API server next to nothing, so it is asked every few seconds.
 
@@ -14,16 +14,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::fill::{Fill, Waiting};
 use crate::index::Index;
-use crate::objects::policy::{self, TrafficPolicy};
-use crate::objects::route::{self, Route, RouteKind};
-use crate::objects::{Kind, Object, ObjectName, from_k8s};
+use crate::objects::{Kind, Object};
 
 /// How often API discovery is asked.
 const POLL: Duration = Duration::from_secs(3);
-
-const NETWORKING: &str = "networking.k8s.io";
-
-pub(super) const KINDS: [Kind; 4] = [Kind::HttpRoute, Kind::GrpcRoute, Kind::TrafficPolicy, Kind::ServiceCidr];
 
 /// The watches that there are; each ends when it is taken out.
 type Watched = HashMap<Kind, (ApiResource, AbortOnDropHandle<()>)>;
@@ -34,7 +28,7 @@ pub(super) async fn run(client: Client, index: Arc<Index>, waiting: Waiting) {
     loop {
         match resources(&client).await {
             Ok(present) => {
-                for kind in KINDS {
+                for kind in Kind::optional() {
                     follow(&client, &index, &waiting, kind, present.get(&kind), &mut watched);
                 }
             }
@@ -75,29 +69,19 @@ fn follow(
         index: index.clone(),
         waiting: waiting.clone(),
     };
-    let convert = move |object: &DynamicObject| convert(kind, object);
+    let convert = move |object: &DynamicObject| Object::read(kind, object);
     let task = AbortOnDropHandle::new(tokio::spawn(fill.follow(events, convert)));
     watched.insert(kind, (resource.clone(), task));
-}
-
-fn convert(kind: Kind, object: &DynamicObject) -> Option<(ObjectName, Object)> {
-    let name = from_k8s::object_name(&object.metadata);
-    let route = |kind| Some(Object::Route(Box::new(Route::read(kind, object)?)));
-    let object = match kind {
-        Kind::HttpRoute => route(RouteKind::Http)?,
-        Kind::GrpcRoute => route(RouteKind::Grpc)?,
-        Kind::TrafficPolicy => Object::TrafficPolicy(Box::new(TrafficPolicy::read(object))),
-        Kind::ServiceCidr => return from_k8s::service_cidr(object),
-        Kind::Service | Kind::EndpointSlice | Kind::Pod | Kind::Node | Kind::Namespace => return None,
-    };
-    Some((name, object))
 }
 
 /// Which of the kinds the API server has, each in the version that its group prefers among those that have it.
 async fn resources(client: &Client) -> kube::Result<HashMap<Kind, ApiResource>> {
     let mut found = HashMap::new();
+    let wanted: Vec<_> = Kind::optional()
+        .filter_map(|kind| Some((kind, kind.resource()?)))
+        .collect();
     for group in client.list_api_groups().await?.groups {
-        if ![route::GROUP, policy::GROUP, NETWORKING].contains(&group.name.as_str()) {
+        if !wanted.iter().any(|(_, resource)| resource.group == group.name) {
             continue;
         }
         let preferred = group.preferred_version.iter();
@@ -109,19 +93,17 @@ async fn resources(client: &Client) -> kube::Result<HashMap<Kind, ApiResource>> 
         );
         for version in versions {
             for resource in client.list_api_group_resources(&version.group_version).await?.resources {
-                let kind = match (group.name.as_str(), resource.kind.as_str()) {
-                    (route::GROUP, "HTTPRoute") => Kind::HttpRoute,
-                    (route::GROUP, "GRPCRoute") => Kind::GrpcRoute,
-                    (policy::GROUP, "TrafficPolicy") => Kind::TrafficPolicy,
-                    (NETWORKING, "ServiceCIDR") => Kind::ServiceCidr,
-                    _ => continue,
+                let is_it =
+                    |(_, known): &&(Kind, ApiResource)| known.group == group.name && known.kind == resource.kind;
+                let Some((kind, _)) = wanted.iter().find(is_it) else {
+                    continue;
                 };
                 if resource.name.contains('/') {
                     continue; // a subresource
                 }
                 let gvk = GroupVersionKind::gvk(&group.name, &version.version, &resource.kind);
                 found
-                    .entry(kind)
+                    .entry(*kind)
                     .or_insert_with(|| ApiResource::from_gvk_with_plural(&gvk, &resource.name));
             }
         }

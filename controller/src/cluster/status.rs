@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::api::{ApiResource, Patch, PatchParams};
-use kube::core::{DynamicObject, GroupVersionKind};
+use kube::core::DynamicObject;
 use kube::{Api, Client};
 use serde_json::json;
 use time::OffsetDateTime;
@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::index::Index;
 use crate::metrics::Metrics;
-use crate::objects::{Kind, ObjectName, policy, route};
+use crate::objects::{Kind, ObjectName};
 use crate::status::{Write, wanted};
 use outrigger_issuer::clock;
 
@@ -44,9 +44,16 @@ pub async fn run(client: Client, index: Arc<Index>, metrics: Arc<Metrics>) {
         let now = OffsetDateTime::from(clock::now());
         let now = now.replace_nanosecond(0).unwrap_or(now);
         let now = now.format(&Rfc3339).unwrap_or_default();
-        for write in written.due(index.read(|store| wanted(store, &now)), Instant::now()) {
-            match patch(&client, &write).await {
-                Ok(()) => metrics.status_written(),
+        for write in written.due(wanted_now(&index, &now), Instant::now()) {
+            // Whatever has a status to write has one.
+            let Some(resource) = write.kind.resource() else {
+                continue;
+            };
+            match patch(&client, &resource, &write).await {
+                Ok(taken) => {
+                    metrics.status_written();
+                    see_crd(&index, &write, &taken);
+                }
                 // A newer version is on its way through the watch, or the object is gone.
                 Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
                 Err(e) => tracing::warn!(kind = ?write.kind, name = %write.name, error = %e, "cannot write a status"),
@@ -109,18 +116,28 @@ impl Written {
     }
 }
 
-async fn patch(client: &Client, write: &Write) -> kube::Result<()> {
-    let (group, version, kind, plural) = match write.kind {
-        Kind::HttpRoute => (route::GROUP, "v1", "HTTPRoute", "httproutes"),
-        Kind::GrpcRoute => (route::GROUP, "v1", "GRPCRoute", "grpcroutes"),
-        _ => (policy::GROUP, "v1alpha1", "TrafficPolicy", "trafficpolicies"),
-    };
-    let resource = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural);
-    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &write.name.namespace, &resource);
+fn wanted_now(index: &Index, now: &str) -> Vec<Write> {
+    index.read_with_callers(|store, callers| wanted(store, callers, now))
+}
+
+/// What the API server has not kept of a policy's status, its CRD does not have.
+fn see_crd(index: &Index, write: &Write, taken: &DynamicObject) {
+    let Kind::Policy(kind) = write.kind else { return };
+    let drops = taken.data.pointer("/status/ancestors").is_none();
+    if index.set_old_crd(kind, drops) && drops {
+        tracing::warn!(
+            ?kind,
+            "the CRD is older than this controller: apply what `outrigger crds` prints"
+        );
+    }
+}
+
+/// The object as it is then.
+async fn patch(client: &Client, resource: &ApiResource, write: &Write) -> kube::Result<DynamicObject> {
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &write.name.namespace, resource);
     let body = json!({"metadata": {"resourceVersion": write.resource_version}, "status": write.status});
     api.patch_status(&write.name.name, &PatchParams::default(), &Patch::Merge(&body))
-        .await?;
-    Ok(())
+        .await
 }
 
 #[cfg(test)]

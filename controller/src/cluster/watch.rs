@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Watches everything that the index is made from until `stop` is cancelled, and tells the index when it is complete.
 pub async fn run(client: Client, index: Arc<Index>, stop: CancellationToken) {
     let waiting = Waiting::new([Kind::Service, Kind::EndpointSlice, Kind::Pod, Kind::Namespace]);
-    let waiting_with_patience = Waiting::new(crds::KINDS.into_iter().chain([Kind::Node]));
+    let waiting_with_patience = Waiting::new(Kind::optional().chain([Kind::Node]));
     let own_kinds = async {
         let fill = |kind| Fill {
             kind,

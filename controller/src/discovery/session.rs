@@ -149,7 +149,7 @@ impl Session {
             targets: HashMap::new(),
             sets: HashMap::new(),
             queue: [Next::Trust, Next::Workload].into(),
-            inbox: Arc::default(),
+            inbox: Arc::new(Inbox::new(hello.features())),
             numbers: Slab::new(),
             member,
         }
@@ -383,3 +383,8 @@ impl Session {
         })
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+#[path = "session_tests.rs"]
+mod tests;

@@ -4,6 +4,7 @@
 //! it depends on: an answer remembers everything it was made from (`store::Dep`), and only answers that somebody
 //! watches are kept. Changes are gathered for a few milliseconds, so that a rolling update is not a thousand answers.
 
+mod callers;
 mod watches;
 
 use std::collections::{BTreeSet, HashSet};
@@ -15,11 +16,15 @@ use outrigger_api::discovery::Workload;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
+pub(crate) use self::callers::Callers;
+#[cfg(test)]
+pub(crate) use self::callers::Count;
 use self::watches::{Answer, Watches};
 use crate::answers::build;
 use crate::discovery::{Caller, Discover, Update};
 use crate::metrics::{AnswerKind, Metrics};
 use crate::objects::networks::Networks;
+use crate::objects::policy::PolicyKind;
 use crate::objects::{Kind, Object, ObjectName, Pod};
 use crate::split::{EndpointViews, Routes, SetName};
 use crate::store::{Dep, Store, Touched};
@@ -93,6 +98,28 @@ impl Index {
     /// The networks of the cluster's Services and pods, as the operator says, beside its ServiceCIDRs.
     pub fn set_cluster_networks(&self, networks: Networks) {
         self.change(|store, touched| store.set_cluster_networks(networks, touched));
+    }
+
+    /// The pod that this controller is. A policy on its namespace holds for the whole mesh.
+    pub fn set_own(&self, namespace: &str, pod: &str) {
+        let own = ObjectName::new(namespace, pod);
+        self.change(|store, touched| store.set_own(own, touched));
+    }
+
+    /// Says whether the API server drops parts of a policy's status, because the kind's CRD is older than this controller.
+    /// Returns whether that is news.
+    pub(crate) fn set_old_crd(&self, kind: PolicyKind, old: bool) -> bool {
+        if self.read(|store| store.old_crds.contains(&kind)) == old {
+            return false;
+        }
+        self.change(|store, touched| {
+            touched.statuses = true;
+            match old {
+                true => store.old_crds.insert(kind),
+                false => store.old_crds.remove(&kind),
+            };
+        });
+        true
     }
 
     /// Says whether a Service of the type ExternalName may be a route's backend.
@@ -200,6 +227,16 @@ impl Index {
     /// Reads the store.
     pub(crate) fn read<T>(&self, read: impl FnOnce(&Store) -> T) -> T {
         read(&self.inner.lock().store)
+    }
+
+    /// Reads the store, and who is told of what.
+    pub(crate) fn read_with_callers<T>(&self, read: impl FnOnce(&Store, &Callers<'_>) -> T) -> T {
+        let inner = self.inner.lock();
+        let callers = Callers {
+            sessions: &inner.routes,
+            streams: &inner.targets,
+        };
+        read(&inner.store, &callers)
     }
 
     fn change(&self, change: impl FnOnce(&mut Store, &mut Touched)) {

@@ -101,6 +101,10 @@ impl<K: Clone + Eq + Hash, V: Answer> Watches<K, V> {
         self.sweep_at = (2 * self.watched.len()).max(FEW);
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&K, &Topic<V>)> {
+        self.watched.iter().map(|(key, watched)| (key, &watched.topic))
+    }
+
     pub(super) fn len(&self) -> usize {
         self.watched.len()
     }

@@ -2,6 +2,7 @@
 
 pub mod from_k8s;
 pub mod networks;
+mod optional;
 pub mod policy;
 pub mod route;
 
@@ -15,11 +16,11 @@ use std::time::SystemTime;
 use outrigger_api::discovery::Protocol;
 
 use self::networks::Networks;
-use self::policy::TrafficPolicy;
+use self::policy::{Policy, PolicyKind};
 use self::route::Route;
 
 /// The namespace and name of an object. The namespace of a Namespace, and of a Node, is "".
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectName {
     /// "" for an object without one.
     pub namespace: Arc<str>,
@@ -54,7 +55,7 @@ pub enum Kind {
     Namespace,
     HttpRoute,
     GrpcRoute,
-    TrafficPolicy,
+    Policy(PolicyKind),
     ServiceCidr,
 }
 
@@ -68,7 +69,7 @@ pub enum Object {
     Node(Node),
     Namespace(Namespace),
     Route(Box<Route>),
-    TrafficPolicy(Box<TrafficPolicy>),
+    Policy(Box<Policy>),
     ServiceCidr(Networks),
 }
 

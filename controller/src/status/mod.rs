@@ -1,12 +1,15 @@
 //! What the conditions of routes and policies should say. `cluster::status` writes them.
 
+mod entries;
 mod policy;
 mod route;
 
-use outrigger_api::policy::Condition;
 use serde_json::{Value, json};
 
+use self::entries::{To, conditions, merged};
 use crate::answers::OverBudget;
+use crate::index::Callers;
+use crate::objects::policy::Policy;
 use crate::objects::route::RouteKind;
 use crate::objects::{Kind, ObjectName};
 use crate::store::Store;
@@ -20,8 +23,8 @@ pub(crate) struct Write {
     pub(crate) status: Value,
 }
 
-/// All statuses that are not as they should be.
-pub(crate) fn wanted(store: &Store, now: &str) -> Vec<Write> {
+/// All statuses that are not as they should be. `now` is RFC 3339.
+pub(crate) fn wanted(store: &Store, callers: &Callers<'_>, now: &str) -> Vec<Write> {
     let mut over = OverBudget::default();
     let routes = store.routes.iter().filter_map(|((kind, name), route)| {
         Some(Write {
@@ -34,25 +37,27 @@ pub(crate) fn wanted(store: &Store, now: &str) -> Vec<Write> {
             status: json!({"parents": route::parents(store, &mut over, route, now)?}),
         })
     });
-    let policies = store.policies.iter().filter_map(|(name, policy)| {
-        let condition = timed(policy::condition(store, policy), policy.condition.as_ref(), now)?;
+    let policies = store.policies.iter().filter_map(|policy| {
         Some(Write {
-            kind: Kind::TrafficPolicy,
-            name: name.clone(),
+            kind: Kind::Policy(policy.kind),
+            name: policy.name.clone(),
             resource_version: policy.resource_version.clone(),
-            status: json!({"conditions": [condition]}),
+            status: of_policy(store, callers, policy, now)?,
         })
     });
     routes.chain(policies).collect()
 }
 
-/// The condition with its time: that of the last change from one status to another. None: it is so already.
-fn timed(mut new: Condition, old: Option<&Condition>, now: &str) -> Option<Condition> {
-    new.last_transition_time = match old {
-        Some(old) if old.status == new.status => old.last_transition_time.clone(),
-        _ => now.to_owned(),
-    };
-    (old != Some(&new)).then_some(new)
+/// None: it is so already.
+fn of_policy(store: &Store, callers: &Callers<'_>, policy: &Policy, now: &str) -> Option<Value> {
+    let old_crd = store.old_crds.contains(&policy.kind);
+    let entries = policy::entries(store, callers, policy);
+    let summary = policy::summary(policy, &entries, old_crd);
+    let conditions = conditions(&[summary], &policy.conditions, policy.generation, now);
+    let ancestors = merged(To::Ancestor, &entries, &policy.ancestors, policy.generation, now);
+    let same = conditions == policy.conditions && (old_crd || ancestors.is_none());
+    let ancestors = ancestors.unwrap_or_else(|| policy.ancestors.clone());
+    (!same).then(|| json!({"ancestors": ancestors, "conditions": conditions}))
 }
 
 #[cfg(test)]

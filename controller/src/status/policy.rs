@@ -1,77 +1,225 @@
-//! The condition of a TrafficPolicy: whether it is in force, and why not.
+//! What has become of a policy at each of its targets, and in all (Gateway API, GEP-713).
 
-use outrigger_api::policy::Condition;
+use serde_json::Value;
 
-use crate::answers::{Attached, attached_to};
+use super::entries::{Entry, Verdict, is_ours};
+use crate::answers::is_overridden;
+use crate::index::Callers;
 use crate::objects::ObjectName;
-use crate::objects::policy::{ACCEPTED, TrafficPolicy};
-use crate::objects::route::{self, RouteKind};
+use crate::objects::policy::{Attachment, Policy, Target, TargetKind};
 use crate::store::Store;
 
-/// The condition that the policy should have, but for its time.
-pub(crate) fn condition(store: &Store, policy: &TrafficPolicy) -> Condition {
-    let (reason, message) = match &policy.policy {
-        Err(mistakes) => ("Invalid", format!("Not in force. {}", mistakes.join("; "))),
-        Ok(_) => attachment(store, policy),
+const ACCEPTED: &str = "Accepted";
+const PROGRAMMED: &str = "Programmed";
+const PARTIALLY: &str = "PartiallyProgrammed";
+
+/// One for each target.
+pub(super) fn entries(store: &Store, callers: &Callers<'_>, policy: &Policy) -> Vec<Entry> {
+    let entry = |attachment: &Attachment| {
+        let accepted = accepted(store, policy, attachment);
+        // Where it is not accepted, nobody carries it out.
+        let target = attachment.target.as_ref().ok().filter(|_| accepted.ok);
+        let programmed = target.map(|target| programmed(store, callers, policy, (target, &attachment.reference)));
+        Entry {
+            reference: attachment.reference.clone(),
+            verdicts: [accepted].into_iter().chain(programmed).collect(),
+        }
     };
-    Condition {
-        type_: ACCEPTED.to_owned(),
-        status: if reason == "Accepted" { "True" } else { "False" }.to_owned(),
-        reason: reason.to_owned(),
-        message,
-        last_transition_time: String::new(),
-        observed_generation: policy.generation,
+    policy.attachments.iter().map(entry).collect()
+}
+
+/// All of them in one condition. A policy that cannot be read has it alone.
+pub(super) fn summary(policy: &Policy, entries: &[Entry], old_crd: bool) -> Verdict {
+    let accepted = entries
+        .iter()
+        .flat_map(|entry| &entry.verdicts)
+        .filter(|v| v.type_ == ACCEPTED);
+    let refused: Vec<_> = accepted.filter(|verdict| !verdict.ok).collect();
+    let (reason, mut message) = match (&policy.compiled, refused.first()) {
+        (Err(mistakes), _) => ("Invalid", invalid(mistakes)),
+        (Ok(_), None) => (ACCEPTED, "In force".to_owned()),
+        (Ok(_), Some(first)) => {
+            let messages: Vec<_> = refused.iter().map(|verdict| verdict.message.as_str()).collect();
+            (first.reason, messages.join("; "))
+        }
+    };
+    if old_crd {
+        message += ". The CRD is older than the controller, and drops what it does not know of this policy and of its status: \
+                    outrigger crds | kubectl apply --server-side --force-conflicts -f -";
+    }
+    verdict(ACCEPTED, reason, message)
+}
+
+fn accepted(store: &Store, policy: &Policy, attachment: &Attachment) -> Verdict {
+    if let Err(mistakes) = &policy.compiled {
+        return verdict(ACCEPTED, "Invalid", invalid(mistakes));
+    }
+    let shown = shown(&attachment.reference);
+    let target = match attachment.target.as_ref() {
+        Ok(target) => target,
+        Err(why) => return verdict(ACCEPTED, "TargetNotFound", format!("{shown}: {why}")),
+    };
+    if let Some(why) = missing(store, target) {
+        return verdict(ACCEPTED, "TargetNotFound", format!("{shown}: {why}"));
+    }
+    let holder = store.policies.at(policy.kind, target.clone()).next();
+    match holder.filter(|holder| holder.name != policy.name) {
+        Some(holder) => {
+            let kind = (policy.kind.row().resource)().kind;
+            let message = format!("for {shown} the older {kind} {} is in force", holder.name.name);
+            verdict(ACCEPTED, "Conflicted", message)
+        }
+        None => verdict(ACCEPTED, ACCEPTED, "In force".to_owned()),
     }
 }
 
-fn attachment(store: &Store, policy: &TrafficPolicy) -> (&'static str, String) {
-    let (mut conflicts, mut missing) = (Vec::new(), Vec::new());
-    for target in &policy.targets {
-        let name = ObjectName::new(&policy.name.namespace, &target.name);
-        let attached = match (target.group.as_str(), target.kind.as_str()) {
-            ("", "Service") => store.services.contains_key(&name).then_some(Attached::Service(&name)),
-            ("", "Namespace") => (name.name == name.namespace).then_some(Attached::Namespace(&name.namespace)),
-            (route::GROUP, "HTTPRoute") => route(store, RouteKind::Http, &name),
-            (route::GROUP, "GRPCRoute") => route(store, RouteKind::Grpc, &name),
-            _ => None,
-        };
-        let Some(attached) = attached else {
-            missing.push(format!("{:?} {} {}", target.group, target.kind, target.name));
-            continue;
-        };
-        if let Some(holder) = attached_to(store, attached).filter(|holder| holder.name != policy.name) {
-            conflicts.push(format!(
-                "for {} {} the older TrafficPolicy {} is in force",
-                target.kind, target.name, holder.name.name
-            ));
-        }
-    }
-    if !conflicts.is_empty() {
-        return ("Conflicted", conflicts.join("; "));
-    }
-    if !missing.is_empty() {
-        let message = format!(
-            "not found in the namespace {}: {}. A Service or a Namespace has the group \"\", a route {:?}; a Namespace \
-             can only be the policy's own",
-            policy.name.namespace,
-            missing.join(", "),
-            route::GROUP
-        );
-        return ("TargetNotFound", message);
-    }
-    let mut message = "In force".to_owned();
+fn programmed(
+    store: &Store,
+    callers: &Callers<'_>,
+    policy: &Policy,
+    (target, reference): (&Target, &Value),
+) -> Verdict {
     if !policy.unknown.is_empty() {
-        message += &format!(
-            ", without fields that this version of the controller does not know: {}",
+        let message = format!(
+            "without fields that this version of the controller does not know: {}",
             policy.unknown.join(", ")
         );
+        return verdict(PROGRAMMED, PARTIALLY, message);
     }
-    ("Accepted", message)
+    if let Some(message) = lacking(store, callers, policy, (target, reference)) {
+        return verdict(PROGRAMMED, PARTIALLY, message);
+    }
+    if policy
+        .traffic()
+        .is_some_and(|traffic| is_overridden(store, traffic, target))
+    {
+        let message = "what is nearer to each request says all that this policy says".to_owned();
+        return verdict(PROGRAMMED, "Overridden", message);
+    }
+    verdict(PROGRAMMED, PROGRAMMED, "All that it says is in force".to_owned())
 }
 
-fn route<'a>(store: &Store, kind: RouteKind, name: &'a ObjectName) -> Option<Attached<'a>> {
-    store
-        .routes
-        .contains_key(&(kind, name.clone()))
-        .then_some(Attached::Route(kind, name))
+/// Which sidecars do not understand all of it. Each controller knows its own; so that two do not write over one another without end,
+/// the first to say it goes on until its sidecars do, or it is gone.
+fn lacking(
+    store: &Store,
+    callers: &Callers<'_>,
+    policy: &Policy,
+    (target, reference): (&Target, &Value),
+) -> Option<String> {
+    let needs = policy
+        .compiled
+        .as_ref()
+        .map(|compiled| &*compiled.needs)
+        .unwrap_or_default();
+    if needs.is_empty() {
+        return None;
+    }
+    if let Some(message) = said_by_another(store, policy, reference) {
+        return Some(message.to_owned());
+    }
+    let (features, fields): (Vec<_>, Vec<_>) = needs.iter().copied().unzip();
+    let count = callers.count(&features, |service, port, callers| {
+        concerns(store, target, service, port, callers)
+    });
+    (count.lacking > 0).then(|| {
+        format!(
+            "{}: {} of {} sidecars that it tells of the target are older, and do not know all of {}: kubectl rollout restart brings \
+             the new one into their pods",
+            store.own.name,
+            count.lacking,
+            count.all,
+            fields.join(", ")
+        )
+    })
+}
+
+/// The word of another controller's pod that is still there, on this generation.
+fn said_by_another<'a>(store: &Store, policy: &'a Policy, reference: &Value) -> Option<&'a str> {
+    let entries = policy.ancestors.iter();
+    let entry = entries
+        .filter(|e| is_ours(e))
+        .find(|e| e.get("ancestorRef") == Some(reference))?;
+    let conditions = entry.get("conditions")?.as_array()?;
+    let said = conditions.iter().find(|c| {
+        c.get("reason").is_some_and(|reason| reason == PARTIALLY)
+            && c.get("observedGeneration").and_then(Value::as_i64) == Some(policy.generation)
+    })?;
+    let message = said.get("message")?.as_str()?;
+    let (who, _) = message.split_once(": ")?;
+    let pod = store.pods.get(&ObjectName::new(&store.own.namespace, who))?;
+    (*who != *store.own.name && !pod.ended).then_some(message)
+}
+
+/// Whether the target is on the way of a call of a Service's port.
+fn concerns(store: &Store, target: &Target, service: &ObjectName, port: u16, callers: &str) -> bool {
+    if target.callers.as_deref().is_some_and(|only| only != callers) {
+        return false;
+    }
+    match target.kind {
+        TargetKind::Namespace => {
+            let name = &target.name.name;
+            *name == service.namespace || *name == store.own.namespace
+        }
+        TargetKind::Service => {
+            let ports = store.services.get(service).into_iter().flat_map(|s| &s.ports);
+            let named = ports
+                .filter(|p| p.port == port)
+                .any(|p| target.section.as_ref() == Some(&p.name));
+            target.name == *service && (target.section.is_none() || named)
+        }
+        TargetKind::Route(kind) => {
+            let route = store.routes.get(&(kind, target.name.clone()));
+            route.is_some_and(|route| {
+                route.parents.iter().any(|parent| parent.service == *service)
+                    && (!route.is_consumer_route_of(service) || *route.name.namespace == *callers)
+            })
+        }
+    }
+}
+
+/// Why there is no such target.
+fn missing(store: &Store, target: &Target) -> Option<String> {
+    let section = target.section.as_ref();
+    match target.kind {
+        // The policy's own.
+        TargetKind::Namespace => None,
+        TargetKind::Service => {
+            let Some(service) = store.services.get(&target.name) else {
+                return Some("it is not there".to_owned());
+            };
+            let port = section.filter(|section| !service.ports.iter().any(|port| port.name == **section));
+            port.map(|section| format!("the Service has no TCP port of the name {section:?}"))
+        }
+        TargetKind::Route(kind) => {
+            let Some(route) = store.routes.get(&(kind, target.name.clone())) else {
+                return Some("it is not there".to_owned());
+            };
+            let rule = section.filter(|section| !route.rules.iter().any(|rule| rule.name.as_ref() == Some(section)));
+            rule.map(|section| format!("the route has no rule of the name {section:?}"))
+        }
+    }
+}
+
+/// The target in words.
+fn shown(reference: &Value) -> String {
+    let text = |field: &str| reference.get(field).and_then(Value::as_str).unwrap_or_default();
+    let mut shown = format!("{} {}", text("kind"), text("name"));
+    if !text("sectionName").is_empty() {
+        shown += &format!(" ({})", text("sectionName"));
+    }
+    shown
+}
+
+fn invalid(mistakes: &[String]) -> String {
+    format!("Not in force. {}", mistakes.join("; "))
+}
+
+fn verdict(type_: &'static str, reason: &'static str, message: String) -> Verdict {
+    Verdict {
+        type_,
+        ok: reason == type_,
+        reason,
+        message,
+    }
 }

@@ -1,75 +1,26 @@
 //! What a route's status should say, for each parent that is a Service.
 
 use outrigger_api::pattern::{MAX_PATTERNS, MAX_TOTAL};
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use super::entries::{Entry, To, Verdict, merged};
 use crate::answers::{OverBudget, is_displaced, resolve};
 use crate::objects::route::{Parent, Route, RouteFilter};
 use crate::store::Store;
 
-/// Who writes these conditions.
-pub(crate) const CONTROLLER_NAME: &str = "outrigger.dev/controller";
-
-/// A condition without its time.
-struct Verdict {
-    type_: &'static str,
-    ok: bool,
-    reason: &'static str,
-    message: String,
-}
-
-/// `status.parents` as it should be: what others wrote as it is, and our own. None: it is so already. `now` is RFC 3339.
-pub(crate) fn parents<'a>(store: &'a Store, over: &mut OverBudget<'a>, route: &Route, now: &str) -> Option<Vec<Value>> {
-    let is_ours = |entry: &Value| entry.get("controllerName").and_then(Value::as_str) == Some(CONTROLLER_NAME);
-    let (ours, others): (Vec<_>, Vec<_>) = route.status_parents.iter().partition(|entry| is_ours(entry));
-    let wanted: Vec<Value> = route
-        .parents
-        .iter()
-        .map(|parent| {
-            let before = ours
-                .iter()
-                .find(|entry| entry.get("parentRef") == Some(&parent.reference));
-            entry((store, &mut *over), route, parent, before.copied(), now)
-        })
-        .collect();
-    let same = ours.len() == wanted.len() && ours.iter().zip(&wanted).all(|(old, new)| *old == new);
-    (!same).then(|| others.into_iter().cloned().chain(wanted).collect())
-}
-
-fn entry<'a>(
-    (store, over): (&'a Store, &mut OverBudget<'a>),
-    route: &Route,
-    parent: &Parent,
-    before: Option<&Value>,
-    now: &str,
-) -> Value {
-    let conditions = [accepted(store, over, route, parent), resolved(store, route)].map(|verdict| {
-        let status = if verdict.ok { "True" } else { "False" };
-        let old = before
-            .and_then(|entry| entry.get("conditions")?.as_array())
-            .into_iter()
-            .flatten()
-            .find(|c| c.get("type").and_then(Value::as_str) == Some(verdict.type_));
-        // The time is that of the last change of the status, not of the message.
-        let time = old
-            .filter(|c| c.get("status").and_then(Value::as_str) == Some(status))
-            .and_then(|c| c.get("lastTransitionTime")?.as_str())
-            .unwrap_or(now);
-        json!({
-            "type": verdict.type_,
-            "status": status,
-            "reason": verdict.reason,
-            "message": clipped(&verdict.message),
-            "observedGeneration": route.generation,
-            "lastTransitionTime": time,
-        })
+/// `status.parents` as it should be. None: it is so already. `now` is RFC 3339.
+pub(super) fn parents<'a>(store: &'a Store, over: &mut OverBudget<'a>, route: &Route, now: &str) -> Option<Vec<Value>> {
+    let entries = route.parents.iter().map(|parent| Entry {
+        reference: parent.reference.clone(),
+        verdicts: vec![accepted(store, over, route, parent), resolved(store, route)],
     });
-    json!({"parentRef": parent.reference, "controllerName": CONTROLLER_NAME, "conditions": conditions})
-}
-
-/// The API allows 32,768 bytes; a person reads fewer.
-fn clipped(message: &str) -> &str {
-    &message[..message.floor_char_boundary(4096)]
+    merged(
+        To::Parent,
+        &entries.collect::<Vec<_>>(),
+        &route.status_parents,
+        route.generation,
+        now,
+    )
 }
 
 fn accepted<'a>(store: &'a Store, over: &mut OverBudget<'a>, route: &Route, parent: &Parent) -> Verdict {

@@ -1,18 +1,26 @@
 //! What is said of routes and policies of a cluster.
 
+use std::sync::Arc;
+
+use outrigger_api::discovery::Feature;
 use serde_json::{Value, json};
 
 use super::{Kind, Write, wanted};
 use crate::answers::OverBudget;
+use crate::discovery::Discover;
 use crate::objects::ObjectName;
+use crate::objects::policy::PolicyKind;
 use crate::objects::route::RouteKind;
 use crate::testing::Cluster;
+use crate::topic::{Inbox, Reader};
 
 const NOW: &str = "2026-05-01T00:00:00Z";
 const LATER: &str = "2026-06-01T00:00:00Z";
 
 fn writes(cluster: &Cluster, now: &str) -> Vec<Write> {
-    cluster.index.read(|store| wanted(store, now))
+    cluster
+        .index
+        .read_with_callers(|store, callers| wanted(store, callers, now))
 }
 
 /// Applies the object with the status that would be written, as the API server would hand it back.
@@ -93,6 +101,13 @@ fn what_other_controllers_wrote_stays() {
     assert_eq!(write.status["parents"][0], other);
     write_back(&cluster, &object, &write);
     assert_eq!(writes(&cluster, NOW), []);
+    // In whichever order: the other may put its own last.
+    let mut turned = object.clone();
+    turned["status"] = write.status.clone();
+    turned["status"]["parents"].as_array_mut().unwrap().reverse();
+    cluster.apply_value(turned);
+    assert_eq!(writes(&cluster, NOW), []);
+    write_back(&cluster, &object, &write);
     // The parent is a Gateway now: our word is taken back, the other's is not.
     object["spec"]["parentRefs"] = json!([{"name": "gw"}]);
     object["status"] = write.status;
@@ -289,11 +304,44 @@ fn policy(name: &str, created: &str, targets: Value, more: Value) -> Value {
     })
 }
 
+/// (type, status, reason) of the conditions at each target.
+fn at_targets(status: &Value) -> Vec<Vec<(String, String, String)>> {
+    let text = |c: &Value, field: &str| c[field].as_str().unwrap().to_owned();
+    let ancestors = status["ancestors"].as_array().unwrap().iter();
+    ancestors
+        .map(|ancestor| {
+            let conditions = ancestor["conditions"].as_array().unwrap().iter();
+            conditions
+                .map(|c| (text(c, "type"), text(c, "status"), text(c, "reason")))
+                .collect()
+        })
+        .collect()
+}
+
+fn condition(type_: &str, reason: &str) -> (String, String, String) {
+    let status = if type_ == reason { "True" } else { "False" };
+    [type_, status, reason].map(str::to_owned).into()
+}
+
+fn in_force() -> Vec<(String, String, String)> {
+    vec![condition("Accepted", "Accepted"), condition("Programmed", "Programmed")]
+}
+
+fn web() -> Value {
+    json!([{"kind": "Service", "name": "web"}])
+}
+
 #[test]
 fn reasons_of_policies() {
-    let web = json!([{"kind": "Service", "name": "web"}]);
+    let route = |name: &str| json!([{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "name": name}]);
     for (targets, more, reason, words) in [
-        (web.clone(), json!({}), "Accepted", "In force"),
+        (web(), json!({}), "Accepted", "In force"),
+        (
+            web(),
+            json!({"retryConstraint": {"budget": {"percent": 10}}}),
+            "Accepted",
+            "In force",
+        ),
         (
             json!([{"kind": "Namespace", "name": "shop"}]),
             json!({}),
@@ -301,10 +349,28 @@ fn reasons_of_policies() {
             "In force",
         ),
         (
-            web.clone(),
-            json!({"new": 1, "retry": {"newer": 2}}),
+            json!([{"kind": "Service", "name": "web", "sectionName": "http"}]),
+            json!({}),
             "Accepted",
-            "spec.new, spec.retry.newer",
+            "In force",
+        ),
+        (
+            json!([{"kind": "Service", "name": "web", "sectionName": "https"}]),
+            json!({}),
+            "TargetNotFound",
+            "no TCP port of the name \"https\"",
+        ),
+        (
+            json!([{"kind": "Service", "namespace": "elsewhere", "name": "far"}]),
+            json!({}),
+            "Accepted",
+            "In force",
+        ),
+        (
+            json!([{"kind": "Service", "namespace": "elsewhere", "name": "web"}]),
+            json!({}),
+            "TargetNotFound",
+            "Service web: it is not there",
         ),
         (
             json!([{"kind": "Namespace", "name": "other"}]),
@@ -313,16 +379,30 @@ fn reasons_of_policies() {
             "only be the policy's own",
         ),
         (
+            json!([{"kind": "Namespace", "name": "shop", "sectionName": "http"}]),
+            json!({}),
+            "TargetNotFound",
+            "no sections",
+        ),
+        (
             json!([{"kind": "Service", "name": "gone"}]),
             json!({}),
             "TargetNotFound",
             "Service gone",
         ),
+        (route("r"), json!({}), "Accepted", "In force"),
+        (route("s"), json!({}), "TargetNotFound", "HTTPRoute s"),
         (
-            json!([{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "name": "r"}]),
+            json!([{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "name": "r", "sectionName": "x"}]),
             json!({}),
             "TargetNotFound",
-            "HTTPRoute r",
+            "no rule of the name \"x\"",
+        ),
+        (
+            json!([{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "namespace": "elsewhere", "name": "r"}]),
+            json!({}),
+            "TargetNotFound",
+            "not in the policy's own namespace",
         ),
         (
             json!([{"group": "new.io", "kind": "Thing", "name": "x"}]),
@@ -330,15 +410,27 @@ fn reasons_of_policies() {
             "TargetNotFound",
             "Thing x",
         ),
+        (
+            json!([{"kind": "Service", "name": "web", "selector": {}}]),
+            json!({}),
+            "Invalid",
+            "spec.targetRefs.selector",
+        ),
         (json!([]), json!({}), "Invalid", "targetRefs"),
         (
-            web.clone(),
+            web(),
             json!({"retry": {"attempts": 11, "statuses": [200]}}),
             "Invalid",
             "retry.attempts: 11 is more than 10; retry.statuses",
         ),
         (
-            web.clone(),
+            web(),
+            json!({"retry": {"budget": {"percent": 1}}, "retryConstraint": {}}),
+            "Invalid",
+            "give one of them",
+        ),
+        (
+            web(),
             json!({"retry": {"attempts": "two"}}),
             "Invalid",
             "spec: invalid type",
@@ -346,41 +438,294 @@ fn reasons_of_policies() {
     ] {
         let cluster = Cluster::new();
         cluster.add_service("web", 1);
+        cluster.add_service_in("elsewhere", "far", 2);
+        cluster.apply_value(self::route(on_web(), json!([{"name": "one"}])));
         cluster.apply_value(policy("p", "2026-01-01", targets.clone(), more.clone()));
-        let write = writes(&cluster, NOW).remove(0);
-        let condition = &write.status["conditions"][0];
-        assert_eq!(condition["reason"], reason, "{targets} {more}");
-        assert_eq!(condition["status"], if reason == "Accepted" { "True" } else { "False" });
-        assert_eq!(condition["observedGeneration"], 2);
-        let message = condition["message"].as_str().unwrap();
+        let write = writes(&cluster, NOW).pop().unwrap();
+        let summary = &write.status["conditions"][0];
+        assert_eq!(summary["reason"], reason, "{targets} {more}");
+        assert_eq!(summary["status"], if reason == "Accepted" { "True" } else { "False" });
+        assert_eq!(summary["observedGeneration"], 2);
+        let message = summary["message"].as_str().unwrap();
         assert!(message.contains(words), "{message:?} does not say {words:?}");
+        let expected: Vec<_> = match reason {
+            "Accepted" => in_force(),
+            reason => vec![condition("Accepted", reason)],
+        };
+        let expected = vec![expected; targets.as_array().unwrap().len()];
+        assert_eq!(at_targets(&write.status), expected, "{targets} {more}");
+        let ancestor = &write.status["ancestors"][0];
+        if *ancestor != Value::Null {
+            assert_eq!(ancestor["controllerName"], "outrigger.dev/controller");
+            for field in ["kind", "name", "sectionName"] {
+                assert_eq!(ancestor["ancestorRef"][field], targets[0][field], "{field}");
+            }
+        }
     }
+}
+
+#[test]
+fn fields_that_the_controller_does_not_know_are_named() {
+    let cluster = Cluster::new();
+    cluster.add_service("web", 1);
+    cluster.apply_value(policy(
+        "p",
+        "2026-01-01",
+        web(),
+        json!({"new": 1, "retry": {"newer": 2}}),
+    ));
+    let status = writes(&cluster, NOW).remove(0).status;
+    let partly = vec![
+        condition("Accepted", "Accepted"),
+        condition("Programmed", "PartiallyProgrammed"),
+    ];
+    assert_eq!(at_targets(&status), [partly]);
+    let message = status["ancestors"][0]["conditions"][1]["message"].as_str().unwrap();
+    assert!(message.contains("spec.new, spec.retry.newer"), "{message}");
 }
 
 #[test]
 fn the_younger_of_two_policies_is_told_who_holds() {
     let cluster = Cluster::new();
     cluster.add_service("web", 1);
-    let web = json!([{"kind": "Service", "name": "web"}]);
-    let old = policy("z-old", "2026-01-01", web.clone(), json!({}));
+    cluster.add_service("other", 2);
+    let old = policy("z-old", "2026-01-01", web(), json!({}));
     cluster.apply_value(old.clone());
-    cluster.apply_value(policy("a-new", "2026-02-01", web.clone(), json!({})));
-    let conditions = writes(&cluster, NOW);
-    assert_eq!(conditions[0].status["conditions"][0]["reason"], "Conflicted");
-    assert!(
-        conditions[0].status["conditions"][0]["message"]
-            .as_str()
-            .unwrap()
-            .contains("z-old")
+    let both = json!([{"kind": "Service", "name": "other"}, {"kind": "Service", "name": "web"}]);
+    cluster.apply_value(policy("a-new", "2026-02-01", both.clone(), json!({})));
+    // Another target is no conflict.
+    let port = json!([{"kind": "Service", "name": "web", "sectionName": "http"}]);
+    cluster.apply_value(policy("b-port", "2026-02-01", port, json!({})));
+    let statuses = writes(&cluster, NOW);
+    // It holds at one of its targets.
+    assert_eq!(
+        at_targets(&statuses[0].status),
+        [in_force(), vec![condition("Accepted", "Conflicted")]]
     );
-    assert_eq!(conditions[1].status["conditions"][0]["reason"], "Accepted");
-    write_back(&cluster, &old, &conditions[1]);
-    assert_eq!(writes(&cluster, LATER).len(), 1, "only the other still differs");
+    let summary = &statuses[0].status["conditions"][0];
+    assert_eq!(
+        (&summary["status"], &summary["reason"]),
+        (&json!("False"), &json!("Conflicted"))
+    );
+    assert!(summary["message"].as_str().unwrap().contains("z-old"));
+    for status in &statuses[1..] {
+        assert_eq!(status.status["conditions"][0]["reason"], "Accepted", "{}", status.name);
+    }
+    write_back(&cluster, &old, &statuses[2]);
+    assert_eq!(writes(&cluster, LATER).len(), 2, "only the others still differ");
     // The holder becomes invalid: the younger one holds.
-    cluster.apply_value(policy("z-old", "2026-01-01", web, json!({"retry": {"attempts": 99}})));
+    cluster.apply_value(policy("z-old", "2026-01-01", web(), json!({"retry": {"attempts": 99}})));
     let reasons: Vec<_> = writes(&cluster, NOW)
         .iter()
         .map(|w| w.status["conditions"][0]["reason"].clone())
         .collect();
-    assert_eq!(reasons, ["Accepted", "Invalid"]);
+    assert_eq!(reasons, ["Accepted", "Accepted", "Invalid"]);
+}
+
+#[test]
+fn a_policys_status_is_written_once_and_leaves_room_and_words_of_others() {
+    let cluster = Cluster::new();
+    cluster.add_service("web", 1);
+    let other =
+        |n: u8| json!({"controllerName": "example.com/c", "ancestorRef": {"name": format!("a{n}")}, "conditions": []});
+    let mut object = policy("p", "2026-01-01", web(), json!({}));
+    object["status"] = json!({"ancestors": [other(0)]});
+    cluster.apply_value(object.clone());
+    let write = writes(&cluster, NOW).remove(0);
+    assert_eq!(write.kind, Kind::Policy(PolicyKind::Traffic));
+    assert_eq!(write.status["ancestors"][0], other(0));
+    assert_eq!(write.status["ancestors"].as_array().unwrap().len(), 2);
+    write_back(&cluster, &object, &write);
+    assert_eq!(writes(&cluster, LATER), []);
+    // There is no room for ours.
+    let sixteen: Vec<_> = (0..16).map(other).collect();
+    object["status"] = json!({"ancestors": sixteen.clone(), "conditions": write.status["conditions"]});
+    cluster.apply_value(object);
+    assert_eq!(writes(&cluster, LATER), []);
+}
+
+/// The version before wrote `conditions` alone: they stay what they say, with their time.
+#[test]
+fn the_status_of_the_version_before_is_taken_over() {
+    let cluster = Cluster::new();
+    cluster.add_service("web", 1);
+    let mut object = policy("p", "2026-01-01", web(), json!({}));
+    let condition = json!({
+        "type": "Accepted", "status": "True", "reason": "Accepted", "message": "In force", "observedGeneration": 2,
+        "lastTransitionTime": NOW,
+    });
+    object["status"] = json!({"conditions": [condition.clone()]});
+    cluster.apply_value(object.clone());
+    let write = writes(&cluster, LATER).remove(0);
+    assert_eq!(write.status["conditions"], json!([condition]));
+    assert_eq!(at_targets(&write.status), [in_force()]);
+    // Its CRD drops the rest: that is said once, and not tried without end.
+    assert!(cluster.index.set_old_crd(PolicyKind::Traffic, true));
+    assert!(!cluster.index.set_old_crd(PolicyKind::Traffic, true));
+    let write = writes(&cluster, LATER).remove(0);
+    let message = write.status["conditions"][0]["message"].as_str().unwrap();
+    assert!(message.starts_with("In force. The CRD is older"), "{message}");
+    object["status"] = json!({"conditions": write.status["conditions"]});
+    cluster.apply_value(object);
+    assert_eq!(writes(&cluster, LATER), []);
+    cluster.index.set_old_crd(PolicyKind::Traffic, false);
+    assert_eq!(writes(&cluster, LATER).len(), 1);
+}
+
+#[test]
+fn what_says_nothing_new_is_overridden() {
+    let says = json!({"timeouts": {"request": "1s"}});
+    let more = json!({"timeouts": {"request": "1s", "connect": "1s"}});
+    let service = |section: Option<&str>| match section {
+        None => json!([{"kind": "Service", "name": "web"}]),
+        Some(port) => json!([{"kind": "Service", "name": "web", "sectionName": port}]),
+    };
+    let route = |section: Option<&str>| {
+        let mut target = json!({"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "name": "r"});
+        if let Some(rule) = section {
+            target["sectionName"] = rule.into();
+        }
+        json!([target])
+    };
+    let nearer = json!({"timeouts": {"request": "9s"}});
+    for (target, spec, nearer_at, overridden) in [
+        (service(None), &says, vec![], false),
+        (service(None), &says, vec![service(Some("http"))], false),
+        (
+            service(None),
+            &says,
+            vec![service(Some("http")), service(Some("admin"))],
+            true,
+        ),
+        (
+            service(None),
+            &more,
+            vec![service(Some("http")), service(Some("admin"))],
+            false,
+        ),
+        (service(Some("http")), &says, vec![service(None)], false),
+        (route(None), &says, vec![], false),
+        (route(None), &says, vec![route(Some("plain"))], true),
+        (route(None), &more, vec![route(Some("plain"))], false),
+        (route(Some("plain")), &says, vec![], false),
+        // The rule itself has a limit for requests.
+        (route(Some("own")), &says, vec![], true),
+        (route(Some("own")), &more, vec![], false),
+        (
+            json!([{"kind": "Namespace", "name": "shop"}]),
+            &says,
+            vec![service(None)],
+            false,
+        ),
+    ] {
+        let cluster = Cluster::new();
+        cluster.apply(
+            "kind: Service\nmetadata: {namespace: shop, name: web}\nspec: {clusterIP: 10.96.0.1, ports: [{name: http, port: 80}, \
+             {name: admin, port: 81}]}\n",
+        );
+        cluster.apply_value(self::route(
+            on_web(),
+            json!([{"name": "plain"}, {"name": "own", "timeouts": {"request": "2s"}}]),
+        ));
+        for (n, target) in nearer_at.iter().enumerate() {
+            cluster.apply_value(policy(&format!("z{n}"), "2026-01-01", target.clone(), nearer.clone()));
+        }
+        cluster.apply_value(policy("p", "2026-01-01", target.clone(), spec.clone()));
+        let statuses = writes(&cluster, NOW);
+        let status = statuses.iter().find(|w| &*w.name.name == "p").unwrap();
+        let expected = if overridden { "Overridden" } else { "Programmed" };
+        let expected = vec![condition("Accepted", "Accepted"), condition("Programmed", expected)];
+        assert_eq!(
+            at_targets(&status.status),
+            [expected],
+            "{target} {spec} below {nearer_at:?}"
+        );
+    }
+}
+
+/// One sidecar of today and one before the feature follow web, one more the Service beside it, and one asks as the version before the
+/// session did.
+#[test]
+fn sidecars_that_do_not_know_all_of_a_policy_are_counted() {
+    let cluster = Cluster::new();
+    cluster.index.set_own("outrigger", "controller-a");
+    cluster.add_service("web", 1);
+    cluster.add_service("other", 2);
+    let follow = |address: &str, callers: &str, features: &[Feature]| {
+        let reader = Reader {
+            inbox: Arc::new(Inbox::new(features.iter().copied())),
+            number: 0,
+        };
+        cluster.index.follow_routes(address.parse().unwrap(), callers, reader)
+    };
+    let said = |cluster: &Cluster| {
+        let statuses = writes(cluster, NOW);
+        let status = statuses.iter().find(|w| &*w.name.name == "p").unwrap().status.clone();
+        let programmed = status["ancestors"][0]["conditions"][1].clone();
+        (
+            programmed["reason"].as_str().unwrap().to_owned(),
+            programmed["message"].clone(),
+        )
+    };
+    let needs = json!({"retryConstraint": {"budget": {"interval": "1m"}}});
+    let today = follow(
+        "10.96.0.1:80",
+        "client",
+        &[Feature::EndpointChanges, Feature::RetryConstraint],
+    );
+    let apply = |targets: Value, more: &Value| cluster.apply_value(policy("p", "2026-01-01", targets, more.clone()));
+    apply(web(), &needs);
+    assert_eq!(said(&cluster).0, "Programmed");
+    let before = follow("10.96.0.1:80", "client", &[Feature::EndpointChanges]);
+    let beside = follow("10.96.0.2:80", "client", &[]);
+    let stream = cluster.index.watch_target("10.96.0.1:80".parse().unwrap(), "client");
+    for (target, expected) in [
+        (web(), Some("controller-a: 2 of 3 sidecars")),
+        (
+            json!([{"kind": "Service", "name": "web", "sectionName": "http"}]),
+            Some("2 of 3"),
+        ),
+        (json!([{"kind": "Service", "name": "other"}]), Some("1 of 1")),
+        (json!([{"kind": "Namespace", "name": "shop"}]), Some("3 of 4")),
+    ] {
+        apply(target.clone(), &needs);
+        let (reason, message) = said(&cluster);
+        let message = message.as_str().unwrap();
+        match expected {
+            Some(words) => assert!(
+                reason == "PartiallyProgrammed" && message.contains(words) && message.contains("retryConstraint"),
+                "{target}: {message}"
+            ),
+            None => assert_eq!(reason, "Programmed", "{target}"),
+        }
+        // What all of them know is in force.
+        apply(target, &json!({"timeouts": {"request": "1s"}}));
+        assert_eq!(said(&cluster).0, "Programmed");
+    }
+    apply(web(), &needs);
+    drop((before, stream));
+    assert_eq!(said(&cluster).0, "Programmed");
+    drop((today, beside));
+
+    // Another controller's sidecars do not: its word stands while it is there.
+    let mut object = policy("p", "2026-01-01", web(), needs.clone());
+    let mut write = writes(&cluster, NOW).remove(0);
+    let programmed = &mut write.status["ancestors"][0]["conditions"][1];
+    *programmed = json!({
+        "type": "Programmed", "status": "False", "reason": "PartiallyProgrammed", "observedGeneration": 2,
+        "message": "controller-b: 1 of 1 sidecars …", "lastTransitionTime": NOW,
+    });
+    object["status"] = write.status.clone();
+    cluster.apply_value(object.clone());
+    let pod = "kind: Pod\nmetadata: {namespace: outrigger, name: controller-b}\nspec: {containers: []}\n";
+    cluster.apply(pod);
+    assert_eq!(writes(&cluster, LATER), []);
+    // For what was written since, nobody has said it.
+    object["metadata"]["generation"] = 3.into();
+    cluster.apply_value(object.clone());
+    assert_eq!(said(&cluster).0, "Programmed");
+    object["metadata"]["generation"] = 2.into();
+    cluster.apply_value(object);
+    cluster.delete(Kind::Pod, "outrigger", "controller-b");
+    assert_eq!(said(&cluster).0, "Programmed");
 }

@@ -1,14 +1,16 @@
 //! All objects, and by what they are found. Applying one says what has changed by it.
 
 mod networks;
+mod policies;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use self::networks::ClusterNetworks;
+use self::policies::Policies;
 use crate::objects::networks::{Holder, Networks};
-use crate::objects::policy::TrafficPolicy;
+use crate::objects::policy::{Policy, PolicyKind};
 use crate::objects::route::{Route, RouteKind};
 use crate::objects::{EndpointSlice, Kind, Namespace, Node, Object, ObjectName, Pod, Service};
 
@@ -40,6 +42,8 @@ pub(crate) type RouteName = (RouteKind, ObjectName);
 #[derive(Default)]
 pub(crate) struct Store {
     pub(crate) trust_domain: String,
+    /// The controller's own pod.
+    pub(crate) own: ObjectName,
     pub(crate) services: BTreeMap<ObjectName, Service>,
     service_ips: HashMap<IpAddr, ObjectName>,
     slices: HashMap<ObjectName, EndpointSlice>,
@@ -54,7 +58,9 @@ pub(crate) struct Store {
     pub(crate) namespaces: BTreeMap<Arc<str>, Namespace>,
     pub(crate) routes: BTreeMap<RouteName, Route>,
     routes_of: HashMap<ObjectName, BTreeSet<RouteName>>,
-    pub(crate) policies: BTreeMap<ObjectName, TrafficPolicy>,
+    pub(crate) policies: Policies,
+    /// Kinds whose CRD is older than this controller: the API server drops `status.ancestors`.
+    pub(crate) old_crds: BTreeSet<PolicyKind>,
     networks: ClusterNetworks,
     /// Whether a Service of the type ExternalName may be a route's backend.
     pub(crate) external_names_allowed: bool,
@@ -80,7 +86,7 @@ impl Store {
             Object::Node(node) => self.set_node(name.name, Some(node), touched),
             Object::Namespace(namespace) => self.set_namespace(name.name, Some(namespace), touched),
             Object::Route(route) => self.set_route((route.kind, name), Some(*route), touched),
-            Object::TrafficPolicy(policy) => self.set_policy(name, Some(*policy), touched),
+            Object::Policy(policy) => self.set_policy(policy.kind, name, Some(*policy), touched),
             Object::ServiceCidr(networks) => self.set_service_cidr(name, Some(networks), touched),
         }
     }
@@ -94,7 +100,7 @@ impl Store {
             Kind::Namespace => self.set_namespace(name.name, None, touched),
             Kind::HttpRoute => self.set_route((RouteKind::Http, name), None, touched),
             Kind::GrpcRoute => self.set_route((RouteKind::Grpc, name), None, touched),
-            Kind::TrafficPolicy => self.set_policy(name, None, touched),
+            Kind::Policy(kind) => self.set_policy(kind, name, None, touched),
             Kind::ServiceCidr => self.set_service_cidr(name, None, touched),
         }
     }
@@ -113,7 +119,7 @@ impl Store {
             Kind::Namespace => self.namespaces.keys().map(|n| ObjectName::new("", n)).collect(),
             Kind::HttpRoute => routes(RouteKind::Http),
             Kind::GrpcRoute => routes(RouteKind::Grpc),
-            Kind::TrafficPolicy => self.policies.keys().cloned().collect(),
+            Kind::Policy(kind) => self.policies.names(kind).cloned().collect(),
             Kind::ServiceCidr => self.networks.service_cidrs().cloned().collect(),
         }
     }
@@ -126,6 +132,13 @@ impl Store {
     /// For metrics.
     pub(crate) fn outside_networks(&self) -> ([(Holder, usize); 2], bool) {
         self.networks.outside()
+    }
+
+    /// The pod that this controller is. A policy on its namespace holds for the whole mesh.
+    pub(crate) fn set_own(&mut self, own: ObjectName, touched: &mut Touched) {
+        touched.statuses = true;
+        touched.deps.insert(Dep::Policies(own.namespace.clone()));
+        self.own = own;
     }
 
     pub(crate) fn set_cluster_networks(&mut self, networks: Networks, touched: &mut Touched) {
@@ -208,11 +221,6 @@ impl Store {
                     .iter()
                     .all(|(key, value)| pod.labels.get(key) == Some(value))
         })
-    }
-
-    /// The policies of a namespace.
-    pub(crate) fn policies_of(&self, namespace: &Arc<str>) -> impl Iterator<Item = &TrafficPolicy> + use<'_> {
-        in_namespace(&self.policies, namespace).map(|(_, policy)| policy)
     }
 
     /// Whether a pod of the ServiceAccount exists that has not ended.
@@ -354,13 +362,12 @@ impl Store {
         set(&mut self.routes, name, route);
     }
 
-    fn set_policy(&mut self, name: ObjectName, policy: Option<TrafficPolicy>, touched: &mut Touched) {
+    fn set_policy(&mut self, kind: PolicyKind, name: ObjectName, policy: Option<Policy>, touched: &mut Touched) {
         touched.statuses = true;
-        let old = self.policies.get(&name);
-        if !old.zip(policy.as_ref()).is_some_and(|(old, new)| old.same_spec(new)) {
-            touched.deps.insert(Dep::Policies(name.namespace.clone()));
+        let namespace = name.namespace.clone();
+        if self.policies.set(kind, name, policy) {
+            touched.deps.insert(Dep::Policies(namespace));
         }
-        set(&mut self.policies, name, policy);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use http::Request;
 use outrigger_api::discovery as proto;
+use outrigger_api::policy::{BUDGET_INTERVAL, RATE_COUNT, RATE_INTERVAL};
 use outrigger_proxy::model::from_proto;
 use outrigger_proxy::model::{Endpoints, RouteRules, Service, Target, Workload};
 use outrigger_proxy::outbound::affinity::Caller;
@@ -101,7 +102,9 @@ fn check_rules(rules: &RouteRules) {
     let (request, attempt) = (&rules.request, &rules.attempt);
     let retry = &attempt.retry;
     assert!(retry.attempts <= 10 && retry.max_body_bytes <= 1 << 20);
-    assert!((0.0..=1.0).contains(&retry.budget_ratio) && retry.budget_min_per_second <= 10_000);
+    let budget = &retry.budget;
+    assert!((0.0..=1.0).contains(&budget.ratio) && budget.min_count <= *RATE_COUNT.end());
+    assert!(BUDGET_INTERVAL.contains(&budget.interval) && RATE_INTERVAL.contains(&budget.min_interval));
     assert!(retry.backoff_base <= retry.backoff_max && !attempt.connect_timeout.is_zero());
     let zero = |limit: Option<std::time::Duration>| limit.is_some_and(|limit| limit.is_zero());
     assert!(!zero(request.timeout) && !zero(attempt.timeout));

@@ -21,7 +21,7 @@ use crate::backoff::Backoff;
 use crate::model::from_proto;
 
 /// What this sidecar understands.
-const FEATURES: [Feature; 1] = [Feature::EndpointChanges];
+const FEATURES: [Feature; 2] = [Feature::EndpointChanges, Feature::RetryConstraint];
 /// Words that are on their way. The others wait in [`super::wants::Wants`].
 const WORDS: usize = 16;
 /// Until a refused address is asked for again.

@@ -473,7 +473,8 @@ async fn from_an_older_controller_to_a_newer_one_and_back() {
     }
     let state = bench.service.0.lock();
     assert_eq!(state.hellos.len(), 2);
-    assert_eq!(state.hellos[0].features, [i32::from(proto::Feature::EndpointChanges)]);
+    let features = [proto::Feature::EndpointChanges, proto::Feature::RetryConstraint];
+    assert_eq!(state.hellos[0].features, features.map(i32::from));
 }
 
 /// What is told again, is not compiled again, and nobody who watches it hears of it.

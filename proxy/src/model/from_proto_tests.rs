@@ -342,10 +342,62 @@ fn policies_merge_field_by_field() {
     );
     let retry = bounded.attempt.retry;
     assert_eq!(
-        (retry.attempts, retry.max_body_bytes, retry.budget_min_per_second),
+        (retry.attempts, retry.max_body_bytes, retry.budget.min_count),
         (10, 1 << 20, 10_000)
     );
-    assert_eq!((retry.budget_ratio, retry.backoff_max), (1.0, Duration::from_secs(5)));
+    assert_eq!((retry.budget.ratio, retry.backoff_max), (1.0, Duration::from_secs(5)));
+}
+
+#[test]
+fn a_budgets_intervals_are_bounded_and_its_rate_replaces_the_older_word() {
+    let budget = |outer: &RouteRules, retry: proto::Retry| {
+        let policy = proto::Policy {
+            retry: Some(retry),
+            ..Default::default()
+        };
+        RouteRules::from_proto(outer, Some(&policy), Filters::default())
+    };
+    let rate = |count, interval_ms| Some(proto::RetryRate { count, interval_ms });
+    let millis = Duration::from_millis;
+    for (interval_ms, said, interval, count, min_interval) in [
+        (0, rate(0, 0), millis(1000), 0, millis(1)),
+        (2500, rate(3, 60_000), millis(2500), 3, millis(60_000)),
+        (
+            u64::MAX,
+            rate(u32::MAX, u64::MAX),
+            millis(3_600_000),
+            1_000_000,
+            millis(3_600_000),
+        ),
+        (10_000, None, millis(10_000), 7, millis(1000)),
+    ] {
+        let retry = proto::Retry {
+            budget_interval_ms: Some(interval_ms),
+            budget_min_rate: said,
+            budget_min_per_second: Some(7),
+            ..Default::default()
+        };
+        let budget = budget(&RouteRules::default(), retry).attempt.retry.budget;
+        assert_eq!(
+            (budget.interval, budget.min_count, budget.min_interval),
+            (interval, count, min_interval)
+        );
+        assert_eq!(budget.ratio, 0.2);
+    }
+    // What is nearer says it in the older word.
+    let outer = budget(
+        &RouteRules::default(),
+        proto::Retry {
+            budget_min_rate: rate(1, 60_000),
+            ..Default::default()
+        },
+    );
+    let inner = proto::Retry {
+        budget_min_per_second: Some(5),
+        ..Default::default()
+    };
+    let inner = budget(&outer, inner).attempt.retry.budget;
+    assert_eq!((inner.min_count, inner.min_interval), (5, millis(1000)));
 }
 
 #[test]

@@ -20,7 +20,7 @@ use outrigger_api::pattern::Pattern;
 use outrigger_api::spiffe::SpiffeId;
 
 pub use filters::{Filters, HeaderModifier, Mirror, PathModifier, Redirect, Rewrite};
-pub use rules::{AttemptRules, RequestRules, RetryPolicy, RouteRules};
+pub use rules::{AttemptRules, RequestRules, RetryBudget, RetryPolicy, RouteRules};
 pub use workload::{Workload, WorkloadInfo};
 
 /// What is behind an address.

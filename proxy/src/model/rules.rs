@@ -1,11 +1,13 @@
 //! The rules of requests: what routes and policies say, every field decided, compiled when they arrive. Each is a field here,
 //! and a line in the function that carries it out. That names all fields, so it does not compile while one is forgotten.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use http::StatusCode;
 use outrigger_api::discovery as proto;
 use outrigger_api::duration;
+use outrigger_api::policy::{BUDGET_INTERVAL, RATE_COUNT, RATE_INTERVAL};
 
 use super::Filters;
 
@@ -50,12 +52,23 @@ pub struct RetryPolicy {
     pub grpc_statuses: Vec<u16>,
     pub backoff_base: Duration,
     pub backoff_max: Duration,
-    /// Share of the requests of the last ten seconds, 0.0 to 1.0.
-    pub budget_ratio: f64,
-    pub budget_min_per_second: u32,
+    pub budget: RetryBudget,
     pub non_idempotent: bool,
     /// Of a request's body, what is kept for further attempts, in bytes.
     pub max_body_bytes: usize,
+}
+
+/// How many retries there may be (Gateway API, GEP-3388): see `outbound::budget`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RetryBudget {
+    /// Share of the requests within `interval`, 0.0 to 1.0.
+    pub ratio: f64,
+    /// 1 s to 1 h.
+    pub interval: Duration,
+    /// Retries within `min_interval` that are allowed beside the share.
+    pub min_count: u32,
+    /// 1 ms to 1 h.
+    pub min_interval: Duration,
 }
 
 impl RouteRules {
@@ -110,8 +123,12 @@ impl Default for RetryPolicy {
             grpc_statuses: vec![14],
             backoff_base: Duration::from_millis(25),
             backoff_max: Duration::from_millis(250),
-            budget_ratio: 0.2,
-            budget_min_per_second: 10,
+            budget: RetryBudget {
+                ratio: 0.2,
+                interval: Duration::from_secs(10),
+                min_count: 10,
+                min_interval: Duration::from_secs(1),
+            },
             non_idempotent: false,
             max_body_bytes: 64 * 1024,
         }
@@ -149,10 +166,17 @@ impl RetryPolicy {
         }
         self.backoff_max = self.backoff_max.max(self.backoff_base);
         if let Some(percent) = nearer.budget_percent {
-            self.budget_ratio = f64::from(percent.min(100)) / 100.0;
+            self.budget.ratio = f64::from(percent.min(100)) / 100.0;
         }
-        if let Some(number) = nearer.budget_min_per_second {
-            self.budget_min_per_second = number.min(MAX_BUDGET_PER_SECOND);
+        if let Some(ms) = nearer.budget_interval_ms {
+            self.budget.interval = within(ms, BUDGET_INTERVAL);
+        }
+        if let Some(rate) = &nearer.budget_min_rate {
+            self.budget.min_count = rate.count.min(*RATE_COUNT.end());
+            self.budget.min_interval = within(rate.interval_ms, RATE_INTERVAL);
+        } else if let Some(number) = nearer.budget_min_per_second {
+            self.budget.min_count = number.min(MAX_BUDGET_PER_SECOND);
+            self.budget.min_interval = Duration::from_secs(1);
         }
         if let Some(also) = nearer.non_idempotent {
             self.non_idempotent = also;
@@ -162,4 +186,8 @@ impl RetryPolicy {
             self.max_body_bytes = bytes.min(MAX_BODY) as usize;
         }
     }
+}
+
+fn within(ms: u64, range: RangeInclusive<Duration>) -> Duration {
+    Duration::from_millis(ms).clamp(*range.start(), *range.end())
 }

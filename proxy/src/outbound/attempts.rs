@@ -203,8 +203,8 @@ impl Attempts<'_> {
         if self.deadlines.request.is_some_and(|until| now + wait >= until) {
             return None;
         }
-        let mut budget = self.target.budget.borrow_mut();
-        if !budget.withdraw(now, retry.budget_ratio, retry.budget_min_per_second) {
+        let mut budgets = self.target.budgets.borrow_mut();
+        if !budgets.of(&retry.budget, now).withdraw(&retry.budget, now) {
             self.metrics.budget_exhausted();
             return None;
         }

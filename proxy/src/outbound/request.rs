@@ -61,7 +61,9 @@ pub async fn handle(
         return call.fail(&ProxyError::new(Reason::InvalidBackend, none));
     };
 
-    target.budget.borrow_mut().deposit(now);
+    let mut budgets = target.budgets.borrow_mut();
+    budgets.of(&plan.attempt.retry.budget, now).deposit(now);
+    drop(budgets);
     let body = body_source(body, &plan.attempt.retry, &snapshot);
     let attempts = Attempts {
         state,

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::affinity::Caller;
 use super::balance::{Balancer, Member, Pick};
-use super::budget::Budget;
+use super::budget::Budgets;
 use crate::dns::{Known, Resolver};
 use crate::model::{Backend, Endpoint, Endpoints, Service, ServiceName, Target};
 use crate::telemetry::{ServiceMetrics, Telemetry};
@@ -25,7 +25,7 @@ pub struct WorkerTarget {
     updates: RefCell<watch::Receiver<Arc<Target>>>,
     /// `None`: outside the cluster.
     snapshot: RefCell<Option<Rc<Snapshot>>>,
-    pub budget: RefCell<Budget>,
+    pub budgets: RefCell<Budgets>,
     used: Cell<Instant>,
     caller: Caller,
     resolver: Resolver,
@@ -70,7 +70,7 @@ impl WorkerTarget {
         let target = Self {
             updates: RefCell::new(updates),
             snapshot: RefCell::new(None),
-            budget: RefCell::new(Budget::new(now)),
+            budgets: RefCell::default(),
             used: Cell::new(now),
             caller,
             resolver,
@@ -136,6 +136,11 @@ impl WorkerTarget {
                 }
             })
             .collect();
+        let of_routes = service.routes.iter().map(|route| &route.rules);
+        let rules = of_routes.chain([&*service.rules]);
+        self.budgets
+            .borrow_mut()
+            .keep(rules.map(|rules| &rules.attempt.retry.budget));
         *self.snapshot.borrow_mut() = Some(Rc::new(Snapshot {
             metrics: self.telemetry.metrics().service(Some(&service.name)),
             service: Arc::clone(service),

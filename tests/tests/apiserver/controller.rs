@@ -226,22 +226,39 @@ fn a_policy_reaches_sidecars_within_a_second() -> Result<()> {
         for (name, expected) in [("patient", "True"), ("astray", "False")] {
             eventually(&format!("{name} has a status"), Duration::from_secs(5), async || {
                 let policy = shop.get(["trafficpolicy", name]).await?;
-                let found = condition(&policy, "/status/conditions", "Accepted");
-                ensure!(
-                    found.as_ref().is_some_and(|(status, _)| status == expected),
-                    "{found:?}"
-                );
-                println!("{name}: Accepted is {found:?}");
+                for path in ["/status/conditions", "/status/ancestors/0/conditions"] {
+                    let found = condition(&policy, path, "Accepted");
+                    ensure!(
+                        found.as_ref().is_some_and(|(status, _)| status == expected),
+                        "{path}: {found:?}"
+                    );
+                    println!("{name}: Accepted is {found:?}");
+                }
+                let programmed = condition(&policy, "/status/ancestors/0/conditions", "Programmed");
+                ensure!(programmed.is_some() == (expected == "True"), "{programmed:?}");
                 Ok(())
             })
             .await?;
         }
-        // What the API server must refuse by the CRD's schema.
-        let wrong = policy("wrong", "orders", json!({"retry": {"attempts": 11}}));
-        ensure!(
-            shop.apply(&wrong.to_string()).await.is_err(),
-            "eleven attempts were taken"
-        );
+        // What the API server must refuse by the CRD's schema and its rules.
+        for wrong in [
+            json!({"retry": {"attempts": 11}}),
+            json!({"retryConstraint": {"budget": {"percent": 101}}}),
+            json!({"retryConstraint": {"budget": {"interval": "999ms"}}}),
+            json!({"retryConstraint": {"budget": {"interval": "61m"}}}),
+            json!({"retryConstraint": {"minRetryRate": {"count": 0}}}),
+            json!({"retryConstraint": {"minRetryRate": {"interval": "0s"}}}),
+            json!({"retry": {"budget": {"percent": 20}}, "retryConstraint": {}}),
+            json!({"targetRefs": []}),
+        ] {
+            let policy = policy("wrong", "orders", wrong.clone());
+            ensure!(shop.apply(&policy.to_string()).await.is_err(), "{wrong} was taken");
+        }
+        let constraint =
+            json!({"budget": {"percent": 30, "interval": "1m"}, "minRetryRate": {"count": 30, "interval": "1m"}});
+        shop.apply(&policy("constrained", "orders", json!({"retryConstraint": constraint})).to_string())
+            .await?;
+        shop.run(["delete", "trafficpolicy", "constrained"]).await?;
         shop.run(["delete", "trafficpolicy", "patient"]).await?;
         seen(&mut target, |service| service.rules.request.timeout.is_none()).await?;
         controller.stop().await

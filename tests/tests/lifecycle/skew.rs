@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes};
 use http::uri::PathAndQuery;
 use hyper_util::rt::TokioIo;
-use outrigger_controller::objects::policy::TrafficPolicy;
+use outrigger_controller::objects::policy::{Policy, PolicyKind};
 use outrigger_controller::objects::route::{Route, RouteKind};
 use outrigger_controller::objects::{Object, from_k8s};
 use outrigger_tests::mesh::{Authority, TRUST_DOMAIN, id};
@@ -23,6 +23,10 @@ use tonic::{Request, Status};
 use crate::tcp::hostile::client;
 
 include!("../../skew/cluster.rs");
+
+fn policy(object: &DynamicObject) -> Object {
+    Object::Policy(Box::new(Policy::read(PolicyKind::Traffic, object)))
+}
 
 /// The messages as that version knows them.
 #[allow(clippy::all, clippy::pedantic, dead_code, unreachable_pub, missing_docs)] // generated

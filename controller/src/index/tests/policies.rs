@@ -1,5 +1,8 @@
+use outrigger_api::discovery as proto;
+
 use crate::discovery::Discover;
 use crate::objects::Kind;
+use crate::objects::policy::PolicyKind;
 use crate::testing::Cluster;
 
 fn policy(name: &str, created: &str, targets: &str, spec: &str) -> String {
@@ -113,7 +116,7 @@ fn of_two_for_the_same_object_the_oldest_holds_as_a_whole() {
         (policy_now().connect_timeout_ms, policy_now().retry),
         (Some(1000), None)
     );
-    cluster.delete(Kind::TrafficPolicy, "shop", "a-old");
+    cluster.delete(Kind::Policy(PolicyKind::Traffic), "shop", "a-old");
     assert_eq!(policy_now().connect_timeout_ms, Some(9000));
     // Of the same age: by name.
     cluster.apply(&policy("a-twin", "2026-02-01", SERVICE, ", timeouts: {connect: 4s}"));
@@ -175,4 +178,200 @@ fn a_change_reaches_whoever_watches() {
     cluster.apply(&policy("p", "2026-01-01", SERVICE, ", timeouts: {connect: 3s}"));
     assert!(watched.has_changed().unwrap());
     assert!(!other.has_changed().unwrap());
+}
+
+/// Two ports, and one Service beside it.
+fn two_ports() -> Cluster {
+    let cluster = cluster();
+    cluster.index.set_own("outrigger", "outrigger-controller-1");
+    cluster.apply(
+        "
+kind: Service
+metadata: {namespace: shop, name: web}
+spec:
+  clusterIP: 10.96.0.1
+  clusterIPs: [10.96.0.1]
+  selector: {app: web}
+  ports: [{name: http, port: 80, targetPort: 8080}, {name: admin, port: 81, targetPort: 8081}]
+",
+    );
+    cluster
+}
+
+/// Each says another limit for connecting, in seconds, the farthest first: what is said to whom after each.
+#[test]
+fn what_is_nearer_wins() {
+    let cluster = two_ports();
+    let said = || {
+        let connect = |policy: Option<proto::Policy>| policy.and_then(|p| p.connect_timeout_ms).unwrap_or(0) / 1000;
+        [
+            connect(cluster.service("10.96.0.1:80").policy),
+            connect(cluster.service("10.96.0.1:81").policy),
+            connect(cluster.service("10.96.0.2:80").policy),
+            connect(cluster.service_for("10.96.0.1:80", "buyer").policy),
+            connect(cluster.service_for("10.96.0.1:81", "buyer").policy),
+            connect(cluster.pod("10.244.0.1:8080").policy),
+            connect(cluster.pod("10.244.0.1:9999").policy),
+        ]
+    };
+    let at = |namespace: &str, target: &str, seconds: u32| {
+        let name = format!("p{seconds}");
+        let policy = policy(
+            &name,
+            "2026-01-01",
+            target,
+            &format!(", timeouts: {{connect: {seconds}s}}"),
+        );
+        cluster.apply(&policy.replace("namespace: shop, name: p", &format!("namespace: {namespace}, name: p")));
+    };
+    assert_eq!(said(), [0; 7]);
+    at("outrigger", "{kind: Namespace, name: outrigger}", 1);
+    assert_eq!(said(), [1; 7], "the whole mesh");
+    at("shop", NAMESPACE, 2);
+    assert_eq!(said(), [2; 7], "the namespace");
+    at("shop", SERVICE, 3);
+    assert_eq!(said(), [3, 3, 2, 3, 3, 3, 2], "the Service");
+    at("shop", "{kind: Service, name: web, sectionName: admin}", 4);
+    assert_eq!(said(), [3, 4, 2, 3, 4, 3, 2], "its port");
+    at("buyer", "{kind: Service, namespace: shop, name: web}", 5);
+    assert_eq!(said(), [3, 4, 2, 5, 5, 3, 2], "callers of a namespace");
+    at(
+        "buyer",
+        "{kind: Service, namespace: shop, name: web, sectionName: http}",
+        6,
+    );
+    assert_eq!(said(), [3, 4, 2, 6, 5, 3, 2], "callers of a namespace, at one port");
+    // None of these is a target.
+    at("buyer", "{kind: Namespace, name: shop}", 7);
+    at("buyer", "{kind: Namespace, namespace: shop, name: shop}", 8);
+    at("shop", "{kind: Namespace, name: shop, sectionName: http}", 9);
+    at("shop", "{kind: Service, name: web, sectionName: nope}", 10);
+    at("shop", "{group: apps, kind: Service, name: web, sectionName: http}", 11);
+    assert_eq!(said(), [3, 4, 2, 6, 5, 3, 2]);
+}
+
+#[test]
+fn a_rule_has_its_own_policy_by_its_name() {
+    let cluster = cluster();
+    cluster.apply(
+        "
+kind: HTTPRoute
+metadata: {namespace: shop, name: r}
+spec:
+  parentRefs: [{group: '', kind: Service, name: web}]
+  rules:
+  - {name: slow, matches: [{path: {value: /longest}}], backendRefs: [{name: web, port: 80}]}
+  - {name: own, timeouts: {request: 1s}, matches: [{path: {value: /longer}}], backendRefs: [{name: web, port: 80}]}
+  - {matches: [{path: {value: /}}], backendRefs: [{name: web, port: 80}]}
+",
+    );
+    let wide = ROUTE;
+    let slow = "{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r, sectionName: slow}";
+    let own = "{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r, sectionName: own}";
+    cluster.apply(&policy(
+        "wide",
+        "2026-01-01",
+        wide,
+        ", timeouts: {request: 5s, connect: 5s}",
+    ));
+    cluster.apply(&policy("slow", "2026-01-01", slow, ", timeouts: {request: 30s}"));
+    cluster.apply(&policy(
+        "own",
+        "2026-01-01",
+        own,
+        ", timeouts: {request: 30s, connect: 7s}",
+    ));
+    let routes = cluster.service("10.96.0.1:80").routes;
+    let said: Vec<_> = routes
+        .iter()
+        .map(|r| r.policy.clone().unwrap())
+        .map(|policy| (policy.request_timeout_ms.unwrap(), policy.connect_timeout_ms.unwrap()))
+        .collect();
+    assert_eq!(said, [(30_000, 5000), (1000, 7000), (5000, 5000)]);
+    // Routes of another namespace are nobody else's.
+    cluster.apply(
+        &policy(
+            "p",
+            "2026-01-01",
+            &wide.replace("name: r", "namespace: shop, name: r"),
+            ", timeouts: {connect: 9s}",
+        )
+        .replace("metadata: {namespace: shop", "metadata: {namespace: buyer"),
+    );
+    assert_eq!(cluster.service("10.96.0.1:80").routes, routes);
+}
+
+/// A field of a target that this version does not know may make it narrower: without it the policy would hold for more.
+#[test]
+fn a_target_with_a_field_of_a_newer_version_is_none() {
+    let cluster = cluster();
+    cluster.apply(&policy(
+        "newer",
+        "2026-01-01",
+        "{kind: Service, name: web, selector: {version: canary}}",
+        ", timeouts: {connect: 3s}",
+    ));
+    assert_eq!(cluster.service("10.96.0.1:80").policy, None);
+}
+
+#[test]
+fn a_rate_is_one_thing_in_either_word() {
+    let cluster = cluster();
+    let rate = |spec: &str| {
+        cluster.apply(&policy("own", "2026-01-01", SERVICE, spec));
+        let retry = cluster.service("10.96.0.1:80").policy.unwrap().retry.unwrap();
+        let rate = retry.budget_min_rate.map(|rate| (rate.count, rate.interval_ms));
+        (
+            retry.budget_percent,
+            retry.budget_interval_ms,
+            retry.budget_min_per_second,
+            rate,
+        )
+    };
+    let wide = ", retryConstraint: {budget: {percent: 50, interval: 1m}, minRetryRate: {count: 30, interval: 1m}}";
+    cluster.apply(&policy("wide", "2026-01-01", NAMESPACE, wide));
+    assert_eq!(
+        rate(", timeouts: {connect: 1s}"),
+        (Some(50), Some(60_000), Some(0), Some((30, 60_000)))
+    );
+    assert_eq!(
+        rate(", retry: {budget: {minPerSecond: 5}}"),
+        (Some(50), Some(60_000), Some(5), None)
+    );
+    assert_eq!(
+        rate(", retryConstraint: {budget: {percent: 1}, minRetryRate: {count: 7}}"),
+        (Some(1), Some(60_000), Some(7), Some((7, 1000)))
+    );
+}
+
+#[test]
+fn a_change_reaches_whoever_it_is_for() {
+    let cluster = two_ports();
+    let mut buyer = cluster.index.watch_target("10.96.0.1:80".parse().unwrap(), "buyer");
+    let mut client = cluster.index.watch_target("10.96.0.1:80".parse().unwrap(), "client");
+    let mut changed = || {
+        let changed = [&mut buyer, &mut client].map(|watched| watched.has_changed().unwrap());
+        buyer.mark_unchanged();
+        client.mark_unchanged();
+        changed
+    };
+    changed();
+    let theirs = policy(
+        "p",
+        "2026-01-01",
+        "{kind: Service, namespace: shop, name: web}",
+        ", timeouts: {connect: 3s}",
+    );
+    cluster.apply(&theirs.replace("metadata: {namespace: shop", "metadata: {namespace: buyer"));
+    assert_eq!(changed(), [true, false]);
+    let mesh = policy(
+        "p",
+        "2026-01-01",
+        "{kind: Namespace, name: outrigger}",
+        ", timeouts: {request: 3s}",
+    );
+    cluster.apply(&mesh.replace("metadata: {namespace: shop", "metadata: {namespace: outrigger"));
+    assert_eq!(changed(), [true, true]);
+    cluster.delete(Kind::Policy(PolicyKind::Traffic), "buyer", "p");
+    assert_eq!(changed(), [true, false]);
 }

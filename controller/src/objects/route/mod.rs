@@ -76,6 +76,8 @@ pub(crate) struct Parent {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Rule {
     pub(crate) index: usize,
+    /// By which a policy names it.
+    pub(crate) name: Option<Arc<str>>,
     pub(crate) matches: Vec<(Rank, proto::Match)>,
     pub(crate) filters: Vec<RouteFilter>,
     pub(crate) backends: Vec<WeightedRef>,
@@ -226,6 +228,7 @@ impl Reader {
         };
         Rule {
             index,
+            name: rule.name.map(Arc::from),
             matches,
             filters,
             backends,

@@ -30,6 +30,7 @@ pub(super) struct ParentRef {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct RuleSpec {
+    pub(super) name: Option<String>,
     pub(super) matches: Vec<MatchSpec>,
     pub(super) filters: Vec<FilterSpec>,
     pub(super) backend_refs: Vec<BackendRefSpec>,

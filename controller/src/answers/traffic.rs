@@ -1,0 +1,115 @@
+//! TrafficPolicies: how a Service is called.
+//!
+//! What is nearer to a request wins, field by field, and a list is one field: the route's rule itself, the policy on the rule, on
+//! the route; then, for a Service, the policy of the caller's namespace on the port, on the Service; the owner's on the port, on
+//! the Service, on its namespace; and last the one on Outrigger's own namespace, which holds for the whole mesh. Of several on the
+//! same target the oldest holds as a whole; the others are `Conflicted` and add nothing. A policy that is not valid holds nowhere.
+
+use outrigger_api::discovery as proto;
+
+use crate::objects::ObjectName;
+use crate::objects::policy::{Policy, PolicyKind, Target, TargetKind};
+use crate::objects::route::{RouteKind, Rule};
+use crate::store::Store;
+
+/// How a port of a Service is called by clients in `callers`, where no route says otherwise.
+pub(super) fn of_service(store: &Store, service: &ObjectName, port: &str, callers: &str) -> Option<proto::Policy> {
+    let own = Target::service(service);
+    let theirs = own.for_callers(callers);
+    let layers = [theirs.section(port), theirs, own.section(port), own];
+    merged(store, layers.into_iter().chain(outer(store, &service.namespace)))
+}
+
+/// How what is of no Service is called in a namespace.
+pub(super) fn of_namespace(store: &Store, namespace: &str) -> Option<proto::Policy> {
+    merged(store, outer(store, namespace))
+}
+
+/// What a route's rule says: the rule itself, over the policies that are attached to the route.
+pub(super) fn of_rule(store: &Store, kind: RouteKind, route: &ObjectName, rule: &Rule) -> Option<proto::Policy> {
+    let attached = merged(store, of_route(kind, route, rule)).unwrap_or_default();
+    let policy = merge(&rule.policy, &attached);
+    (policy != proto::Policy::default()).then_some(policy)
+}
+
+/// Whether what is nearer to every request says all that the policy says at this target, so that it changes nothing there. Never
+/// of a Namespace: there may be other Services in it tomorrow.
+pub(crate) fn is_overridden(store: &Store, policy: &proto::Policy, target: &Target) -> bool {
+    let nearer: Vec<proto::Policy> = match (target.kind, &target.section) {
+        (TargetKind::Service, None) => {
+            let ports = store.services.get(&target.name).into_iter().flat_map(|s| &s.ports);
+            let at = |port: &str| merged(store, [target.section(port)]).unwrap_or_default();
+            ports.map(|port| at(&port.name)).collect()
+        }
+        (TargetKind::Route(kind), section) => {
+            let rules = store.routes.get(&(kind, target.name.clone()));
+            let rules = rules.into_iter().flat_map(|route| &route.rules);
+            let at = |rule: &Rule| match (section, &rule.name) {
+                (None, Some(name)) => {
+                    let attached = merged(store, [target.section(name)]).unwrap_or_default();
+                    merge(&rule.policy, &attached)
+                }
+                _ => rule.policy.clone(),
+            };
+            let covered = rules.filter(|rule| section.is_none() || *section == rule.name);
+            covered.map(at).collect()
+        }
+        (TargetKind::Namespace | TargetKind::Service, _) => return false,
+    };
+    let says_all = |nearer: &proto::Policy| merge(nearer, policy) == *nearer;
+    *policy != proto::Policy::default() && !nearer.is_empty() && nearer.iter().all(says_all)
+}
+
+fn outer(store: &Store, namespace: &str) -> [Target; 2] {
+    [Target::namespace(namespace), Target::namespace(&store.own.namespace)]
+}
+
+fn of_route(kind: RouteKind, route: &ObjectName, rule: &Rule) -> impl Iterator<Item = Target> {
+    let whole = Target::route(kind, route);
+    let section = rule.name.as_ref().map(|name| whole.section(name));
+    section.into_iter().chain([whole])
+}
+
+/// What holds, of these targets the nearest first. None: nothing is said.
+fn merged(store: &Store, layers: impl IntoIterator<Item = Target>) -> Option<proto::Policy> {
+    let policies = layers.into_iter().filter_map(|target| {
+        let mut policies = store.policies.at(PolicyKind::Traffic, target);
+        policies.next().and_then(Policy::traffic).cloned()
+    });
+    policies.reduce(|inner, outer| merge(&inner, &outer))
+}
+
+/// `inner` with what it does not say taken from `outer`.
+fn merge(inner: &proto::Policy, outer: &proto::Policy) -> proto::Policy {
+    proto::Policy {
+        retry: match (&inner.retry, &outer.retry) {
+            (Some(inner), Some(outer)) => Some(merge_retry(inner, outer)),
+            (inner, outer) => inner.clone().or_else(|| outer.clone()),
+        },
+        request_timeout_ms: inner.request_timeout_ms.or(outer.request_timeout_ms),
+        backend_request_timeout_ms: inner.backend_request_timeout_ms.or(outer.backend_request_timeout_ms),
+        connect_timeout_ms: inner.connect_timeout_ms.or(outer.connect_timeout_ms),
+    }
+}
+
+fn merge_retry(inner: &proto::Retry, outer: &proto::Retry) -> proto::Retry {
+    let one_of = |inner_says: bool| if inner_says { inner } else { outer };
+    let statuses = one_of(inner.statuses_set || !inner.statuses.is_empty());
+    let grpc = one_of(!inner.grpc_statuses.is_empty());
+    // One thing in two words.
+    let rate = one_of(inner.budget_min_per_second.is_some() || inner.budget_min_rate.is_some());
+    proto::Retry {
+        attempts: inner.attempts.or(outer.attempts),
+        statuses: statuses.statuses.clone(),
+        statuses_set: statuses.statuses_set,
+        grpc_statuses: grpc.grpc_statuses.clone(),
+        backoff_base_ms: inner.backoff_base_ms.or(outer.backoff_base_ms),
+        backoff_max_ms: inner.backoff_max_ms.or(outer.backoff_max_ms),
+        budget_percent: inner.budget_percent.or(outer.budget_percent),
+        budget_interval_ms: inner.budget_interval_ms.or(outer.budget_interval_ms),
+        budget_min_per_second: rate.budget_min_per_second,
+        budget_min_rate: rate.budget_min_rate,
+        non_idempotent: inner.non_idempotent.or(outer.non_idempotent),
+        max_body_bytes: inner.max_body_bytes.or(outer.max_body_bytes),
+    }
+}
