@@ -105,13 +105,19 @@ pub struct Identity(Arc<Inner>);
 
 struct Inner {
     clock: Clock,
-    current: watch::Sender<Option<Arc<Credentials>>>,
-    trusted: watch::Sender<Option<Arc<Trust>>>,
-    problem: Arc<Mutex<Option<String>>>,
+    state: State,
     /// The controller's last word on whom to trust.
     told: watch::Sender<Vec<CertificateDer<'static>>>,
     /// The task that renews; it ends with the last handle.
     renewal: Option<AbortHandle>,
+}
+
+/// What is known now. The renewal writes it, everybody else reads it.
+#[derive(Clone, Default)]
+struct State {
+    current: watch::Sender<Option<Arc<Credentials>>>,
+    trusted: watch::Sender<Option<Arc<Trust>>>,
+    problem: Arc<Mutex<Option<String>>>,
 }
 
 impl Identity {
@@ -130,26 +136,13 @@ impl Identity {
     }
 
     fn start_with(config: IdentityConfig, issuer: impl Issue, clock: Clock, random: SmallRng) -> Self {
-        let current = watch::channel(None).0;
-        let trusted = watch::channel(None).0;
-        let problem = Arc::default();
+        let state = State::default();
         let (told, roots) = watch::channel(Vec::new());
-        let renewal = Renewal::new(
-            config,
-            issuer,
-            clock.clone(),
-            random,
-            current.clone(),
-            trusted.clone(),
-            Arc::clone(&problem),
-            roots,
-        );
+        let renewal = Renewal::new(config, issuer, clock.clone(), random, state.clone(), roots);
         let renewal = tokio::spawn(renewal.run()).abort_handle();
         Self(Arc::new(Inner {
             clock,
-            current,
-            trusted,
-            problem,
+            state,
             told,
             renewal: Some(renewal),
         }))
@@ -159,9 +152,11 @@ impl Identity {
     pub fn fixed(credentials: Credentials) -> Self {
         Self(Arc::new(Inner {
             clock: credentials.clock().clone(),
-            trusted: watch::channel(Some(Arc::clone(&credentials.trust))).0,
-            current: watch::channel(Some(Arc::new(credentials))).0,
-            problem: Arc::default(),
+            state: State {
+                trusted: watch::channel(Some(Arc::clone(&credentials.trust))).0,
+                current: watch::channel(Some(Arc::new(credentials))).0,
+                problem: Arc::default(),
+            },
             told: watch::Sender::default(),
             renewal: None,
         }))
@@ -171,13 +166,13 @@ impl Identity {
     #[cfg(test)]
     pub(crate) fn changing(credentials: Credentials) -> (Self, watch::Sender<Option<Arc<Credentials>>>) {
         let identity = Self::fixed(credentials);
-        let sender = identity.0.current.clone();
+        let sender = identity.0.state.current.clone();
         (identity, sender)
     }
 
     /// Why the credentials are not there or could not be renewed, if that is so: what was tried, and what to check.
     pub fn problem(&self) -> Option<String> {
-        self.0.problem.lock().clone()
+        self.0.state.problem.lock().clone()
     }
 
     /// The clock by which certificates are valid or not.
@@ -187,17 +182,17 @@ impl Identity {
 
     /// The credentials now, or `None` while there are none.
     pub fn current(&self) -> Option<Arc<Credentials>> {
-        self.0.current.borrow().clone()
+        self.0.state.current.borrow().clone()
     }
 
     /// Whom it trusts now, with credentials or without; `None` before it knows of a root.
     pub fn trusted(&self) -> Option<Arc<Trust>> {
-        self.0.trusted.borrow().clone()
+        self.0.state.trusted.borrow().clone()
     }
 
     /// Waits until there are credentials.
     pub async fn ready(&self) -> Arc<Credentials> {
-        let mut receiver = self.0.current.subscribe();
+        let mut receiver = self.0.state.current.subscribe();
         loop {
             if let Some(credentials) = receiver.borrow_and_update().clone() {
                 return credentials;
@@ -216,7 +211,7 @@ impl Identity {
 
     /// Tells of every change.
     pub fn subscribe(&self) -> watch::Receiver<Option<Arc<Credentials>>> {
-        self.0.current.subscribe()
+        self.0.state.current.subscribe()
     }
 }
 

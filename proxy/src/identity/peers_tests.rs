@@ -186,7 +186,11 @@ fn roots_that_are_removed_while_there_is_no_svid_end_connections_too() {
         };
         current.send_replace(None);
         assert_eq!(standing(), [Standing::Good; 2], "{direction:?}");
-        identity.0.trusted.send_replace(Some(credentials(&[&new], 2).trust));
+        identity
+            .0
+            .state
+            .trusted
+            .send_replace(Some(credentials(&[&new], 2).trust));
         assert_eq!(standing(), [Standing::Cut, Standing::Good], "{direction:?}");
     }
 }

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use outrigger_api::spiffe::SpiffeId;
-use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
@@ -16,13 +15,13 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::IdentityConfig;
 use super::bundle::TrustBundle;
 use super::clock::{Clock, written};
 use super::credentials::{Credentials, Svid};
 use super::issuer::{Issue, Issued};
 use super::roots::Roots;
 use super::trust::Trust;
+use super::{IdentityConfig, State};
 use crate::backoff::Backoff;
 
 /// How often it looks whether others are to be trusted. The controller tells all sidecars at the same moment, and a new trust
@@ -43,9 +42,7 @@ pub(super) struct Renewal<I> {
     clock: Clock,
     random: SmallRng,
     backoff: Backoff,
-    current: watch::Sender<Option<Arc<Credentials>>>,
-    trusted: watch::Sender<Option<Arc<Trust>>>,
-    problem: Arc<Mutex<Option<String>>>,
+    state: State,
     roots: Roots,
     svid: Option<Svid>,
     /// By the wall clock, because certificates are: a machine that slept renews as soon as it wakes.
@@ -60,9 +57,7 @@ impl<I: Issue> Renewal<I> {
         issuer: I,
         clock: Clock,
         mut random: SmallRng,
-        current: watch::Sender<Option<Arc<Credentials>>>,
-        trusted: watch::Sender<Option<Arc<Trust>>>,
-        problem: Arc<Mutex<Option<String>>>,
+        state: State,
         told: watch::Receiver<Vec<CertificateDer<'static>>>,
     ) -> Self {
         let jitter = SmallRng::from_rng(&mut random);
@@ -74,9 +69,7 @@ impl<I: Issue> Renewal<I> {
             clock,
             random,
             backoff: Backoff::new(RETRY.0, RETRY.1, jitter),
-            current,
-            trusted,
-            problem,
+            state,
             svid: None,
             retry_at: None,
             generation: 0,
@@ -109,7 +102,7 @@ impl<I: Issue> Renewal<I> {
             }
         } else if self.is_due() && looked.is_ok() {
             // Still waiting: the problem is still the same.
-            return Err(self.problem.lock().clone().unwrap_or_default());
+            return Err(self.state.problem.lock().clone().unwrap_or_default());
         }
         looked
     }
@@ -174,20 +167,20 @@ impl<I: Issue> Renewal<I> {
     /// SVID.
     fn trust(&mut self) -> Result<(), String> {
         if let Some(bundle) = self.roots.trusted() {
-            let before = self.trusted.borrow().as_ref().map_or(0, |trust| trust.generation);
+            let before = self.state.trusted.borrow().as_ref().map_or(0, |trust| trust.generation);
             let trust = Trust::new(bundle, self.config.id.trust_domain(), before + 1)?;
-            self.trusted.send_replace(Some(Arc::new(trust)));
+            self.state.trusted.send_replace(Some(Arc::new(trust)));
         }
         Ok(())
     }
 
     /// Makes new credentials, because the roots or the SVID are new.
     fn publish(&mut self) -> Result<(), String> {
-        let trust = self.trusted.borrow().clone();
+        let trust = self.state.trusted.borrow().clone();
         if let (Some(svid), Some(trust)) = (&self.svid, trust) {
             self.generation += 1;
             let credentials = Credentials::new(svid, &trust, self.generation, &self.clock)?;
-            self.current.send_replace(Some(Arc::new(credentials)));
+            self.state.current.send_replace(Some(Arc::new(credentials)));
         }
         Ok(())
     }
@@ -200,13 +193,13 @@ impl<I: Issue> Renewal<I> {
                 written(svid.leaf.not_after),
                 written(now)
             );
-            self.current.send_replace(None);
+            self.state.current.send_replace(None);
         }
     }
 
     /// Logs a problem once, and its end.
     fn report(&self, error: Option<String>) {
-        let mut problem = self.problem.lock();
+        let mut problem = self.state.problem.lock();
         if *problem == error {
             return;
         }

@@ -61,9 +61,11 @@ pub async fn handle(
         return call.fail(&ProxyError::new(Reason::InvalidBackend, none));
     };
 
-    let mut budgets = target.budgets.borrow_mut();
-    budgets.of(&plan.attempt.retry.budget, now).deposit(now);
-    drop(budgets);
+    target
+        .budgets
+        .borrow_mut()
+        .of(&plan.attempt.retry.budget, now)
+        .deposit(now);
     let body = body_source(body, &plan.attempt.retry, &snapshot);
     let attempts = Attempts {
         state,
