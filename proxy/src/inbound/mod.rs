@@ -17,7 +17,7 @@ use outrigger_proxy_transport::body::ClientBody;
 use outrigger_proxy_transport::drain::OpenConnection;
 use outrigger_proxy_transport::error::Reason;
 use outrigger_proxy_transport::net::detect::{Detected, Peeked, Verdict, peek, protocol, resolve};
-use outrigger_proxy_transport::net::{HttpVersion, Io, Prefixed, Stream, Termed};
+use outrigger_proxy_transport::net::{HttpVersion, Io, Prefixed, Stream, Term, Termed};
 use outrigger_proxy_transport::room::Seat;
 use outrigger_proxy_transport::server::{ResponseBody, serve};
 use tokio::time::Instant;
@@ -68,6 +68,8 @@ struct Caller {
     /// Proven by mutual TLS.
     peer: Option<SpiffeId>,
     address: Option<SocketAddr>,
+    /// Of the connection.
+    term: Term,
 }
 
 /// What the first bytes are.
@@ -89,6 +91,7 @@ async fn carry(state: Rc<State>, io: Io, app: SocketAddr, client: Option<SocketA
         app,
         peer: None,
         address: client,
+        term: Term::default(),
     };
     tokio::select! {
         biased;
@@ -138,7 +141,11 @@ async fn serve_connection(state: Rc<State>, io: Io, caller: Caller, open: &OpenC
         carries,
     };
     let admission = admit_connection(&server, &conn);
-    let caller = Caller { peer, ..caller };
+    let caller = Caller {
+        peer,
+        term: stream.term(),
+        ..caller
+    };
     // Boxed: a connection that only comes and goes has no room for it (`sizes`).
     let serving = serve_admitted(state, admission, carries, stream, caller, open);
     Box::pin(serving).await;

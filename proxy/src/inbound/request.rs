@@ -9,11 +9,11 @@ use http::{Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 use outrigger_proxy_transport::body::{BodySource, ClientBody, RequestBody};
-use outrigger_proxy_transport::client::{Checkout, Failure, Lease, Pool, send, upgrade};
+use outrigger_proxy_transport::client::{Checkout, Failure, Lease, Pool, send};
 use outrigger_proxy_transport::error::{ProxyError, Reason};
 use outrigger_proxy_transport::grpc;
 use outrigger_proxy_transport::headers::{strip_hop_by_hop, strip_ours, strip_response, wants_upgrade};
-use outrigger_proxy_transport::server::{HttpVersion, ResponseBody, check};
+use outrigger_proxy_transport::server::{HttpVersion, ResponseBody, check, upgrade};
 
 use super::apps::AppDialer;
 use super::{Caller, State};
@@ -62,7 +62,7 @@ pub(super) async fn handle(
 
     call.propagate(&mut head.headers);
     match send_to_app(caller, pool, version, head, body, &call).await {
-        Ok((response, lease)) => respond(state, call, response, lease, upgrade),
+        Ok((response, lease)) => respond(state, caller, call, response, lease, upgrade),
         Err(error) => call.fail(&error),
     }
 }
@@ -162,6 +162,7 @@ async fn checkout(caller: &Caller, pool: &Rc<Pool>, version: HttpVersion) -> Res
 
 fn respond(
     state: &State,
+    caller: &Caller,
     call: Call,
     mut response: Response<Incoming>,
     lease: Lease,
@@ -174,7 +175,13 @@ fn respond(
         (true, None) => None,
         (true, Some(client)) => {
             let server = hyper::upgrade::on(&mut response);
-            upgrade::join(client, server, state.context.activity.begin(), lease);
+            upgrade::join(
+                client,
+                server,
+                caller.term.clone(),
+                state.context.activity.begin(),
+                lease,
+            );
             None
         }
     };

@@ -12,10 +12,9 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Body;
 use hyper::upgrade::OnUpgrade;
 use outrigger_proxy_transport::body::{BodySource, ClientBody, OnTooLarge};
-use outrigger_proxy_transport::client::upgrade;
 use outrigger_proxy_transport::error::{ProxyError, Reason};
 use outrigger_proxy_transport::headers::{strip_hop_by_hop, strip_ours, strip_response, wants_upgrade};
-use outrigger_proxy_transport::server::{HttpVersion, ResponseBody, check};
+use outrigger_proxy_transport::server::{HttpVersion, ResponseBody, check, upgrade};
 use rand::rngs::SmallRng;
 use tokio::time::Instant;
 
@@ -178,7 +177,7 @@ fn respond(
     let lease = match (switches, upgrade) {
         (true, Some(client)) => {
             let server = hyper::upgrade::on(&mut response);
-            upgrade::join(client, server, state.context.activity.begin(), lease);
+            upgrade::join(client, server, lease.term(), state.context.activity.begin(), lease);
             None
         }
         (_, _) => (!switches).then_some(lease),

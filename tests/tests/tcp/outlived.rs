@@ -23,7 +23,7 @@ use outrigger_proxy::identity::Clock;
 use outrigger_tests::mesh::{Authority, Body, Http, Sidecar, TRUST_DOMAIN, id, metric, text};
 use rustls::{ClientConfig, HandshakeKind, ServerConfig};
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -186,14 +186,25 @@ impl Shop {
             }
             "/chat" => {
                 chat(&mut request);
-                let switching = Response::builder()
-                    .status(101)
-                    .header("upgrade", "websocket")
-                    .header("connection", "upgrade");
-                switching.body(text("")).unwrap()
+                switching()
+            }
+            "/flood" => {
+                self.flood(&mut request);
+                switching()
             }
             _ => Response::new(text("fast")),
         }
+    }
+
+    /// What the request becomes says more than anybody takes, and then counts as waiting.
+    fn flood(&self, request: &mut Request<Incoming>) {
+        let (upgrade, waiting) = (hyper::upgrade::on(request), Arc::clone(&self.waiting));
+        tokio::spawn(async move {
+            let mut stream = TokioIo::new(upgrade.await.unwrap());
+            fill(&mut stream).await;
+            waiting.fetch_add(1, SeqCst);
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        });
     }
 
     async fn serve(&self) -> SocketAddr {
@@ -212,6 +223,21 @@ impl Shop {
             }
         })
         .await
+    }
+}
+
+fn switching() -> Response<Body> {
+    let switching = Response::builder()
+        .status(101)
+        .header("upgrade", "websocket")
+        .header("connection", "upgrade");
+    switching.body(text("")).unwrap()
+}
+
+/// Writes until no more is taken.
+async fn fill(stream: &mut (impl AsyncWrite + Unpin)) {
+    while let Ok(written) = tokio::time::timeout(FULL, stream.write_all(&[b'x'; 65_536])).await {
+        written.unwrap();
     }
 }
 
@@ -395,9 +421,7 @@ async fn what_a_peer_that_calls_has_under_way_goes_on_or_is_closed() {
             let mut stream = dial(full.inbound[0], config).await;
             let head = b"POST / HTTP/1.1\r\nhost: orders\r\ncontent-length: 1000000000\r\n\r\n";
             stream.write_all(head).await.unwrap();
-            while let Ok(written) = tokio::time::timeout(FULL, stream.write_all(&[b'x'; 65_536])).await {
-                written.unwrap();
-            }
+            fill(&mut stream).await;
             stream
         });
         let full = join_all(full).await;
@@ -481,6 +505,56 @@ async fn peers_that_are_not_read_are_cut_in_their_time() {
         drop(pings);
     })
     .await;
+}
+
+/// An app that takes what a tunnel brings it no more, and says nothing, hears of the end all the same.
+#[tokio::test]
+async fn a_tunnel_whose_app_takes_nothing_is_cut() {
+    const UPGRADE: &str = "GET /flood HTTP/1.1\r\nhost: orders\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    for_each_end(async |end| {
+        if end == End::Expired {
+            return;
+        }
+        let world = World::new(end).await;
+        // It is called.
+        let cut = Arc::<AtomicUsize>::default();
+        let counted = Arc::clone(&cut);
+        let mute = app(move |mut stream| {
+            let counted = Arc::clone(&counted);
+            async move {
+                let _ = stream.read(&mut [0; 1024]).await.unwrap();
+                let switching = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+                stream.write_all(switching.as_bytes()).await.unwrap();
+                reset(&stream).await;
+                counted.fetch_add(1, SeqCst);
+            }
+        })
+        .await;
+        let orders = world.start(Sidecar::new("orders").protects(mute), Duration::ZERO).await;
+        let mut peer = dial(orders.inbound[0], &client(Some(world.doomed("web")), &["outrigger/h1"])).await;
+        peer.write_all(UPGRADE.as_bytes()).await.unwrap();
+        fill(&mut peer).await;
+        // It calls.
+        let shop = Shop::new();
+        let (web, _called) = caller(&world, &shop, Duration::ZERO).await;
+        let mut calling = TcpStream::connect(web.outbound[0]).await.unwrap();
+        calling.write_all(UPGRADE.as_bytes()).await.unwrap();
+        shop.has(1).await;
+
+        assert_eq!(cut.load(SeqCst), 0);
+        let both = [(&orders, "inbound"), (&web, "outbound")];
+        join_all(both.map(|(sidecar, direction)| world.end(sidecar, direction, 1))).await;
+        until("the app that is called hears of it", async || cut.load(SeqCst) == 1).await;
+        soon(reset(&calling)).await;
+    })
+    .await;
+}
+
+/// Waits for a reset, and takes nothing that came before it.
+async fn reset(stream: &TcpStream) {
+    while !stream.ready(Interest::READABLE).await.unwrap().is_read_closed() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// A peer that speaks HTTP/2, and never confirms a PING: so it may say that it has not seen the GOAWAY.
@@ -576,7 +650,9 @@ impl Called {
                             async move { Ok::<_, Infallible>(shop.answer(request).await) }
                         });
                         let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-                        let _ = builder.serve_connection(TokioIo::new(stream), answer).await;
+                        let _ = builder
+                            .serve_connection_with_upgrades(TokioIo::new(stream), answer)
+                            .await;
                     }
                     still.fetch_sub(1, SeqCst);
                 });

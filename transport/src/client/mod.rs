@@ -6,7 +6,6 @@ mod dials;
 mod multiplex;
 mod pool;
 mod send;
-pub mod upgrade;
 
 pub use dialer::Dialer;
 pub use multiplex::Slot;

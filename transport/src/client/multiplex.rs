@@ -325,6 +325,11 @@ impl Slot {
         self.0.sender.clone()
     }
 
+    /// When the connection ends.
+    pub(super) fn term(&self) -> Term {
+        self.0.term.clone()
+    }
+
     /// No more requests go to this connection: it said GOAWAY, or has ended.
     pub fn leave(&self) {
         self.0.leaving.set(true);

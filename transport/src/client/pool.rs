@@ -83,6 +83,14 @@ pub struct Idling {
 }
 
 impl Lease {
+    /// The term of the connection.
+    pub fn term(&self) -> Term {
+        match self {
+            Lease::Http1(idling) => idling.term.clone(),
+            Lease::Http2(slot) => slot.term(),
+        }
+    }
+
     /// Gives the connection back, after the last byte of the response.
     pub fn release(self) {
         if let Lease::Http1(idling) = self

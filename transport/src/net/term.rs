@@ -3,15 +3,16 @@
 //! Who knows of certificates holds a [`Notice`], and tells by it when the time is up. Who uses the connection asks its
 //! [`Term`]; and the connection itself is [`Termed`], so that nothing passes on one that is cut, whoever holds it by then.
 
-use std::future::poll_fn;
+use std::future::pending;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
 use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
 
 /// How far the end of a connection is. It only goes on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,6 +47,8 @@ struct State {
     standing: AtomicU8,
     /// Of the task that reads from the connection.
     waker: AtomicWaker,
+    /// For all others.
+    cut: Notify,
 }
 
 /// A connection that reads and writes until it is cut.
@@ -61,6 +64,7 @@ impl Term {
         let state = Arc::new(State {
             standing: AtomicU8::new(Standing::Good as u8),
             waker: AtomicWaker::new(),
+            cut: Notify::new(),
         });
         let notice = Notice(Arc::downgrade(&state));
         (Self(Some(state)), notice)
@@ -83,9 +87,15 @@ impl Term {
         }
     }
 
-    /// Waits until it is cut, as the task that reads from the connection.
+    /// Waits until it is cut. Any number of tasks may: an HTTP/2 connection has a task of its own, and each of its tunnels too.
     pub async fn until_cut(&self) {
-        poll_fn(|cx| self.poll_cut(cx)).await;
+        let Some(state) = &self.0 else { return pending().await };
+        let mut cut = pin!(state.cut.notified());
+        // From here on it hears of it.
+        cut.as_mut().enable();
+        if state.standing() != Standing::Cut {
+            cut.await;
+        }
     }
 
     /// Ready when it is cut. The task is the one that reads from the connection; it is woken at every change of the standing.
@@ -121,6 +131,9 @@ impl State {
         let before = self.standing.fetch_max(standing as u8, Ordering::Relaxed);
         if before < standing as u8 || standing == Standing::Over {
             self.waker.wake();
+        }
+        if standing == Standing::Cut {
+            self.cut.notify_waiters();
         }
         Standing::ALL[usize::from(before)]
     }
@@ -234,6 +247,32 @@ mod tests {
         drop((near, term));
         assert!(!notice.is_heard());
         assert_eq!(notice.give(Standing::Cut), None);
+    }
+
+    /// A connection of HTTP/2 has one task that reads, and each of its tunnels another one that does not.
+    #[tokio::test(start_paused = true)]
+    async fn all_who_wait_hear_of_the_end() {
+        let (_far, near) = duplex(64);
+        let (term, notice) = Term::begin();
+        let mut near = Termed::new(near, term.clone());
+        let mut waiting: Vec<_> = (0..3)
+            .map(|_| {
+                let term = term.clone();
+                tokio::spawn(async move { term.until_cut().await })
+            })
+            .collect();
+        waiting.push(tokio::spawn(async move { drop(near.read_u8().await) }));
+        for standing in [Standing::Over, Standing::Cut] {
+            tokio::task::yield_now().await;
+            assert!(waiting.iter().all(|task| !task.is_finished()));
+            notice.give(standing).unwrap();
+        }
+        for task in waiting {
+            timeout(Duration::from_secs(1), task)
+                .await
+                .expect("one is not woken")
+                .unwrap();
+        }
     }
 
     #[test]

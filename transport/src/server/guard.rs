@@ -165,6 +165,13 @@ impl<IO> Guard<IO> {
     }
 }
 
+impl<IO> Guard<IO> {
+    /// The connection itself.
+    pub(super) fn get_ref(&self) -> &IO {
+        &self.io
+    }
+}
+
 impl<IO> Drop for Guard<IO> {
     fn drop(&mut self) {
         self.watch.close();

@@ -7,6 +7,7 @@ mod lines;
 mod respond;
 mod response;
 mod serve;
+pub mod upgrade;
 mod waiting;
 mod watch;
 

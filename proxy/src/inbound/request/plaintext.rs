@@ -58,6 +58,7 @@ mod tests {
 
     use http::Request;
     use outrigger_api::probes::GRPC_HEALTH;
+    use outrigger_proxy_transport::net::Term;
 
     use super::{LetIn, Mtls, Plaintext, PlaintextRule};
     use crate::inbound::Caller;
@@ -103,6 +104,7 @@ mod tests {
                     app: ([127, 0, 0, 1], port).into(),
                     peer: peer.map(|peer| peer.parse().unwrap()),
                     address: None,
+                    term: Term::default(),
                 })
             };
             let facts = |caller| Facts {
