@@ -217,7 +217,6 @@ impl Reader {
         let policy = proto::Policy {
             request_timeout_ms: millis("timeouts.request", rule.timeouts.request),
             backend_request_timeout_ms: millis("timeouts.backendRequest", rule.timeouts.backend_request),
-            connect_timeout_ms: None,
             retry: rule.retry.map(|retry| proto::Retry {
                 attempts: retry.attempts,
                 statuses_set: retry.codes.is_some(),
@@ -225,6 +224,7 @@ impl Reader {
                 backoff_base_ms: millis("retry.backoff", retry.backoff),
                 ..proto::Retry::default()
             }),
+            ..proto::Policy::default()
         };
         Rule {
             index,
