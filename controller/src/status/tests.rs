@@ -559,17 +559,34 @@ fn the_status_of_the_version_before_is_taken_over() {
     let write = writes(&cluster, LATER).remove(0);
     assert_eq!(write.status["conditions"], json!([condition]));
     assert_eq!(at_targets(&write.status), [in_force()]);
-    // Its CRD drops the rest: that is said once, and not tried without end.
+    // Its CRD drops the rest: that is said once. One policy is written on with the same words, to see whether it still does.
     assert!(cluster.index.set_old_crd(PolicyKind::Traffic, true));
     assert!(!cluster.index.set_old_crd(PolicyKind::Traffic, true));
     let write = writes(&cluster, LATER).remove(0);
     let message = write.status["conditions"][0]["message"].as_str().unwrap();
     assert!(message.starts_with("In force. The CRD is older"), "{message}");
     object["status"] = json!({"conditions": write.status["conditions"]});
-    cluster.apply_value(object);
-    assert_eq!(writes(&cluster, LATER), []);
+    cluster.apply_value(object.clone());
+    let mut second = policy(
+        "q",
+        "2026-01-02",
+        json!([{"kind": "Namespace", "name": "shop"}]),
+        json!({}),
+    );
+    cluster.apply_value(second.clone());
+    let of_second = writes(&cluster, LATER).pop().unwrap();
+    second["status"] = json!({"conditions": of_second.status["conditions"]});
+    cluster.apply_value(second);
+    let probe = writes(&cluster, LATER);
+    assert_eq!(probe.len(), 1);
+    assert_eq!(probe[0].status["conditions"], write.status["conditions"]);
     cluster.index.set_old_crd(PolicyKind::Traffic, false);
-    assert_eq!(writes(&cluster, LATER).len(), 1);
+    assert_eq!(writes(&cluster, LATER).len(), 2);
+    // Another replica has seen it first.
+    cluster.index.set_old_crd(PolicyKind::Traffic, true);
+    write_back(&cluster, &object, &probe[0]);
+    let message = &writes(&cluster, LATER)[0].status["conditions"][0]["message"];
+    assert_eq!(*message, "In force");
 }
 
 #[test]

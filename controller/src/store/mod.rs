@@ -365,6 +365,10 @@ impl Store {
     fn set_policy(&mut self, kind: PolicyKind, name: ObjectName, policy: Option<Policy>, touched: &mut Touched) {
         touched.statuses = true;
         let namespace = name.namespace.clone();
+        if policy.as_ref().is_some_and(|policy| !policy.ancestors.is_empty()) {
+            // Another replica wrote it, and the API server kept it.
+            self.old_crds.remove(&kind);
+        }
         if self.policies.set(kind, name, policy) {
             touched.deps.insert(Dep::Policies(namespace));
         }
