@@ -114,7 +114,7 @@ async fn serve_connection(state: Rc<State>, io: Io, caller: Caller, open: &OpenC
     };
     let io = match server_first {
         false => io,
-        true => match Box::pin(opaque::server_first(&state, io, app, open)).await {
+        true => match Box::pin(opaque::server_first(&state, io, &caller, open)).await {
             Some(io) => io,
             None => return,
         },
@@ -128,7 +128,7 @@ async fn serve_connection(state: Rc<State>, io: Io, caller: Caller, open: &OpenC
     }
     let is_silent = hello.verdict.is_none() && hello.timed_out && hello.io.prefix().is_empty();
     if is_silent && silence && declared == Protocol::Detect {
-        return Box::pin(opaque::silent(&state, hello.io, app, open)).await;
+        return Box::pin(opaque::silent(&state, hello.io, &caller, open)).await;
     }
     let Some((stream, peer, carries)) = identify(&state, hello, declared, caller.address).await else {
         return;
@@ -242,7 +242,7 @@ async fn serve_admitted(
 ) {
     match (admission, carries) {
         (Admission::Allow, Carries::Http(version)) => serve_http(state, version, stream, caller, open).await,
-        (Admission::Allow, Carries::Bytes) => opaque::forward(&state, stream, caller.app, open).await,
+        (Admission::Allow, Carries::Bytes) => opaque::forward(&state, stream, &caller, open).await,
         (Admission::PerRequest { held }, Carries::Http(version)) => {
             open.seat().hold_at_most(held);
             serve_http(state, version, stream, caller, open).await;

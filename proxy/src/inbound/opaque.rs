@@ -10,7 +10,8 @@ use outrigger_proxy_transport::net::{Io, Prefixed, Stream, listen, tunnel};
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
-use super::{APP_CONNECT, State};
+use super::{APP_CONNECT, Caller, State};
+use crate::telemetry::{Direction, TunnelEnds};
 
 /// After a silence of this long on an opaque port, the app may speak first. A sidecar speaks at once; if its first packet
 /// is lost, the next one comes after 200 ms (RFC 6298's timer, as Linux has it).
@@ -19,20 +20,22 @@ const SERVER_FIRST: Duration = Duration::from_millis(300);
 const PROBE_HELD: Duration = Duration::from_secs(10);
 
 /// To the app.
-pub(super) async fn forward(state: &State, mut client: Stream, app: SocketAddr, open: &OpenConnection) {
+pub(super) async fn forward(state: &State, mut client: Stream, caller: &Caller, open: &OpenConnection) {
     let _busy = open.seat().busy();
-    if let Some(server) = connect(state, &client, app).await {
-        tunnel(&mut client, &mut server.into(), state.context.activity.begin()).await;
+    if let Some(server) = connect(state, &client, caller.app).await {
+        carry_bytes(state, caller, &mut client, &mut server.into()).await;
     }
 }
 
 /// Where the app may speak first: waits until the client speaks (`Some`: nothing was read of it), or else until its silence can
 /// only mean that it waits for the app. Then this is a connection to the app.
-pub(super) async fn server_first(state: &State, client: Io, app: SocketAddr, open: &OpenConnection) -> Option<Io> {
+pub(super) async fn server_first(state: &State, client: Io, caller: &Caller, open: &OpenConnection) -> Option<Io> {
     let limit = state.context.config().detect_timeout;
     let silence = async {
         tokio::time::sleep(SERVER_FIRST.min(limit)).await;
-        let server = tokio::time::timeout(APP_CONNECT, listen::connect(app)).await.ok()?;
+        let server = tokio::time::timeout(APP_CONNECT, listen::connect(caller.app))
+            .await
+            .ok()?;
         let server = Io::Tcp(server.ok()?);
         let _ = tokio::time::timeout(limit.saturating_sub(SERVER_FIRST), server.readable()).await;
         Some(server)
@@ -46,13 +49,13 @@ pub(super) async fn server_first(state: &State, client: Io, app: SocketAddr, ope
         return Some(client);
     };
     let _busy = open.seat().busy();
-    let in_flight = state.context.activity.begin();
-    tunnel(&mut client.into(), &mut server.into(), in_flight).await;
+    carry_bytes(state, caller, &mut client.into(), &mut server.into()).await;
     None
 }
 
 /// A client that says nothing, on a port of which nothing is declared: perhaps the app speaks first, which is remembered.
-pub(super) async fn silent(state: &Rc<State>, client: Prefixed<Io>, app: SocketAddr, open: &OpenConnection) {
+pub(super) async fn silent(state: &Rc<State>, client: Prefixed<Io>, caller: &Caller, open: &OpenConnection) {
+    let app = caller.app;
     let _busy = open.seat().busy();
     let mut client = Stream::Plain(client);
     let Some(server) = connect(state, &client, app).await else {
@@ -72,7 +75,18 @@ pub(super) async fn silent(state: &Rc<State>, client: Prefixed<Io>, app: SocketA
     let after = now.saturating_duration_since(connected);
     let app_first = &state.context.process.app_first;
     app_first.observe(&app.port(), &greeting[..length], after, now);
-    tunnel(&mut client, &mut server.into(), state.context.activity.begin()).await;
+    carry_bytes(state, caller, &mut client, &mut server.into()).await;
+}
+
+async fn carry_bytes(state: &State, caller: &Caller, client: &mut Stream, server: &mut Stream) {
+    let meter = state.context.process.telemetry.tunnel(Box::new(TunnelEnds {
+        direction: Direction::Inbound,
+        service: None,
+        port: caller.app.port(),
+        peer: caller.peer.clone(),
+        endpoint: caller.address,
+    }));
+    tunnel(client, server, state.context.activity.begin(), &*meter).await;
 }
 
 /// A TCP probe wants to see that its connection is taken; not a byte is passed on.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use outrigger_proxy_transport::error::{ProxyError, Reason};
-use outrigger_proxy_transport::net::{Io, Prefixed, Stream, listen, tunnel};
+use outrigger_proxy_transport::net::{Io, Meter, Prefixed, Stream, listen, tunnel};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -17,6 +17,7 @@ use super::connect::EndpointDialer;
 use super::health::Answer;
 use super::target::WorkerTarget;
 use crate::identity::MeshProtocol;
+use crate::telemetry::{Direction, TunnelEnds};
 
 /// How long a connection to outside the cluster may take: the app's own limit is usually shorter.
 const EXTERNAL_CONNECT: Duration = Duration::from_secs(30);
@@ -31,7 +32,10 @@ const MAX_EARLY_ENDS: u32 = 2;
 pub async fn forward(state: &Rc<State>, client: Prefixed<Io>, target: &WorkerTarget) {
     let mut client = Stream::Plain(client);
     match connect_to_any(state, target).await {
-        Ok((mut server, _in_hand)) => tunnel(&mut client, &mut server, state.context.activity.begin()).await,
+        Ok((mut server, _in_hand, ends)) => {
+            let meter = state.context.process.telemetry.tunnel(ends);
+            tunnel(&mut client, &mut server, state.context.activity.begin(), &*meter).await;
+        }
         Err(error) => failed(state, &client, &error),
     }
 }
@@ -55,7 +59,7 @@ pub async fn server_first(state: &Rc<State>, client: Prefixed<Io>, target: &Work
             () = client.get_ref().readable() => return Some(client),
             connected = connect_to_any(state, target) => connected,
         };
-        let (mut server, _in_hand) = match connected {
+        let (mut server, _in_hand, ends) = match connected {
             Ok(connected) => connected,
             Err(error) => {
                 failed(state, &Stream::Plain(client), &error);
@@ -80,8 +84,10 @@ pub async fn server_first(state: &Rc<State>, client: Prefixed<Io>, target: &Work
                 }
                 let mut client = Stream::Plain(client);
                 if client.write_all(&greeting).await.is_ok() {
+                    let meter = state.context.process.telemetry.tunnel(ends);
+                    meter.moved(0, greeting.len() as u64);
                     drop(greeting);
-                    tunnel(&mut client, &mut server, state.context.activity.begin()).await;
+                    tunnel(&mut client, &mut server, state.context.activity.begin(), &*meter).await;
                 }
                 return None;
             }
@@ -100,7 +106,14 @@ pub async fn pass_through(state: &State, client: TcpStream, to: SocketAddr) {
     match tokio::time::timeout(EXTERNAL_CONNECT, listen::connect(to)).await {
         Ok(Ok(server)) => {
             let mut server = Stream::from(Io::Tcp(server));
-            tunnel(&mut client, &mut server, state.context.activity.begin()).await;
+            let meter = state.context.process.telemetry.tunnel(Box::new(TunnelEnds {
+                direction: Direction::Outbound,
+                service: None,
+                port: to.port(),
+                peer: None,
+                endpoint: Some(to),
+            }));
+            tunnel(&mut client, &mut server, state.context.activity.begin(), &*meter).await;
         }
         failed => {
             tracing::debug!(%to, ?failed, "no connection to outside the cluster");
@@ -110,7 +123,10 @@ pub async fn pass_through(state: &State, client: TcpStream, to: SocketAddr) {
 }
 
 /// The connection counts as the endpoint's load for as long as the second is held: the next one goes to an endpoint with fewer.
-async fn connect_to_any(state: &Rc<State>, target: &WorkerTarget) -> Result<(Stream, InHand), ProxyError> {
+async fn connect_to_any(
+    state: &Rc<State>,
+    target: &WorkerTarget,
+) -> Result<(Stream, InHand, Box<TunnelEnds>), ProxyError> {
     let now = Instant::now();
     let none = || ProxyError::new(Reason::NoEndpoints, "the Service is gone");
     let snapshot = target.current(now).ok_or_else(none)?;
@@ -130,7 +146,14 @@ async fn connect_to_any(state: &Rc<State>, target: &WorkerTarget) -> Result<(Str
         match dialer.connect_for(MeshProtocol::Opaque).await {
             Ok(stream) => {
                 in_hand.end(Answer::Connected, Instant::now());
-                return Ok((stream, in_hand));
+                let ends = Box::new(TunnelEnds {
+                    direction: Direction::Outbound,
+                    service: Some(service.name.clone()),
+                    port: service.name.port,
+                    peer: member.endpoint.identity.clone(),
+                    endpoint: Some(member.endpoint.address),
+                });
+                return Ok((stream, in_hand, ends));
             }
             Err(error) => {
                 in_hand.end(Answer::Unreachable, Instant::now());

@@ -1,4 +1,4 @@
-//! The access log: one line of JSON a request, on standard output.
+//! The access log: one line of JSON a request, and one a connection that is carried as bytes, on standard output.
 //!
 //! The request path makes the line and hands it to a thread of its own, which is started with the first line; a reader
 //! that is too slow costs lines, which are counted, and never time.
@@ -16,6 +16,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::tunnel::TunnelEnd;
 use super::{Metrics, RequestEnd};
 use crate::model::ServiceName;
 
@@ -67,13 +68,19 @@ impl AccessLog {
 
     pub(super) fn request_ended(&self, request: &RequestEnd<'_>) {
         if self.is_on() {
-            self.write(request);
+            self.write(&Line::of(request));
         }
     }
 
-    fn write(&self, request: &RequestEnd<'_>) {
+    pub(super) fn tunnel_ended(&self, tunnel: &TunnelEnd<'_>) {
+        if self.is_on() {
+            self.write(&TunnelLine::of(tunnel));
+        }
+    }
+
+    fn write(&self, line: &impl Serialize) {
         let lines = self.lines.get_or_init(|| start(io::stdout()));
-        let written = serde_json::to_string(&Line::of(request)).is_ok_and(|mut line| {
+        let written = serde_json::to_string(line).is_ok_and(|mut line| {
             line.push('\n');
             lines.try_send(Item::Line(line)).is_ok()
         });
@@ -164,18 +171,10 @@ struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "a line says when it was written by the machine's clock"
-    )]
     fn of(end: &RequestEnd<'a>) -> Self {
         let (request, status, peer) = (end.request, end.status, end.peer);
-        let now = OffsetDateTime::from(std::time::SystemTime::now());
-        let now = now
-            .replace_nanosecond(now.nanosecond() / 1_000_000 * 1_000_000)
-            .unwrap_or(now);
         Self {
-            time: now.format(&Rfc3339).unwrap_or_default(),
+            time: now(),
             direction: request.direction.as_str(),
             method: bounded(request.method.as_str()),
             path: bounded(request.path()),
@@ -184,8 +183,7 @@ impl<'a> Line<'a> {
             status: status.http,
             grpc_status: status.grpc,
             error: status.reason.map(Reason::code),
-            // Microseconds are enough, and shorter to read.
-            duration_ms: (end.duration.as_secs_f64() * 1e6).round() / 1e3,
+            duration_ms: milliseconds(end.duration),
             retries: end.retries,
             request_bytes: end.request_bytes,
             response_bytes: end.response_bytes,
@@ -197,6 +195,61 @@ impl<'a> Line<'a> {
             request_id: request.request_id().map(bounded),
         }
     }
+}
+
+/// The fields of a connection's line, in their order.
+#[derive(Serialize)]
+struct TunnelLine<'a> {
+    time: String,
+    direction: &'static str,
+    protocol: &'static str,
+    port: u16,
+    duration_ms: f64,
+    sent_bytes: u64,
+    received_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peer: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoint: Option<SocketAddr>,
+    mtls: bool,
+}
+
+impl<'a> TunnelLine<'a> {
+    fn of(tunnel: &TunnelEnd<'a>) -> Self {
+        let ends = tunnel.ends;
+        Self {
+            time: now(),
+            direction: ends.direction.as_str(),
+            protocol: "TCP",
+            port: ends.port,
+            duration_ms: milliseconds(tunnel.duration),
+            sent_bytes: tunnel.sent,
+            received_bytes: tunnel.received,
+            service: ends.service.as_ref().map(ServiceName::label),
+            peer: ends.peer.as_ref().map(|peer| bounded(peer.as_str())),
+            endpoint: ends.endpoint,
+            mtls: ends.peer.is_some(),
+        }
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a line says when it was written by the machine's clock"
+)]
+fn now() -> String {
+    let now = OffsetDateTime::from(std::time::SystemTime::now());
+    let now = now
+        .replace_nanosecond(now.nanosecond() / 1_000_000 * 1_000_000)
+        .unwrap_or(now);
+    now.format(&Rfc3339).unwrap_or_default()
+}
+
+/// Microseconds are enough, and shorter to read.
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
 fn bounded(text: &str) -> &str {

@@ -10,7 +10,8 @@ use outrigger_proxy_transport::error::Reason;
 
 use super::{AccessLog, QUEUE};
 use crate::model::ServiceName;
-use crate::telemetry::{Direction, Metrics, Peer, RequestEnd, RequestInfo, Status, TraceContext};
+use crate::telemetry::tunnel::TunnelEnd;
+use crate::telemetry::{Direction, Metrics, Peer, RequestEnd, RequestInfo, Status, TraceContext, TunnelEnds};
 
 /// A request that ended, in the log.
 fn write(log: &AccessLog, service: Option<&ServiceName>, uri: &str) {
@@ -53,6 +54,49 @@ impl Write for Buffer {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+#[test]
+fn a_connection_has_a_line_too() {
+    let output = Buffer::default();
+    let log = AccessLog::writing_to(output.clone(), Arc::new(Metrics::new()));
+    let ends = |direction, service: Option<ServiceName>, peer: Option<&str>| TunnelEnds {
+        direction,
+        service,
+        port: 5432,
+        peer: peer.map(|peer| peer.parse().unwrap()),
+        endpoint: Some(SocketAddr::from(([10, 0, 0, 1], 5432))),
+    };
+    let database = ServiceName {
+        namespace: "shop".into(),
+        name: "db".into(),
+        port: 5432,
+    };
+    for ends in [
+        ends(
+            Direction::Outbound,
+            Some(database),
+            Some("spiffe://cluster.local/ns/shop/sa/db"),
+        ),
+        ends(Direction::Inbound, None, None),
+    ] {
+        log.tunnel_ended(&TunnelEnd {
+            ends: &ends,
+            duration: Duration::from_micros(12_345),
+            sent: 3,
+            received: 4,
+        });
+    }
+    log.flush();
+    let text = String::from_utf8(output.0.lock().unwrap().clone()).unwrap();
+    let lines: Vec<&str> = text.lines().map(|line| line.split_once(r#"Z","#).unwrap().1).collect();
+    assert_eq!(
+        lines,
+        [
+            r#""direction":"outbound","protocol":"TCP","port":5432,"duration_ms":12.345,"sent_bytes":3,"received_bytes":4,"service":"shop/db","peer":"spiffe://cluster.local/ns/shop/sa/db","endpoint":"10.0.0.1:5432","mtls":true}"#,
+            r#""direction":"inbound","protocol":"TCP","port":5432,"duration_ms":12.345,"sent_bytes":3,"received_bytes":4,"endpoint":"10.0.0.1:5432","mtls":false}"#,
+        ]
+    );
 }
 
 #[test]

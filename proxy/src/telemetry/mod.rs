@@ -12,6 +12,7 @@ pub mod metrics;
 mod request;
 mod span;
 mod tracer;
+mod tunnel;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +23,7 @@ pub use context::TraceContext;
 pub use metrics::{Metrics, ServiceMetrics};
 pub use request::{AttemptEnd, Direction, Peer, Protocol, RequestEnd, RequestInfo, SpanStart, Status};
 pub use span::{SpanKind, SpanRecord};
+pub use tunnel::{Tunnel, TunnelEnds};
 
 use crate::dns::Resolver;
 
@@ -29,6 +31,7 @@ use access_log::AccessLog;
 use export::Exporter;
 use ids::Ids;
 use tracer::Tracer;
+use tunnel::TunnelEnd;
 
 /// Where spans go.
 #[derive(Clone, Debug, PartialEq)]
@@ -139,6 +142,16 @@ impl Telemetry {
         } = &*self.0;
         metrics.request_ended(request);
         access_log.request_ended(request);
+    }
+
+    /// Counts a connection that is carried as bytes, until it is dropped.
+    pub fn tunnel(&self, ends: Box<TunnelEnds>) -> Box<Tunnel> {
+        // On the heap, as its ends are: connections keep room for it from their beginning.
+        Box::new(Tunnel::new(self.clone(), ends))
+    }
+
+    fn tunnel_ended(&self, tunnel: &TunnelEnd<'_>) {
+        self.0.access_log.tunnel_ended(tunnel);
     }
 
     /// The counters, for what is not a request that ended.

@@ -56,6 +56,13 @@ async fn much_both_ways_at_once_is_the_same_at_the_other_end() {
             "{protocol}: what the client sent"
         );
         assert_eq!(handshakes(&mesh.orders, "inbound", "ok"), 1);
+        let port = format!("server_port=\"{}\"", server.port());
+        for (sidecar, of) in [(&mesh.web, "service=\"shop/orders\""), (&mesh.orders, &port)] {
+            for what in ["sent", "received"] {
+                let counted = metric(sidecar, &format!("outrigger_tcp_{what}_bytes_total"), &[of]);
+                assert_eq!(counted, MUCH as u64, "{protocol}: {what}, {of}");
+            }
+        }
     }
 }
 

@@ -23,10 +23,21 @@ pub struct Copied {
     pub result: io::Result<()>,
 }
 
+/// Who counts what a tunnel moves, while it does.
+pub trait Meter {
+    /// So many bytes more went from the first connection to the second, and back.
+    fn moved(&self, sent: u64, received: u64);
+}
+
+/// Nobody.
+impl Meter for () {
+    fn moved(&self, _: u64, _: u64) {}
+}
+
 /// Copies between `a` and `b`. The end of one direction is passed on, and the other direction goes on (half-close). A
 /// connection that takes no more bytes may have said something before it broke: that is passed on first, and an end is
 /// not, because the stream is not complete.
-pub async fn both_ways<A, B>(a: &mut A, b: &mut B) -> Copied
+pub async fn both_ways<A, B>(a: &mut A, b: &mut B, meter: &impl Meter) -> Copied
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
@@ -34,8 +45,17 @@ where
     let mut there = OneWay::new();
     let mut back = OneWay::new();
     let result = poll_fn(|cx| {
-        let sent = there.poll(cx, a, b, back.broken.is_none())?;
-        let received = back.poll(cx, b, a, there.broken.is_none())?;
+        let before = (there.total, back.total);
+        let sent = there.poll(cx, a, b, back.broken.is_none());
+        let received = match sent {
+            Poll::Ready(Err(_)) => Poll::Pending,
+            _ => back.poll(cx, b, a, there.broken.is_none()),
+        };
+        let moved = (there.total - before.0, back.total - before.1);
+        if moved != (0, 0) {
+            meter.moved(moved.0, moved.1);
+        }
+        let (sent, received) = (sent?, received?);
         if sent.is_ready() && received.is_ready() {
             let broken = there.broken.take().or(back.broken.take());
             Poll::Ready(broken.map_or(Ok(()), Err))
@@ -194,7 +214,7 @@ mod tests {
     async fn half_close_lets_the_other_direction_finish() {
         let (mut client, mut near) = duplex(1024);
         let (mut far, mut server) = duplex(1024);
-        let tunnel = tokio::spawn(async move { both_ways(&mut near, &mut far).await });
+        let tunnel = tokio::spawn(async move { both_ways(&mut near, &mut far, &()).await });
         client.write_all(b"question").await.unwrap();
         client.shutdown().await.unwrap();
         let mut question = String::new();
@@ -214,7 +234,7 @@ mod tests {
     async fn large_streams_arrive_whole() {
         let (mut client, mut near) = duplex(1 << 20);
         let (mut far, mut server) = duplex(1 << 16);
-        let tunnel = tokio::spawn(async move { both_ways(&mut near, &mut far).await });
+        let tunnel = tokio::spawn(async move { both_ways(&mut near, &mut far, &()).await });
         let sent: Vec<u8> = (0..3_000_000u32).map(|i| i as u8).collect();
         let expected = sent.clone();
         let writer = tokio::spawn(async move {
@@ -234,7 +254,7 @@ mod tests {
     async fn what_a_writer_keeps_for_later_is_flushed_before_a_wait() {
         let (mut client, mut near) = duplex(1024);
         let (far, mut server) = duplex(1024);
-        let tunnel = tokio::spawn(async move { both_ways(&mut near, &mut BufWriter::new(far)).await });
+        let tunnel = tokio::spawn(async move { both_ways(&mut near, &mut BufWriter::new(far), &()).await });
         client.write_all(b"question").await.unwrap();
         let mut question = [0; 8];
         let heard = tokio::time::timeout(std::time::Duration::from_secs(20), server.read_exact(&mut question));
@@ -274,7 +294,7 @@ mod tests {
     async fn last_words_are_passed_on_and_no_end() {
         let (mut client, mut near) = duplex(1024);
         client.write_all(b"more").await.unwrap();
-        let copied = both_ways(&mut near, &mut LastWords(b"421 too busy\r\n")).await;
+        let copied = both_ways(&mut near, &mut LastWords(b"421 too busy\r\n"), &()).await;
         assert_eq!(copied.result.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
         let mut heard = [0; 14];
         client.read_exact(&mut heard).await.unwrap();

@@ -47,6 +47,7 @@ pub mod stream;
 pub mod term;
 mod tunnel;
 
+pub use copy::Meter;
 pub use detect::HttpVersion;
 pub use linger::{LINGER_BYTES, LINGER_TIME, linger};
 pub use prefixed::Prefixed;

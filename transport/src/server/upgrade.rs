@@ -28,7 +28,7 @@ pub fn join(client: OnUpgrade, server: OnUpgrade, peer: Term, in_flight: InFligh
         };
         let broken = tokio::select! {
             biased;
-            copied = copy::both_ways(&mut client, &mut server) => copied
+            copied = copy::both_ways(&mut client, &mut server, &()) => copied
                 .result
                 .inspect_err(|error| {
                     tracing::debug!(%error, sent = copied.sent, received = copied.received, "an upgraded connection broke");

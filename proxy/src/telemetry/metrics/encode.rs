@@ -47,6 +47,7 @@ impl Collector for Scrape {
         let mut to = Families(encoder);
         to.durations(&services, &ports)?;
         to.requests(&services, &ports)?;
+        to.tunnels(&services, &ports)?;
         to.attempts(&services)?;
         to.connections(metrics)?;
         to.own(metrics)?;
@@ -126,6 +127,40 @@ impl Families<'_> {
         }
         let help = "Requests that ended, all attempts together; tls: mutual TLS between sidecars.";
         self.counters("outrigger_requests", help, series)
+    }
+
+    fn tunnels(&mut self, services: &[Arc<ServiceMetrics>], ports: &[Arc<ServiceMetrics>]) -> fmt::Result {
+        let count = |select: fn(&ServiceMetrics) -> &AtomicU64| {
+            let mut series = Vec::new();
+            for (direction, all) in DIRECTIONS.into_iter().zip([services, ports]) {
+                for of in all.iter().filter(|of| of.tunnels.load(Relaxed) > 0) {
+                    let outbound = direction == Direction::Outbound;
+                    let labels = Labels([
+                        ("direction", Some(direction.as_str().to_owned())),
+                        ("service", outbound.then(|| of.label.clone())),
+                        ("server_port", (!outbound).then(|| of.label.clone())),
+                    ]);
+                    series.push((labels, select(of).load(Relaxed)));
+                }
+            }
+            series
+        };
+        let (tunnels, sent, received) = (
+            count(|of| &of.tunnels),
+            count(|of| &of.tunnel_bytes[0]),
+            count(|of| &of.tunnel_bytes[1]),
+        );
+        self.counters(
+            "outrigger_tcp_connections",
+            "Connections that were carried as bytes.",
+            tunnels,
+        )?;
+        self.counters(
+            "outrigger_tcp_sent_bytes",
+            "Bytes of connections that are carried as bytes, from who connected to who was connected to.",
+            sent,
+        )?;
+        self.counters("outrigger_tcp_received_bytes", "The same, the other way.", received)
     }
 
     fn attempts(&mut self, services: &[Arc<ServiceMetrics>]) -> fmt::Result {

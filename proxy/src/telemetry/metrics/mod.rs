@@ -30,6 +30,7 @@ use tokio::time::Instant;
 use crate::model::ServiceName;
 
 use super::request::{AttemptEnd, Direction, RequestEnd, Status};
+use super::tunnel::TunnelEnds;
 use series::{SeriesKey, SeriesSet};
 
 /// Services whose series are kept apart.
@@ -265,6 +266,13 @@ impl Metrics {
         encode::text(self)
     }
 
+    pub(super) fn tunnel(&self, ends: &TunnelEnds) -> Arc<ServiceMetrics> {
+        match ends.direction {
+            Direction::Outbound => self.service(ends.service.as_ref()),
+            Direction::Inbound => self.port(ends.port),
+        }
+    }
+
     /// An attempt to call an endpoint ended: success rates before retries come from these.
     #[expect(clippy::unused_self, reason = "an observer of calls, as the others are")]
     pub(super) fn attempt_ended(&self, attempt: &AttemptEnd<'_>) {
@@ -329,6 +337,9 @@ pub struct ServiceMetrics {
     retries: [AtomicU64; 2],
     budget_exhausted: AtomicU64,
     bodies_not_kept: AtomicU64,
+    /// Connections that are carried as bytes, and what they have sent and received.
+    tunnels: AtomicU64,
+    tunnel_bytes: [AtomicU64; 2],
 }
 
 impl room::Observer for Metrics {
@@ -348,6 +359,15 @@ impl OnTooLarge for ServiceMetrics {
 }
 
 impl ServiceMetrics {
+    pub(super) fn tunnel_began(&self) {
+        self.tunnels.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn tunnel_moved(&self, sent: u64, received: u64) {
+        self.tunnel_bytes[0].fetch_add(sent, Relaxed);
+        self.tunnel_bytes[1].fetch_add(received, Relaxed);
+    }
+
     fn new(label: String) -> Self {
         Self {
             label,
@@ -357,6 +377,8 @@ impl ServiceMetrics {
             retries: Default::default(),
             budget_exhausted: AtomicU64::new(0),
             bodies_not_kept: AtomicU64::new(0),
+            tunnels: AtomicU64::new(0),
+            tunnel_bytes: Default::default(),
         }
     }
 
@@ -383,6 +405,7 @@ impl ServiceMetrics {
     /// Grows with everything that is counted.
     fn activity(&self) -> u64 {
         let counters = self.requests.iter().flatten().chain(&self.attempts);
+        let counters = counters.chain([&self.tunnels]).chain(&self.tunnel_bytes);
         counters.map(|counter| counter.load(Relaxed)).sum()
     }
 }

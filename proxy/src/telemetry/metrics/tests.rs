@@ -9,7 +9,7 @@ use outrigger_proxy_transport::error::Reason;
 use super::{Handshake, IDLE, MAX_PORTS, MAX_SERVICES, Metrics};
 use crate::model::ServiceName;
 use crate::telemetry::{
-    AttemptEnd, Direction, Peer, RequestEnd, RequestInfo, ServiceMetrics, SpanStart, Status, TraceContext,
+    AttemptEnd, Direction, Peer, RequestEnd, RequestInfo, ServiceMetrics, SpanStart, Status, TraceContext, TunnelEnds,
 };
 
 fn service(name: &str, port: u16) -> ServiceName {
@@ -242,6 +242,40 @@ async fn tasks_are_counted_until_they_end() {
     task.abort();
     let _ = task.await;
     assert_eq!(tasks(), Some(before));
+}
+
+#[test]
+fn tunnels_count_their_bytes() {
+    let metrics = metrics();
+    let ends = |direction, service: Option<ServiceName>| TunnelEnds {
+        direction,
+        service,
+        port: 5432,
+        peer: None,
+        endpoint: None,
+    };
+    for (sent, received, ends) in [
+        (1, 2, ends(Direction::Outbound, Some(service("db", 5432)))),
+        (10, 20, ends(Direction::Outbound, Some(service("db", 5432)))),
+        (3, 4, ends(Direction::Outbound, None)),
+        (5, 6, ends(Direction::Inbound, None)),
+    ] {
+        let counted = metrics.tunnel(&ends);
+        counted.tunnel_began();
+        counted.tunnel_moved(sent, received);
+    }
+    ends_well(&metrics, Some(&service("web", 80)));
+    let text = metrics.text();
+    for (of, expected) in [
+        (r#"direction="outbound",service="shop/db""#, [2.0, 11.0, 22.0]),
+        (r#"direction="outbound",service="_external""#, [1.0, 3.0, 4.0]),
+        (r#"direction="inbound",server_port="5432""#, [1.0, 5.0, 6.0]),
+    ] {
+        let counted = ["connections", "sent_bytes", "received_bytes"]
+            .map(|what| value(&text, &format!("outrigger_tcp_{what}_total{{{of}}}")).unwrap());
+        assert_eq!(counted, expected, "{of}");
+    }
+    assert!(!text.contains(r#"outrigger_tcp_connections_total{direction="outbound",service="shop/web""#));
 }
 
 /// Whatever is called, by whatever method, with whatever status: the series are bounded, and nothing is lost.

@@ -1,0 +1,81 @@
+//! A connection that is carried as bytes: counted while it lasts, and a line of the access log when it ends.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use outrigger_api::spiffe::SpiffeId;
+use outrigger_proxy_transport::net::Meter;
+use tokio::time::Instant;
+
+use super::metrics::ServiceMetrics;
+use super::{Direction, Telemetry};
+use crate::model::ServiceName;
+
+/// What a tunnel joins.
+#[derive(Clone, Debug)]
+pub struct TunnelEnds {
+    pub direction: Direction,
+    /// Outbound: what was called. `None`: something outside the cluster.
+    pub service: Option<ServiceName>,
+    /// Inbound: the app's port. Outbound: the port that was called.
+    pub port: u16,
+    /// The other side's identity, if it is proven.
+    pub peer: Option<SpiffeId>,
+    /// Where it leads (outbound), or came from (inbound).
+    pub endpoint: Option<SocketAddr>,
+}
+
+/// It ends when this is dropped.
+pub struct Tunnel {
+    telemetry: Telemetry,
+    counted: Arc<ServiceMetrics>,
+    ends: Box<TunnelEnds>,
+    began: Instant,
+    sent: Cell<u64>,
+    received: Cell<u64>,
+}
+
+/// A tunnel that has ended.
+pub(super) struct TunnelEnd<'a> {
+    pub(super) ends: &'a TunnelEnds,
+    pub(super) duration: Duration,
+    /// Bytes from who connected to who was connected to, and back.
+    pub(super) sent: u64,
+    pub(super) received: u64,
+}
+
+impl Tunnel {
+    pub(super) fn new(telemetry: Telemetry, ends: Box<TunnelEnds>) -> Self {
+        let counted = telemetry.metrics().tunnel(&ends);
+        counted.tunnel_began();
+        Self {
+            telemetry,
+            counted,
+            ends,
+            began: Instant::now(),
+            sent: Cell::new(0),
+            received: Cell::new(0),
+        }
+    }
+}
+
+impl Meter for Tunnel {
+    fn moved(&self, sent: u64, received: u64) {
+        self.counted.tunnel_moved(sent, received);
+        self.sent.set(self.sent.get() + sent);
+        self.received.set(self.received.get() + received);
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.telemetry.tunnel_ended(&TunnelEnd {
+            ends: &self.ends,
+            duration: self.began.elapsed(),
+            sent: self.sent.get(),
+            received: self.received.get(),
+        });
+    }
+}
