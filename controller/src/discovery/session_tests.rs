@@ -7,7 +7,7 @@ use outrigger_issuer::share::Share;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::index::Count;
+use crate::index::{Count, Of};
 use crate::metrics::Metrics;
 use crate::testing::Cluster;
 
@@ -45,7 +45,7 @@ async fn what_a_sidecar_understands_is_known_while_it_wants_the_address() {
     let count = || {
         cluster.index.read_with_callers(|_, callers| {
             let needs = [Feature::RetryConstraint];
-            callers.count(&needs, |service, port, callers| {
+            callers.count(&needs, &Of::All, |service, port, callers| {
                 (&*service.name, port, callers) == ("web", 80, "client")
             })
         })

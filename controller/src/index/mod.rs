@@ -16,9 +16,9 @@ use outrigger_api::discovery::Workload;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-pub(crate) use self::callers::Callers;
 #[cfg(test)]
 pub(crate) use self::callers::Count;
+pub(crate) use self::callers::{Callers, Of};
 use self::watches::{Answer, Watches};
 use crate::answers::build;
 use crate::discovery::{Caller, Discover, Update};
@@ -232,10 +232,7 @@ impl Index {
     /// Reads the store, and who is told of what.
     pub(crate) fn read_with_callers<T>(&self, read: impl FnOnce(&Store, &Callers<'_>) -> T) -> T {
         let inner = self.inner.lock();
-        let callers = Callers {
-            sessions: &inner.routes,
-            streams: &inner.targets,
-        };
+        let callers = Callers::new(&inner.routes, &inner.targets);
         read(&inner.store, &callers)
     }
 

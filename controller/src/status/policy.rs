@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::entries::{Entry, Verdict, is_ours};
 use crate::answers::is_overridden;
-use crate::index::Callers;
+use crate::index::{Callers, Of};
 use crate::objects::ObjectName;
 use crate::objects::policy::{Attachment, Policy, Target, TargetKind};
 use crate::store::Store;
@@ -119,7 +119,7 @@ fn lacking(
         return Some(message.to_owned());
     }
     let (features, fields): (Vec<_>, Vec<_>) = needs.iter().copied().unzip();
-    let count = callers.count(&features, |service, port, callers| {
+    let count = callers.count(&features, &services(store, target), |service, port, callers| {
         concerns(store, target, service, port, callers)
     });
     (count.lacking > 0).then(|| {
@@ -151,29 +151,35 @@ fn said_by_another<'a>(store: &Store, policy: &'a Policy, reference: &Value) -> 
     (*who != *store.own.name && !pod.ended).then_some(message)
 }
 
-/// Whether the target is on the way of a call of a Service's port.
+/// The Services that a call may be of which has the target on its way.
+fn services<'a>(store: &'a Store, target: &'a Target) -> Of<'a> {
+    match target.kind {
+        TargetKind::Namespace if target.name.name == store.own.namespace => Of::All,
+        TargetKind::Namespace => Of::Namespace(&target.name.name),
+        TargetKind::Service => Of::These([&target.name].into()),
+        TargetKind::Route(kind) => {
+            let route = store.routes.get(&(kind, target.name.clone()));
+            let parents = route.into_iter().flat_map(|route| &route.parents);
+            Of::These(parents.map(|parent| &parent.service).collect())
+        }
+    }
+}
+
+/// Whether the target is on the way of a call of a port of one of [`services`].
 fn concerns(store: &Store, target: &Target, service: &ObjectName, port: u16, callers: &str) -> bool {
     if target.callers.as_deref().is_some_and(|only| only != callers) {
         return false;
     }
     match target.kind {
-        TargetKind::Namespace => {
-            let name = &target.name.name;
-            *name == service.namespace || *name == store.own.namespace
-        }
+        TargetKind::Namespace => true,
         TargetKind::Service => {
             let ports = store.services.get(service).into_iter().flat_map(|s| &s.ports);
-            let named = ports
-                .filter(|p| p.port == port)
-                .any(|p| target.section.as_ref() == Some(&p.name));
-            target.name == *service && (target.section.is_none() || named)
+            let mut named = ports.filter(|p| p.port == port);
+            target.section.is_none() || named.any(|p| target.section.as_ref() == Some(&p.name))
         }
         TargetKind::Route(kind) => {
             let route = store.routes.get(&(kind, target.name.clone()));
-            route.is_some_and(|route| {
-                route.parents.iter().any(|parent| parent.service == *service)
-                    && (!route.is_consumer_route_of(service) || *route.name.namespace == *callers)
-            })
+            route.is_some_and(|route| !route.is_consumer_route_of(service) || *route.name.namespace == *callers)
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What is said of routes and policies of a cluster.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use outrigger_api::discovery::Feature;
@@ -8,6 +9,7 @@ use serde_json::{Value, json};
 use super::{Kind, Write, wanted};
 use crate::answers::OverBudget;
 use crate::discovery::Discover;
+use crate::index::Of;
 use crate::objects::ObjectName;
 use crate::objects::policy::PolicyKind;
 use crate::objects::route::RouteKind;
@@ -657,6 +659,45 @@ fn what_says_nothing_new_is_overridden() {
             [expected],
             "{target} {spec} below {nearer_at:?}"
         );
+    }
+}
+
+/// Thousands of policies are not thousands of looks at all that is watched.
+#[test]
+fn for_one_service_the_callers_of_the_others_are_not_looked_at() {
+    let cluster = Cluster::new();
+    let services = [("shop", "web"), ("shop", "other"), ("shoq", "far")];
+    let mut followed = Vec::new();
+    for (last, (namespace, name)) in (1..).zip(services) {
+        cluster.add_service_in(namespace, name, last);
+        let reader = Reader {
+            inbox: Arc::new(Inbox::new([].into_iter())),
+            number: 0,
+        };
+        let address = format!("10.96.0.{last}:80").parse().unwrap();
+        followed.push((
+            cluster.index.follow_routes(address, "client", reader),
+            cluster.index.watch_target(address, "client"),
+        ));
+    }
+    let web = ObjectName::new("shop", "web");
+    for (of, expected) in [
+        (Of::All, &["far", "other", "web"][..]),
+        (Of::Namespace("shop"), &["other", "web"]),
+        (Of::These([&web].into()), &["web"]),
+    ] {
+        let asked = RefCell::new(Vec::new());
+        let count = cluster.index.read_with_callers(|_, callers| {
+            callers.count(&[Feature::RetryConstraint], &of, |service, _, _| {
+                asked.borrow_mut().push(service.name.to_string());
+                true
+            })
+        });
+        let mut asked = asked.into_inner();
+        asked.sort();
+        let twice: Vec<_> = expected.iter().flat_map(|name| [*name; 2]).collect();
+        assert_eq!(asked, twice);
+        assert_eq!((count.all, count.lacking), (twice.len(), twice.len()));
     }
 }
 
