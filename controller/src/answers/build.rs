@@ -18,6 +18,9 @@ use crate::topology::{Place, TargetViews};
 
 /// An index that no backend has: the share of an invalid backend is answered 500.
 const INVALID_BACKEND: u32 = u32::MAX;
+/// Ports that are told instead of one that a Service does not have. A Service may have some ten thousand, and there is an answer for
+/// each of the others that somebody asks for.
+const MAX_PORTS_TOLD: usize = 64;
 
 /// What is behind an address, for clients in `consumer`.
 pub(crate) fn routes(store: &Store, (address, consumer): &(SocketAddr, Arc<str>), deps: &mut Deps) -> Routes {
@@ -379,7 +382,7 @@ impl Backends {
             }),
             None if service.is_some_and(|service| service.ports.iter().all(|known| known.port != port)) => {
                 let ports = service.iter().flat_map(|service| &service.ports);
-                let ports = ports.map(|known| known.port.into()).collect();
+                let ports = ports.map(|known| known.port.into()).take(MAX_PORTS_TOLD).collect();
                 proto::backend::Kind::NoSuchPort(proto::NoSuchPort { ports })
             }
             None => {

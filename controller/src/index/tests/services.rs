@@ -339,6 +339,13 @@ fn a_port_that_a_service_does_not_have_is_answered_with_those_that_it_has() {
     assert!(watched.has_changed().unwrap());
     assert_eq!(other_ports(&cluster, "10.96.0.7:81"), None);
     assert_eq!(other_ports(&cluster, "10.96.0.7:80"), Some(vec![81]));
+    // All that ask for other ports have such an answer: however many ports there are, it is small.
+    let many: Vec<_> = (1000..11_000)
+        .map(|port| format!("{{name: p{port}, port: {port}}}"))
+        .collect();
+    cluster.apply(&service(&many.join(", ")));
+    let told = other_ports(&cluster, "10.96.0.7:80").unwrap();
+    assert_eq!(told, (1000..1064).collect::<Vec<_>>());
     cluster.delete(Kind::Service, "shop", "web");
     assert_eq!(cluster.target("10.96.0.7:80"), None);
 }
