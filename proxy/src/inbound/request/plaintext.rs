@@ -44,7 +44,7 @@ impl PlaintextRule {
             Plaintext::Connection => false,
             Plaintext::Get(declared) => get && target == declared,
             Plaintext::GetPath(declared) => get && (path == declared || target == declared),
-            Plaintext::GrpcHealth => head.method == Method::POST && target == GRPC_HEALTH,
+            Plaintext::GrpcHealth => head.method == Method::POST && target == GRPC_HEALTH && !facts.keeps_upgrade,
         };
         let caller = facts.caller;
         caller.peer.is_none() && self.let_in.iter().any(|e| e.port == caller.app.port() && is(&e.what))
@@ -119,6 +119,12 @@ mod tests {
             assert!(!strict.is_probe(&facts(&mesh), &head), "{what}");
             assert!(strict.admit(&facts(&mesh), &head).is_ok(), "{what}");
             assert!(permissive.admit(&facts(&plain), &head).is_ok(), "{what}");
+            let upgrade = Facts {
+                is_bare: false,
+                keeps_upgrade: true,
+                ..facts(&plain)
+            };
+            assert!(!strict.is_probe(&upgrade, &head), "{what}, with an upgrade");
         }
     }
 }
