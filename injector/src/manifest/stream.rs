@@ -50,6 +50,8 @@ pub(super) fn documents(text: &str) -> (Vec<Document>, Vec<Note>) {
 fn json(text: &str, documents: &mut Vec<Document>, mistakes: &mut Vec<Note>) -> usize {
     let mut values = serde_json::Deserializer::from_str(text).into_iter::<Value>();
     let mut count = 0;
+    // Byte and line of the last object: lines are counted on from there.
+    let (mut counted, mut line) = (0, 1);
     loop {
         let end = values.byte_offset();
         let begin = end + (text[end..].len() - text[end..].trim_start().len());
@@ -57,7 +59,8 @@ fn json(text: &str, documents: &mut Vec<Document>, mistakes: &mut Vec<Note>) -> 
             None => return text.len(),
             Some(Ok(value)) => {
                 count += 1;
-                let line = line_of(text, begin);
+                line += breaks(&text[counted..begin]);
+                counted = begin;
                 // JSON is YAML, whose reader knows the lines, and the last digit of each number; but not each way of indentation.
                 let range = begin..values.byte_offset();
                 let read = yaml::read(&text[range.clone()], line);
@@ -162,5 +165,9 @@ pub(super) fn ambiguous(document: &Document, text: &str) -> Option<Note> {
 
 /// The number of the line, from 1, that byte `offset` is in.
 pub(super) fn line_of(text: &str, offset: usize) -> usize {
-    1 + text[..offset].bytes().filter(|byte| *byte == b'\n').count()
+    1 + breaks(&text[..offset])
+}
+
+fn breaks(text: &str) -> usize {
+    text.bytes().filter(|byte| *byte == b'\n').count()
 }

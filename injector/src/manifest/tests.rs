@@ -39,6 +39,26 @@ fn objects(text: &str) -> Result<Vec<Value>, Vec<Note>> {
     }
 }
 
+/// Texts whose reading took time that grew with the square of their length, or the cube.
+#[test]
+fn many_of_the_same_are_read_as_one_is() {
+    let quoted = |number: usize| format!("k{number}: \"a\nb\"\n");
+    let text: String = (0..400).map(quoted).collect();
+    let map = objects(&text).unwrap().remove(0);
+    assert_eq!(map["k0"], "a b");
+    assert_eq!(
+        map,
+        (0..400)
+            .map(|number| (format!("k{number}"), Value::from("a b")))
+            .collect()
+    );
+
+    let text = "{\"a\":1}\n".repeat(20_000);
+    let (documents, mistakes) = stream::documents(&text);
+    assert!(mistakes.is_empty());
+    assert!((1..=20_000).eq(documents.iter().map(|document| document.line)));
+}
+
 #[test]
 fn what_has_no_pods_comes_back_byte_for_byte() {
     for text in [

@@ -32,15 +32,15 @@ const BEHIND_END: &str =
 ///
 /// # Errors
 /// What is not YAML, is YAML that is no JSON, or stands behind the document's end, where kubectl does not look.
-pub(super) fn read(text: &str, line: usize) -> Result<Read, Note> {
+pub(super) fn read(original: &str, line: usize) -> Result<Read, Note> {
     let mut repaired = None;
     loop {
-        let text = repaired.as_deref().unwrap_or(text);
+        let text = repaired.as_deref().unwrap_or(original);
         let error = match load(text, line)? {
             Ok(read) => return Ok(read),
             Err(error) => error,
         };
-        match repair(text, &error) {
+        match repair(text, original, &error) {
             Some(text) => repaired = Some(text),
             None => return Err(Note::new(line + error.marker().line() - 1, error.info())),
         }
@@ -73,20 +73,18 @@ fn load(text: &str, line: usize) -> Result<Result<Read, ScanError>, Note> {
 }
 
 /// What the parser refuses, and kubectl reads: the same text in a form that both read.
-fn repair(text: &str, error: &ScanError) -> Option<String> {
+fn repair(text: &str, original: &str, error: &ScanError) -> Option<String> {
     let at = error.marker().byte_offset()?;
     let (before, behind) = (text.get(..at)?, text.get(at..)?);
     match error.info() {
         // White space at the beginning of a line is no part of a quoted scalar.
         "invalid indentation in multiline quoted scalar" => {
-            let indent = before
-                .lines()
-                .map(|line| line.len() - line.trim_start().len())
-                .max()
-                .unwrap_or_default();
+            // Not that of lines that were repaired: each would be longer than the one before.
+            let indents = original.lines().map(|line| line.len() - line.trim_start().len());
+            let indent = indents.max().unwrap_or_default() + MARGIN;
             let begin = before.rfind('\n').map_or(0, |end| end + 1);
             let (before, line) = text.split_at(begin);
-            Some(format!("{before}{}{line}", " ".repeat(indent + MARGIN)))
+            Some(format!("{before}{}{line}", " ".repeat(indent)))
         }
         "':' must be followed by a valid YAML whitespace" => {
             let key = before.trim_end_matches(['\t', ' ']);
