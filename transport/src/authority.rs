@@ -45,7 +45,7 @@ fn settle_http1<B>(request: &mut Request<B>) {
 }
 
 fn settle_http2<B>(request: &mut Request<B>) -> Result<(), &'static str> {
-    let tunnel = request.method() == Method::CONNECT && request.extensions().get::<Protocol>().is_none();
+    let tunnel = is_tunnel(request);
     let mut hosts = request.headers().get_all(HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() {
@@ -79,6 +79,11 @@ fn settle_http2<B>(request: &mut Request<B>) -> Result<(), &'static str> {
         request.headers_mut().remove(HOST);
     }
     Ok(())
+}
+
+/// A CONNECT of no protocol, which has nothing but an authority. With one, it is like any other request (RFC 8441 section 4).
+fn is_tunnel<B>(request: &Request<B>) -> bool {
+    request.method() == Method::CONNECT && request.extensions().get::<Protocol>().is_none()
 }
 
 /// Who translates from HTTP/1 may send `Host` in place of `:authority` (RFC 9113 section 8.3.1).
@@ -144,7 +149,7 @@ pub fn complete<B>(request: &mut Request<B>, from: Version, to: SocketAddr) {
                 vacant.insert(host);
             }
         }
-        Version::HTTP_2 if request.uri().authority().is_none() && request.method() != Method::CONNECT => {
+        Version::HTTP_2 if request.uri().authority().is_none() && !is_tunnel(request) => {
             if let Ok(authority) = Authority::try_from(to.to_string()) {
                 *request.uri_mut() = with_authority(std::mem::take(request.uri_mut()), authority);
             }

@@ -260,4 +260,8 @@ fn who_names_nobody_means_the_endpoint() {
             "{version:?} {method} {uri}"
         );
     }
+    let mut extended = request(TWO, "CONNECT", "/chat", &[]);
+    extended.extensions_mut().insert(Protocol::from_static("websocket"));
+    complete(&mut extended, TWO, to);
+    assert_eq!(extended.uri(), "http://10.0.0.1:80/chat");
 }
