@@ -5,7 +5,7 @@ mod plaintext;
 use std::rc::Rc;
 
 use http::request::Parts;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 use outrigger_proxy_transport::body::{BodySource, ClientBody, RequestBody};
@@ -168,23 +168,9 @@ fn respond(
     lease: Lease,
     upgrade: Option<OnUpgrade>,
 ) -> Response<ResponseBody> {
-    let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS
-        || (call.request.is_connect() && response.status().is_success());
-    let lease = match (switches, upgrade) {
-        (false, _) => Some(lease),
-        (true, None) => None,
-        (true, Some(client)) => {
-            let server = hyper::upgrade::on(&mut response);
-            upgrade::join(
-                client,
-                server,
-                caller.term.clone(),
-                state.context.activity.begin(),
-                lease,
-            );
-            None
-        }
-    };
+    let (connect, activity) = (call.request.is_connect(), &state.context.activity);
+    let term = |_: &Lease| caller.term.clone();
+    let lease = upgrade::join_if_switched(&mut response, connect, upgrade, term, activity, lease);
     strip_response(&mut response);
     // Only a sidecar's own word may say that a request was not processed.
     strip_ours(response.headers_mut());

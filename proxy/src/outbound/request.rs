@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use http::header::CONNECTION;
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response};
 use hyper::body::Body;
 use hyper::upgrade::OnUpgrade;
 use outrigger_proxy_transport::body::{BodySource, ClientBody, OnTooLarge};
+use outrigger_proxy_transport::client::Lease;
 use outrigger_proxy_transport::error::{ProxyError, Reason};
 use outrigger_proxy_transport::headers::{strip_hop_by_hop, strip_ours, strip_response, wants_upgrade};
 use outrigger_proxy_transport::server::{HttpVersion, ResponseBody, check, upgrade};
@@ -172,16 +173,8 @@ fn respond(
         in_flight,
         deadline,
     } = response;
-    let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS
-        || (call.request.is_connect() && response.status().is_success());
-    let lease = match (switches, upgrade) {
-        (true, Some(client)) => {
-            let server = hyper::upgrade::on(&mut response);
-            upgrade::join(client, server, lease.term(), state.context.activity.begin(), lease);
-            None
-        }
-        (_, _) => (!switches).then_some(lease),
-    };
+    let (connect, activity) = (call.request.is_connect(), &state.context.activity);
+    let lease = upgrade::join_if_switched(&mut response, connect, upgrade, Lease::term, activity, lease);
     strip_response(&mut response);
     for filters in filters {
         filters::on_response(filters, response.headers_mut());
