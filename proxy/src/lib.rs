@@ -4,6 +4,8 @@
 
 mod backoff;
 mod shared;
+#[cfg(test)]
+mod sizes;
 
 pub mod admin;
 pub mod app;

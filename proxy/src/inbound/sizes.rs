@@ -14,11 +14,7 @@ use outrigger_proxy_transport::server::HttpVersion;
 
 use super::admit::{Admission, Carries};
 use super::{Caller, State};
-
-/// Bytes of the future that `make` gives, which nobody calls.
-fn size<A, F: Future>(_make: impl FnOnce(A) -> F) -> usize {
-    size_of::<F>()
-}
+use crate::sizes::{assert_bounded, size};
 
 type Open = &'static OpenConnection;
 
@@ -48,20 +44,12 @@ fn of_connections_and_requests() {
     let request = size(|(state, caller, pool, version, request): Call| {
         super::request::handle(state, caller, pool, version, request)
     });
-    let sizes = [
+    assert_bounded(&[
         ("a connection", connection, 1664),
         ("one that is admitted", admitted, 2048),
         ("one that says nothing", silent, 960),
         ("one of bytes", opaque, 768),
         ("a handshake", handshake, 3200),
         ("a request", request, 3072),
-    ];
-    // Far below it, the bound would let it grow.
-    let wrong = sizes
-        .iter()
-        .filter(|(_, size, most)| !(most * 3 / 4..=*most).contains(size));
-    let wrong: Vec<_> = wrong
-        .map(|(what, size, most)| format!("{what} takes {size} bytes, and {most} are written here"))
-        .collect();
-    assert!(wrong.is_empty(), "{wrong:#?}");
+    ]);
 }

@@ -14,11 +14,7 @@ use super::connect::EndpointDialer;
 use super::target::WorkerTarget;
 use crate::discovery::TargetKey;
 use crate::identity::MeshProtocol;
-
-/// Bytes of the future that `make` gives, which nobody calls.
-fn size<A, F: Future>(_make: impl FnOnce(A) -> F) -> usize {
-    size_of::<F>()
-}
+use crate::sizes::{assert_bounded, size};
 
 #[test]
 fn of_connections_and_requests() {
@@ -35,18 +31,10 @@ fn of_connections_and_requests() {
     );
     let request = size(|(state, target, version, request): Call| super::handle(state, target, version, request));
     let dial = size(|dialer: &'static EndpointDialer<'static>| dialer.connect_for(MeshProtocol::Http1));
-    let sizes = [
+    assert_bounded(&[
         ("a connection", connection, 2560),
         ("one of bytes", opaque, 896),
         ("a request", request, 3584),
         ("a connection that is made", dial, 192),
-    ];
-    // Far below it, the bound would let it grow.
-    let wrong = sizes
-        .iter()
-        .filter(|(_, size, most)| !(most * 3 / 4..=*most).contains(size));
-    let wrong: Vec<_> = wrong
-        .map(|(what, size, most)| format!("{what} takes {size} bytes, and {most} are written here"))
-        .collect();
-    assert!(wrong.is_empty(), "{wrong:#?}");
+    ]);
 }
