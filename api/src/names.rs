@@ -1,4 +1,7 @@
-//! Names of Kubernetes objects.
+//! Names of Kubernetes objects, and of who writes their status.
+
+/// The `controllerName` of an entry that Outrigger's controller has written into a status (Gateway API).
+pub const CONTROLLER: &str = "outrigger.dev/controller";
 
 /// Whether it can be the name of a namespace: a label of RFC 1123, 1 to 63 of `[a-z0-9-]`, with no `-` at either end.
 pub fn is_namespace(name: &str) -> bool {

@@ -2,12 +2,10 @@
 
 use kube::ResourceExt;
 use kube::core::DynamicObject;
+use outrigger_api::names;
 use serde_json::Value;
 
 use super::{Facts, Finding, wrong};
-
-/// Who writes the conditions of routes that are meant here.
-const CONTROLLER_NAME: &str = "outrigger.dev/controller";
 
 pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
     facts.objects.iter().filter_map(finding).collect()
@@ -17,7 +15,7 @@ fn finding(object: &DynamicObject) -> Option<Finding> {
     let status = object.data.get("status")?;
     let own = conditions(status);
     let parents = status.get("parents").and_then(Value::as_array).into_iter().flatten();
-    let ours = parents.filter(|parent| parent.get("controllerName").and_then(Value::as_str) == Some(CONTROLLER_NAME));
+    let ours = parents.filter(|parent| parent.get("controllerName").and_then(Value::as_str) == Some(names::CONTROLLER));
     let refused: Vec<_> = own.chain(ours.flat_map(conditions)).filter_map(refused).collect();
     if refused.is_empty() {
         return None;

@@ -19,11 +19,16 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
+/// Pods with a sidecar.
+fn meshed(facts: &Facts) -> impl Iterator<Item = &Pod> {
+    facts.pods.iter().filter(|pod| lives(pod) && version(pod).is_some())
+}
+
 /// Pods that should have a sidecar.
 fn sidecars(facts: &Facts) -> Vec<Finding> {
-    let living = || facts.pods.iter().filter(|pod| lives(pod));
-    let with: Vec<_> = living().filter(|pod| version(pod).is_some()).collect();
-    let wanting = living().filter(|pod| version(pod).is_none() && !opted_out(pod));
+    let with: Vec<_> = meshed(facts).collect();
+    let wanting = facts.pods.iter();
+    let wanting = wanting.filter(|pod| lives(pod) && version(pod).is_none() && !opted_out(pod));
     let (apart, without): (Vec<_>, Vec<_>) = wanting.partition(|pod| left_alone(pod).is_some());
     let mut findings = Vec::new();
     for why in [Without::Label, Without::Webhook, Without::Unknown] {
@@ -119,15 +124,9 @@ fn strictness(facts: &Facts) -> Vec<Finding> {
     let strict: BTreeSet<_> = strict
         .filter_map(|namespace| namespace.metadata.name.as_ref())
         .collect();
-    let lax = facts
-        .pods
-        .iter()
-        .filter(|pod| lives(pod) && version(pod).is_some() && !is_strict(pod));
-    let lax = lax.filter(|pod| {
-        pod.metadata
-            .namespace
-            .as_ref()
-            .is_some_and(|namespace| strict.contains(namespace))
+    let lax = meshed(facts).filter(|pod| {
+        let namespace = pod.metadata.namespace.as_ref();
+        !is_strict(pod) && namespace.is_some_and(|namespace| strict.contains(namespace))
     });
     let lax: Vec<_> = lax.map(name).collect();
     if lax.is_empty() {
@@ -145,8 +144,7 @@ fn strictness(facts: &Facts) -> Vec<Finding> {
 
 /// What kubelet asks apps itself.
 fn probes(facts: &Facts) -> Option<Finding> {
-    let meshed = facts.pods.iter().filter(|pod| lives(pod) && version(pod).is_some());
-    let left: Vec<_> = meshed
+    let left: Vec<_> = meshed(facts)
         .flat_map(|pod| {
             left_to_kubelet(pod)
                 .into_iter()
@@ -168,8 +166,7 @@ fn probes(facts: &Facts) -> Option<Finding> {
 
 /// Pods whose apps see their sidecars' processes.
 fn guests(facts: &Facts) -> Option<Finding> {
-    let meshed = facts.pods.iter().filter(|pod| lives(pod) && version(pod).is_some());
-    let shared: Vec<_> = meshed
+    let shared: Vec<_> = meshed(facts)
         .filter_map(|pod| Some(format!("{} ({})", name(pod), shared_processes(pod.spec.as_ref()?)?)))
         .collect();
     (!shared.is_empty()).then(|| {
@@ -182,7 +179,7 @@ fn guests(facts: &Facts) -> Option<Finding> {
 
 fn versions(facts: &Facts) -> Option<Finding> {
     let own = env!("CARGO_PKG_VERSION");
-    let versions: BTreeSet<_> = facts.pods.iter().filter(|pod| lives(pod)).filter_map(version).collect();
+    let versions: BTreeSet<_> = meshed(facts).filter_map(version).collect();
     let others: Vec<_> = versions.iter().filter(|version| **version != own).copied().collect();
     if versions.is_empty() {
         return None;

@@ -1,9 +1,8 @@
 //! Entries of a status that several controllers write: a route's `parents` and a policy's `ancestors` (Gateway API).
 
+use outrigger_api::names;
 use serde_json::{Value, json};
 
-/// Who writes our entries.
-pub(crate) const CONTROLLER_NAME: &str = "outrigger.dev/controller";
 /// Entries of all controllers. Gateway API allows a policy 16, and a route 32 parents.
 const MAX_ANCESTORS: usize = 16;
 const MAX_PARENTS: usize = 32;
@@ -55,7 +54,7 @@ pub(super) fn merged(to: To, wanted: &[Entry], now_there: &[Value], generation: 
         let old = old.and_then(|old| old.get("conditions")?.as_array());
         let old = old.map(Vec::as_slice).unwrap_or_default();
         let conditions = conditions(&entry.verdicts, old, generation, now);
-        json!({field: entry.reference, "controllerName": CONTROLLER_NAME, "conditions": conditions})
+        json!({field: entry.reference, "controllerName": names::CONTROLLER, "conditions": conditions})
     };
     let room = to.most().saturating_sub(others.len());
     let wanted: Vec<Value> = wanted.iter().take(room).map(entry).collect();
@@ -84,7 +83,7 @@ pub(super) fn conditions(verdicts: &[Verdict], old: &[Value], generation: i64, n
 }
 
 pub(super) fn is_ours(entry: &Value) -> bool {
-    entry.get("controllerName").and_then(Value::as_str) == Some(CONTROLLER_NAME)
+    entry.get("controllerName").and_then(Value::as_str) == Some(names::CONTROLLER)
 }
 
 /// The API allows 32,768 bytes; a person reads fewer.
