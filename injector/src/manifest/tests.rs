@@ -45,13 +45,8 @@ fn many_of_the_same_are_read_as_one_is() {
     let quoted = |number: usize| format!("k{number}: \"a\nb\"\n");
     let text: String = (0..400).map(quoted).collect();
     let map = objects(&text).unwrap().remove(0);
-    assert_eq!(map["k0"], "a b");
-    assert_eq!(
-        map,
-        (0..400)
-            .map(|number| (format!("k{number}"), Value::from("a b")))
-            .collect()
-    );
+    let all = (0..400).map(|number| (format!("k{number}"), Value::from("a b")));
+    assert_eq!(map, all.collect::<Value>());
 
     let text = "{\"a\":1}\n".repeat(20_000);
     let (documents, mistakes) = stream::documents(&text);
