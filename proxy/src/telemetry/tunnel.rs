@@ -79,3 +79,35 @@ impl Drop for Tunnel {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use outrigger_proxy_transport::net::Meter;
+
+    use super::TunnelEnds;
+    use crate::dns::Resolver;
+    use crate::telemetry::{Direction, Settings, Telemetry};
+
+    #[tokio::test]
+    async fn sent_is_from_who_connected() {
+        let resolver = Resolver::start(Some(&[])).unwrap();
+        let telemetry = Telemetry::start(&Settings::default(), &resolver).unwrap();
+        let tunnel = telemetry.tunnel(Box::new(TunnelEnds {
+            direction: Direction::Inbound,
+            service: None,
+            port: 5432,
+            peer: None,
+            endpoint: None,
+        }));
+        tunnel.moved(3, 40);
+        tunnel.moved(2, 10);
+        assert_eq!((tunnel.sent.get(), tunnel.received.get()), (5, 50));
+        let text = telemetry.metrics().text();
+        for (what, expected) in [("sent", 5), ("received", 50)] {
+            let line =
+                format!("outrigger_tcp_{what}_bytes_total{{direction=\"inbound\",server_port=\"5432\"}} {expected}\n");
+            assert!(text.contains(&line), "{line}{text}");
+        }
+    }
+}
