@@ -35,6 +35,7 @@ use request::RequestRules;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// A connection to the app, on the same pod.
 const APP_CONNECT: Duration = Duration::from_secs(5);
+
 /// What the inbound direction of one worker knows.
 pub struct State {
     pub context: Rc<Context>,
