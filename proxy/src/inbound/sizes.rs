@@ -45,7 +45,7 @@ fn of_connections_and_requests() {
         super::request::handle(state, caller, pool, version, request)
     });
     assert_bounded(&[
-        ("a connection", connection, 1664),
+        ("a connection", connection, 1344),
         ("one that is admitted", admitted, 2048),
         ("one that says nothing", silent, 960),
         ("one of bytes", opaque, 768),
