@@ -4,14 +4,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (folder, files) in [
         (
             "../api/proto",
-            [
+            &[
                 "outrigger/identity/v1/identity.proto",
+                "outrigger/access/v1/access.proto",
                 "outrigger/discovery/v1/discovery.proto",
-            ],
+            ][..],
         ),
         (
             "../examples/shop-app/proto",
-            ["shop/v1/payments.proto", "grpc/health/v1/health.proto"],
+            &["shop/v1/payments.proto", "grpc/health/v1/health.proto"],
         ),
     ] {
         println!("cargo:rerun-if-changed={folder}");

@@ -20,8 +20,9 @@ macro_rules! code {
     };
 }
 
-const ALL: [Code; 4] = [
+const ALL: [Code; 5] = [
     code!("api/src/generated", "outrigger.identity.v1.rs"),
+    code!("api/src/generated", "outrigger.access.v1.rs"),
     code!("api/src/generated", "outrigger.discovery.v1.rs"),
     code!("examples/shop-app/src/generated", "shop.v1.rs"),
     code!("examples/shop-app/src/generated", "grpc.health.v1.rs"),

@@ -92,6 +92,7 @@ impl Session {
                 self.workload = Some(workload);
             }
             to_sidecar::Kind::Trust(trust) => self.roots = trust.roots,
+            to_sidecar::Kind::Access(_) => self.log.push("access".to_owned()),
             to_sidecar::Kind::EndpointSet(set) => self.take(set),
             to_sidecar::Kind::Routes(routes) => {
                 let target = routes.target.unwrap();

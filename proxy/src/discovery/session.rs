@@ -165,8 +165,8 @@ fn apply(link: &Link, told: &mut Told, refused: &mut Refusals, message: ToSideca
             drop(link.workload.send_replace(from_proto::workload(&workload).into()))
         }
         Some(to_sidecar::Kind::Trust(trust)) => link.trust(trust),
-        // Of a newer controller.
-        None => {}
+        // What this version has not said that it understands (FEATURES), or of a newer controller.
+        Some(to_sidecar::Kind::Access(_)) | None => {}
     }
     Ok(())
 }
