@@ -152,7 +152,8 @@ pub struct Jwt {
 /// A claim is one of the values, or, where it is a list, has one of them.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ClaimMatch {
-    /// Of a claim within another one, with dots: "realm_access.roles". A claim whose own name is that is the nearer one.
+    /// Of a claim at the top, as it is written ("groups"), or, where it begins with "/", a JSON Pointer into all of them (RFC 6901):
+    /// "/realm_access/roles". A dot is a letter of a name.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
     #[prost(string, repeated, tag = "2")]
@@ -237,16 +238,16 @@ pub struct Provider {
     /// The claim `iss`.
     #[prost(string, tag = "2")]
     pub issuer: ::prost::alloc::string::String,
-    /// One of them is in the claim `aud`.
+    /// One of them is in the claim `aud`. None: no token is valid.
     #[prost(string, repeated, tag = "3")]
     pub audiences: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Of signatures, asymmetric ones ("RS256"). The token does not choose.
+    /// Of signatures, asymmetric ones ("RS256"); the token does not choose. None: no token is valid.
     #[prost(string, repeated, tag = "4")]
     pub algorithms: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// A JSON Web Key Set (RFC 7517). Empty: the controller has none yet, and no token of this issuer can be verified.
+    /// A JSON Web Key Set (RFC 7517). Empty: the controller has none yet, and no token is valid.
     #[prost(string, tag = "5")]
     pub jwks: ::prost::alloc::string::String,
-    /// Where the token is looked for, in this order. None: `Authorization: Bearer`.
+    /// Where the token is looked for; more than one of the issuer is refused. None: `Authorization: Bearer`.
     #[prost(message, repeated, tag = "6")]
     pub from: ::prost::alloc::vec::Vec<TokenPlace>,
     /// The app gets the token too.
@@ -255,14 +256,14 @@ pub struct Provider {
     /// What the app is told of a verified token. Headers of these names that came in are removed.
     #[prost(message, repeated, tag = "8")]
     pub claim_to_headers: ::prost::alloc::vec::Vec<ClaimToHeader>,
-    /// By how much clocks may differ (`exp`, `nbf`).
+    /// By how much clocks may differ (`exp`, `nbf`, `iat`).
     #[prost(uint64, tag = "9")]
     pub clock_skew_ms: u64,
 }
 /// Without a kind: no token is there.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TokenPlace {
-    #[prost(oneof = "token_place::Kind", tags = "1, 2, 3")]
+    #[prost(oneof = "token_place::Kind", tags = "1")]
     pub kind: ::core::option::Option<token_place::Kind>,
 }
 /// Nested message and enum types in `TokenPlace`.
@@ -271,19 +272,13 @@ pub mod token_place {
     pub enum Kind {
         #[prost(message, tag = "1")]
         Header(super::TokenHeader),
-        /// The name of a cookie.
-        #[prost(string, tag = "2")]
-        Cookie(::prost::alloc::string::String),
-        /// The name of a parameter of the query.
-        #[prost(string, tag = "3")]
-        QueryParameter(::prost::alloc::string::String),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TokenHeader {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
-    /// What stands before the token, with the space: "Bearer ".
+    /// What stands before the token, in any case, with the space: "Bearer ".
     #[prost(string, tag = "2")]
     pub prefix: ::prost::alloc::string::String,
 }
