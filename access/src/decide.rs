@@ -1,0 +1,194 @@
+//! The decision.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use outrigger_api::access as proto;
+use outrigger_api::pattern::Budget;
+
+use crate::effect::Effect;
+use crate::facts::{Call, Facts};
+use crate::policy::{Policy, numbers};
+
+/// The policies that select a pod, joined. Without any, everybody may call.
+#[derive(Debug, Default)]
+pub struct Access {
+    /// Of policies that select all ports.
+    everywhere: Plan,
+    /// Of those that select some.
+    by_port: HashMap<u16, Plan>,
+}
+
+/// Policies in the order in which they are asked: by their names, so that of several that refuse it is always the same one.
+#[derive(Debug, Default)]
+struct Plan {
+    deny: Vec<Arc<Policy>>,
+    allow: Vec<Arc<Policy>>,
+    audited: Vec<Arc<Policy>>,
+}
+
+/// What becomes of a request or a connection, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision<'a> {
+    /// What becomes of it.
+    pub verdict: Verdict<'a>,
+    /// It is refused, and a condition on its path was judged by more than one reading of it, or by none.
+    pub ambiguous_path: bool,
+    /// What policies that are only audited would refuse, each by itself beside those in force, where those let it in.
+    pub audit: Vec<Audited<'a>>,
+}
+
+/// What becomes of a request or a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict<'a> {
+    /// It comes in: by a rule, or because no exclusive policy selects the port.
+    Allowed(Option<By<'a>>),
+    /// A Deny rule refuses it.
+    Denied(By<'a>),
+    /// An exclusive policy selects the port, and no Allow rule is met.
+    Refused {
+        /// Its name. Of several, the first by name.
+        exclusive: &'a str,
+        /// A token could change that.
+        wants_token: bool,
+    },
+}
+
+/// Which rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct By<'a> {
+    /// "namespace/name".
+    pub policy: &'a str,
+    /// As the policy names it, or its position.
+    pub rule: &'a str,
+}
+
+/// What a policy that is only audited would refuse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Audited<'a> {
+    /// "namespace/name".
+    pub policy: &'a str,
+    /// The Deny rule. `None`: the policy is exclusive, and none of its rules is met.
+    pub rule: Option<&'a str>,
+}
+
+impl Verdict<'_> {
+    /// Whether it comes in.
+    pub fn is_allowed(&self) -> bool {
+        matches!(self, Self::Allowed(_))
+    }
+}
+
+impl Access {
+    /// Compiles what the controller says. Nothing in it is an error: what is faulty is unknown.
+    pub fn new(message: &proto::Access) -> Self {
+        let mut access = Self::default();
+        // Patterns have a budget, for those in force first, and always for the same ones.
+        let mut patterns = Budget::default();
+        for (policies, audited) in [(&message.enforced, false), (&message.audited, true)] {
+            let mut policies: Vec<&proto::Policy> = policies.iter().collect();
+            policies.sort_by(|a, b| a.name.cmp(&b.name));
+            for message in policies {
+                let policy = Arc::new(Policy::new(message, &mut patterns));
+                match &message.ports {
+                    None => access.everywhere.add(policy, audited),
+                    Some(ports) => {
+                        for port in numbers(ports) {
+                            let plan = access.by_port.entry(port).or_default();
+                            plan.add(Arc::clone(&policy), audited);
+                        }
+                    }
+                }
+            }
+        }
+        access
+    }
+
+    /// Whether there is no policy, for no port.
+    pub fn is_empty(&self) -> bool {
+        self.everywhere.is_empty() && self.by_port.is_empty()
+    }
+
+    /// Whether a policy selects the port, enforced or audited. If not, everybody is let in.
+    pub fn selects(&self, port: u16) -> bool {
+        !self.everywhere.is_empty() || self.by_port.contains_key(&port)
+    }
+
+    /// Decides. Nothing is allocated where an audited policy has nothing to say and the path is plain, and no pattern runs whose rule
+    /// is not about the caller.
+    pub fn decide<'a>(&'a self, facts: &Facts<'_>) -> Decision<'a> {
+        let call = Call::new(facts);
+        let verdict = self.verdict(&call);
+        let ambiguous_path = !verdict.is_allowed() && call.met_ambiguity();
+        Decision {
+            verdict,
+            ambiguous_path,
+            audit: self.audit(&call, &verdict),
+        }
+    }
+
+    fn verdict<'a>(&'a self, call: &Call<'_>) -> Verdict<'a> {
+        let matching = |policy: &'a Arc<Policy>| {
+            let rule = policy.matching(call)?;
+            Some(By {
+                policy: &policy.name,
+                rule,
+            })
+        };
+        if let Some(by) = self.plans(call).flat_map(|plan| &plan.deny).find_map(matching) {
+            return Verdict::Denied(by);
+        }
+        let allowing = || self.plans(call).flat_map(|plan| &plan.allow);
+        if let Some(by) = allowing().find_map(matching) {
+            return Verdict::Allowed(Some(by));
+        }
+        match allowing().find(|policy| policy.exclusive) {
+            Some(policy) => Verdict::Refused {
+                exclusive: &policy.name,
+                wants_token: false,
+            },
+            None => Verdict::Allowed(None),
+        }
+    }
+
+    fn audit<'a>(&'a self, call: &Call<'_>, verdict: &Verdict<'a>) -> Vec<Audited<'a>> {
+        let Verdict::Allowed(by) = verdict else {
+            return Vec::new();
+        };
+        let audited = self.plans(call).flat_map(|plan| &plan.audited);
+        let refusals = audited.filter_map(|policy| {
+            let rule = policy.matching(call);
+            let refuses = match policy.effect {
+                Effect::Deny => rule.is_some(),
+                Effect::Allow => policy.exclusive && rule.is_none() && by.is_none(),
+            };
+            refuses.then_some(Audited {
+                policy: &policy.name,
+                rule,
+            })
+        });
+        refusals.collect()
+    }
+
+    fn plans(&self, call: &Call<'_>) -> impl Iterator<Item = &Plan> {
+        std::iter::once(&self.everywhere).chain(self.by_port.get(&call.facts.port))
+    }
+}
+
+impl Plan {
+    fn add(&mut self, policy: Arc<Policy>, audited: bool) {
+        let list = match (audited, policy.effect) {
+            (true, _) => &mut self.audited,
+            (false, Effect::Deny) => &mut self.deny,
+            (false, Effect::Allow) => &mut self.allow,
+        };
+        // A port may be written twice.
+        if !list.last().is_some_and(|last| Arc::ptr_eq(last, &policy)) {
+            list.push(policy);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.deny.is_empty() && self.allow.is_empty() && self.audited.is_empty()
+    }
+}

@@ -1,0 +1,100 @@
+//! A policy, compiled.
+
+use outrigger_api::access as proto;
+use outrigger_api::access::condition;
+use outrigger_api::pattern::Budget;
+
+use crate::effect::{Effect, Faulty};
+use crate::facts::Call;
+use crate::http_match::HttpMatches;
+use crate::source::Sources;
+
+#[derive(Debug)]
+pub(crate) struct Policy {
+    pub(crate) name: Box<str>,
+    pub(crate) effect: Effect,
+    /// Of one that allows.
+    pub(crate) exclusive: bool,
+    rules: Box<[Rule]>,
+}
+
+#[derive(Debug)]
+struct Rule {
+    name: Box<str>,
+    /// All of them. None, as in a Deny rule that this version does not understand: it is met by whatever comes.
+    conditions: Box<[Condition]>,
+}
+
+#[derive(Debug)]
+enum Condition {
+    Ports(Box<[u16]>),
+    Sources(Sources),
+    Http(HttpMatches),
+}
+
+impl Policy {
+    pub(crate) fn new(message: &proto::Policy, patterns: &mut Budget) -> Self {
+        let effect = if message.deny { Effect::Deny } else { Effect::Allow };
+        let rules = message
+            .rules
+            .iter()
+            .filter_map(|rule| Rule::new(rule, effect, patterns));
+        Self {
+            name: message.name.as_str().into(),
+            effect,
+            exclusive: !message.deny && message.exclusive,
+            rules: rules.collect(),
+        }
+    }
+
+    /// The name of the first rule that is met.
+    pub(crate) fn matching(&self, call: &Call<'_>) -> Option<&str> {
+        let is_met = |rule: &&Rule| rule.conditions.iter().all(|one| one.is_met(call, self.effect));
+        self.rules.iter().find(is_met).map(|rule| &*rule.name)
+    }
+}
+
+impl Rule {
+    /// `None`: nobody meets it.
+    fn new(message: &proto::Rule, effect: Effect, patterns: &mut Budget) -> Option<Self> {
+        let conditions = effect.all_of(&message.conditions, |one| Condition::new(one, effect, patterns));
+        let mut conditions = match (conditions, effect) {
+            (Ok(conditions), _) => conditions,
+            (Err(Faulty), Effect::Allow) => return None,
+            (Err(Faulty), Effect::Deny) => Box::default(),
+        };
+        // What costs least is asked first.
+        conditions.sort_by_key(|condition| match condition {
+            Condition::Ports(_) => 0,
+            Condition::Sources(_) => 1,
+            Condition::Http(_) => 2,
+        });
+        Some(Self {
+            name: message.name.as_str().into(),
+            conditions,
+        })
+    }
+}
+
+impl Condition {
+    fn new(message: &proto::Condition, effect: Effect, patterns: &mut Budget) -> Result<Self, Faulty> {
+        match message.kind.as_ref().ok_or(Faulty)? {
+            condition::Kind::Ports(ports) => Ok(Self::Ports(numbers(ports).collect())),
+            condition::Kind::Sources(sources) => Sources::new(sources, effect).map(Self::Sources),
+            condition::Kind::Http(http) => HttpMatches::new(http, effect, patterns).map(Self::Http),
+        }
+    }
+
+    fn is_met(&self, call: &Call<'_>, effect: Effect) -> bool {
+        match self {
+            Self::Ports(ports) => ports.contains(&call.facts.port),
+            Self::Sources(sources) => sources.are_met(call, effect),
+            Self::Http(http) => http.are_met(call, effect),
+        }
+    }
+}
+
+/// What is no port of TCP is nobody's.
+pub(crate) fn numbers(ports: &proto::Ports) -> impl Iterator<Item = u16> {
+    ports.numbers.iter().filter_map(|&number| number.try_into().ok())
+}

@@ -1,0 +1,138 @@
+//! Who calls.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+use ipnet::{IpNet, Ipv4Net};
+use outrigger_api::access as proto;
+use outrigger_api::access::{identity, source};
+
+use crate::effect::{Effect, Faulty};
+use crate::facts::{Call, Caller};
+
+/// Any of them.
+#[derive(Debug)]
+pub(crate) struct Sources {
+    /// SPIFFE IDs, which a rule may name by the hundred.
+    exact: HashSet<Box<str>>,
+    others: Box<[Source]>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Anybody,
+    Unauthenticated,
+    Exact(Box<str>),
+    /// Ends with "/".
+    Prefix(Box<str>),
+    Namespaces {
+        trust_domain: Box<str>,
+        names: HashSet<Box<str>>,
+    },
+    Networks(Networks),
+}
+
+/// Of IPv4, each where it is written as IPv6 too ("::ffff:10.0.0.0/104").
+#[derive(Debug)]
+struct Networks {
+    any: Box<[IpNet]>,
+    except: Box<[IpNet]>,
+}
+
+impl Sources {
+    pub(crate) fn new(message: &proto::Sources, effect: Effect) -> Result<Self, Faulty> {
+        let mut exact = HashSet::new();
+        let mut others = Vec::new();
+        for source in effect.any_of(&message.any, |source| Source::new(source, effect))? {
+            match source {
+                Source::Exact(id) => drop(exact.insert(id)),
+                other => others.push(other),
+            }
+        }
+        Ok(Self {
+            exact,
+            others: others.into(),
+        })
+    }
+
+    pub(crate) fn are_met(&self, call: &Call<'_>, effect: Effect) -> bool {
+        let caller = &call.facts.caller;
+        caller.identity.is_some_and(|id| self.exact.contains(id.as_str()))
+            || self.others.iter().any(|source| source.is_met(caller, effect))
+    }
+}
+
+impl Source {
+    fn new(message: &proto::Source, effect: Effect) -> Result<Self, Faulty> {
+        match message.kind.as_ref().ok_or(Faulty)? {
+            source::Kind::Any(proto::Anybody {}) => Ok(Self::Anybody),
+            source::Kind::Unauthenticated(proto::Unauthenticated {}) => Ok(Self::Unauthenticated),
+            source::Kind::Identity(identity) => match identity.kind.as_ref().ok_or(Faulty)? {
+                identity::Kind::Exact(id) if is_below_a_trust_domain(id) => Ok(Self::Exact(id.as_str().into())),
+                identity::Kind::Prefix(prefix) if is_below_a_trust_domain(prefix) && prefix.ends_with('/') => {
+                    Ok(Self::Prefix(prefix.as_str().into()))
+                }
+                _ => Err(Faulty),
+            },
+            source::Kind::Namespaces(namespaces) if namespaces.trust_domain.is_empty() => Err(Faulty),
+            source::Kind::Namespaces(namespaces) => Ok(Self::Namespaces {
+                trust_domain: namespaces.trust_domain.as_str().into(),
+                names: namespaces.names.iter().map(|name| name.as_str().into()).collect(),
+            }),
+            source::Kind::Networks(networks) => Networks::new(networks, effect).map(Self::Networks),
+            source::Kind::Jwt(_) => Err(Faulty),
+        }
+    }
+
+    fn is_met(&self, caller: &Caller<'_>, effect: Effect) -> bool {
+        match self {
+            Self::Anybody => true,
+            Self::Unauthenticated => caller.identity.is_none(),
+            Self::Exact(wanted) => caller.identity.is_some_and(|id| id.as_str() == &**wanted),
+            Self::Prefix(prefix) => caller.identity.is_some_and(|id| id.as_str().starts_with(&**prefix)),
+            Self::Namespaces { trust_domain, names } => caller
+                .identity
+                .is_some_and(|id| id.is_of(trust_domain) && names.contains(id.namespace())),
+            Self::Networks(networks) => match caller.address {
+                Some(address) => networks.contain(address.to_canonical()),
+                None => effect.of_unknown(),
+            },
+        }
+    }
+}
+
+/// "spiffe://cluster.local/" and what stands behind it.
+fn is_below_a_trust_domain(id: &str) -> bool {
+    let rest = id.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/'));
+    rest.is_some_and(|(trust_domain, _)| !trust_domain.is_empty())
+}
+
+impl Networks {
+    fn new(message: &proto::Networks, effect: Effect) -> Result<Self, Faulty> {
+        let except = message.except.iter().map(|cidr| network(cidr));
+        Ok(Self {
+            any: effect.any_of(&message.cidrs, |cidr| network(cidr))?,
+            // An exception that is unknown leaves what it is an exception of unknown.
+            except: match effect {
+                Effect::Allow => except.collect::<Result<_, _>>()?,
+                Effect::Deny => except.filter_map(Result::ok).collect(),
+            },
+        })
+    }
+
+    fn contain(&self, address: IpAddr) -> bool {
+        let within = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&address));
+        within(&self.any) && !within(&self.except)
+    }
+}
+
+fn network(cidr: &str) -> Result<IpNet, Faulty> {
+    let network: IpNet = cidr.parse().map_err(|_| Faulty)?;
+    let IpNet::V6(mapped) = network else {
+        return Ok(network);
+    };
+    match (mapped.addr().to_ipv4_mapped(), mapped.prefix_len().checked_sub(96)) {
+        (Some(address), Some(length)) => Ipv4Net::new(address, length).map(IpNet::V4).map_err(|_| Faulty),
+        _ => Ok(network),
+    }
+}
