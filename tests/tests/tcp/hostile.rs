@@ -431,7 +431,7 @@ async fn connections_that_are_closed_at_once_leave_nothing_behind() {
     for protocol in ["opaque", "detect"] {
         let mesh = pair(&authority, server, protocol, Mtls::Permissive).await;
         for to in [mesh.to, mesh.orders.inbound[0]] {
-            for round in 0..20 {
+            for round in 0..5 {
                 let flood = (0..100).map(|i| async move {
                     let stream = TcpStream::connect(to).await.unwrap();
                     // By a reset, or by an end.
