@@ -1,6 +1,7 @@
 //! `outrigger check`: is this cluster's mesh in order? Facts are gathered first (`check/gather.rs`); what they mean is
 //! decided by pure functions, here and beside.
 
+mod crds;
 mod gather;
 mod installed;
 mod metrics;
@@ -18,6 +19,7 @@ use anyhow::Context;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::core::DynamicObject;
 use outrigger_api::labels;
@@ -65,6 +67,8 @@ struct Facts {
     webhooks: Option<MutatingWebhookConfiguration>,
     /// Secrets of the chart that are not there.
     missing_secrets: Vec<&'static str>,
+    /// Those of Outrigger's own kinds, by name. Those that are not there and those that the user may not look at are left out.
+    crds: BTreeMap<String, CustomResourceDefinition>,
     /// Whether the cluster serves the kinds of `outrigger.dev`, and those of Gateway API.
     own_kinds: bool,
     gateway_api: bool,
@@ -109,6 +113,7 @@ const MAX_NAMES: usize = 5;
 fn findings(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![good(format!("Kubernetes {} answers", facts.cluster_version))];
     findings.extend(installed::findings(facts));
+    findings.extend(crds::findings(facts));
     findings.extend(trust::findings(facts));
     findings.extend(namespaces::findings(facts));
     findings.extend(objects::findings(facts));

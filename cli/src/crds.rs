@@ -2,7 +2,7 @@
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 
-/// Prints them, for `kubectl apply -f -`.
+/// Prints them, for server-side apply: with `kubectl apply` alone, a CRD would have to fit into an annotation of its own.
 ///
 /// # Errors
 /// When standard output is closed.
@@ -23,7 +23,7 @@ fn all() -> anyhow::Result<Vec<(String, String)>> {
         }
         Ok((format!("{}.yaml", crd.spec.names.plural), yaml))
     };
-    outrigger_api::policy::crds().into_iter().map(file).collect()
+    outrigger_api::policy::crd::crds().into_iter().map(file).collect()
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ enum Command {
     Demo(outrigger_demo::Command),
     Inject(inject::Args),
     Check(check::Args),
-    /// Print the custom resource definitions, as the chart has them.
+    /// Print the custom resource definitions, for `kubectl apply --server-side --force-conflicts -f -`.
     Crds,
 }
 

@@ -19,6 +19,7 @@
 //! | gateway.networking.k8s.io | httproutes/status, grpcroutes/status | | patch |
 //! | outrigger.dev | trafficpolicies | | list, watch |
 //! | outrigger.dev | trafficpolicies/status | | patch |
+//! | apiextensions.k8s.io | customresourcedefinitions | trafficpolicies.outrigger.dev | list, watch |
 //! | authentication.k8s.io | tokenreviews | | create |
 //! | "" | configmaps | outrigger-trust-bundle | list, watch, patch |
 //! | "" | configmaps | | create |

@@ -13,7 +13,7 @@ use serde_json::Value;
 const PROGRAMS: [&str; 2] = ["outrigger", "outrigger-demo"];
 
 /// A program that `cargo build` left beside this test, or that is in the folder `OUTRIGGER_BINARIES`.
-fn built(program: &str) -> Command {
+pub(crate) fn built(program: &str) -> Command {
     let beside = || {
         let test = std::env::current_exe().unwrap(); // target/<profile>/deps/layers-<hash>
         test.parent().unwrap().parent().unwrap().to_owned()

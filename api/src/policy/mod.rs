@@ -1,18 +1,13 @@
-//! Outrigger's own kinds: policies, and what all of them have. Each has a file of its own, and a line in `crds`.
+//! Outrigger's own kinds: policies, and what all of them have. Each has a file of its own, and a line in [`crd::crds`].
 
+#[cfg(feature = "kube")]
+pub mod crd;
 mod traffic;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::traffic::*;
-
-/// The CRDs of all kinds, as `outrigger crds` prints them.
-#[cfg(feature = "kube")]
-pub fn crds() -> Vec<k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition> {
-    use kube::CustomResourceExt;
-    vec![TrafficPolicy::crd()]
-}
 
 /// What a policy is attached to (Gateway API, GEP-713).
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -59,7 +54,8 @@ pub struct Ancestor {
     pub controller_name: String,
     /// `Accepted`: it is in force there. Reasons: `Accepted`, `Conflicted` (an older policy is), `Invalid`, `TargetNotFound`.
     /// `Programmed`: the sidecars that carry it out do as it says. Reasons: `Programmed`, `PartiallyProgrammed` (a sidecar or the
-    /// controller does not know all of it), `Overridden` (what is nearer to the requests says all that it says).
+    /// controller does not know all of it), `Overridden` (what is nearer to the requests says all that it says), `OldCRD` (the CRD
+    /// has not all fields that the controller knows: those that the policy was written with are lost).
     #[schemars(length(max = 8))]
     pub conditions: Vec<Condition>,
 }

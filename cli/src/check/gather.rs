@@ -8,10 +8,12 @@ use anyhow::Context;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{ApiResource, ListParams, TypeMeta};
 use kube::core::{DynamicObject, GroupVersionKind};
 use kube::{Api, Client, ResourceExt};
 use outrigger_api::labels;
+use outrigger_api::policy::crd;
 use serde::de::DeserializeOwned;
 
 use super::namespaces::is_labelled;
@@ -22,12 +24,8 @@ const PAGE: u32 = 500;
 /// What the chart makes empty, and the controller and the injector fill.
 const SECRETS: [&str; 2] = ["outrigger-ca", "outrigger-injector-tls"];
 
-/// What the controller writes conditions on.
-const KINDS: [(&str, &str, &str); 3] = [
-    ("outrigger.dev", "v1alpha1", "TrafficPolicy"),
-    ("gateway.networking.k8s.io", "v1", "HTTPRoute"),
-    ("gateway.networking.k8s.io", "v1", "GRPCRoute"),
-];
+/// Of Gateway API.
+const ROUTES: [&str; 2] = ["HTTPRoute", "GRPCRoute"];
 
 #[expect(clippy::disallowed_methods, reason = "the place where the clock is read")]
 pub(super) async fn facts(client: &Client, namespace: &str) -> anyhow::Result<Facts> {
@@ -84,6 +82,7 @@ pub(super) async fn facts(client: &Client, namespace: &str) -> anyhow::Result<Fa
             .await
             .context("reading the webhook configuration")?,
         missing_secrets: missing_secrets(client, namespace).await?,
+        crds: crds(client).await?,
         own_kinds: serves("outrigger.dev"),
         gateway_api: serves("gateway.networking.k8s.io"),
         bundle: trust_bundle(client, namespace).await?,
@@ -97,11 +96,25 @@ pub(super) async fn facts(client: &Client, namespace: &str) -> anyhow::Result<Fa
     })
 }
 
+/// The CRDs of Outrigger's own kinds.
+async fn crds(client: &Client) -> anyhow::Result<BTreeMap<String, CustomResourceDefinition>> {
+    let api = Api::<CustomResourceDefinition>::all(client.clone());
+    let mut found = BTreeMap::new();
+    for crd in crd::crds() {
+        let name = crd.name_any();
+        match api.get_opt(&name).await {
+            Ok(crd) => found.extend(crd.map(|crd| (name, crd))),
+            Err(kube::Error::Api(status)) if status.code == 403 => {}
+            Err(error) => return Err(error).with_context(|| format!("reading the CRD {name}")),
+        }
+    }
+    Ok(found)
+}
+
 /// Policies and routes, of the kinds that the cluster serves.
 async fn objects(client: &Client) -> anyhow::Result<Vec<DynamicObject>> {
     let mut objects = Vec::new();
-    for (group, version, kind) in KINDS {
-        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
+    for resource in kinds() {
         match list(
             &Api::<DynamicObject>::all_with(client.clone(), &resource),
             ListParams::default(),
@@ -112,16 +125,27 @@ async fn objects(client: &Client) -> anyhow::Result<Vec<DynamicObject>> {
             Ok(found) => objects.extend(found.into_iter().map(|object| DynamicObject {
                 types: Some(TypeMeta {
                     api_version: resource.api_version.clone(),
-                    kind: kind.to_owned(),
+                    kind: resource.kind.clone(),
                 }),
                 ..object
             })),
             // The kind is not served, or the user may not look at it.
             Err(kube::Error::Api(status)) if [403, 404].contains(&status.code) => {}
-            Err(error) => return Err(error).with_context(|| format!("listing {kind}s")),
+            Err(error) => return Err(error).with_context(|| format!("listing {}", resource.plural)),
         }
     }
     Ok(objects)
+}
+
+/// What the controller writes conditions on.
+fn kinds() -> impl Iterator<Item = ApiResource> {
+    let own = crd::crds().into_iter().flat_map(|crd| {
+        let spec = crd.spec;
+        let kind = move |version: String| GroupVersionKind::gvk(&spec.group, &version, &spec.names.kind);
+        spec.versions.into_iter().map(move |version| kind(version.name))
+    });
+    let routes = ROUTES.map(|kind| GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", kind));
+    own.chain(routes).map(|kind| ApiResource::from_gvk(&kind))
 }
 
 async fn trust_bundle(client: &Client, namespace: &str) -> anyhow::Result<Option<String>> {

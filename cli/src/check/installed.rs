@@ -17,13 +17,6 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
             "helm upgrade brings it back, empty; do it while the old pods still run, which know what belongs into it",
         )
     }));
-    findings.push(match facts.own_kinds {
-        true => good("the CRDs of outrigger.dev are there"),
-        false => wrong(
-            "the CRDs of outrigger.dev are missing",
-            "outrigger crds | kubectl apply --server-side -f -",
-        ),
-    });
     findings.push(good(match facts.gateway_api {
         true => "Gateway API is installed: HTTPRoute and GRPCRoute are in force",
         false => "Gateway API is not installed: everything works, except for routes",

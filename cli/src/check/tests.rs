@@ -1,8 +1,11 @@
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{CustomResourceDefinition, JSONSchemaProps};
+use outrigger_api::policy::crd;
 use serde_json::json;
 
 use super::metrics::Said;
@@ -18,6 +21,10 @@ fn facts() -> Facts {
         injector: serde_json::from_value(deployment).unwrap(),
         webhooks: None,
         missing_secrets: Vec::new(),
+        crds: crd::crds()
+            .into_iter()
+            .map(|crd| (crd.metadata.name.clone().unwrap(), crd))
+            .collect(),
         own_kinds: true,
         gateway_api: false,
         bundle: None,
@@ -441,6 +448,28 @@ fn policies_and_routes_that_are_not_in_force_are_named() {
         ),
         object("HTTPRoute", "new", json!({})),
     ];
+    let at_target = |controller: &str, reason: &str| {
+        let programmed = condition("Programmed", "False", reason);
+        let ancestor =
+            json!({"controllerName": controller, "ancestorRef": {"name": "web"}, "conditions": [programmed]});
+        // Of two targets with the same words.
+        json!({"ancestors": [ancestor, ancestor]})
+    };
+    facts.objects.extend([
+        object("TrafficPolicy", "partly", at_target(ours, "PartiallyProgrammed")),
+        object("TrafficPolicy", "needless", at_target(ours, "Overridden")),
+        object(
+            "TrafficPolicy",
+            "of-another",
+            at_target("example.com/x", "PartiallyProgrammed"),
+        ),
+    ]);
+    let short = texts(&facts, Level::Warning);
+    let short: Vec<_> = short.iter().filter(|text| text.contains("not all in force")).collect();
+    assert_eq!(
+        short,
+        ["TrafficPolicy shop/partly is not all in force: Programmed: False, PartiallyProgrammed: why"]
+    );
     let wrong = texts(&facts, Level::Wrong);
     let wrong: Vec<_> = wrong.iter().filter(|text| text.contains("not in force")).collect();
     assert_eq!(
@@ -451,4 +480,86 @@ fn policies_and_routes_that_are_not_in_force_are_named() {
             "GRPCRoute shop/lost is not in force: ResolvedRefs: False, BackendNotFound: why",
         ]
     );
+}
+
+#[test]
+fn crds_of_another_version_are_named() {
+    let mut facts = facts();
+    assert!(
+        texts(&facts, Level::Good)
+            .join("\n")
+            .contains("the CRDs of outrigger.dev are there")
+    );
+    let name = "trafficpolicies.outrigger.dev";
+    let fields = |crd: &mut CustomResourceDefinition| -> BTreeMap<String, JSONSchemaProps> {
+        let schema = crd.spec.versions[0].schema.as_mut().unwrap();
+        let schema = schema.open_api_v3_schema.as_mut().unwrap();
+        let spec = schema.properties.as_mut().unwrap().get_mut("spec").unwrap();
+        std::mem::take(spec.properties.as_mut().unwrap())
+    };
+    let change = |facts: &mut Facts, change: &dyn Fn(&mut BTreeMap<String, JSONSchemaProps>)| {
+        let crd = facts.crds.get_mut(name).unwrap();
+        let mut known = fields(crd);
+        change(&mut known);
+        let schema = crd.spec.versions[0].schema.as_mut().unwrap();
+        let spec = schema.open_api_v3_schema.as_mut().unwrap().properties.as_mut().unwrap();
+        spec.get_mut("spec").unwrap().properties = Some(known);
+    };
+    change(&mut facts, &|known| {
+        drop(known.insert("hedging".to_owned(), JSONSchemaProps::default()))
+    });
+    let warnings = texts(&facts, Level::Warning).join("\n");
+    assert!(
+        warnings.contains(&format!("{name} (")) && warnings.contains("it has spec.hedging"),
+        "{warnings}"
+    );
+    change(&mut facts, &|known| drop(known.remove("retryConstraint")));
+    facts.crds.get_mut(name).unwrap().metadata.annotations = None;
+    let wrong = texts(&facts, Level::Wrong).join("\n");
+    let expected = format!("the CRD {name} (of a version that did not say so) is older than this program");
+    assert!(
+        wrong.contains(&expected) && wrong.contains(", spec.retryConstraint"),
+        "{wrong}"
+    );
+    let other = facts.crds.remove(name).unwrap();
+    // Who may look at none is not told that they are missing.
+    let missing = format!("the CRD {name} is missing");
+    let says_so = |facts: &Facts| texts(facts, Level::Wrong).contains(&missing);
+    assert_eq!(says_so(&facts), !facts.crds.is_empty());
+    facts.crds.insert("another".to_owned(), other);
+    assert!(says_so(&facts));
+}
+
+#[test]
+fn fields_that_an_object_has_lost_are_named() {
+    let mut facts = facts();
+    let policy = |name: &str, applied: serde_json::Value, spec: serde_json::Value| {
+        let applied = json!({"spec": applied}).to_string();
+        serde_json::from_value(json!({
+            "apiVersion": "outrigger.dev/v1alpha1", "kind": "TrafficPolicy",
+            "metadata": {
+                "namespace": "shop", "name": name,
+                "annotations": {"kubectl.kubernetes.io/last-applied-configuration": applied},
+            },
+            "spec": spec,
+        }))
+        .unwrap()
+    };
+    let kept =
+        json!({"targetRefs": [{"kind": "Service", "name": "web", "group": ""}], "retry": {"attempts": 2}, "more": 1});
+    facts.objects = vec![
+        policy(
+            "pruned",
+            json!({"targetRefs": [{"kind": "Service", "name": "web", "newer": 1}], "retry": {"attempts": 1, "hedge": {}}}),
+            kept.clone(),
+        ),
+        policy(
+            "whole",
+            json!({"targetRefs": [], "retry": {"attempts": 1, "other": null}}),
+            kept,
+        ),
+    ];
+    let warnings = texts(&facts, Level::Warning).join("\n");
+    let expected = "TrafficPolicy shop/pruned is without fields that it was applied with: spec.retry.hedge, spec.targetRefs[0].newer";
+    assert!(warnings.contains(expected) && !warnings.contains("whole"), "{warnings}");
 }

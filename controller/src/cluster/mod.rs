@@ -6,6 +6,7 @@ pub mod bundle;
 pub mod ca_secret;
 mod crds;
 mod fill;
+mod old_crds;
 pub mod status;
 mod token;
 pub mod token_review;

@@ -50,10 +50,7 @@ pub async fn run(client: Client, index: Arc<Index>, metrics: Arc<Metrics>) {
                 continue;
             };
             match patch(&client, &resource, &write).await {
-                Ok(taken) => {
-                    metrics.status_written();
-                    see_crd(&index, &write, &taken);
-                }
+                Ok(()) => metrics.status_written(),
                 // A newer version is on its way through the watch, or the object is gone.
                 Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
                 Err(e) => tracing::warn!(kind = ?write.kind, name = %write.name, error = %e, "cannot write a status"),
@@ -120,24 +117,12 @@ fn wanted_now(index: &Index, now: &str) -> Vec<Write> {
     index.read_with_callers(|store, callers| wanted(store, callers, now))
 }
 
-/// What the API server has not kept of a policy's status, its CRD does not have.
-fn see_crd(index: &Index, write: &Write, taken: &DynamicObject) {
-    let Kind::Policy(kind) = write.kind else { return };
-    let drops = taken.data.pointer("/status/ancestors").is_none();
-    if index.set_old_crd(kind, drops) && drops {
-        tracing::warn!(
-            ?kind,
-            "the CRD is older than this controller: apply what `outrigger crds` prints"
-        );
-    }
-}
-
-/// The object as it is then.
-async fn patch(client: &Client, resource: &ApiResource, write: &Write) -> kube::Result<DynamicObject> {
+async fn patch(client: &Client, resource: &ApiResource, write: &Write) -> kube::Result<()> {
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &write.name.namespace, resource);
     let body = json!({"metadata": {"resourceVersion": write.resource_version}, "status": write.status});
     api.patch_status(&write.name.name, &PatchParams::default(), &Patch::Merge(&body))
         .await
+        .map(drop)
 }
 
 #[cfg(test)]

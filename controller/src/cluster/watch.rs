@@ -13,8 +13,8 @@ use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
-use super::crds;
 use super::fill::{Fill, Waiting};
+use super::{crds, old_crds};
 use crate::index::Index;
 use crate::objects::{Kind, from_k8s};
 
@@ -66,6 +66,7 @@ pub async fn run(client: Client, index: Arc<Index>, stop: CancellationToken) {
         () = index.run() => {}
         () = own_kinds => {}
         () = crds::run(client.clone(), index.clone(), waiting_with_patience.clone()) => {}
+        () = old_crds::run(client.clone(), index.clone()) => {}
         () = complete => {}
     }
 }

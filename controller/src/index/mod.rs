@@ -106,20 +106,9 @@ impl Index {
         self.change(|store, touched| store.set_own(own, touched));
     }
 
-    /// Says whether the API server drops parts of a policy's status, because the kind's CRD is older than this controller.
-    /// Returns whether that is news.
-    pub(crate) fn set_old_crd(&self, kind: PolicyKind, old: bool) -> bool {
-        if self.read(|store| store.old_crds.contains(&kind)) == old {
-            return false;
-        }
-        self.change(|store, touched| {
-            touched.statuses = true;
-            match old {
-                true => store.old_crds.insert(kind),
-                false => store.old_crds.remove(&kind),
-            };
-        });
-        true
+    /// Says which fields the kind's CRD has not, of those that this controller knows. None where it is of this version, or newer.
+    pub(crate) fn set_old_crd(&self, kind: PolicyKind, lacking: Vec<String>) {
+        self.change(|store, touched| store.set_old_crd(kind, lacking, touched));
     }
 
     /// Says whether a Service of the type ExternalName may be a route's backend.

@@ -4,8 +4,6 @@ mod entries;
 mod policy;
 mod route;
 
-use std::collections::BTreeSet;
-
 use serde_json::{Value, json};
 
 use self::entries::{To, conditions, merged};
@@ -39,31 +37,28 @@ pub(crate) fn wanted(store: &Store, callers: &Callers<'_>, now: &str) -> Vec<Wri
             status: json!({"parents": route::parents(store, &mut over, route, now)?}),
         })
     });
-    let mut probes = BTreeSet::new();
     let policies = store.policies.iter().filter_map(|policy| {
-        // That the CRD is not old any more shows only in what the API server keeps of a write: one policy of the kind is written
-        // again, which changes nothing until then.
-        let probe = store.old_crds.contains(&policy.kind) && probes.insert(policy.kind);
         Some(Write {
             kind: Kind::Policy(policy.kind),
             name: policy.name.clone(),
             resource_version: policy.resource_version.clone(),
-            status: of_policy(store, callers, policy, probe, now)?,
+            status: of_policy(store, callers, policy, now)?,
         })
     });
     routes.chain(policies).collect()
 }
 
-/// None: it is so already, and there is nothing to learn from writing it.
-fn of_policy(store: &Store, callers: &Callers<'_>, policy: &Policy, probe: bool, now: &str) -> Option<Value> {
-    let old_crd = store.old_crds.contains(&policy.kind);
+/// None: it is so already, as far as its CRD has room for it.
+fn of_policy(store: &Store, callers: &Callers<'_>, policy: &Policy, now: &str) -> Option<Value> {
+    let dropped = store.old_crds.get(&policy.kind).map(Vec::as_slice).unwrap_or_default();
     let entries = policy::entries(store, callers, policy);
-    let summary = policy::summary(policy, &entries, old_crd);
+    let summary = policy::summary(policy, &entries, dropped);
     let conditions = conditions(&[summary], &policy.conditions, policy.generation, now);
     let ancestors = merged(To::Ancestor, &entries, &policy.ancestors, policy.generation, now);
-    let same = conditions == policy.conditions && (old_crd || ancestors.is_none());
+    let same = conditions == policy.conditions
+        && (ancestors.is_none() || dropped.iter().any(|field| field == "status.ancestors"));
     let ancestors = ancestors.unwrap_or_else(|| policy.ancestors.clone());
-    (probe || !same).then(|| json!({"ancestors": ancestors, "conditions": conditions}))
+    (!same).then(|| json!({"ancestors": ancestors, "conditions": conditions}))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What has become of a policy at each of its targets, and in all (Gateway API, GEP-713).
 
+use outrigger_api::policy::crd::APPLY;
 use serde_json::Value;
 
 use super::entries::{Entry, Verdict, is_ours};
@@ -28,8 +29,8 @@ pub(super) fn entries(store: &Store, callers: &Callers<'_>, policy: &Policy) -> 
     policy.attachments.iter().map(entry).collect()
 }
 
-/// All of them in one condition. A policy that cannot be read has it alone.
-pub(super) fn summary(policy: &Policy, entries: &[Entry], old_crd: bool) -> Verdict {
+/// All of them in one condition. A policy that cannot be read has it alone. `dropped` are the fields that its CRD has not.
+pub(super) fn summary(policy: &Policy, entries: &[Entry], dropped: &[String]) -> Verdict {
     let accepted = entries
         .iter()
         .flat_map(|entry| &entry.verdicts)
@@ -43,9 +44,9 @@ pub(super) fn summary(policy: &Policy, entries: &[Entry], old_crd: bool) -> Verd
             (first.reason, messages.join("; "))
         }
     };
-    if old_crd {
-        message += ". The CRD is older than the controller, and drops what it does not know of this policy and of its status: \
-                    outrigger crds | kubectl apply --server-side --force-conflicts -f -";
+    if !dropped.is_empty() {
+        message += ". ";
+        message += &old_crd(dropped.iter());
     }
     verdict(ACCEPTED, reason, message)
 }
@@ -86,6 +87,11 @@ fn programmed(
         );
         return verdict(PROGRAMMED, PARTIALLY, message);
     }
+    let dropped = store.old_crds.get(&policy.kind).into_iter().flatten();
+    let mut dropped = dropped.filter(|field| !field.starts_with("status")).peekable();
+    if dropped.peek().is_some() {
+        return verdict(PROGRAMMED, "OldCRD", old_crd(dropped));
+    }
     if let Some(message) = lacking(store, callers, policy, (target, reference)) {
         return verdict(PROGRAMMED, PARTIALLY, message);
     }
@@ -97,6 +103,15 @@ fn programmed(
         return verdict(PROGRAMMED, "Overridden", message);
     }
     verdict(PROGRAMMED, PROGRAMMED, "All that it says is in force".to_owned())
+}
+
+fn old_crd<'a>(dropped: impl Iterator<Item = &'a String>) -> String {
+    let dropped: Vec<_> = dropped.map(String::as_str).collect();
+    format!(
+        "The CRD is older than the controller, and the API server drops what it has not, whoever writes it: {}. Upgrade it ({APPLY}), \
+         then apply what was written meanwhile once more",
+        dropped.join(", ")
+    )
 }
 
 /// Which sidecars do not understand all of it. Each controller knows its own; so that two do not write over one another without end,

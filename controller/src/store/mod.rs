@@ -59,8 +59,8 @@ pub(crate) struct Store {
     pub(crate) routes: BTreeMap<RouteName, Route>,
     routes_of: HashMap<ObjectName, BTreeSet<RouteName>>,
     pub(crate) policies: Policies,
-    /// Kinds whose CRD is older than this controller: the API server drops `status.ancestors`.
-    pub(crate) old_crds: BTreeSet<PolicyKind>,
+    /// Fields that the CRD of a kind has not, of those that this controller knows: the API server drops them.
+    pub(crate) old_crds: BTreeMap<PolicyKind, Vec<String>>,
     networks: ClusterNetworks,
     /// Whether a Service of the type ExternalName may be a route's backend.
     pub(crate) external_names_allowed: bool,
@@ -144,6 +144,15 @@ impl Store {
     pub(crate) fn set_cluster_networks(&mut self, networks: Networks, touched: &mut Touched) {
         self.networks.configure(networks);
         self.judge_networks(touched);
+    }
+
+    /// The fields that the kind's CRD has not.
+    pub(crate) fn set_old_crd(&mut self, kind: PolicyKind, lacking: Vec<String>, touched: &mut Touched) {
+        touched.statuses = true;
+        match lacking.is_empty() {
+            true => drop(self.old_crds.remove(&kind)),
+            false => drop(self.old_crds.insert(kind, lacking)),
+        }
     }
 
     /// All objects of the start are known.
@@ -365,10 +374,6 @@ impl Store {
     fn set_policy(&mut self, kind: PolicyKind, name: ObjectName, policy: Option<Policy>, touched: &mut Touched) {
         touched.statuses = true;
         let namespace = name.namespace.clone();
-        if policy.as_ref().is_some_and(|policy| !policy.ancestors.is_empty()) {
-            // Another replica wrote it, and the API server kept it.
-            self.old_crds.remove(&kind);
-        }
         if self.policies.set(kind, name, policy) {
             touched.deps.insert(Dep::Policies(namespace));
         }

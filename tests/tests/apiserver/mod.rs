@@ -3,6 +3,7 @@
 
 mod chart;
 mod controller;
+mod crds;
 mod golden;
 mod guests;
 mod injector;

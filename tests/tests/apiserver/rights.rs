@@ -36,6 +36,7 @@ fn rights_are_no_more_than_needed() -> Result<()> {
                     "patch",
                     "mutatingwebhookconfigurations.admissionregistration.k8s.io/another",
                 ],
+                &["list", "customresourcedefinitions.apiextensions.k8s.io"],
                 &["patch", "customresourcedefinitions.apiextensions.k8s.io"],
                 &["*", "*"],
             ] {

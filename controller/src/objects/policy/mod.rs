@@ -320,6 +320,11 @@ mod tests {
 
     use super::PolicyKind;
 
+    fn crd_names() -> Vec<String> {
+        let names = PolicyKind::ALL.map(|kind| (kind.row().crd)().metadata.name.unwrap());
+        names.into()
+    }
+
     /// What cannot iterate over the table: Helm's YAML, the documentation of the controller's rights, and the CRDs of a crate that
     /// knows no controller.
     #[test]
@@ -328,7 +333,7 @@ mod tests {
         let read = |path: &str| fs::read_to_string(root.join(path)).unwrap();
         let (rbac, rights) = (read("../charts/outrigger/templates/rbac.yaml"), read("src/lib.rs"));
         let docs = read("../docs/configuration.md");
-        let crds: Vec<_> = outrigger_api::policy::crds()
+        let crds: Vec<_> = outrigger_api::policy::crd::crds()
             .iter()
             .map(|crd| crd.spec.names.kind.clone())
             .collect();
@@ -343,9 +348,15 @@ mod tests {
                 "{} is not in rbac.yaml",
                 resource.plural
             );
+            let crd = format!("resourceNames: [{}]", crd_names().join(", "));
+            assert!(rbac.contains(&crd), "{crd} is not in rbac.yaml");
             for right in [
                 format!("| {} | {} | | list, watch |", resource.group, resource.plural),
                 format!("| {} | {}/status | | patch |", resource.group, resource.plural),
+                format!(
+                    "| apiextensions.k8s.io | customresourcedefinitions | {} | list, watch |",
+                    crd_names().join(", ")
+                ),
             ] {
                 assert!(rights.contains(&right), "{right} is not in lib.rs");
             }
