@@ -1,7 +1,9 @@
 //! Outrigger's own kinds: policies, and what all of them have. Each has a file of its own, and a line in [`crd::crds`].
 
+pub mod access;
 #[cfg(feature = "kube")]
 pub mod crd;
+pub mod selector;
 mod traffic;
 
 use schemars::JsonSchema;
