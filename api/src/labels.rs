@@ -35,6 +35,8 @@ pub const NATIVE_SIDECAR: &str = "outrigger.dev/native-sidecar";
 pub const LOG_LEVEL: &str = "outrigger.dev/log-level";
 /// Annotation of a pod: "true" switches the access log on.
 pub const ACCESS_LOG: &str = "outrigger.dev/access-log";
+/// Annotation of a pod: "Append" writes the client's address behind what is in X-Forwarded-For, "Leave" nothing.
+pub const FORWARDED_FOR: &str = "outrigger.dev/forwarded-for";
 /// Annotations of a pod: the sidecar's resources, as Kubernetes quantities.
 pub const CPU_REQUEST: &str = "outrigger.dev/proxy-cpu-request";
 /// See [`CPU_REQUEST`].

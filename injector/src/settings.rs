@@ -37,6 +37,8 @@ pub struct Settings {
     pub log_level: String,
     /// Whether sidecars write an access log.
     pub access_log: bool,
+    /// What becomes of `X-Forwarded-For` on the way to the app.
+    pub forwarded_for: ForwardedFor,
     /// How long a sidecar that was told to end waits for requests in flight, as "30s". It is kept below each pod's own
     /// grace period.
     pub drain_timeout: String,
@@ -80,6 +82,16 @@ pub enum Protocol {
     Grpc,
     /// OTLP over HTTP with protobuf bodies, usually port 4318.
     Http,
+}
+
+/// What a sidecar does with `X-Forwarded-For` of a request to its app.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum ForwardedFor {
+    /// It passes as it came.
+    #[default]
+    Leave,
+    /// The client's address comes behind what came.
+    Append,
 }
 
 /// Kubernetes quantities; `None` leaves the field out.
@@ -172,6 +184,7 @@ impl Default for Settings {
             native_sidecars: true,
             log_level: "info".to_owned(),
             access_log: false,
+            forwarded_for: ForwardedFor::Leave,
             drain_timeout: "30s".to_owned(),
             close_expired: false,
             opaque_ports: String::new(),

@@ -11,6 +11,7 @@
 mod apiserver;
 mod architecture;
 mod authority;
+mod callers;
 mod capture;
 mod cluster;
 mod conformance;

@@ -5,10 +5,14 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 
 /// Carries the code of an error that a sidecar answered itself.
 pub const OUTRIGGER_ERROR: HeaderName = HeaderName::from_static("outrigger-error");
+/// To an app: the SPIFFE ID of who calls it, which mutual TLS has proven. Without mutual TLS there is none.
+pub const OUTRIGGER_CLIENT_ID: HeaderName = HeaderName::from_static("outrigger-client-id");
 /// Names that only sidecars may use: what they say to one another, and to those who call them.
 const OURS: &str = "outrigger-";
 /// One ID for a request in all logs.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The addresses that a request came by, the last proxy's word last.
+pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// A client's word that a request may be repeated (draft-ietf-httpapi-idempotency-key-header).
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 

@@ -104,6 +104,7 @@ livenessProbe:
   "resources" $resources
   "logLevel" $proxy.logLevel
   "accessLog" $proxy.accessLog
+  "forwardedFor" ($proxy.forwardedFor | default "Leave")
   "drainTimeout" $proxy.drainTimeout
   "closeExpired" ((.Values.identity).closeExpired | default false)
   "opaquePorts" $proxy.opaquePorts

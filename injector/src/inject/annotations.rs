@@ -9,7 +9,7 @@ use outrigger_api::{labels, ports};
 
 use super::{NamespaceMeta, quality, shared_processes};
 use crate::quantity;
-use crate::settings::{Resources, Settings, log_filter};
+use crate::settings::{ForwardedFor, Resources, Settings, log_filter};
 
 /// How this pod's sidecar differs from the others.
 #[derive(Debug)]
@@ -19,6 +19,7 @@ pub(super) struct Overrides {
     pub(super) rewrite_probes: bool,
     pub(super) log_level: String,
     pub(super) access_log: bool,
+    pub(super) forwarded_for: ForwardedFor,
     pub(super) opaque_ports: String,
     pub(super) skip_inbound_ports: String,
     pub(super) skip_outbound_ports: String,
@@ -35,7 +36,7 @@ const DEFAULT_GRACE: i64 = 30;
 const END: i64 = 2;
 
 const OUR_PREFIX: &str = "outrigger.dev/";
-const KNOWN: [&str; 16] = [
+const KNOWN: [&str; 17] = [
     labels::INJECT,
     labels::PROXY_VERSION,
     labels::OPAQUE_PORTS,
@@ -48,6 +49,7 @@ const KNOWN: [&str; 16] = [
     labels::NATIVE_SIDECAR,
     labels::LOG_LEVEL,
     labels::ACCESS_LOG,
+    labels::FORWARDED_FOR,
     labels::CPU_REQUEST,
     labels::CPU_LIMIT,
     labels::MEMORY_REQUEST,
@@ -75,6 +77,9 @@ impl Overrides {
                 .pod(labels::LOG_LEVEL, text(log_filter))
                 .unwrap_or_else(|| settings.log_level.clone()),
             access_log: source.pod(labels::ACCESS_LOG, boolean).unwrap_or(settings.access_log),
+            forwarded_for: source
+                .pod(labels::FORWARDED_FOR, forwarded_for)
+                .unwrap_or(settings.forwarded_for),
             opaque_ports: lists
                 .iter()
                 .filter(|l| !l.is_empty())
@@ -270,6 +275,14 @@ fn mtls(value: &str) -> Result<&'static str, String> {
         "strict" => Ok("strict"),
         "permissive" => Ok("permissive"),
         _ => Err(format!("{value:?} is neither \"strict\" nor \"permissive\"")),
+    }
+}
+
+fn forwarded_for(value: &str) -> Result<ForwardedFor, String> {
+    match value {
+        "Leave" => Ok(ForwardedFor::Leave),
+        "Append" => Ok(ForwardedFor::Append),
+        _ => Err(format!("{value:?} is neither \"Leave\" nor \"Append\"")),
     }
 }
 

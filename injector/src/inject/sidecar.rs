@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::annotations::Overrides;
 use super::probes::Plan;
 use super::{Given, INIT_CONTAINER, PROXY_CONTAINER, TOKEN_VOLUME, TRUST_VOLUME, dns, workload};
-use crate::settings::{Resources, Settings};
+use crate::settings::{ForwardedFor, Resources, Settings};
 
 /// Everything that a sidecar is made of.
 pub(super) struct Parts<'a> {
@@ -136,6 +136,9 @@ impl Parts<'_> {
         env.value("OUTRIGGER_LOG", &overrides.log_level);
         env.value("OUTRIGGER_ACCESS_LOG", overrides.access_log.to_string());
         env.value("OUTRIGGER_MTLS", overrides.mtls);
+        if overrides.forwarded_for == ForwardedFor::Append {
+            env.value("OUTRIGGER_FORWARDED_FOR", "Append");
+        }
         for (name, value) in variables(self.probes) {
             env.value(name, value);
         }

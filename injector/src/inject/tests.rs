@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
 use super::{Given, NamespaceMeta, Outcome, patch, workload};
-use crate::settings::Settings;
+use crate::settings::{ForwardedFor, Settings};
 
 const GIVEN: Given<'_> = Given {
     key: "key",
@@ -259,7 +259,7 @@ fn the_drain_ends_before_the_grace_period() {
 fn settings_reach_the_sidecar() {
     let settings: Settings = serde_saphyr::from_str(
         "{namespace: mesh, trustDomain: example.org, tracing: null, opaquePorts: '3307', accessLog: true,\n\
-         closeExpired: true,\
+         closeExpired: true, forwardedFor: Append,\
          resources: {cpuRequest: null, memoryRequest: null, memoryLimit: null}}",
     )
     .unwrap();
@@ -278,6 +278,30 @@ fn settings_reach_the_sidecar() {
     assert_eq!(env("OUTRIGGER_OPAQUE_PORTS").unwrap(), "3307,3308");
     assert_eq!(env("OUTRIGGER_ACCESS_LOG").unwrap(), "true");
     assert_eq!(env("OUTRIGGER_CLOSE_EXPIRED").unwrap(), "true");
+    assert_eq!(env("OUTRIGGER_FORWARDED_FOR").unwrap(), "Append");
+}
+
+/// What is the default of every sidecar is not written: one of the version before knows no more.
+#[test]
+fn forwarded_for_is_appended_where_the_chart_or_the_pod_says_so() {
+    for (of_chart, of_pod, expected) in [
+        (ForwardedFor::Leave, None, None),
+        (ForwardedFor::Leave, Some("Append"), Some("Append")),
+        (ForwardedFor::Append, None, Some("Append")),
+        (ForwardedFor::Append, Some("Leave"), None),
+    ] {
+        let settings = Settings {
+            forwarded_for: of_chart,
+            ..Settings::default()
+        };
+        let annotations = of_pod.map_or(json!({}), |value| json!({"outrigger.dev/forwarded-for": value}));
+        let sidecar = sidecar(annotations, json!({}), &settings);
+        assert_eq!(
+            env(&sidecar, "OUTRIGGER_FORWARDED_FOR").as_deref(),
+            expected,
+            "{of_chart:?} {of_pod:?}"
+        );
+    }
 }
 
 /// A name without a dot would be looked up in the search domains of the node, too.

@@ -54,6 +54,7 @@ impl Env<'_> {
         let log = self.or_default("OUTRIGGER_LOG", "info", limits::log_filter);
         let access_log = self.or_default("OUTRIGGER_ACCESS_LOG", "false", boolean);
         let mtls = self.or_default("OUTRIGGER_MTLS", "permissive", limits::mtls);
+        let forwarded_for = self.or_default("OUTRIGGER_FORWARDED_FOR", "Leave", limits::forwarded_for);
         let app_probes = self.or_default(APP_PROBES, "[]", app_probes);
         let let_in = self.or_default(LET_IN, "[]", let_in);
         let opaque_ports = self.or_default("OUTRIGGER_OPAQUE_PORTS", "", labels::parse_ports);
@@ -104,6 +105,7 @@ impl Env<'_> {
             access_log: access_log?,
             log: log?,
             mtls: mtls?,
+            forwarded_for: forwarded_for?,
             app_probes: app_probes?,
             let_in: let_in?,
             opaque_ports: opaque_ports?,

@@ -7,7 +7,7 @@ use outrigger_api::spiffe::SpiffeId;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
-use super::Mtls;
+use super::{ForwardedFor, Mtls};
 use crate::telemetry::TracingProtocol;
 
 pub(super) fn spiffe_id(text: &str) -> Result<SpiffeId, String> {
@@ -29,6 +29,14 @@ pub(super) fn mtls(text: &str) -> Result<Mtls, String> {
         "permissive" => Ok(Mtls::Permissive),
         "strict" => Ok(Mtls::Strict),
         _ => Err(format!("{text:?} is neither \"permissive\" nor \"strict\"")),
+    }
+}
+
+pub(super) fn forwarded_for(text: &str) -> Result<ForwardedFor, String> {
+    match text {
+        "Leave" => Ok(ForwardedFor::Leave),
+        "Append" => Ok(ForwardedFor::Append),
+        _ => Err(format!("{text:?} is neither \"Leave\" nor \"Append\"")),
     }
 }
 

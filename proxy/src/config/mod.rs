@@ -36,6 +36,7 @@ pub struct Config {
     /// A filter as `tracing-subscriber` reads it.
     pub log: String,
     pub mtls: Mtls,
+    pub forwarded_for: ForwardedFor,
     /// What this sidecar asks the app in kubelet's place.
     pub app_probes: Vec<AppProbe>,
     /// What kubelet asks the app itself, and is therefore let in as plaintext even where mutual TLS is required.
@@ -96,6 +97,16 @@ pub enum Mtls {
     Permissive,
     /// Refused, what kubelet asks the app itself excepted ([`LetIn`]).
     Strict,
+}
+
+/// What becomes of `X-Forwarded-For` on the way to the app.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ForwardedFor {
+    /// It passes as it came.
+    #[default]
+    Leave,
+    /// The address of who is connected to the sidecar comes behind what came.
+    Append,
 }
 
 /// Something that kubelet asks the app itself.

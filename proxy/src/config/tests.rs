@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Config, Destination, InboundDestination, LetIn, Mtls, Plaintext};
+use super::{Config, Destination, ForwardedFor, InboundDestination, LetIn, Mtls, Plaintext};
 use crate::discovery::DiscoveryConfig;
 use crate::identity::FirstRoots;
 use crate::model::{Endpoints, Protocol, Target};
@@ -40,6 +40,7 @@ fn environment_with_defaults() {
     assert_eq!(config.identity.id.as_str(), "spiffe://cluster.local/ns/shop/sa/orders");
     assert_eq!(&*config.workload.name, "orders-1");
     assert_eq!(config.mtls, Mtls::Permissive);
+    assert_eq!(config.forwarded_for, ForwardedFor::Leave);
     assert_eq!(config.tracing, None);
     assert_eq!(
         (config.workers, config.access_log, config.log.as_str()),
@@ -84,6 +85,7 @@ fn environment_with_everything() {
         ("OUTRIGGER_LOG", "outrigger_proxy=debug,info"),
         ("OUTRIGGER_ACCESS_LOG", "true"),
         ("OUTRIGGER_MTLS", "strict"),
+        ("OUTRIGGER_FORWARDED_FOR", "Append"),
         (
             "OUTRIGGER_PROBES",
             r#"[{"port":8080,"path":"/ready"},{"port":8080,"target":"/ready?full=1"},{"port":8081},
@@ -106,6 +108,7 @@ fn environment_with_everything() {
     let tracing = config.tracing.unwrap();
     assert_eq!((tracing.protocol, tracing.sample_ratio), (TracingProtocol::Http, 0.25));
     assert_eq!(config.mtls, Mtls::Strict);
+    assert_eq!(config.forwarded_for, ForwardedFor::Append);
     let entry = |port, what| LetIn { port, what };
     assert_eq!(
         config.let_in,
@@ -162,6 +165,7 @@ fn all_mistakes_of_the_environment_together() {
         ("OUTRIGGER_LOG", "a=b=c"),
         ("OUTRIGGER_ACCESS_LOG", "yes"),
         ("OUTRIGGER_MTLS", "on"),
+        ("OUTRIGGER_FORWARDED_FOR", "append"),
         ("OUTRIGGER_PROBES", "[{\"port\":80,\"scheme\":\"x\"}]"),
         ("OUTRIGGER_APP_PROBES", "[{\"container\":\"app\"}]"),
         ("OUTRIGGER_OPAQUE_PORTS", "mysql"),
@@ -215,6 +219,7 @@ tracing: {endpoint: "http://127.0.0.1:4317", protocol: grpc, sampleRatio: 1}
 accessLog: true
 log: debug
 mtls: strict
+forwardedFor: Append
 workers: 2
 drainTimeout: 5s
 detectTimeout: 500ms
@@ -236,6 +241,9 @@ fn file() {
         (config.workers, config.access_log, config.mtls),
         (2, true, Mtls::Strict)
     );
+    assert_eq!(config.forwarded_for, ForwardedFor::Append);
+    let left = Config::from_yaml("orders.yaml", &YAML.replace("forwardedFor: Append\n", "")).unwrap();
+    assert_eq!(left.forwarded_for, ForwardedFor::Leave);
     assert!(!config.close_expired);
     let closes = YAML.replace("/etc/ca.pem", "/etc/ca.pem\n  closeExpired: true");
     assert!(Config::from_yaml("orders.yaml", &closes).unwrap().close_expired);
@@ -271,6 +279,7 @@ fn all_mistakes_of_a_file_together_with_their_lines() {
         .replace("request: 2s", "request: soon")
         .replace("http1", "http3")
         .replace("mtls: strict", "mtls: maybe")
+        .replace("forwardedFor: Append", "forwardedFor: Replace")
         .replace("workers: 2", "workers: 1000")
         .replace("sampleRatio: 1", "sampleRatio: 7")
         .replace("- name: example", "- name: inventory");
@@ -287,14 +296,15 @@ fn all_mistakes_of_a_file_together_with_their_lines() {
         "conf/orders.yaml:21: services[1].name: ",
         "conf/orders.yaml:23: tracing.sampleRatio: ",
         "conf/orders.yaml:26: mtls: ",
-        "conf/orders.yaml:27: workers: ",
+        "conf/orders.yaml:27: forwardedFor: ",
+        "conf/orders.yaml:28: workers: ",
     ] {
         assert!(
             errors.iter().any(|error| error.starts_with(start)),
             "{start} not in {errors:#?}"
         );
     }
-    assert_eq!(errors.len(), 12, "{errors:#?}");
+    assert_eq!(errors.len(), 13, "{errors:#?}");
 }
 
 #[test]
@@ -312,7 +322,7 @@ fn mistakes_in_the_structure_name_line_and_field() {
         ),
         (
             wrong("workers: 2", "workers: many"),
-            ["orders.yaml:27:", "workers: many"],
+            ["orders.yaml:28:", "workers: many"],
         ),
         (wrong("attempts: 3", "tries: 3"), ["orders.yaml:20:", "tries"]),
         (wrong("  tokenFile: ./token\n", ""), ["orders.yaml:", "tokenFile"]),

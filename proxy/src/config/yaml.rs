@@ -49,6 +49,7 @@ struct File {
     access_log: bool,
     log: Option<Spanned<String>>,
     mtls: Option<Spanned<String>>,
+    forwarded_for: Option<Spanned<String>>,
     opaque_ports: Option<Spanned<String>>,
     workers: Option<Spanned<u64>>,
     drain_timeout: Option<Spanned<String>>,
@@ -153,6 +154,9 @@ impl Reader<'_> {
         };
         let log = self.optional("log", file.log.as_ref(), |text| limits::log_filter(text));
         let mtls = self.optional("mtls", file.mtls.as_ref(), |text| limits::mtls(text));
+        let forwarded_for = self.optional("forwardedFor", file.forwarded_for.as_ref(), |text| {
+            limits::forwarded_for(text)
+        });
         let opaque_ports = self.optional("opaquePorts", file.opaque_ports.as_ref(), |text| {
             labels::parse_ports(text)
         });
@@ -182,6 +186,7 @@ impl Reader<'_> {
             access_log: file.access_log,
             log: log.unwrap_or_else(|| "info".to_owned()),
             mtls: mtls.unwrap_or(Mtls::Permissive),
+            forwarded_for: forwarded_for.unwrap_or_default(),
             app_probes: Vec::new(),
             let_in: Vec::new(),
             opaque_ports: opaque_ports.unwrap_or_default(),

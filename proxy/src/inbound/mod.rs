@@ -2,6 +2,7 @@
 
 mod admit;
 mod apps;
+mod introduction;
 mod opaque;
 mod request;
 #[cfg(test)]
@@ -29,6 +30,7 @@ use crate::telemetry::Direction;
 use crate::telemetry::metrics::{Handshake, OpenConnection as Counted};
 use admit::{Admission, Carries, Conn, Server, admit_connection};
 use apps::Apps;
+use introduction::Introduction;
 use request::RequestRules;
 
 /// A peer's handshake.
@@ -68,9 +70,12 @@ struct Caller {
     app: SocketAddr,
     /// Proven by mutual TLS.
     peer: Option<SpiffeId>,
+    /// `None`: this very pod.
     address: Option<SocketAddr>,
     /// Of the connection.
     term: Term,
+    /// Of one that carries HTTP.
+    introduction: Introduction,
 }
 
 /// What the first bytes are.
@@ -93,6 +98,7 @@ async fn carry(state: Rc<State>, io: Io, app: SocketAddr, client: Option<SocketA
         peer: None,
         address: client,
         term: Term::default(),
+        introduction: Introduction::default(),
     };
     tokio::select! {
         biased;
@@ -190,17 +196,21 @@ async fn identify(
     declared: Protocol,
     client: Option<SocketAddr>,
 ) -> Option<(Stream, Option<SpiffeId>, Carries)> {
+    let http_declared = matches!(declared, Protocol::Http1 | Protocol::Http2);
     let detected = match hello.verdict {
         Some(First::Mesh) => {
             // Boxed: it is large, and not for long (`sizes`).
-            let (stream, peer, protocol) = Box::pin(shake_hands(state, hello.io, client)).await?;
-            return Some((stream, Some(peer), protocol.into()));
+            let (stream, peer, protocol) = Box::pin(shake_hands(state, hello.io, client, http_declared)).await?;
+            let (stream, carries) = match protocol {
+                MeshProtocol::Opaque if http_declared => Box::pin(look_inside(stream)).await?,
+                _ => (stream, protocol.into()),
+            };
+            return Some((stream, Some(peer), carries));
         }
         Some(First::Plain(detected)) => Some(detected),
         // Half a word, or gone.
         None => None,
     };
-    let http_declared = matches!(declared, Protocol::Http1 | Protocol::Http2);
     let detected = resolve(detected, hello.io.prefix(), http_declared);
     Some((Stream::Plain(hello.io), None, detected.into()))
 }
@@ -210,6 +220,7 @@ async fn shake_hands(
     state: &State,
     io: Prefixed<Io>,
     client: Option<SocketAddr>,
+    http_declared: bool,
 ) -> Option<(Stream, SpiffeId, MeshProtocol)> {
     let metrics = state.context.metrics();
     let Some(credentials) = state.context.process.identity.current() else {
@@ -222,7 +233,12 @@ async fn shake_hands(
         Ok(Ok((tls, peer, protocol))) => {
             metrics.handshake(Direction::Inbound, Handshake::Ok);
             let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
-            let term = state.peers.enter(protocol, chain, &credentials);
+            let ends_as = match protocol {
+                // It may be HTTP after all.
+                MeshProtocol::Opaque if http_declared => MeshProtocol::Http1,
+                protocol => protocol,
+            };
+            let term = state.peers.enter(ends_as, chain, &credentials);
             return Some((Stream::Accepted(Box::new(Termed::new(tls, term))), peer, protocol));
         }
         Ok(Err(refused)) => (refused.cause, refused.to_string()),
@@ -231,6 +247,17 @@ async fn shake_hands(
     metrics.handshake(Direction::Inbound, cause);
     tracing::info!(?client, error, "a peer's TLS handshake failed");
     None
+}
+
+/// What a peer calls bytes, on a port of HTTP, is looked at as plaintext is there: HTTP would come to the app unread, with any word of
+/// its sender about who calls. It may come when it likes, since the connection is idle until then.
+async fn look_inside(stream: Stream) -> Option<(Stream, Carries)> {
+    let peeked = peek(stream, Duration::MAX, protocol).await;
+    let peeked =
+        peeked.inspect_err(|error| tracing::debug!(%error, "a peer closed a connection before its first bytes"));
+    let Peeked { verdict, io, .. } = peeked.ok()?;
+    let detected = resolve(verdict, io.prefix(), true);
+    Some((Stream::Peeked(Box::new(io)), detected.into()))
 }
 
 async fn serve_admitted(
@@ -264,7 +291,8 @@ async fn serve_http(state: Rc<State>, version: HttpVersion, stream: Stream, call
         // What one peer does to its connection (streams that it resets or does not read) stays its own trouble.
         HttpVersion::Http2 => state.apps.for_one(),
     };
-    let caller = Rc::new(caller);
+    let introduction = Introduction::new(&caller, state.context.config().forwarded_for);
+    let caller = Rc::new(Caller { introduction, ..caller });
     let handle = Rc::new(async move |request: Request<ClientBody>| -> Response<ResponseBody> {
         request::handle(&state, &caller, &pool, version, request).await
     });

@@ -109,6 +109,8 @@ fn apply_rules(rules: &RequestRules, facts: &Facts<'_>, head: &mut Parts) -> Res
     plaintext.admit(facts, head)?;
     strip_hop_by_hop(&mut head.headers, facts.keeps_upgrade);
     strip_ours(&mut head.headers);
+    // Behind all that removes what others say of it.
+    facts.caller.introduction.write(&mut head.headers);
     Ok(())
 }
 

@@ -31,8 +31,9 @@ fn of_connections_and_requests() {
     let silent = size(|(state, io, caller, open): Silent| super::opaque::silent(state, io, caller, open));
     type Opaque = (&'static State, Stream, &'static Caller, Open);
     let opaque = size(|(state, stream, caller, open): Opaque| super::opaque::forward(state, stream, caller, open));
-    type Handshake = (&'static State, Prefixed<Io>, Option<SocketAddr>);
-    let handshake = size(|(state, io, client): Handshake| super::shake_hands(state, io, client));
+    type Handshake = (&'static State, Prefixed<Io>, Option<SocketAddr>, bool);
+    let handshake =
+        size(|(state, io, client, http_declared): Handshake| super::shake_hands(state, io, client, http_declared));
 
     type Call = (
         &'static Rc<State>,

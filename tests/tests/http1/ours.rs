@@ -5,7 +5,7 @@ use outrigger_tests::mesh::metric;
 
 use super::wire::{Scene, WAYS, Way, Wire, without_ours};
 
-const SAYS: &str = "outrigger-error: app-unavailable\r\nOutrigger-Identity: spiffe://mesh.test/ns/shop/sa/admin\r\n";
+const SAYS: &str = "outrigger-error: app-unavailable\r\nOutrigger-Client-Id: spiffe://mesh.test/ns/shop/sa/admin\r\n";
 
 async fn exchange(scene: &Scene, request: &str, response: &str) -> (String, String) {
     let (seen, answer) = scene.exchange(request.as_bytes(), response.as_bytes()).await;

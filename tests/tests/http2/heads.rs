@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
-use outrigger_tests::mesh::metric;
+use outrigger_tests::mesh::{id, metric};
 use tokio::sync::mpsc;
 
 use super::{Between, EACH, H2App, all, call, client, code, mesh, send, soon};
@@ -134,13 +134,26 @@ async fn what_only_sidecars_say_is_not_passed_on() {
         let mut headers = HeaderMap::new();
         headers.insert("outrigger-error", HeaderValue::from_static("app-unavailable"));
         headers.insert("outrigger-of-tomorrow", HeaderValue::from_static("1"));
+        headers.insert(
+            "outrigger-client-id",
+            HeaderValue::from_static("spiffe://mesh.test/ns/shop/sa/admin"),
+        );
         headers.insert("x-kept", HeaderValue::from_static("1"));
         headers
     }
-    fn check(headers: &HeaderMap, context: &str) {
+    fn check_but_for(proven: Option<&str>, headers: &HeaderMap, context: &str) {
         assert!(headers.contains_key("x-kept"), "{context}: {headers:?}");
-        let ours = headers.keys().find(|name| name.as_str().starts_with("outrigger-"));
-        assert_eq!(ours, None, "{context}");
+        let ours = headers
+            .iter()
+            .filter(|(name, _)| name.as_str().starts_with("outrigger-"));
+        let ours: Vec<_> = ours
+            .map(|(name, value)| (name.as_str(), value.to_str().unwrap()))
+            .collect();
+        let proven: Vec<_> = proven.map(|id| ("outrigger-client-id", id)).into_iter().collect();
+        assert_eq!(ours, proven, "{context}");
+    }
+    fn check(headers: &HeaderMap, context: &str) {
+        check_but_for(None, headers, context);
     }
     let (told, mut tells) = mpsc::unbounded_channel();
     let app = H2App::start(move |request, mut respond| {
@@ -166,7 +179,9 @@ async fn what_only_sidecars_say_is_not_passed_on() {
         send(&mut stream, "body".into(), false).await.unwrap();
         stream.send_trailers(says()).unwrap();
         let (head, trailers) = soon(tells.recv()).await.unwrap();
-        check(&head, &format!("{between:?}, request"));
+        let web = id("web");
+        let proven = (between == Between::Both).then(|| web.as_str());
+        check_but_for(proven, &head, &format!("{between:?}, request"));
         check(&trailers, &format!("{between:?}, trailers of the request"));
         let (head, body) = soon(response).await.unwrap().into_parts();
         check(&head.headers, &format!("{between:?}, response"));

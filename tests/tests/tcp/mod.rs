@@ -1,7 +1,7 @@
 //! What is not HTTP: TLS of the app itself, bytes of any protocol, and peers that mean harm.
 
 mod app_tls;
-mod certificates;
+pub(crate) mod certificates;
 mod crowd;
 mod exhaustion;
 mod first_words;

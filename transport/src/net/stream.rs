@@ -28,6 +28,8 @@ pub enum Stream {
     Accepted(Box<Termed<tokio_rustls::server::TlsStream<ReadAhead<Prefixed<Io>>>>>),
     /// To another sidecar.
     Connected(Box<Termed<tokio_rustls::client::TlsStream<ReadAhead<Io>>>>),
+    /// One of the others, of which some bytes were read ahead inside of TLS.
+    Peeked(Box<Prefixed<Stream>>),
 }
 
 impl Io {
@@ -71,6 +73,7 @@ impl Stream {
             Stream::Plain(io) => io.get_ref(),
             Stream::Accepted(tls) => tls.get_ref().get_ref().0.get_ref().get_ref(),
             Stream::Connected(tls) => tls.get_ref().get_ref().0.get_ref(),
+            Stream::Peeked(io) => return io.get_ref().reset_on_close(),
         };
         if let Io::Tcp(tcp) = io {
             // Best effort: a socket that is closed already cannot be reset.
@@ -80,7 +83,11 @@ impl Stream {
 
     /// Whether mutual TLS protects it.
     pub fn is_mesh(&self) -> bool {
-        !matches!(self, Stream::Plain(_))
+        match self {
+            Stream::Plain(_) => false,
+            Stream::Accepted(_) | Stream::Connected(_) => true,
+            Stream::Peeked(io) => io.get_ref().is_mesh(),
+        }
     }
 
     /// When it ends.
@@ -89,6 +96,7 @@ impl Stream {
             Stream::Plain(_) => Term::default(),
             Stream::Accepted(tls) => tls.term().clone(),
             Stream::Connected(tls) => tls.term().clone(),
+            Stream::Peeked(io) => io.get_ref().term(),
         }
     }
 }
@@ -140,4 +148,4 @@ macro_rules! delegate {
 }
 
 delegate!(Io(Tcp, Pipe));
-delegate!(Stream(Plain, Accepted, Connected));
+delegate!(Stream(Plain, Accepted, Connected, Peeked));

@@ -62,6 +62,7 @@ mod tests {
 
     use super::{LetIn, Mtls, Plaintext, PlaintextRule};
     use crate::inbound::Caller;
+    use crate::inbound::introduction::Introduction;
     use crate::inbound::request::Facts;
 
     #[test]
@@ -105,6 +106,7 @@ mod tests {
                     peer: peer.map(|peer| peer.parse().unwrap()),
                     address: None,
                     term: Term::default(),
+                    introduction: Introduction::default(),
                 })
             };
             let facts = |caller| Facts {
