@@ -238,8 +238,9 @@ impl GrpcMethod {
     /// "/service/method", and nothing behind it.
     fn is_named_by(&self, path: &[u8]) -> bool {
         let is = |wanted: &str, segment: &[u8]| wanted.is_empty() || wanted.as_bytes() == segment;
-        match path.split(|&byte| byte == b'/').collect::<Vec<_>>()[..] {
-            [b"", service, method] => is(&self.service, service) && is(&self.method, method),
+        let mut segments = path.split(|&byte| byte == b'/');
+        match (segments.next(), segments.next(), segments.next(), segments.next()) {
+            (Some(b""), Some(service), Some(method), None) => is(&self.service, service) && is(&self.method, method),
             _ => false,
         }
     }

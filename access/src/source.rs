@@ -127,7 +127,10 @@ impl Networks {
 }
 
 fn network(cidr: &str) -> Result<IpNet, Faulty> {
-    let network: IpNet = cidr.parse().map_err(|_| Faulty)?;
+    let (address, length) = cidr.split_once('/').ok_or(Faulty)?;
+    let address: IpAddr = address.parse().map_err(|_| Faulty)?;
+    let length = length.parse().map_err(|_| Faulty)?;
+    let network = IpNet::new(address, length).map_err(|_| Faulty)?;
     let IpNet::V6(mapped) = network else {
         return Ok(network);
     };

@@ -18,6 +18,7 @@ macro_rules! targets {
 }
 
 targets!(
+    access,
     admission,
     authority,
     certificate,
@@ -29,6 +30,7 @@ targets!(
     headers,
     hello,
     notation,
+    request_path,
     retry,
     route,
     spiffe,

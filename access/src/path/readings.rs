@@ -89,28 +89,30 @@ fn cut_at_parameters(path: &[u8]) -> Option<Vec<u8>> {
 }
 
 fn merge_slashes(path: &[u8]) -> Option<Vec<u8>> {
-    let mut merged = path.to_vec();
-    merged.dedup_by(|a, b| (*a, *b) == (b'/', b'/'));
-    (merged.len() < path.len()).then_some(merged)
+    path.windows(2).any(|two| two == b"//").then(|| {
+        let mut merged = path.to_vec();
+        merged.dedup_by(|a, b| (*a, *b) == (b'/', b'/'));
+        merged
+    })
 }
 
 /// RFC 3986 section 5.2.4.
 fn resolve_dots(path: &[u8]) -> Option<Vec<u8>> {
-    let segments: Vec<&[u8]> = path.strip_prefix(b"/")?.split(|&byte| byte == b'/').collect();
-    let is_dots = |segment: &&[u8]| matches!(*segment, b"." | b"..");
-    if !segments.iter().any(is_dots) {
+    let segments = || Some(path.strip_prefix(b"/")?.split(|&byte| byte == b'/'));
+    let is_dots = |segment: &[u8]| matches!(segment, b"." | b"..");
+    if !segments()?.any(is_dots) {
         return None;
     }
     let mut kept: Vec<&[u8]> = Vec::new();
-    for segment in &segments {
-        match *segment {
+    for segment in segments()? {
+        match segment {
             b"." => {}
             b".." => drop(kept.pop()),
             name => kept.push(name),
         }
     }
     // "/a/.." and "/a/." are folders.
-    if segments.last().is_some_and(is_dots) {
+    if segments()?.next_back().is_some_and(is_dots) {
         kept.push(b"");
     }
     Some([&b"/"[..], &kept.join(&b'/')].concat())
@@ -124,15 +126,15 @@ fn cut_at_query(path: &[u8]) -> Option<Vec<u8>> {
 
 /// "/a%20/b", for routers that trim what stands between slashes.
 fn trim_segments(path: &[u8]) -> Option<Vec<u8>> {
-    let segments = path.split(|&byte| byte == b'/');
-    let trimmed = segments.map(<[u8]>::trim_ascii).collect::<Vec<_>>().join(&b'/');
-    (trimmed.len() < path.len()).then_some(trimmed)
+    let segments = || path.split(|&byte| byte == b'/');
+    let is_trimmed = |segment: &[u8]| segment.trim_ascii().len() == segment.len();
+    (!segments().all(is_trimmed)).then(|| segments().map(<[u8]>::trim_ascii).collect::<Vec<_>>().join(&b'/'))
 }
 
 /// As a browser's URL drops tabs and line ends.
 fn drop_controls(path: &[u8]) -> Option<Vec<u8>> {
-    let kept: Vec<u8> = path.iter().copied().filter(|byte| !byte.is_ascii_control()).collect();
-    (kept.len() < path.len()).then_some(kept)
+    let is_text = |byte: &u8| !byte.is_ascii_control();
+    (!path.iter().all(is_text)).then(|| path.iter().copied().filter(is_text).collect())
 }
 
 /// A string of C ends at NUL.

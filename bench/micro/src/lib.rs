@@ -11,8 +11,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
+use outrigger_access::{Access, Caller, Carries, Facts, Head, Tokens};
+use outrigger_api::access::{self, condition, http_condition, identity, source};
 use outrigger_api::discovery as proto;
 use outrigger_api::discovery::string_match::Kind;
+use outrigger_api::spiffe::SpiffeId;
 use outrigger_proxy::call::{Call, Callee, Remote};
 use outrigger_proxy::dns::Resolver;
 use outrigger_proxy::model::from_proto;
@@ -79,6 +82,12 @@ pub const PIECES: &[Piece] = &[
     piece("call: begin, new IDs", 3, || begin(ABSOLUTE)),
     piece("route: the tenth", 0, || {
         on(HEAD, |r| route::choose(&SERVICE, r).is_ok())
+    }),
+    piece("access: the twentieth rule", 0, || {
+        on(HEAD, |r| decide(r, "/orders/17"))
+    }),
+    piece("access: an encoded path", 6, || {
+        on(HEAD, |r| decide(r, "/orders/caf%C3%A9"))
     }),
     piece("hop-by-hop: none", 0, || {
         on(HEAD, |r| strip_hop_by_hop(&mut r.headers, false))
@@ -228,6 +237,84 @@ static TELEMETRY: LazyLock<Telemetry> = LazyLock::new(|| {
     };
     Telemetry::start(&settings, &resolver).expect("telemetry")
 });
+
+/// Two policies of ten rules, each with a caller, a method and a path, and a Deny policy about a path. The last rule lets the caller in.
+static ACCESS: LazyLock<Access> = LazyLock::new(|| {
+    let http = |all: Vec<http_condition::Kind>| {
+        let all = all.into_iter().map(|kind| access::HttpCondition { kind: Some(kind) });
+        let any = vec![access::HttpMatch { all: all.collect() }];
+        condition::Kind::Http(access::HttpMatches { any })
+    };
+    let below = |prefix: &str| {
+        let kind = Some(Kind::PathPrefix(prefix.into()));
+        http_condition::Kind::Paths(access::Paths {
+            any: vec![proto::StringMatch { kind }],
+            take_ambiguous: false,
+        })
+    };
+    let get = || {
+        http_condition::Kind::Methods(access::Methods {
+            any: vec!["GET".into()],
+        })
+    };
+    let by = |account: &str| {
+        let id = identity::Kind::Exact(format!("spiffe://cluster.local/ns/shop/sa/{account}"));
+        let kind = source::Kind::Identity(access::Identity { kind: Some(id) });
+        let any = vec![access::Source { kind: Some(kind) }];
+        condition::Kind::Sources(access::Sources { any })
+    };
+    let rule = |conditions: [condition::Kind; 2]| access::Rule {
+        name: "0".into(),
+        conditions: conditions.map(|kind| access::Condition { kind: Some(kind) }).into(),
+    };
+    let policy = |name: &str, deny, rules| access::Policy {
+        name: name.into(),
+        deny,
+        exclusive: !deny,
+        rules,
+        ..access::Policy::default()
+    };
+    let other = |i: usize| match i % 2 {
+        0 => rule([by("web"), http(vec![get(), below(&format!("/other-{i}"))])]),
+        _ => rule([by(&format!("other-{i}")), http(vec![get(), below("/orders")])]),
+    };
+    let mut last: Vec<access::Rule> = (10..19).map(other).collect();
+    last.push(rule([by("web"), http(vec![get(), below("/orders")])]));
+    Access::new(&access::Access {
+        enforced: vec![
+            policy("shop/a", false, (0..10).map(other).collect()),
+            policy("shop/b", false, last),
+            policy(
+                "shop/c",
+                true,
+                vec![rule([by("web"), http(vec![below("/orders/admin")])])],
+            ),
+        ],
+        audited: Vec::new(),
+    })
+});
+
+static WEB: LazyLock<SpiffeId> = LazyLock::new(|| SpiffeId::new("cluster.local", "shop", "web").expect("a SPIFFE ID"));
+
+fn decide(head: &Parts, path: &str) -> bool {
+    let facts = Facts {
+        port: 8080,
+        caller: Caller {
+            identity: Some(&WEB),
+            address: Some([10, 0, 0, 7].into()),
+        },
+        carries: Carries::Http(Head {
+            method: head.method.as_str(),
+            path,
+            host: authority::of(head),
+            headers: &head.headers,
+            tokens: &Tokens::NONE,
+        }),
+    };
+    let decision = ACCESS.decide(&facts);
+    assert!(decision.verdict.is_allowed());
+    decision.verdict.is_allowed()
+}
 
 /// With ten routes, each by prefix, header and parameter; the last is the one for `/orders`. And ten endpoints.
 static SERVICE: LazyLock<Service> = LazyLock::new(|| {

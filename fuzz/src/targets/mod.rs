@@ -1,6 +1,8 @@
 //! The targets, each for what one kind of stranger sends.
 
 #[cfg(feature = "programs")]
+pub mod access;
+#[cfg(feature = "programs")]
 pub mod admission;
 pub mod authority;
 #[cfg(feature = "programs")]
@@ -17,6 +19,8 @@ pub mod headers;
 pub mod hello;
 #[cfg(feature = "programs")]
 pub mod notation;
+#[cfg(feature = "programs")]
+pub mod request_path;
 #[cfg(feature = "programs")]
 pub mod retry;
 #[cfg(feature = "programs")]
