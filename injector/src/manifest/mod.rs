@@ -2,6 +2,7 @@
 //! what is changed says to every reader of YAML what the manifest said to kubectl. What kubectl cannot read, or would leave
 //! out, is a mistake, and then nothing comes out.
 
+mod dialect;
 mod pod;
 mod print;
 mod scalar;

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::Note;
@@ -48,7 +49,8 @@ pub(super) fn documents(text: &str) -> (Vec<Document>, Vec<Note>) {
 
 /// Reads objects as long as they are JSON, and says where YAML begins.
 fn json(text: &str, documents: &mut Vec<Document>, mistakes: &mut Vec<Note>) -> usize {
-    let mut values = serde_json::Deserializer::from_str(text).into_iter::<Value>();
+    // As kubectl does: the syntax says what is JSON, and what it says is read then.
+    let mut values = serde_json::Deserializer::from_str(text).into_iter::<IgnoredAny>();
     let mut count = 0;
     // Byte and line of the last object: lines are counted on from there.
     let (mut counted, mut line) = (0, 1);
@@ -57,18 +59,13 @@ fn json(text: &str, documents: &mut Vec<Document>, mistakes: &mut Vec<Note>) -> 
         let begin = end + (text[end..].len() - text[end..].trim_start().len());
         match values.next() {
             None => return text.len(),
-            Some(Ok(value)) => {
+            Some(Ok(IgnoredAny)) => {
                 count += 1;
                 line += breaks(&text[counted..begin]);
                 counted = begin;
-                // JSON is YAML, whose reader knows the lines, and the last digit of each number; but not each way of indentation.
                 let range = begin..values.byte_offset();
-                let read = yaml::read(&text[range.clone()], line);
-                let read = read.unwrap_or_else(|_| Read {
-                    value,
-                    ..Read::default()
-                });
-                match document(range, line, Form::Json, read) {
+                let read = json_value(&text[range.clone()], line);
+                match read.and_then(|read| document(range, line, Form::Json, read)) {
                     Ok(document) => documents.extend(document),
                     Err(mistake) => mistakes.push(mistake),
                 }
@@ -84,6 +81,17 @@ fn json(text: &str, documents: &mut Vec<Document>, mistakes: &mut Vec<Note>) -> 
             Some(Err(_)) => return end,
         }
     }
+}
+
+/// JSON is YAML, whose reader knows the lines, and the last digit of each number; but not each way of indentation.
+fn json_value(text: &str, line: usize) -> Result<Read, Note> {
+    yaml::read_json(text, line).or_else(|mistake| {
+        let value = serde_json::from_str(text).map_err(|_| mistake)?;
+        Ok(Read {
+            value,
+            ..Read::default()
+        })
+    })
 }
 
 /// What stands between two separators.

@@ -43,9 +43,9 @@ fn objects(text: &str) -> Result<Vec<Value>, Vec<Note>> {
 #[test]
 fn many_of_the_same_are_read_as_one_is() {
     let quoted = |number: usize| format!("k{number}: \"a\nb\"\n");
-    let text: String = (0..400).map(quoted).collect();
+    let text: String = (0..3000).map(quoted).collect();
     let map = objects(&text).unwrap().remove(0);
-    let all = (0..400).map(|number| (format!("k{number}"), Value::from("a b")));
+    let all = (0..3000).map(|number| (format!("k{number}"), Value::from("a b")));
     assert_eq!(map, all.collect::<Value>());
 
     let text = "{\"a\":1}\n".repeat(20_000);
@@ -141,6 +141,7 @@ fn mistakes_say_where_they_are_and_nothing_comes_out() {
         ("a: 1\n---\n[b]\n", "line 3: this is no object"),
         ("a: [\n---\nb: 1\n", "line "),
         ("a: .inf\n", "line 1: JSON has no number"),
+        ("a: 1\nb: \u{1}\n", "line 2: '\\u{1}' is a control character"),
         ("a:\n  ~: 1\n", "line 2: null cannot be a key"),
         ("a:\n- {? [b] : c}\n", "line 2: a map or a list cannot be a key"),
         ("a: &x\n- *x\n", "line 2: the value of this anchor contains itself"),
@@ -181,6 +182,12 @@ fn mistakes_say_where_they_are_and_nothing_comes_out() {
             );
         }
     }
+    // To YAML it is a text.
+    assert_eq!(
+        errors("{\"a\": 1}\n{\"b\":\n  -1e400}\n"),
+        ["line 3: no number is as large as -1e400"]
+    );
+    assert_eq!(objects("b: -1e400\n").unwrap(), [json!({"b": "-1e400"})]);
     // All of them together.
     assert_eq!(errors("a: .inf\n---\n[b]\n").len(), 2);
     // What two readers read differently is not written again.

@@ -3,10 +3,11 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, Tag as WrittenTag};
+use granit_parser::{Event, Parser, ScalarStyle, Span, StructureStyle, Tag as WrittenTag};
 use serde_json::{Map, Value};
 
 use super::Note;
+use super::dialect;
 use super::scalar::{Scalar, Tag};
 
 /// A document that was read.
@@ -23,8 +24,6 @@ pub(super) struct Read {
 /// Nodes in one another. Objects of Kubernetes, the schemas of CRDs included, have some tens.
 const MAX_DEPTH: usize = 500;
 const CORE: &str = "tag:yaml.org,2002:";
-/// More than the dashes and braces before a quoted scalar on its line.
-const MARGIN: usize = 80;
 const BEHIND_END: &str =
     "the document has ended, and kubectl would not read what stands here: a line \"---\" is missing before it";
 
@@ -32,35 +31,35 @@ const BEHIND_END: &str =
 ///
 /// # Errors
 /// What is not YAML, is YAML that is no JSON, or stands behind the document's end, where kubectl does not look.
-pub(super) fn read(original: &str, line: usize) -> Result<Read, Note> {
-    let mut repaired = None;
-    loop {
-        let text = repaired.as_deref().unwrap_or(original);
-        let error = match load(text, line)? {
-            Ok(read) => return Ok(read),
-            Err(error) => error,
-        };
-        match repair(text, original, &error) {
-            Some(text) => repaired = Some(text),
-            None => return Err(Note::new(line + error.marker().line() - 1, error.info())),
-        }
+pub(super) fn read(text: &str, line: usize) -> Result<Read, Note> {
+    if let Some((at, found)) = text.char_indices().find(|(_, c)| !is_readable(*c)) {
+        let why = format!("{found:?} is a control character: YAML has it as an escape only, in double quotes");
+        return Err(Note::new(line + text[..at].matches('\n').count(), why));
     }
+    load(&dialect::to_1_2(text, line)?, line, false)
 }
 
-/// The outer error is one of what the YAML says, the inner one says that it is none.
-fn load(text: &str, line: usize) -> Result<Result<Read, ScanError>, Note> {
+/// The same of an object that is JSON by its syntax.
+///
+/// # Errors
+/// Where YAML reads it differently, and where a number is beyond what a number can be.
+pub(super) fn read_json(text: &str, line: usize) -> Result<Read, Note> {
+    load(text, line, true)
+}
+
+fn load(text: &str, line: usize, json: bool) -> Result<Read, Note> {
     let mut loader = Loader {
         text,
         first: line,
+        json,
         ..Loader::default()
     };
     let mut ended = false;
     for next in Parser::new_from_str(text) {
-        let (event, span) = match next {
-            Ok(next) => next,
-            Err(error) if ended => return Err(Note::new(line + error.marker().line() - 1, BEHIND_END)),
-            Err(error) => return Ok(Err(error)),
-        };
+        let (event, span) = next.map_err(|error| {
+            let why = if ended { BEHIND_END } else { error.info() };
+            Note::new(line + error.marker().line() - 1, why)
+        })?;
         match event {
             Event::DocumentStart(..) if ended => return Err(Note::new(loader.line(&span), BEHIND_END)),
             Event::DocumentEnd => ended = true,
@@ -69,29 +68,12 @@ fn load(text: &str, line: usize) -> Result<Result<Read, ScanError>, Note> {
                 .map_err(|why| Note::new(loader.line(&span), why))?,
         }
     }
-    Ok(Ok(loader.read))
+    Ok(loader.read)
 }
 
-/// What the parser refuses, and kubectl reads: the same text in a form that both read.
-fn repair(text: &str, original: &str, error: &ScanError) -> Option<String> {
-    let at = error.marker().byte_offset()?;
-    let (before, behind) = (text.get(..at)?, text.get(at..)?);
-    match error.info() {
-        // White space at the beginning of a line is no part of a quoted scalar.
-        "invalid indentation in multiline quoted scalar" => {
-            // Not that of lines that were repaired: each would be longer than the one before.
-            let indents = original.lines().map(|line| line.len() - line.trim_start().len());
-            let indent = indents.max().unwrap_or_default() + MARGIN;
-            let begin = before.rfind('\n').map_or(0, |end| end + 1);
-            let (before, line) = text.split_at(begin);
-            Some(format!("{before}{}{line}", " ".repeat(indent)))
-        }
-        "':' must be followed by a valid YAML whitespace" => {
-            let key = before.trim_end_matches(['\t', ' ']);
-            (key.len() < before.len()).then(|| format!("{key}{}{behind}", " ".repeat(before.len() - key.len())))
-        }
-        _ => None,
-    }
+/// What may stand in a document as it is (YAML 1.1, section 4.1, as libyaml has it).
+fn is_readable(c: char) -> bool {
+    matches!(c, '\t' | '\n' | '\r' | ' '..='~' | '\u{85}' | '\u{a0}'..='\u{fffd}' | '\u{10000}'..)
 }
 
 #[derive(Default)]
@@ -100,6 +82,8 @@ struct Loader<'a> {
     read: Read,
     /// Of the document's first line.
     first: usize,
+    /// Whether the text is JSON by its syntax.
+    json: bool,
     /// The collections that are not complete.
     open: Vec<Open>,
     /// By the parser's number.
@@ -122,6 +106,8 @@ struct Open {
     anchor: usize,
     /// Nodes of the document before it.
     nodes: usize,
+    /// Whether it stands in brackets.
+    flow: bool,
     collection: Collection,
 }
 
@@ -151,8 +137,17 @@ impl Loader<'_> {
                 if style == ScalarStyle::Plain && self.is_ambiguous(span) {
                     return Err(format!("a space is missing behind the colon of {text:?}"));
                 }
+                if style == ScalarStyle::Plain && text.contains('?') && self.open.last().is_some_and(|open| open.flow) {
+                    return Err(format!(
+                        "in brackets the question mark of {text:?} begins a key: put it in quotes"
+                    ));
+                }
                 self.begin(line, 1)?;
-                self.end(scalar(&text, style, tag.as_deref())?, anchor, 1, line)
+                let node = scalar(&text, style, tag.as_deref())?;
+                if self.json && style == ScalarStyle::Plain && matches!(node, Node::Scalar(Scalar::Text(_))) {
+                    return Err(format!("no number is as large as {text}"));
+                }
+                self.end(node, anchor, 1, line)
             }
             Event::Alias(anchor) => {
                 let anchored = self.anchors.get(&anchor).cloned();
@@ -161,8 +156,10 @@ impl Loader<'_> {
                 self.begin(line, nodes)?;
                 self.end(node, 0, nodes, line)
             }
-            Event::SequenceStart(_, anchor, _) => self.open(anchor, Collection::Sequence(Vec::new()), line),
-            Event::MappingStart(_, anchor, _) => self.open(anchor, Collection::Mapping(Mapping::default()), line),
+            Event::SequenceStart(style, anchor, _) => self.open(anchor, Collection::Sequence(Vec::new()), style, line),
+            Event::MappingStart(style, anchor, _) => {
+                self.open(anchor, Collection::Mapping(Mapping::default()), style, line)
+            }
             Event::SequenceEnd | Event::MappingEnd => {
                 // The parser closes what it has opened.
                 let Some(open) = self.open.pop() else { return Ok(()) };
@@ -187,7 +184,13 @@ impl Loader<'_> {
         behind.is_some_and(|text| text.starts_with([',', '[', ']', '{', '}']))
     }
 
-    fn open(&mut self, anchor: usize, collection: Collection, line: usize) -> Result<(), String> {
+    fn open(
+        &mut self,
+        anchor: usize,
+        collection: Collection,
+        style: StructureStyle,
+        line: usize,
+    ) -> Result<(), String> {
         if self.open.len() >= MAX_DEPTH {
             return Err(format!("more than {MAX_DEPTH} maps and lists in one another"));
         }
@@ -196,6 +199,7 @@ impl Loader<'_> {
         self.open.push(Open {
             anchor,
             nodes,
+            flow: style == StructureStyle::Flow,
             collection,
         });
         Ok(())
