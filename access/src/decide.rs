@@ -2,12 +2,15 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use http::HeaderMap;
 use outrigger_api::access as proto;
 use outrigger_api::pattern::Budget;
 
 use crate::effect::Effect;
 use crate::facts::{Call, Facts};
+use crate::jwt::{Cache, Failure, Providers, Tokens};
 use crate::policy::{Policy, numbers};
 
 /// The policies that select a pod, joined. Without any, everybody may call.
@@ -17,6 +20,7 @@ pub struct Access {
     everywhere: Plan,
     /// Of those that select some.
     by_port: HashMap<u16, Plan>,
+    providers: Arc<Providers>,
 }
 
 /// Policies in the order in which they are asked: by their names, so that of several that refuse it is always the same one.
@@ -43,13 +47,22 @@ pub struct Decision<'a> {
 pub enum Verdict<'a> {
     /// It comes in: by a rule, or because no exclusive policy selects the port.
     Allowed(Option<By<'a>>),
+    /// It brings a token of an enforced policy's provider that is not good, and that comes before all else.
+    InvalidToken {
+        /// The policy's name.
+        policy: &'a str,
+        /// The provider's.
+        provider: &'a str,
+        /// What is wrong with it.
+        why: Failure,
+    },
     /// A Deny rule refuses it.
     Denied(By<'a>),
     /// An exclusive policy selects the port, and no Allow rule is met.
     Refused {
         /// Its name. Of several, the first by name.
         exclusive: &'a str,
-        /// A token could change that.
+        /// It has no token of a provider whose token could change that.
         wants_token: bool,
     },
 }
@@ -82,14 +95,19 @@ impl Verdict<'_> {
 impl Access {
     /// Compiles what the controller says. Nothing in it is an error: what is faulty is unknown.
     pub fn new(message: &proto::Access) -> Self {
-        let mut access = Self::default();
+        let mut access = Self {
+            providers: Providers::new(message),
+            ..Self::default()
+        };
+        let providers = Arc::clone(&access.providers);
         // Patterns have a budget, for those in force first, and always for the same ones.
         let mut patterns = Budget::default();
         for (policies, audited) in [(&message.enforced, false), (&message.audited, true)] {
             let mut policies: Vec<&proto::Policy> = policies.iter().collect();
             policies.sort_by(|a, b| a.name.cmp(&b.name));
             for message in policies {
-                let policy = Arc::new(Policy::new(message, &mut patterns));
+                let providers = providers.of(&message.name, !audited);
+                let policy = Arc::new(Policy::new(message, providers, &mut patterns));
                 match &message.ports {
                     None => access.everywhere.add(policy, audited),
                     Some(ports) => {
@@ -114,6 +132,23 @@ impl Access {
         !self.everywhere.is_empty() || self.by_port.contains_key(&port)
     }
 
+    /// Whether tokens are looked at in requests to the port.
+    pub fn wants_tokens(&self, port: u16) -> bool {
+        self.providers.are_for(port)
+    }
+
+    /// Verifies the tokens of a request to the port, whose headers are those that the app is to get. Takes away those that claims are
+    /// for, sets them from verified claims, and takes away tokens that go no further. Nothing is done where
+    /// [`Self::wants_tokens`] says no.
+    pub fn authenticate(&self, port: u16, headers: &mut HeaderMap, now: SystemTime, cache: &mut Cache) -> Tokens {
+        self.providers.authenticate(port, headers, now, cache)
+    }
+
+    /// The policy and the provider whose keys do not have the one that a token names.
+    pub fn unknown_key(&self, tokens: &Tokens) -> Option<(&str, &str)> {
+        self.providers.unknown_key(tokens)
+    }
+
     /// Decides. Nothing is allocated where an audited policy has nothing to say and the path is plain, and no pattern runs whose rule
     /// is not about the caller.
     pub fn decide<'a>(&'a self, facts: &Facts<'_>) -> Decision<'a> {
@@ -135,6 +170,10 @@ impl Access {
                 rule,
             })
         };
+        let refused = call.head().and_then(|head| head.tokens.refused());
+        if let Some((policy, provider, why)) = refused.and_then(|refused| self.providers.refusing(refused)) {
+            return Verdict::InvalidToken { policy, provider, why };
+        }
         if let Some(by) = self.plans(call).flat_map(|plan| &plan.deny).find_map(matching) {
             return Verdict::Denied(by);
         }
@@ -143,10 +182,13 @@ impl Access {
             return Verdict::Allowed(Some(by));
         }
         match allowing().find(|policy| policy.exclusive) {
-            Some(policy) => Verdict::Refused {
-                exclusive: &policy.name,
-                wants_token: false,
-            },
+            Some(policy) => {
+                let with_tokens = call.with_tokens();
+                Verdict::Refused {
+                    exclusive: &policy.name,
+                    wants_token: allowing().any(|policy| policy.matching(&with_tokens).is_some()),
+                }
+            }
             None => Verdict::Allowed(None),
         }
     }

@@ -58,6 +58,8 @@ pub(crate) struct Call<'a> {
     pub(crate) facts: &'a Facts<'a>,
     path: OnceCell<RequestPath<'a>>,
     met_ambiguity: Cell<bool>,
+    /// What if there were a token of each provider of which there is none, whatever it says?
+    pub(crate) would_bring_tokens: bool,
 }
 
 impl<'a> Call<'a> {
@@ -66,6 +68,15 @@ impl<'a> Call<'a> {
             facts,
             path: OnceCell::new(),
             met_ambiguity: Cell::new(false),
+            would_bring_tokens: false,
+        }
+    }
+
+    /// The same with tokens of which nothing is known.
+    pub(crate) fn with_tokens(&self) -> Self {
+        Self {
+            would_bring_tokens: true,
+            ..Self::new(self.facts)
         }
     }
 

@@ -7,7 +7,10 @@
 //! Allow rule unknown counts as false, in a Deny rule as true. AND and OR keep that: so wherever something unknown stands, what it
 //! counts as is put in its place ([`effect`]), and there is no third value to carry.
 //!
-//! Architecture Invariant: no I/O here, no clock, no state between two requests; the same facts always have the same answer.
+//! The tokens of a request are verified before ([`Access::authenticate`]): they are facts.
+//!
+//! Architecture Invariant: no I/O here, no clock, no state between two requests; the same facts always have the same answer. What is
+//! kept of verified tokens ([`jwt::Cache`]) is the caller's.
 
 #![warn(missing_docs)]
 

@@ -7,6 +7,7 @@ use outrigger_api::pattern::Budget;
 use crate::effect::{Effect, Faulty};
 use crate::facts::Call;
 use crate::http_match::HttpMatches;
+use crate::jwt::ProvidersOf;
 use crate::source::Sources;
 
 #[derive(Debug)]
@@ -33,12 +34,12 @@ enum Condition {
 }
 
 impl Policy {
-    pub(crate) fn new(message: &proto::Policy, patterns: &mut Budget) -> Self {
+    pub(crate) fn new(message: &proto::Policy, providers: ProvidersOf<'_>, patterns: &mut Budget) -> Self {
         let effect = if message.deny { Effect::Deny } else { Effect::Allow };
         let rules = message
             .rules
             .iter()
-            .filter_map(|rule| Rule::new(rule, effect, patterns));
+            .filter_map(|rule| Rule::new(rule, effect, providers, patterns));
         Self {
             name: message.name.as_str().into(),
             effect,
@@ -56,8 +57,9 @@ impl Policy {
 
 impl Rule {
     /// `None`: nobody meets it.
-    fn new(message: &proto::Rule, effect: Effect, patterns: &mut Budget) -> Option<Self> {
-        let conditions = effect.all_of(&message.conditions, |one| Condition::new(one, effect, patterns));
+    fn new(message: &proto::Rule, effect: Effect, providers: ProvidersOf<'_>, patterns: &mut Budget) -> Option<Self> {
+        let condition = |one: &proto::Condition| Condition::new(one, effect, providers, patterns);
+        let conditions = effect.all_of(&message.conditions, condition);
         let mut conditions = match (conditions, effect) {
             (Ok(conditions), _) => conditions,
             (Err(Faulty), Effect::Allow) => return None,
@@ -77,10 +79,15 @@ impl Rule {
 }
 
 impl Condition {
-    fn new(message: &proto::Condition, effect: Effect, patterns: &mut Budget) -> Result<Self, Faulty> {
+    fn new(
+        message: &proto::Condition,
+        effect: Effect,
+        providers: ProvidersOf<'_>,
+        patterns: &mut Budget,
+    ) -> Result<Self, Faulty> {
         match message.kind.as_ref().ok_or(Faulty)? {
             condition::Kind::Ports(ports) => Ok(Self::Ports(numbers(ports).collect())),
-            condition::Kind::Sources(sources) => Sources::new(sources, effect).map(Self::Sources),
+            condition::Kind::Sources(sources) => Sources::new(sources, effect, providers).map(Self::Sources),
             condition::Kind::Http(http) => HttpMatches::new(http, effect, patterns).map(Self::Http),
         }
     }

@@ -8,7 +8,8 @@ use outrigger_api::access as proto;
 use outrigger_api::access::{identity, source};
 
 use crate::effect::{Effect, Faulty};
-use crate::facts::{Call, Caller};
+use crate::facts::{Call, Carries};
+use crate::jwt::{ClaimName, Claims, ProvidersOf};
 
 /// Any of them.
 #[derive(Debug)]
@@ -30,6 +31,16 @@ enum Source {
         names: HashSet<Box<str>>,
     },
     Networks(Networks),
+    Token(Token),
+}
+
+/// A verified token of one provider. All of the conditions.
+#[derive(Debug)]
+struct Token {
+    provider: usize,
+    /// One of the values of each.
+    claims: Box<[(ClaimName, Box<[String]>)]>,
+    scopes: Box<[String]>,
 }
 
 /// Of IPv4, each where it is written as IPv6 too ("::ffff:10.0.0.0/104").
@@ -40,10 +51,10 @@ struct Networks {
 }
 
 impl Sources {
-    pub(crate) fn new(message: &proto::Sources, effect: Effect) -> Result<Self, Faulty> {
+    pub(crate) fn new(message: &proto::Sources, effect: Effect, providers: ProvidersOf<'_>) -> Result<Self, Faulty> {
         let mut exact = HashSet::new();
         let mut others = Vec::new();
-        for source in effect.any_of(&message.any, |source| Source::new(source, effect))? {
+        for source in effect.any_of(&message.any, |source| Source::new(source, effect, providers))? {
             match source {
                 Source::Exact(id) => drop(exact.insert(id)),
                 other => others.push(other),
@@ -58,12 +69,12 @@ impl Sources {
     pub(crate) fn are_met(&self, call: &Call<'_>, effect: Effect) -> bool {
         let caller = &call.facts.caller;
         caller.identity.is_some_and(|id| self.exact.contains(id.as_str()))
-            || self.others.iter().any(|source| source.is_met(caller, effect))
+            || self.others.iter().any(|source| source.is_met(call, effect))
     }
 }
 
 impl Source {
-    fn new(message: &proto::Source, effect: Effect) -> Result<Self, Faulty> {
+    fn new(message: &proto::Source, effect: Effect, providers: ProvidersOf<'_>) -> Result<Self, Faulty> {
         match message.kind.as_ref().ok_or(Faulty)? {
             source::Kind::Any(proto::Anybody {}) => Ok(Self::Anybody),
             source::Kind::Unauthenticated(proto::Unauthenticated {}) => Ok(Self::Unauthenticated),
@@ -80,11 +91,12 @@ impl Source {
                 names: namespaces.names.iter().map(|name| name.as_str().into()).collect(),
             }),
             source::Kind::Networks(networks) => Networks::new(networks, effect).map(Self::Networks),
-            source::Kind::Jwt(_) => Err(Faulty),
+            source::Kind::Jwt(token) => Token::new(token, effect, providers).map(Self::Token),
         }
     }
 
-    fn is_met(&self, caller: &Caller<'_>, effect: Effect) -> bool {
+    fn is_met(&self, call: &Call<'_>, effect: Effect) -> bool {
+        let caller = &call.facts.caller;
         match self {
             Self::Anybody => true,
             Self::Unauthenticated => caller.identity.is_none(),
@@ -97,7 +109,36 @@ impl Source {
                 Some(address) => networks.contain(address.to_canonical()),
                 None => effect.of_unknown(),
             },
+            Self::Token(token) => match &call.facts.carries {
+                Carries::Http(head) => match head.tokens.claims(token.provider) {
+                    Some(claims) => token.is_met(claims),
+                    None => call.would_bring_tokens,
+                },
+                Carries::Bytes => effect.of_unknown(),
+            },
         }
+    }
+}
+
+impl Token {
+    fn new(message: &proto::Jwt, effect: Effect, providers: ProvidersOf<'_>) -> Result<Self, Faulty> {
+        let claim = |claim: &proto::ClaimMatch| match claim.values.is_empty() {
+            true => Err(Faulty),
+            false => Ok((ClaimName::new(&claim.name), claim.values.as_slice().into())),
+        };
+        Ok(Self {
+            provider: providers.number(&message.provider).ok_or(Faulty)?,
+            claims: match message.claims.is_empty() {
+                true => Box::default(),
+                false => effect.all_of(&message.claims, claim)?,
+            },
+            scopes: message.scopes.as_slice().into(),
+        })
+    }
+
+    fn is_met(&self, said: &Claims) -> bool {
+        let mut claims = self.claims.iter();
+        claims.all(|(name, values)| said.matches(name, values)) && self.scopes.iter().all(|scope| said.has_scope(scope))
     }
 }
 
