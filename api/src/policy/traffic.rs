@@ -283,6 +283,45 @@ impl RetryConstraintSpec {
     }
 }
 
+impl discovery::Policy {
+    /// This policy with what it does not say taken from `outer`, field by field. A list is one field.
+    pub fn over(&self, outer: &Self) -> Self {
+        Self {
+            retry: match (&self.retry, &outer.retry) {
+                (Some(nearer), Some(outer)) => Some(nearer.over(outer)),
+                (nearer, outer) => nearer.clone().or_else(|| outer.clone()),
+            },
+            request_timeout_ms: self.request_timeout_ms.or(outer.request_timeout_ms),
+            backend_request_timeout_ms: self.backend_request_timeout_ms.or(outer.backend_request_timeout_ms),
+            connect_timeout_ms: self.connect_timeout_ms.or(outer.connect_timeout_ms),
+        }
+    }
+}
+
+impl discovery::Retry {
+    fn over(&self, outer: &Self) -> Self {
+        let one_of = |nearer_says: bool| if nearer_says { self } else { outer };
+        let statuses = one_of(self.statuses_set || !self.statuses.is_empty());
+        let grpc = one_of(!self.grpc_statuses.is_empty());
+        // One thing in two words.
+        let rate = one_of(self.budget_min_per_second.is_some() || self.budget_min_rate.is_some());
+        Self {
+            attempts: self.attempts.or(outer.attempts),
+            statuses: statuses.statuses.clone(),
+            statuses_set: statuses.statuses_set,
+            grpc_statuses: grpc.grpc_statuses.clone(),
+            backoff_base_ms: self.backoff_base_ms.or(outer.backoff_base_ms),
+            backoff_max_ms: self.backoff_max_ms.or(outer.backoff_max_ms),
+            budget_percent: self.budget_percent.or(outer.budget_percent),
+            budget_interval_ms: self.budget_interval_ms.or(outer.budget_interval_ms),
+            budget_min_per_second: rate.budget_min_per_second,
+            budget_min_rate: rate.budget_min_rate,
+            non_idempotent: self.non_idempotent.or(outer.non_idempotent),
+            max_body_bytes: self.max_body_bytes.or(outer.max_body_bytes),
+        }
+    }
+}
+
 fn millis(field: &str, text: Option<&str>, errors: &mut Vec<String>) -> Option<u64> {
     duration::parse(text?)
         .map_err(|e| errors.push(format!("{field}: {e}")))

@@ -1,6 +1,6 @@
 //! TrafficPolicies: how a Service is called.
 //!
-//! What is nearer to a request wins, field by field, and a list is one field: the route's rule itself, the policy on the rule, on
+//! What is nearer to a request wins, field by field (`Policy::over`): the route's rule itself, the policy on the rule, on
 //! the route; then, for a Service, the policy of the caller's namespace on the port, on the Service; the owner's on the port, on
 //! the Service, on its namespace; and last the one on Outrigger's own namespace, which holds for the whole mesh. Of several on the
 //! same target the oldest holds as a whole; the others are `Conflicted` and add nothing. A policy that is not valid holds nowhere.
@@ -28,7 +28,7 @@ pub(super) fn of_namespace(store: &Store, namespace: &str) -> Option<proto::Poli
 /// What a route's rule says: the rule itself, over the policies that are attached to the route.
 pub(super) fn of_rule(store: &Store, kind: RouteKind, route: &ObjectName, rule: &Rule) -> Option<proto::Policy> {
     let attached = merged(store, of_route(kind, route, rule)).unwrap_or_default();
-    let policy = merge(&rule.policy, &attached);
+    let policy = rule.policy.over(&attached);
     (policy != proto::Policy::default()).then_some(policy)
 }
 
@@ -47,7 +47,7 @@ pub(crate) fn is_overridden(store: &Store, policy: &proto::Policy, target: &Targ
             let at = |rule: &Rule| match (section, &rule.name) {
                 (None, Some(name)) => {
                     let attached = merged(store, [target.section(name)]).unwrap_or_default();
-                    merge(&rule.policy, &attached)
+                    rule.policy.over(&attached)
                 }
                 _ => rule.policy.clone(),
             };
@@ -56,7 +56,7 @@ pub(crate) fn is_overridden(store: &Store, policy: &proto::Policy, target: &Targ
         }
         (TargetKind::Namespace | TargetKind::Service, _) => return false,
     };
-    let says_all = |nearer: &proto::Policy| merge(nearer, policy) == *nearer;
+    let says_all = |nearer: &proto::Policy| nearer.over(policy) == *nearer;
     *policy != proto::Policy::default() && !nearer.is_empty() && nearer.iter().all(says_all)
 }
 
@@ -76,40 +76,5 @@ fn merged(store: &Store, layers: impl IntoIterator<Item = Target>) -> Option<pro
         let mut policies = store.policies.at(PolicyKind::Traffic, target);
         policies.next().and_then(Policy::traffic).cloned()
     });
-    policies.reduce(|inner, outer| merge(&inner, &outer))
-}
-
-/// `inner` with what it does not say taken from `outer`.
-fn merge(inner: &proto::Policy, outer: &proto::Policy) -> proto::Policy {
-    proto::Policy {
-        retry: match (&inner.retry, &outer.retry) {
-            (Some(inner), Some(outer)) => Some(merge_retry(inner, outer)),
-            (inner, outer) => inner.clone().or_else(|| outer.clone()),
-        },
-        request_timeout_ms: inner.request_timeout_ms.or(outer.request_timeout_ms),
-        backend_request_timeout_ms: inner.backend_request_timeout_ms.or(outer.backend_request_timeout_ms),
-        connect_timeout_ms: inner.connect_timeout_ms.or(outer.connect_timeout_ms),
-    }
-}
-
-fn merge_retry(inner: &proto::Retry, outer: &proto::Retry) -> proto::Retry {
-    let one_of = |inner_says: bool| if inner_says { inner } else { outer };
-    let statuses = one_of(inner.statuses_set || !inner.statuses.is_empty());
-    let grpc = one_of(!inner.grpc_statuses.is_empty());
-    // One thing in two words.
-    let rate = one_of(inner.budget_min_per_second.is_some() || inner.budget_min_rate.is_some());
-    proto::Retry {
-        attempts: inner.attempts.or(outer.attempts),
-        statuses: statuses.statuses.clone(),
-        statuses_set: statuses.statuses_set,
-        grpc_statuses: grpc.grpc_statuses.clone(),
-        backoff_base_ms: inner.backoff_base_ms.or(outer.backoff_base_ms),
-        backoff_max_ms: inner.backoff_max_ms.or(outer.backoff_max_ms),
-        budget_percent: inner.budget_percent.or(outer.budget_percent),
-        budget_interval_ms: inner.budget_interval_ms.or(outer.budget_interval_ms),
-        budget_min_per_second: rate.budget_min_per_second,
-        budget_min_rate: rate.budget_min_rate,
-        non_idempotent: inner.non_idempotent.or(outer.non_idempotent),
-        max_body_bytes: inner.max_body_bytes.or(outer.max_body_bytes),
-    }
+    policies.reduce(|nearer, outer| nearer.over(&outer))
 }
