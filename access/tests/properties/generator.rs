@@ -12,6 +12,7 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 
+static NO_TOKENS: Tokens = Tokens::NONE;
 pub(crate) const PORTS: [u16; 3] = [80, 8080, 9090];
 const IDS: [&str; 4] = [
     "spiffe://cluster.local/ns/shop/sa/web",
@@ -300,7 +301,7 @@ impl Request {
                     path: &self.path,
                     host: &self.host,
                     headers: &self.headers,
-                    tokens: &Tokens::NONE,
+                    tokens: &NO_TOKENS,
                 }),
             },
         }

@@ -37,6 +37,7 @@ fn decide(message: &proto::Access, request: &Request) -> Kind {
         Verdict::Allowed(None) => Kind::AllowedByNone,
         Verdict::Denied(_) => Kind::Denied,
         Verdict::Refused { .. } => Kind::Refused,
+        Verdict::InvalidToken { .. } => panic!("no request has a token"),
     }
 }
 

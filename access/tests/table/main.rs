@@ -200,6 +200,7 @@ fn written(decision: &Decision<'_>) -> String {
         Verdict::Allowed(Some(by)) => format!("allowed by {} {}", by.policy, by.rule),
         Verdict::Denied(by) => format!("denied by {} {}", by.policy, by.rule),
         Verdict::Refused { exclusive, .. } => format!("refused by {exclusive}"),
+        Verdict::InvalidToken { policy, why, .. } => format!("no token for {policy}: {why}"),
     };
     if decision.ambiguous_path {
         text.push_str(", ambiguous path");

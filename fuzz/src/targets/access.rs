@@ -1,6 +1,7 @@
 //! Who may call, against a second and slower reading of access.proto: with three values, and none of them put in its place before
 //! the end.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -105,7 +106,11 @@ fn decide(message: &proto::Access, facts: &Facts<'_>) {
         .chain(&message.audited)
         .any(|policy| selected(&policy));
     assert_eq!(access.selects(facts.port), any);
-    if patterns(message) > MAX_PATTERNS {
+    let is_named_once = |policies: &[proto::Policy]| {
+        let names: BTreeSet<&str> = policies.iter().map(|policy| policy.name.as_str()).collect();
+        names.len() == policies.len()
+    };
+    if patterns(message) > MAX_PATTERNS || !is_named_once(&message.enforced) || !is_named_once(&message.audited) {
         return;
     }
 
@@ -132,6 +137,7 @@ fn decide(message: &proto::Access, facts: &Facts<'_>) {
             assert!(allowing.is_empty() && exclusive.contains(&by), "{message:#?}");
         }
         Verdict::Denied(_) => {}
+        Verdict::InvalidToken { .. } => panic!("there is none"),
     }
     let refuses = |policy: &&proto::Policy| match policy.deny {
         true => !rules(policy, facts).is_empty(),
@@ -158,7 +164,7 @@ fn selects(policy: &proto::Policy, port: u16) -> bool {
 /// The rules of a policy that are met.
 fn rules<'a>(policy: &'a proto::Policy, facts: &Facts<'_>) -> Vec<(&'a str, &'a str)> {
     let least = if policy.deny { Unknown } else { True };
-    let is_met = |rule: &&proto::Rule| all(&rule.conditions, |one| condition(one, facts, policy.deny)) >= least;
+    let is_met = |rule: &&proto::Rule| all(&rule.conditions, |one| condition(one, facts, policy)) >= least;
     let met = policy.rules.iter().filter(is_met);
     met.map(|rule| (policy.name.as_str(), rule.name.as_str())).collect()
 }
@@ -175,28 +181,38 @@ fn truth(met: bool) -> Truth {
     if met { True } else { False }
 }
 
-fn condition(condition: &proto::Condition, facts: &Facts<'_>, deny: bool) -> Truth {
+fn condition(condition: &proto::Condition, facts: &Facts<'_>, policy: &proto::Policy) -> Truth {
     match &condition.kind {
         None => Unknown,
         Some(condition::Kind::Ports(ports)) => truth(ports.numbers.contains(&u32::from(facts.port))),
-        Some(condition::Kind::Sources(sources)) => any(&sources.any, |one| source(one, facts)),
+        Some(condition::Kind::Sources(sources)) => any(&sources.any, |one| source(one, facts, policy)),
         Some(condition::Kind::Http(http)) => any(&http.any, |one| {
             all(&one.all, |one| match &facts.carries {
                 Carries::Bytes => Unknown,
-                Carries::Http(head) => of_request(one, head, deny),
+                Carries::Http(head) => of_request(one, head, policy.deny),
             })
         }),
     }
 }
 
-fn source(source: &proto::Source, facts: &Facts<'_>) -> Truth {
+fn source(source: &proto::Source, facts: &Facts<'_>, policy: &proto::Policy) -> Truth {
     let id = facts.caller.identity;
     let is_id = |text: &str| {
         let parts: Vec<&str> = text.splitn(4, '/').collect();
         matches!(parts[..], ["spiffe:", "", domain, _] if !domain.is_empty())
     };
     match &source.kind {
-        None | Some(source::Kind::Jwt(_)) => Unknown,
+        None => Unknown,
+        // No request has one here.
+        Some(source::Kind::Jwt(token)) => {
+            let is_known = policy.providers.iter().any(|provider| provider.name == token.provider);
+            let mut claims = token.claims.iter();
+            let is_faulty = !token.claims.is_empty() && claims.all(|claim| claim.values.is_empty());
+            match (&facts.carries, is_known && !is_faulty) {
+                (Carries::Http(_), true) => False,
+                _ => Unknown,
+            }
+        }
         Some(source::Kind::Any(_)) => True,
         Some(source::Kind::Unauthenticated(_)) => truth(id.is_none()),
         Some(source::Kind::Identity(one)) => match &one.kind {
