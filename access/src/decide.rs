@@ -149,6 +149,13 @@ impl Access {
         self.providers.unknown_key(tokens)
     }
 
+    /// Whether there is a policy of this name, enforced or audited.
+    pub fn has_policy(&self, name: &str) -> bool {
+        let plans = self.by_port.values().chain([&self.everywhere]);
+        let mut policies = plans.flat_map(|plan| plan.deny.iter().chain(&plan.allow).chain(&plan.audited));
+        policies.any(|policy| *policy.name == *name)
+    }
+
     /// Decides. Nothing is allocated where an audited policy has nothing to say and the path is plain, and no pattern runs whose rule
     /// is not about the caller.
     pub fn decide<'a>(&'a self, facts: &Facts<'_>) -> Decision<'a> {

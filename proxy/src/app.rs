@@ -173,9 +173,11 @@ pub async fn start_by(clock: Clock, config: Config, log: Option<LogFilter>) -> a
 }
 
 impl RunningProxy {
-    /// Waits until the sidecar has an SVID.
+    /// Waits until the sidecar has an SVID, and knows who may call its app.
     pub async fn ready(&self) {
         self.process.identity.ready().await;
+        // It fails only where discovery has ended, with the process.
+        let _ = self.process.discovery.access().wait_for(Option::is_some).await;
     }
 
     /// What it counts, and where its spans go.
@@ -260,12 +262,17 @@ fn admin_state(
             config.app_probes.clone(),
         )),
         ready: Arc::new(move || {
-            let identity = &ready_process.identity;
+            let (identity, discovery) = (&ready_process.identity, &ready_process.discovery);
             if phase.phase() > Phase::Serving {
                 Err("it is draining".to_owned())
             } else if identity.current().is_none() {
                 let problem = identity.problem();
                 Err(problem.unwrap_or_else(|| "it waits for its certificate".to_owned()))
+            } else if discovery.access().borrow().is_none() {
+                let problem = discovery.problem();
+                Err(format!(
+                    "it waits for the controller to say who may call its app: {problem}"
+                ))
             } else {
                 Ok(())
             }

@@ -39,6 +39,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 
 pub const TRUST_DOMAIN: &str = "mesh.test";
 const ISSUER_ID: &str = "spiffe://mesh.test/ns/outrigger/sa/outrigger-controller";
@@ -49,6 +50,9 @@ pub const SOON: Duration = Duration::from_secs(10);
 pub type Body = BoxBody<Bytes, Infallible>;
 type Answer = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 
+/// What is served beside identities.
+type Beside = Arc<dyn Fn(watch::Receiver<Arc<Ca>>, CancellationToken) -> Routes + Send + Sync>;
+
 /// Who issues identities, and may tell what is where. Two of them do not trust each other.
 pub struct Authority {
     directory: TempDir,
@@ -56,7 +60,7 @@ pub struct Authority {
     ca: watch::Sender<Arc<Ca>>,
     tokens: Vec<String>,
     lifetime: Duration,
-    discovery: Option<Arc<dyn Discover>>,
+    beside: Option<Beside>,
     stop: CancellationToken,
     task: Option<JoinHandle<()>>,
 }
@@ -64,11 +68,24 @@ pub struct Authority {
 impl Authority {
     /// Issues SVIDs that live for `lifetime`, to the workloads `names`.
     pub async fn start(names: &[&str], lifetime: Duration) -> Self {
-        Self::with_discovery(names, lifetime, None).await
+        Self::serving(names, lifetime, None).await
     }
 
     /// The same, with discovery.
     pub async fn with_discovery(names: &[&str], lifetime: Duration, discovery: Option<Arc<dyn Discover>>) -> Self {
+        let beside = discovery.map(|index| -> Beside {
+            Arc::new(move |ca, stop| discovery::routes(Arc::clone(&index), Arc::default(), ca, stop))
+        });
+        Self::serving(names, lifetime, beside).await
+    }
+
+    /// The same, with a service that a test has written.
+    pub async fn with_service(names: &[&str], lifetime: Duration, service: Routes) -> Self {
+        let beside: Beside = Arc::new(move |_, _| service.clone());
+        Self::serving(names, lifetime, Some(beside)).await
+    }
+
+    async fn serving(names: &[&str], lifetime: Duration, beside: Option<Beside>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let ca = Ca::generate(TRUST_DOMAIN).unwrap();
         std::fs::write(directory.path().join("ca.pem"), ca.bundle_pem()).unwrap();
@@ -83,7 +100,7 @@ impl Authority {
             ca: watch::Sender::new(Arc::new(ca)),
             tokens: names.iter().map(|&name| name.to_owned()).collect(),
             lifetime,
-            discovery,
+            beside,
             stop: CancellationToken::new(),
             task: None,
         };
@@ -105,8 +122,7 @@ impl Authority {
             metrics: metrics.issuer(),
         };
         self.stop = CancellationToken::new();
-        let discovery = self.discovery.clone();
-        let beside = discovery.map(|index| discovery::routes(index, metrics, ca, self.stop.clone()));
+        let beside = self.beside.as_ref().map(|beside| beside(ca, self.stop.clone()));
         let serving = serve(listener, tls, issuer, beside.unwrap_or_default(), self.stop.clone());
         self.task = Some(tokio::spawn(async move { serving.await.unwrap() }));
     }
@@ -288,10 +304,7 @@ impl Sidecar {
         let path = authority.directory().join(format!("{name}.yaml"));
         let mut config = Config::from_yaml(&path.to_string_lossy(), &file).unwrap_or_else(|e| panic!("{e:#?}\n{file}"));
         if !addresses.is_empty() {
-            config.discovery = DiscoveryConfig::Controller {
-                address: config.identity.issuer.clone(),
-                id: config.identity.issuer_id.clone(),
-            };
+            ask_the_controller(&mut config);
             config.outbound.extend(addresses.into_iter().map(|to| OutboundListener {
                 listen: "127.0.0.1:0".parse().unwrap(),
                 to: Destination::Fixed(to),
@@ -300,6 +313,14 @@ impl Sidecar {
         change(&mut config);
         app::start_by(clock, config, None).await.unwrap()
     }
+}
+
+/// Discovery is from who issues identities, in the place of the file's.
+pub fn ask_the_controller(config: &mut Config) {
+    config.discovery = DiscoveryConfig::Controller {
+        address: config.identity.issuer.clone(),
+        id: config.identity.issuer_id.clone(),
+    };
 }
 
 /// An app that answers with a closure, in HTTP/1 and HTTP/2.
@@ -380,15 +401,31 @@ impl Seen {
 
 /// A client of an app, with connections that are kept.
 #[derive(Clone)]
-pub struct Http(Client<HttpConnector, Body>);
+pub struct Http {
+    client: Client<HttpConnector, Body>,
+    limit: Duration,
+}
 
 impl Http {
     pub fn one() -> Self {
-        Self(Client::builder(TokioExecutor::new()).build_http())
+        Self {
+            client: Client::builder(TokioExecutor::new()).build_http(),
+            limit: SOON,
+        }
     }
 
     pub fn two() -> Self {
-        Self(Client::builder(TokioExecutor::new()).http2_only(true).build_http())
+        Self {
+            client: Client::builder(TokioExecutor::new()).http2_only(true).build_http(),
+            limit: SOON,
+        }
+    }
+
+    /// Waits for longer than others, or not as long.
+    #[must_use]
+    pub fn within(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
     }
 
     /// Sends a request, and reads all of the response.
@@ -396,9 +433,9 @@ impl Http {
     /// # Errors
     /// When there is no response, or it breaks off.
     pub async fn send(&self, request: Request<Body>) -> Result<Seen, Box<dyn std::error::Error + Send + Sync>> {
-        let response = tokio::time::timeout(SOON, self.0.request(request)).await??;
+        let response = tokio::time::timeout(self.limit, self.client.request(request)).await??;
         let (head, body) = response.into_parts();
-        let body = tokio::time::timeout(SOON, body.collect()).await??;
+        let body = tokio::time::timeout(self.limit, body.collect()).await??;
         Ok(Seen {
             status: head.status.as_u16(),
             headers: head.headers,

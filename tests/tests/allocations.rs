@@ -62,10 +62,35 @@ fn send(stream: &mut TcpStream, times: usize) {
     }
 }
 
+/// Whether the caller is let in is decided for each request, by who it is and by what it asks for.
+const POLICIES: &str = "accessPolicies: [\
+    {name: readers, spec: {rules: [{sources: [{type: ServiceAccount, serviceAccount: {name: web}}], \
+        httpAttributes: [{methods: [GET], paths: [{type: PathPrefix, value: /orders}]}]}]}}, \
+    {name: no-admin, spec: {action: Deny, rules: [{sources: [{type: Any}], \
+        httpAttributes: [{paths: [{type: PathPrefix, value: /admin}]}]}]}}]";
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_request_allocates_no_more_than_it_did() {
+    let without = of_each("accessPolicies: []").await;
+    assert!(
+        without <= MOST,
+        "{without} allocations for a request are more than {MOST}"
+    );
+    let with = of_each(POLICIES).await;
+    assert!(
+        with <= without,
+        "{with} allocations for a request with policies, and {without} without"
+    );
+}
+
+/// How often a request allocates.
+async fn of_each(policies: &str) -> usize {
     let authority = Authority::start(&["web", "orders"], Duration::from_secs(3600)).await;
-    let inbound = Sidecar::new("orders").protects(app()).start(&authority).await;
+    let inbound = Sidecar::new("orders")
+        .protects(app())
+        .with(policies)
+        .start(&authority)
+        .await;
     let endpoints = [(inbound.inbound[0], Some(id("orders")))];
     let outbound = Sidecar::new("web").calls("orders", "http1", &endpoints, "{}");
     let outbound = outbound.start(&authority).await;
@@ -81,6 +106,6 @@ async fn a_request_allocates_no_more_than_it_did() {
             "{each} allocations for a request, {} bytes",
             change.bytes_allocated / REQUESTS
         );
-        assert!(each <= MOST, "{each} allocations for a request are more than {MOST}");
-    });
+        each
+    })
 }

@@ -211,7 +211,10 @@ async fn web(authority: &Authority, collector: &Collector, endpoint: Endpoint) -
         .with(&collector.line())
         .start_with(authority, |config| {
             let target = Arc::new(Target::Service(Arc::new(service)));
-            config.discovery = DiscoveryConfig::Standalone(StaticTargets(HashMap::from([("web".into(), target)])));
+            config.discovery = DiscoveryConfig::Standalone(StaticTargets {
+                services: HashMap::from([("web".into(), target)]),
+                ..StaticTargets::default()
+            });
         })
         .await
 }

@@ -71,7 +71,10 @@ impl Lab {
         let web = self.web(nobody(), ONCE);
         web.start_with(&self.authority, |config| {
             let target = Arc::new(Target::Service(Arc::new(service)));
-            config.discovery = DiscoveryConfig::Standalone(StaticTargets(HashMap::from([("orders".into(), target)])));
+            config.discovery = DiscoveryConfig::Standalone(StaticTargets {
+                services: HashMap::from([("orders".into(), target)]),
+                ..StaticTargets::default()
+            });
         })
         .await
     }
@@ -88,7 +91,8 @@ impl Lab {
         let before = errors();
 
         let trace = trace_id();
-        let seen = case.http.send(case.request(Method::GET, &trace)).await.unwrap();
+        let http = case.http.clone().within(case.limit);
+        let seen = http.send(case.request(Method::GET, &trace)).await.unwrap();
         assert_eq!((seen.status, seen.error()), (case.reason.status().as_u16(), Some(code)));
         assert_eq!(seen.headers["content-type"], "text/plain; charset=utf-8");
         let body = std::str::from_utf8(&seen.body).unwrap();
@@ -99,7 +103,7 @@ impl Lab {
         let mut call = case.request(Method::POST, &trace);
         call.headers_mut()
             .insert("content-type", HeaderValue::from_static("application/grpc"));
-        let seen = Http::two().send(call).await.unwrap();
+        let seen = Http::two().within(case.limit).send(call).await.unwrap();
         assert_eq!((seen.status, seen.error()), (200, Some(code)));
         let grpc = case.reason.grpc_status().to_string();
         assert_eq!(grpc_header(&seen, "grpc-status"), grpc);
@@ -139,6 +143,8 @@ struct Case<'a> {
     /// Whose span names the code.
     span_of: Option<&'a str>,
     http: Http,
+    /// Until there is an answer.
+    limit: Duration,
     path: String,
     cookie: usize,
 }
@@ -152,6 +158,7 @@ impl<'a> Case<'a> {
             words,
             span_of: Some("web"),
             http: Http::one(),
+            limit: SOON,
             path: "/shop.Orders/Get".to_owned(),
             cookie: 0,
         }
@@ -602,6 +609,40 @@ async fn plaintext_refused() {
     let words = "call it from a pod with a sidecar, or see outrigger.dev/mtls";
     let mut case = Case::new(&orders, orders.inbound[0], Reason::PlaintextRefused, words);
     case.span_of = Some("orders");
+    lab.told_of(case).await;
+}
+
+#[tokio::test]
+async fn access_denied() {
+    let mut lab = Lab::new().await;
+    let nobody_may = "accessPolicies: [{name: nobody, spec: {}}]";
+    let orders = lab.sidecar("orders").protects(nobody()).with(nobody_may);
+    let orders = orders.start(&lab.authority).await;
+    let web = lab.web(orders.inbound[0], ONCE).start(&lab.authority).await;
+    let words = "do not let this request in; which of them, the log of its sidecar says";
+    lab.told(&web, web.outbound[0], Reason::AccessDenied, words).await;
+    let mut case = Case::new(&orders, web.outbound[0], Reason::AccessDenied, words);
+    case.span_of = Some("orders");
+    lab.told_of(case).await;
+}
+
+#[tokio::test]
+async fn access_unknown() {
+    let mut lab = Lab::new().await;
+    let no_controller = |config: &mut Config| {
+        config.discovery = DiscoveryConfig::Controller {
+            address: "127.0.0.1:1".parse().unwrap(),
+            id: config.identity.issuer_id.clone(),
+        };
+    };
+    let orders = lab.sidecar("orders").protects(nobody());
+    let orders = orders.launch(&lab.authority, no_controller).await;
+    tokio::time::timeout(SOON, orders.identity().ready()).await.unwrap();
+    let patient = "{retry: {attempts: 0}, timeouts: {connect: 30s}}";
+    let web = lab.web(orders.inbound[0], patient).start(&lab.authority).await;
+    let words = "has not heard yet whom it lets in; check that it reaches the controller";
+    let mut case = Case::new(&web, web.outbound[0], Reason::AccessUnknown, words);
+    case.limit = 3 * SOON;
     lab.told_of(case).await;
 }
 

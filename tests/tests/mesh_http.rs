@@ -530,5 +530,8 @@ fn service(routes: Vec<Route>, backends: Vec<Arc<Backend>>) -> Service {
 /// Puts a Service in place of the file's, the one named "web".
 fn replace(config: &mut Config, service: Service) {
     let target = Arc::new(Target::Service(Arc::new(service)));
-    config.discovery = DiscoveryConfig::Standalone(StaticTargets(HashMap::from([("web".into(), target)])));
+    config.discovery = DiscoveryConfig::Standalone(StaticTargets {
+        services: HashMap::from([("web".into(), target)]),
+        ..StaticTargets::default()
+    });
 }

@@ -46,13 +46,17 @@ pub enum Reason {
     Overloaded,
     /// Plaintext, where mutual TLS is required.
     PlaintextRefused,
+    /// The called workload's policies do not let the caller in.
+    AccessDenied,
+    /// The called sidecar does not know yet whom its workload lets in.
+    AccessUnknown,
     /// The client went away before the response.
     ClientClosed,
 }
 
 impl Reason {
     /// Every reason, for the documentation's test.
-    pub const ALL: [Reason; 21] = [
+    pub const ALL: [Reason; 23] = [
         Reason::NoEndpoints,
         Reason::DiscoveryUnavailable,
         Reason::IdentityUnavailable,
@@ -73,6 +77,8 @@ impl Reason {
         Reason::HeadTimeout,
         Reason::Overloaded,
         Reason::PlaintextRefused,
+        Reason::AccessDenied,
+        Reason::AccessUnknown,
         Reason::ClientClosed,
     ];
 
@@ -99,6 +105,8 @@ impl Reason {
             Reason::HeadTimeout => "head-timeout",
             Reason::Overloaded => "overloaded",
             Reason::PlaintextRefused => "plaintext-refused",
+            Reason::AccessDenied => "access-denied",
+            Reason::AccessUnknown => "access-unknown",
             Reason::ClientClosed => "client-closed",
         }
     }
@@ -114,7 +122,8 @@ impl Reason {
             | Reason::IdentityMismatch
             | Reason::UpstreamRefused
             | Reason::AppUnavailable
-            | Reason::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+            | Reason::Overloaded
+            | Reason::AccessUnknown => StatusCode::SERVICE_UNAVAILABLE,
             Reason::ConnectTimeout | Reason::RequestTimeout | Reason::AttemptTimeout => StatusCode::GATEWAY_TIMEOUT,
             Reason::UpstreamReset | Reason::UpstreamProtocol => StatusCode::BAD_GATEWAY,
             Reason::NoRoute => StatusCode::NOT_FOUND,
@@ -122,7 +131,7 @@ impl Reason {
             Reason::BadRequest | Reason::ClientClosed => StatusCode::BAD_REQUEST,
             Reason::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Reason::HeadTimeout => StatusCode::REQUEST_TIMEOUT,
-            Reason::PlaintextRefused => StatusCode::FORBIDDEN,
+            Reason::PlaintextRefused | Reason::AccessDenied => StatusCode::FORBIDDEN,
         }
     }
 
@@ -152,6 +161,7 @@ impl Reason {
                 | Reason::UpstreamRefused
                 | Reason::AppUnavailable
                 | Reason::Overloaded
+                | Reason::AccessUnknown
         )
     }
 }

@@ -31,21 +31,24 @@ pub fn asks_for_tunnel(method: &Method, headers: &HeaderMap) -> bool {
     method == Method::CONNECT || headers.get_all(UPGRADE).iter().any(|protocol| !is_h2c(protocol))
 }
 
+/// Copies of the headers that [`strip_hop_by_hop`] will remove because the sender names them in `Connection`.
+pub fn named_for_this_hop(headers: &HeaderMap) -> HeaderMap {
+    let mut named = HeaderMap::new();
+    if headers.contains_key(CONNECTION) {
+        for name in removable(headers) {
+            for value in headers.get_all(&name) {
+                named.append(&name, value.clone());
+            }
+        }
+    }
+    named
+}
+
 /// Removes what is meant for this hop alone (RFC 9110 section 7.6.1). `Transfer-Encoding` stays: hyper frames the body
 /// anew by it. With `upgrade`, the request for another protocol stays.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
     if headers.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> = connection_tokens(headers)
-            .filter(|token| !token.eq_ignore_ascii_case("upgrade"))
-            .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
-            // What frames or routes the message cannot be removed by a client's word.
-            .filter(|name| {
-                !matches!(
-                    name.as_str(),
-                    "host" | "content-length" | "transfer-encoding" | "te" | "trailer"
-                )
-            })
-            .collect();
+        let named: Vec<HeaderName> = removable(headers).collect();
         for name in named {
             headers.remove(name);
         }
@@ -122,6 +125,20 @@ fn remove_each(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
     }
 }
 
+/// The names in `Connection` that end at this hop by the sender's word.
+fn removable(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
+    connection_tokens(headers)
+        .filter(|token| !token.eq_ignore_ascii_case("upgrade"))
+        .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
+        // What frames or routes the message cannot be removed by a client's word.
+        .filter(|name| {
+            !matches!(
+                name.as_str(),
+                "host" | "content-length" | "transfer-encoding" | "te" | "trailer"
+            )
+        })
+}
+
 fn names_in_connection(headers: &HeaderMap, wanted: &str) -> bool {
     connection_tokens(headers).any(|token| token.eq_ignore_ascii_case(wanted))
 }
@@ -139,7 +156,7 @@ fn connection_tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::{strip_hop_by_hop, strip_ours, strip_response, strip_trailers, wants_upgrade};
+    use super::{named_for_this_hop, strip_hop_by_hop, strip_ours, strip_response, strip_trailers, wants_upgrade};
     use http::{HeaderMap, HeaderName, HeaderValue, Method, Response};
 
     fn headers(of: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -159,8 +176,11 @@ mod tests {
             ("upgrade", "h2c"),
             ("x-kept", "1"),
         ]);
+        let named = named_for_this_hop(&h);
+        assert_eq!(named, headers(&[("x-private", "1")]));
         strip_hop_by_hop(&mut h, false);
         assert_eq!(h, headers(&[("host", "a"), ("te", "trailers"), ("x-kept", "1")]));
+        assert!(named_for_this_hop(&h).is_empty());
     }
 
     #[test]

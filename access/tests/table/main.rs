@@ -12,125 +12,19 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::{BTreeMap, BTreeSet};
+mod format;
+
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::Path;
 
 use http::{HeaderMap, HeaderName, Uri};
 use outrigger_access::{Access, Caller, Carries, Decision, Facts, Head, Tokens, Verdict};
-use outrigger_api::access as proto;
-use outrigger_api::policy::access::{AccessPolicySpec, Cluster, JwksSpec};
-use outrigger_api::policy::selector::LabelSelector;
 use outrigger_api::spiffe::SpiffeId;
-use serde::Deserialize;
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Section {
-    about: String,
-    policies: Vec<Policy>,
-    cases: Vec<Case>,
-}
+use format::Case;
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Policy {
-    name: String,
-    ports: Option<Vec<u32>>,
-    #[serde(default)]
-    faulty: bool,
-    spec: AccessPolicySpec,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Case {
-    case: String,
-    #[serde(default = "web")]
-    from: String,
-    #[serde(default = "address")]
-    at: String,
-    #[serde(default = "port")]
-    port: u16,
-    send: String,
-    #[serde(default = "host")]
-    host: String,
-    #[serde(default)]
-    headers: BTreeMap<String, Lines>,
-    then: String,
-    #[serde(default)]
-    ambiguous: bool,
-    #[serde(default)]
-    audit: Vec<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Lines {
-    One(String),
-    Several(Vec<String>),
-}
-
-fn web() -> String {
-    "shop/web".to_owned()
-}
-
-fn address() -> String {
-    "10.244.1.7".to_owned()
-}
-
-fn port() -> u16 {
-    8080
-}
-
-fn host() -> String {
-    "orders.shop:8080".to_owned()
-}
-
-struct Shop;
-
-impl Cluster for Shop {
-    fn trust_domain(&self) -> &str {
-        "cluster.local"
-    }
-
-    fn namespaces(&self, selector: &LabelSelector) -> Vec<String> {
-        let all = [("bank", "bank"), ("ops", "ops"), ("shop", "shop"), ("shop-eu", "shop")];
-        let labels = |team: &str| BTreeMap::from([("team".to_owned(), team.to_owned())]);
-        let selected = all.into_iter().filter(|(_, team)| selector.matches(&labels(team)));
-        selected.map(|(name, _)| name.to_owned()).collect()
-    }
-
-    fn port(&self, name: &str) -> Option<u16> {
-        match name {
-            "http" => Some(8080),
-            "metrics" => Some(9090),
-            _ => None,
-        }
-    }
-
-    fn jwks(&self, _: &JwksSpec) -> String {
-        String::new()
-    }
-}
-
-impl Section {
-    fn access(&self) -> proto::Access {
-        let mut access = proto::Access::default();
-        for policy in &self.policies {
-            let (namespace, _) = policy.name.split_once('/').unwrap();
-            let (unresolved, mistakes) = policy.spec.to_wire(&policy.name, namespace);
-            assert_eq!(!mistakes.is_empty(), policy.faulty, "{}: {mistakes:?}", self.about);
-            let ports = policy.ports.clone().map(|numbers| proto::Ports { numbers });
-            let wire = unresolved.resolve(ports, &Shop);
-            match unresolved.audit {
-                true => access.audited.push(wire),
-                false => access.enforced.push(wire),
-            }
-        }
-        access
-    }
-}
+const TRUST_DOMAIN: &str = "cluster.local";
 
 impl Case {
     /// What becomes of it, as the table writes it.
@@ -140,18 +34,14 @@ impl Case {
             id if id.starts_with("spiffe://") => Some(id.parse().unwrap()),
             account => {
                 let (namespace, account) = account.split_once('/').unwrap();
-                Some(SpiffeId::new("cluster.local", namespace, account).unwrap())
+                Some(SpiffeId::new(TRUST_DOMAIN, namespace, account).unwrap())
             }
         };
         let address = (self.at != "unknown").then(|| self.at.parse().unwrap());
         let mut headers = HeaderMap::new();
         for (name, lines) in &self.headers {
             let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
-            let lines = match lines {
-                Lines::One(line) => std::slice::from_ref(line),
-                Lines::Several(lines) => lines,
-            };
-            for line in lines {
+            for line in lines.all() {
                 headers.append(&name, line.parse().unwrap());
             }
         }
@@ -217,34 +107,18 @@ fn written(decision: &Decision<'_>) -> String {
 #[test]
 fn each_case_is_decided_as_the_table_says() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/table");
-    let mut files: Vec<_> = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|file| file.unwrap().path())
-        .collect();
-    files.retain(|file| file.extension().is_some_and(|extension| extension == "yaml"));
-    files.sort();
     let (mut count, mut wrong) = (0, Vec::new());
     let mut names = BTreeSet::new();
-    for file in files {
-        let text = std::fs::read_to_string(&file).unwrap();
-        let sections: Vec<Section> =
-            serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-        for section in sections {
-            let access = Access::new(&section.access());
-            for case in &section.cases {
-                let name = format!(
-                    "{}: {}: {}",
-                    file.file_name().unwrap().display(),
-                    section.about,
-                    case.case
-                );
-                let (found, expected) = (case.decide(&access), case.expected());
-                if found != expected {
-                    wrong.push(format!("{name}\n  {}\n  is {found}, and not {expected}", case.send));
-                }
-                assert!(names.insert(name.clone()), "{name} is there twice");
-                count += 1;
+    for (file, section) in format::sections(&folder, |text| text) {
+        let access = Access::new(&section.access(TRUST_DOMAIN));
+        for case in &section.cases {
+            let name = format!("{file}: {}: {}", section.about, case.case);
+            let (found, expected) = (case.decide(&access), case.expected());
+            if found != expected {
+                wrong.push(format!("{name}\n  {}\n  is {found}, and not {expected}", case.send));
             }
+            assert!(names.insert(name.clone()), "{name} is there twice");
+            count += 1;
         }
     }
     assert!(wrong.is_empty(), "{} of {count}:\n{}", wrong.len(), wrong.join("\n"));

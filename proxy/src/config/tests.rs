@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use outrigger_api::access::Policy;
+
 use super::{Config, Destination, ForwardedFor, InboundDestination, LetIn, Mtls, Plaintext};
 use crate::discovery::DiscoveryConfig;
 use crate::identity::FirstRoots;
@@ -215,6 +217,13 @@ services:
   policy: {retry: {attempts: 3}, timeouts: {request: 2s}}
 - name: example
   dns: {host: example.com, port: 80}
+accessPolicies:
+- name: callers
+  spec:
+    rules:
+    - sources: [{type: ServiceAccount, serviceAccount: {name: web}}]
+      networkAttributes: {ports: [8001]}
+- {name: tomorrow, spec: {mode: Audit}}
 tracing: {endpoint: "http://127.0.0.1:4317", protocol: grpc, sampleRatio: 1}
 accessLog: true
 log: debug
@@ -250,7 +259,7 @@ fn file() {
     let DiscoveryConfig::Standalone(targets) = &config.discovery else {
         panic!("not standalone");
     };
-    let Target::Service(inventory) = &**targets.0.get("inventory").unwrap() else {
+    let Target::Service(inventory) = &**targets.services.get("inventory").unwrap() else {
         panic!("not a service");
     };
     assert_eq!((&*inventory.name.namespace, inventory.name.port), ("shop", 8201));
@@ -262,10 +271,53 @@ fn file() {
     };
     assert_eq!(endpoints[0].identity.as_ref().unwrap().service_account(), "inventory");
     assert_eq!(endpoints[1].identity, None);
-    let Target::Service(example) = &**targets.0.get("example").unwrap() else {
+    let Target::Service(example) = &**targets.services.get("example").unwrap() else {
         panic!("not a service");
     };
     assert!(matches!(&example.backends[0].endpoints, Endpoints::Dns { host, port: 80 } if &**host == "example.com"));
+    let access = &targets.access;
+    let names = |policies: &[Policy]| policies.iter().map(|policy| policy.name.clone()).collect::<Vec<_>>();
+    assert_eq!(
+        (names(&access.enforced), names(&access.audited)),
+        (vec!["shop/callers".to_owned()], vec!["shop/tomorrow".to_owned()])
+    );
+    let callers = format!("{:?}", access.enforced[0]);
+    assert!(
+        callers.contains("\"spiffe://cluster.local/ns/shop/sa/web\"") && callers.contains("[8001]"),
+        "{callers}"
+    );
+}
+
+/// What only a cluster could say, a file has to say itself; what is faulty starts no sidecar.
+#[test]
+fn a_policy_of_a_file_says_all_of_it() {
+    let wrong = |spec: &str| {
+        let text = YAML.replace("{mode: Audit}", spec);
+        Config::from_yaml("orders.yaml", &text).unwrap_err()
+    };
+    let selects = "{type: Namespace, namespace: {selector: {matchLabels: {team: shop}}}}";
+    for (spec, says) in [
+        (
+            format!("{{rules: [{{sources: [{selects}]}}]}}"),
+            "accessPolicies[1].spec.rules: namespaces have to be named",
+        ),
+        (
+            "{rules: [{sources: [{type: Address, address: {cidrs: [10.0.0.0/33]}}]}]}".to_owned(),
+            "accessPolicies[1].spec.rules[0].sources[0].address.cidrs[0]: ",
+        ),
+        (
+            "{rules: [{name: all}]}".to_owned(),
+            "accessPolicies[1].spec.rules[0].sources: ",
+        ),
+        ("{action: Deny}".to_owned(), "accessPolicies[1].spec.rules: "),
+    ] {
+        let errors = wrong(&spec);
+        let expected = format!("orders.yaml:29: {says}");
+        assert!(
+            errors.len() == 1 && errors[0].starts_with(&expected),
+            "{expected}: {errors:?}"
+        );
+    }
 }
 
 #[test]
@@ -282,7 +334,13 @@ fn all_mistakes_of_a_file_together_with_their_lines() {
         .replace("forwardedFor: Append", "forwardedFor: Replace")
         .replace("workers: 2", "workers: 1000")
         .replace("sampleRatio: 1", "sampleRatio: 7")
-        .replace("- name: example", "- name: inventory");
+        .replace("- name: example", "- name: inventory")
+        .replace("{name: web}", "{name: Web}")
+        .replace("ports: [8001]", "ports: [http]")
+        .replace(
+            "name: tomorrow, spec: {",
+            "name: callers, spec: {targetRefs: [{kind: Namespace, name: shop}], ",
+        );
     let errors = Config::from_yaml("conf/orders.yaml", &text).unwrap_err();
     for start in [
         "conf/orders.yaml:3: admin: ",
@@ -294,17 +352,21 @@ fn all_mistakes_of_a_file_together_with_their_lines() {
         "conf/orders.yaml:20: services[0].policy.timeouts.request: ",
         "conf/orders.yaml:20: services[0].policy.retry.attempts: ",
         "conf/orders.yaml:21: services[1].name: ",
-        "conf/orders.yaml:23: tracing.sampleRatio: ",
-        "conf/orders.yaml:26: mtls: ",
-        "conf/orders.yaml:27: forwardedFor: ",
-        "conf/orders.yaml:28: workers: ",
+        "conf/orders.yaml:26: accessPolicies[0].spec.rules[0].sources[0].serviceAccount",
+        "conf/orders.yaml:26: accessPolicies[0].spec.rules: the port \"http\" has to be a number",
+        "conf/orders.yaml:29: accessPolicies[1].name: \"callers\" is there twice",
+        "conf/orders.yaml:29: accessPolicies[1].spec.targetRefs: ",
+        "conf/orders.yaml:30: tracing.sampleRatio: ",
+        "conf/orders.yaml:33: mtls: ",
+        "conf/orders.yaml:34: forwardedFor: ",
+        "conf/orders.yaml:35: workers: ",
     ] {
         assert!(
             errors.iter().any(|error| error.starts_with(start)),
             "{start} not in {errors:#?}"
         );
     }
-    assert_eq!(errors.len(), 13, "{errors:#?}");
+    assert_eq!(errors.len(), 17, "{errors:#?}");
 }
 
 #[test]
@@ -318,13 +380,15 @@ fn mistakes_in_the_structure_name_line_and_field() {
     for (error, parts) in [
         (
             wrong("accessLog: true", "accesLog: true"),
-            ["orders.yaml:24:", "accesLog"],
+            ["orders.yaml:31:", "accesLog"],
         ),
         (
             wrong("workers: 2", "workers: many"),
-            ["orders.yaml:28:", "workers: many"],
+            ["orders.yaml:35:", "workers: many"],
         ),
         (wrong("attempts: 3", "tries: 3"), ["orders.yaml:20:", "tries"]),
+        (wrong("sources: [", "source: ["), ["orders.yaml:27:", "source"]),
+        (wrong("mode: Audit", "mood: Audit"), ["orders.yaml:29:", "mood"]),
         (wrong("  tokenFile: ./token\n", ""), ["orders.yaml:", "tokenFile"]),
         (wrong("workload: {", "workload: [{"), ["orders.yaml:", ""]),
     ] {

@@ -1,5 +1,7 @@
 //! The file of a standalone sidecar.
 
+mod access;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -13,6 +15,7 @@ use outrigger_proxy_transport::room::Budget;
 use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
 
+use self::access::AccessPolicyEntry;
 use super::{Config, Destination, InboundDestination, InboundListener, Mtls, OutboundListener, limits};
 use crate::discovery::{DiscoveryConfig, StaticTargets};
 use crate::dns::HostPort;
@@ -44,6 +47,8 @@ struct File {
     inbound: Vec<InboundEntry>,
     #[serde(default)]
     services: Vec<ServiceEntry>,
+    #[serde(default)]
+    access_policies: Vec<AccessPolicyEntry>,
     tracing: Option<TracingEntry>,
     #[serde(default)]
     access_log: bool,
@@ -64,6 +69,16 @@ struct WorkloadEntry {
     service_account: Option<String>,
     pod: Option<String>,
     trust_domain: Option<String>,
+}
+
+impl WorkloadEntry {
+    fn namespace(&self) -> &str {
+        self.namespace.as_deref().unwrap_or("default")
+    }
+
+    fn trust_domain(&self) -> &str {
+        self.trust_domain.as_deref().unwrap_or("cluster.local")
+    }
 }
 
 #[derive(Deserialize)]
@@ -138,6 +153,7 @@ impl Reader<'_> {
     fn config(&mut self, file: File) -> Option<Config> {
         let folder = Path::new(self.name).parent().unwrap_or(Path::new("")).to_owned();
         let services = self.services(&file.services, &file.workload);
+        let access = self.access(&file.access_policies, &file.workload);
         let outbound = self.outbound(&file.outbound, &services);
         let inbound = self.inbound(&file.inbound);
         let workload_id = self.workload(&file.workload);
@@ -181,7 +197,7 @@ impl Reader<'_> {
                 token_file: folder.join(file.identity.token_file),
                 roots: FirstRoots::File(folder.join(file.identity.trust_bundle_file)),
             },
-            discovery: DiscoveryConfig::Standalone(StaticTargets(services)),
+            discovery: DiscoveryConfig::Standalone(StaticTargets { services, access }),
             tracing,
             access_log: file.access_log,
             log: log.unwrap_or_else(|| "info".to_owned()),
@@ -204,10 +220,10 @@ impl Reader<'_> {
         let or_name = |text: &Option<String>| Arc::<str>::from(text.as_deref().unwrap_or(name));
         let workload = Workload {
             name: name.as_str().into(),
-            namespace: entry.namespace.as_deref().unwrap_or("default").into(),
+            namespace: entry.namespace().into(),
             pod: or_name(&entry.pod),
             service_account: or_name(&entry.service_account),
-            trust_domain: entry.trust_domain.as_deref().unwrap_or("cluster.local").into(),
+            trust_domain: entry.trust_domain().into(),
             node: "".into(),
             pod_ips: Vec::new(),
         };
@@ -335,8 +351,7 @@ impl Reader<'_> {
             namespace: entry
                 .namespace
                 .clone()
-                .or_else(|| workload.namespace.clone())
-                .unwrap_or("default".to_owned()),
+                .unwrap_or_else(|| workload.namespace().to_owned()),
             name: entry.name.value.clone(),
             port: entry.port.or(first_port).unwrap_or(0).into(),
         };

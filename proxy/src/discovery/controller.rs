@@ -4,7 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use outrigger_api::discovery::Trust;
+use outrigger_access::Access;
+use outrigger_api::access as proto_access;
+use outrigger_api::discovery::{self as proto, Trust};
 use outrigger_proxy_transport::error::{ProxyError, Reason};
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
@@ -24,7 +26,7 @@ use super::{fallback, snapshot};
 use crate::backoff::Backoff;
 use crate::identity::Identity;
 use crate::identity::channel::{Dialer, status_words};
-use crate::model::{Target, Workload, WorkloadInfo};
+use crate::model::{Target, Workload, WorkloadInfo, from_proto};
 use crate::shared::Shared;
 
 /// Targets that are known at the same time. Beyond it, those go that nobody uses, first what is no Service
@@ -54,7 +56,11 @@ pub(super) struct Link {
     pub(super) asker: Workload,
     pub(super) wants: Arc<Wants>,
     targets: Arc<Shared<SocketAddr, Arc<Target>>>,
-    pub(super) workload: watch::Sender<Arc<WorkloadInfo>>,
+    workload: watch::Sender<Arc<WorkloadInfo>>,
+    /// Who may call this pod. `None` before the controller's first word.
+    access: watch::Sender<Option<Arc<Access>>>,
+    /// The same, as it was said.
+    declared: Mutex<proto_access::Access>,
     /// Of the newest credentials; `None` while there are none.
     channel: watch::Sender<Option<Channel>>,
     /// What went wrong last, until something goes well.
@@ -70,6 +76,8 @@ impl Controller {
             wants: Arc::default(),
             targets: Arc::new(Shared::with_worth(MAX_TARGETS, worth)),
             workload: watch::channel(Arc::default()).0,
+            access: watch::channel(None).0,
+            declared: Mutex::default(),
             channel: watch::channel(None).0,
             problem: Mutex::new(None),
         });
@@ -142,6 +150,14 @@ impl Controller {
         self.link.workload.subscribe()
     }
 
+    pub(super) fn access(&self) -> watch::Receiver<Option<Arc<Access>>> {
+        self.link.access.subscribe()
+    }
+
+    pub(super) fn problem(&self) -> String {
+        self.link.problem()
+    }
+
     pub(super) fn snapshot(&self) -> Value {
         let targets = self.link.targets.seen().into_iter().map(|seen| {
             let target = match seen.known {
@@ -157,6 +173,7 @@ impl Controller {
             "source": self.link.dialer.address.to_string(),
             "problem": *self.link.problem.lock(),
             "workload": snapshot::workload(&self.link.workload.borrow()),
+            "access": self.link.access.borrow().as_ref().map(|_| snapshot::access(&self.link.declared.lock())),
             "targets": targets.collect::<serde_json::Map<_, _>>(),
         })
     }
@@ -235,6 +252,33 @@ impl Link {
     /// What is behind an address from now on.
     pub(super) fn publish(&self, address: SocketAddr, target: Arc<Target>) {
         self.targets.publish(&address, target);
+    }
+
+    /// What the controller knows of this pod.
+    pub(super) fn learn(&self, workload: &proto::Workload) {
+        self.workload.send_replace(from_proto::workload(workload).into());
+    }
+
+    /// Who may call this pod from now on.
+    pub(super) fn publish_access(&self, message: proto_access::Access) {
+        let access = Arc::new(Access::new(&message));
+        *self.declared.lock() = message;
+        self.access.send_replace(Some(access));
+    }
+
+    /// The controller does not say who may call this pod: its version has no policies, and everybody may. What one that has them
+    /// said before stays in force: during an upgrade, controllers of both versions answer.
+    pub(super) fn without_access(&self) {
+        let is_first = self.access.send_if_modified(|access| {
+            let is_first = access.is_none();
+            access.get_or_insert_default();
+            is_first
+        });
+        if !is_first && self.access.borrow().as_ref().is_some_and(|access| !access.is_empty()) {
+            tracing::warn!(
+                "the controller's version has no AccessPolicies; those that were declared before stay in force"
+            );
+        }
     }
 
     /// Whom to trust from now on.

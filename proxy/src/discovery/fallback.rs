@@ -36,7 +36,8 @@ pub(super) async fn follow(link: &Arc<Link>, channel: &Channel, told: &mut Told,
             .into_inner();
         while let Some(message) = messages.message().await? {
             link.report(None);
-            link.workload.send_replace(from_proto::workload(&message).into());
+            link.without_access();
+            link.learn(&message);
         }
         Err(Status::unavailable("the controller ended the stream"))
     };

@@ -19,6 +19,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use outrigger_access::Access;
+use outrigger_api::access as proto;
 use outrigger_api::spiffe::SpiffeId;
 use outrigger_proxy_transport::error::{ProxyError, Reason};
 use tokio::sync::watch;
@@ -40,9 +42,12 @@ pub enum DiscoveryConfig {
     Standalone(StaticTargets),
 }
 
-/// The services of a standalone file, by name.
+/// The services of a standalone file, by name, and who may call its own app.
 #[derive(Clone, Debug, Default)]
-pub struct StaticTargets(pub HashMap<Arc<str>, Arc<Target>>);
+pub struct StaticTargets {
+    pub services: HashMap<Arc<str>, Arc<Target>>,
+    pub access: proto::Access,
+}
 
 /// What is asked for.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -66,6 +71,8 @@ struct Standalone {
     targets: HashMap<Arc<str>, watch::Sender<Arc<Target>>>,
     external: watch::Sender<Arc<Target>>,
     workload: watch::Sender<Arc<WorkloadInfo>>,
+    access: watch::Sender<Option<Arc<Access>>>,
+    declared: proto::Access,
 }
 
 impl Discovery {
@@ -120,6 +127,22 @@ impl Discovery {
         }
     }
 
+    /// Who may call this very pod; `None` until it is known. Where the controller is lost later, the last word stays.
+    pub fn access(&self) -> watch::Receiver<Option<Arc<Access>>> {
+        match &*self.0 {
+            Source::Controller(controller) => controller.access(),
+            Source::Standalone(standalone) => standalone.access.subscribe(),
+        }
+    }
+
+    /// Why what is not known yet is not.
+    pub fn problem(&self) -> String {
+        match &*self.0 {
+            Source::Controller(controller) => controller.problem(),
+            Source::Standalone(_) => "all of it stands in the file".to_owned(),
+        }
+    }
+
     /// All that is believed now, for `/config`.
     pub fn snapshot(&self) -> serde_json::Value {
         match &*self.0 {
@@ -131,13 +154,15 @@ impl Discovery {
 
 impl Standalone {
     fn new(targets: &StaticTargets) -> Self {
-        let targets = targets.0.iter();
+        let services = targets.services.iter();
         Self {
-            targets: targets
+            targets: services
                 .map(|(name, target)| (name.clone(), watch::channel(target.clone()).0))
                 .collect(),
             external: watch::channel(Arc::new(Target::External)).0,
             workload: watch::channel(Arc::default()).0,
+            access: watch::channel(Some(Arc::new(Access::new(&targets.access)))).0,
+            declared: targets.access.clone(),
         }
     }
 
@@ -146,6 +171,7 @@ impl Standalone {
         let targets = targets.map(|(name, target)| (name.to_string(), snapshot::target(&target.borrow())));
         serde_json::json!({
             "source": "file",
+            "access": snapshot::access(&self.declared),
             "targets": targets.collect::<serde_json::Map<_, _>>(),
         })
     }

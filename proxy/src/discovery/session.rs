@@ -18,10 +18,9 @@ use super::controller::Link;
 use super::told::Told;
 use super::wants::Word;
 use crate::backoff::Backoff;
-use crate::model::from_proto;
 
 /// What this sidecar understands.
-const FEATURES: [Feature; 2] = [Feature::EndpointChanges, Feature::RetryConstraint];
+const FEATURES: [Feature; 3] = [Feature::EndpointChanges, Feature::RetryConstraint, Feature::Access];
 /// Words that are on their way. The others wait in [`super::wants::Wants`].
 const WORDS: usize = 16;
 /// Until a refused address is asked for again.
@@ -161,12 +160,19 @@ fn apply(link: &Link, told: &mut Told, refused: &mut Refusals, message: ToSideca
                 link.report(Some(answer.reason));
             }
         }
+        Some(to_sidecar::Kind::Access(access)) if told.access(&access) => link.publish_access(access),
+        // It is what is known.
+        Some(to_sidecar::Kind::Access(_)) => {}
         Some(to_sidecar::Kind::Workload(workload)) => {
-            drop(link.workload.send_replace(from_proto::workload(&workload).into()))
+            // It comes behind who may call, where that is said.
+            if !told.says_access() {
+                link.without_access();
+            }
+            link.learn(&workload);
         }
         Some(to_sidecar::Kind::Trust(trust)) => link.trust(trust),
-        // What this version has not said that it understands (FEATURES), or of a newer controller.
-        Some(to_sidecar::Kind::Access(_)) | None => {}
+        // Of a newer controller.
+        None => {}
     }
     Ok(())
 }

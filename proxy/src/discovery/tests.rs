@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use outrigger_api::access::{Access, Policy};
 use outrigger_api::discovery as proto;
 use outrigger_api::discovery::discovery_server::{Discovery as Service, DiscoveryServer};
 use outrigger_api::discovery::{Target as Message, ToSidecar, backend, from_sidecar, target, to_sidecar};
@@ -52,6 +53,10 @@ struct State {
     workload: Option<mpsc::Sender<Result<proto::Workload, Status>>>,
     /// It does not know sessions.
     is_old: bool,
+    /// Who may call the pod. `None`: it does not know AccessPolicies.
+    access: Option<Access>,
+    /// It has not heard from the API server yet.
+    is_silent: bool,
     hellos: Vec<proto::Hello>,
     /// The addresses that each wants.
     sessions: Vec<(Session, HashSet<String>)>,
@@ -68,6 +73,15 @@ impl State {
             protocols: [(8080, proto::Protocol::Http2.into())].into(),
             cluster_networks: self.networks.clone(),
         }
+    }
+
+    /// Who may call comes first.
+    fn of_the_pod(&self) -> Vec<to_sidecar::Kind> {
+        let access = self.access.clone().map(to_sidecar::Kind::Access);
+        access
+            .into_iter()
+            .chain([to_sidecar::Kind::Workload(self.workload())])
+            .collect()
     }
 
     /// A target in its parts: its endpoints first.
@@ -105,7 +119,10 @@ impl State {
         let parts = match kind {
             from_sidecar::Kind::Hello(hello) => {
                 self.hellos.push(hello);
-                vec![to_sidecar::Kind::Workload(self.workload())]
+                match self.is_silent {
+                    true => Vec::new(),
+                    false => self.of_the_pod(),
+                }
             }
             from_sidecar::Kind::Want(want) => {
                 self.asked.push(proto::WatchTargetRequest {
@@ -160,6 +177,16 @@ impl Scripted {
         }
         if let Some(stream) = &state.workload {
             stream.try_send(Ok(workload)).ok();
+        }
+    }
+
+    /// Who may call the pod from now on.
+    fn set_access(&self, access: Option<Access>) {
+        let mut state = self.0.lock();
+        state.access = access.clone();
+        let kind = access.map(to_sidecar::Kind::Access);
+        for (session, _) in &state.sessions {
+            session.try_send(Ok(ToSidecar { kind: kind.clone() })).ok();
         }
     }
 
@@ -473,7 +500,11 @@ async fn from_an_older_controller_to_a_newer_one_and_back() {
     }
     let state = bench.service.0.lock();
     assert_eq!(state.hellos.len(), 2);
-    let features = [proto::Feature::EndpointChanges, proto::Feature::RetryConstraint];
+    let features = [
+        proto::Feature::EndpointChanges,
+        proto::Feature::RetryConstraint,
+        proto::Feature::Access,
+    ];
     assert_eq!(state.hellos[0].features, features.map(i32::from));
 }
 
@@ -602,8 +633,11 @@ async fn without_an_svid_the_error_says_so() {
 
 #[tokio::test]
 async fn standalone() {
-    let targets = [("orders".into(), Arc::new(Target::External))].into();
-    let config = DiscoveryConfig::Standalone(StaticTargets(targets));
+    let targets = StaticTargets {
+        services: [("orders".into(), Arc::new(Target::External))].into(),
+        ..StaticTargets::default()
+    };
+    let config = DiscoveryConfig::Standalone(targets);
     let identity = Identity::fixed(TestCa::new("root").credentials(SIDECAR));
     let discovery = Discovery::start(&config, &workload(), identity, Resolver::start(Some(&[])).unwrap());
     assert!(discovery.watch(TargetKey::Named("orders".into()), SHORT).await.is_ok());
@@ -614,6 +648,10 @@ async fn standalone() {
         .unwrap_err();
     assert!(error.detail.contains("\"web\""), "{error}");
     assert_eq!(discovery.snapshot()["targets"]["orders"], "external");
+    assert!(
+        discovery.access().borrow().is_some(),
+        "who may call is known from the beginning"
+    );
 }
 
 /// Waits until the controller's word on the cluster's networks has arrived.
@@ -741,4 +779,116 @@ async fn a_scan_without_a_controller_forgets_nothing() {
     );
     let known = bench.discovery.watch(key("10.96.0.1:80"), SHORT).await.unwrap();
     assert_eq!(endpoints(&known.borrow()), ["10.0.0.1:80"]);
+}
+
+/// A policy that lets nobody in at this port.
+fn closing(port: u32) -> Access {
+    Access {
+        enforced: vec![Policy {
+            name: format!("shop/closes-{port}"),
+            exclusive: true,
+            ports: Some(outrigger_api::access::Ports { numbers: vec![port] }),
+            ..Policy::default()
+        }],
+        audited: Vec::new(),
+    }
+}
+
+/// Which of the ports are closed; `None` while nothing is known.
+fn closed(discovery: &Discovery) -> Option<Vec<u16>> {
+    let access = discovery.access();
+    let access = access.borrow();
+    let access = access.as_ref()?;
+    Some([80, 81, 82].into_iter().filter(|&port| access.selects(port)).collect())
+}
+
+/// Waits until what is known of who may call is this.
+async fn hears(discovery: &Discovery, ports: &[u16]) {
+    let mut access = discovery.access();
+    let hearing = async {
+        while closed(discovery).as_deref() != Some(ports) {
+            access.changed().await.unwrap();
+        }
+    };
+    let in_time = timeout(LONG, hearing).await;
+    assert!(in_time.is_ok(), "{:?} and not {ports:?}", closed(discovery));
+}
+
+#[tokio::test]
+async fn who_may_call_is_not_known_before_the_controllers_word() {
+    let bench = Bench::new().await;
+    bench.service.0.lock().is_silent = true;
+    // A target is told: the session goes on.
+    bench.service.set("10.96.0.1:80", message(&[]));
+    bench.discovery.watch(key("10.96.0.1:80"), LONG).await.unwrap();
+    assert_eq!(closed(&bench.discovery), None);
+    assert_eq!(bench.discovery.snapshot()["access"], serde_json::Value::Null);
+    bench.service.set_access(Some(closing(80)));
+    hears(&bench.discovery, &[80]).await;
+    bench.service.set_access(Some(closing(81)));
+    hears(&bench.discovery, &[81]).await;
+    bench.service.set_access(Some(Access::default()));
+    hears(&bench.discovery, &[]).await;
+}
+
+/// The last word holds while nobody is there, and a new session changes it only by another word.
+#[tokio::test]
+async fn who_may_call_stays_known_without_the_controller() {
+    let mut bench = Bench::new().await;
+    bench.service.set_access(Some(closing(80)));
+    hears(&bench.discovery, &[80]).await;
+    let mut access = bench.discovery.access();
+    access.mark_unchanged();
+    let before = access.borrow().clone().unwrap();
+    bench.lose_controller().await;
+    assert_eq!(closed(&bench.discovery), Some(vec![80]));
+    bench.controller_comes_back().await;
+    // Messages come in their order, so this one is behind who may call.
+    bench.service.set("10.96.0.2:80", message(&[]));
+    bench.discovery.watch(key("10.96.0.2:80"), LONG).await.unwrap();
+    assert_eq!(bench.service.0.lock().hellos.len(), 2);
+    assert!(
+        !access.has_changed().unwrap(),
+        "who is asked again at each change is not asked for nothing"
+    );
+    assert!(Arc::ptr_eq(access.borrow().as_ref().unwrap(), &before));
+    bench.lose_controller().await;
+    bench.service.set_access(Some(closing(82)));
+    bench.controller_comes_back().await;
+    hears(&bench.discovery, &[82]).await;
+}
+
+/// One with a session and no policies, and one before the session: everybody may call, as before.
+#[tokio::test]
+async fn an_older_controller_says_nothing_of_who_may_call() {
+    for bench in [Bench::new().await, Bench::old().await] {
+        hears(&bench.discovery, &[]).await;
+    }
+}
+
+/// In an upgrade, and on its way back, controllers of both versions answer. The older ones open nothing.
+#[tokio::test]
+async fn a_session_with_an_older_controller_leaves_policies_in_force() {
+    let mut bench = Bench::new().await;
+    bench.service.set_access(Some(closing(80)));
+    hears(&bench.discovery, &[80]).await;
+    for is_old in [false, true] {
+        bench.lose_controller().await;
+        {
+            let mut state = bench.service.0.lock();
+            (state.is_old, state.access) = (is_old, None);
+        }
+        bench.service.set_networks(match is_old {
+            false => &["10.0.0.0/8"],
+            true => &["10.0.0.0/8", "fd00::/8"],
+        });
+        bench.controller_comes_back().await;
+        networks(&bench.discovery, if is_old { 2 } else { 1 }).await;
+        assert_eq!(closed(&bench.discovery), Some(vec![80]));
+    }
+    bench.lose_controller().await;
+    bench.service.0.lock().is_old = false;
+    bench.service.set_access(Some(Access::default()));
+    bench.controller_comes_back().await;
+    hears(&bench.discovery, &[]).await;
 }

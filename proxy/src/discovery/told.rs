@@ -1,4 +1,4 @@
-//! What the controller has told in a session: routes and endpoints, which come apart, put together.
+//! What the controller has told in a session: routes and endpoints, which come apart, put together; and who may call this pod.
 //!
 //! A set of endpoints that changes changes nothing else: the routes of its targets, with their compiled patterns, stay. What a
 //! new session tells again is compiled only where it is another.
@@ -8,6 +8,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use outrigger_api::access::Access;
 use outrigger_api::discovery::{self as proto, backend, target};
 use prost::Message;
 
@@ -18,6 +19,10 @@ use crate::model::{Backend, Endpoint, Endpoints, Service, Target, from_proto};
 pub(super) struct Told {
     targets: HashMap<SocketAddr, Known>,
     sets: HashMap<String, Set>,
+    /// Of the message that said last who may call this pod.
+    access: Option<u64>,
+    /// Whether this session has said it.
+    says_access: bool,
     /// Its keys are random, so that nobody can write two routes that count as the same.
     hasher: RandomState,
 }
@@ -46,6 +51,7 @@ impl Told {
     /// A new session begins. What is known stays, where it is still wanted: of an address that was dropped before this session
     /// nobody is told any more.
     pub(super) fn begin(&mut self, is_wanted: impl Fn(SocketAddr) -> bool) {
+        self.says_access = false;
         let dropped: Vec<_> = self.targets.keys().copied().filter(|&a| !is_wanted(a)).collect();
         dropped.into_iter().for_each(|address| self.forget(address));
         self.sets.retain(|_, set| {
@@ -79,6 +85,18 @@ impl Told {
             self.release(address, &before);
         }
         target
+    }
+
+    /// Who may call this pod. Whether that is another word than the last one.
+    pub(super) fn access(&mut self, message: &Access) -> bool {
+        self.says_access = true;
+        let digest = self.hasher.hash_one(message.encode_to_vec());
+        self.access.replace(digest) != Some(digest)
+    }
+
+    /// Whether this session has said who may call this pod.
+    pub(super) fn says_access(&self) -> bool {
+        self.says_access
     }
 
     /// A set of endpoints. Returns the targets that have changed by it.

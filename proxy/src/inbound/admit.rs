@@ -3,31 +3,27 @@
 //!
 //! A function of facts: what is declared of the app's port, who calls, what the connection carries.
 
-use outrigger_api::spiffe::SpiffeId;
+use outrigger_access::Access;
+use outrigger_proxy_transport::error::Reason;
 use outrigger_proxy_transport::net::HttpVersion;
 use outrigger_proxy_transport::net::detect::Detected;
 
+use super::Caller;
+use super::access::{self, Refused, Subject};
 use crate::config::{Config, LetIn, Mtls, Plaintext};
 use crate::identity::MeshProtocol;
+use crate::telemetry::AccessNote;
 
 /// Bytes of an unfinished head that are held of a client that is refused unless it is kubelet.
 const PROBE_HEAD: usize = 4096;
 
-/// A port of the app, and what is declared of it.
-#[derive(Clone, Copy, Debug)]
+/// What is declared of the app, for all of its ports.
+#[derive(Clone, Copy)]
 pub(super) struct Server<'a> {
-    pub port: u16,
     pub mtls: Mtls,
-    /// Of all ports.
     pub let_in: &'a [LetIn],
-}
-
-/// A connection that has said what it is.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Conn<'a> {
-    /// Who calls, proven by mutual TLS. `None`: it is in plaintext, or in the app's own TLS.
-    pub peer: Option<&'a SpiffeId>,
-    pub carries: Carries,
+    /// Who may call. `None`: it is not known yet.
+    pub access: Option<&'a Access>,
 }
 
 /// What is in a connection, inside of mutual TLS where there is any.
@@ -38,47 +34,78 @@ pub(super) enum Carries {
 }
 
 /// What becomes of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Admission {
-    /// All of it comes to the app.
+    /// All of it comes to the app, if each of its requests may.
     Allow,
     /// Its requests are refused, but for kubelet's own that are let in. So no more than `held` bytes of a head are held.
     PerRequest { held: usize },
     /// It is taken, which is all that a TCP probe wants to see: not a byte of it comes to the app.
     Hold,
     /// It is reset.
-    Deny,
+    Deny(Refusal),
 }
 
-/// Decides.
-pub(super) fn admit_connection(server: &Server<'_>, conn: &Conn<'_>) -> Admission {
-    if server.mtls == Mtls::Permissive || conn.peer.is_some() {
-        return Admission::Allow;
+/// Why a connection is reset.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// Mutual TLS is required.
+    Plaintext,
+    /// By the policies of this pod.
+    Access(Refused),
+}
+
+/// Decides. What has not said anything yet counts as bytes of nobody, as if it waited for the app to speak first.
+pub(super) fn admit_connection(server: &Server<'_>, caller: &Caller, carries: Carries) -> Admission {
+    if server.mtls == Mtls::Strict && caller.peer.is_none() {
+        return admit_plaintext(server, caller.app.port(), carries);
     }
-    let mut let_in = server.let_in.iter().filter(|entry| entry.port == server.port);
-    match conn.carries {
+    match carries {
+        // Each request is asked about by itself.
+        Carries::Http(_) => Admission::Allow,
+        Carries::Bytes => match access::check(server.access, caller, Subject::Bytes) {
+            Ok(()) => Admission::Allow,
+            Err(refused) => Admission::Deny(Refusal::Access(refused)),
+        },
+    }
+}
+
+/// Where mutual TLS is required.
+fn admit_plaintext(server: &Server<'_>, port: u16, carries: Carries) -> Admission {
+    let mut let_in = server.let_in.iter().filter(|entry| entry.port == port);
+    match carries {
         Carries::Http(_) => Admission::PerRequest {
             held: let_in.next().map_or(0, |_| PROBE_HEAD),
         },
         Carries::Bytes if let_in.any(|entry| entry.what == Plaintext::Connection) => Admission::Hold,
-        Carries::Bytes => Admission::Deny,
+        Carries::Bytes => Admission::Deny(Refusal::Plaintext),
     }
 }
 
-impl Conn<'_> {
-    /// It has not said anything, as if it waited for the app to speak first.
-    pub(super) const SILENT: Self = Self {
-        peer: None,
-        carries: Carries::Bytes,
-    };
-}
-
 impl<'a> Server<'a> {
-    pub(super) fn new(config: &'a Config, port: u16) -> Self {
+    pub(super) fn new(config: &'a Config, access: Option<&'a Access>) -> Self {
         Self {
-            port,
             mtls: config.mtls,
             let_in: &config.let_in,
+            access,
+        }
+    }
+}
+
+impl Refusal {
+    pub(super) fn reason(&self) -> Reason {
+        match self {
+            Self::Plaintext => Reason::PlaintextRefused,
+            Self::Access(Refused::Unknown) => Reason::AccessUnknown,
+            Self::Access(Refused::Denied(_)) => Reason::AccessDenied,
+        }
+    }
+
+    /// Of the policy that refuses.
+    pub(super) fn note(&self) -> Option<&AccessNote> {
+        match self {
+            Self::Access(Refused::Denied(note)) => Some(note),
+            Self::Plaintext | Self::Access(Refused::Unknown) => None,
         }
     }
 }
@@ -107,16 +134,36 @@ impl From<MeshProtocol> for Carries {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use outrigger_api::access as proto;
+    use outrigger_proxy_transport::net::Term;
+
     use super::Admission::{Allow, Deny, Hold, PerRequest};
     use super::*;
+    use crate::inbound::introduction::Introduction;
+    use crate::telemetry::AccessDecision;
+
+    const HTTP1: Carries = Carries::Http(HttpVersion::Http1);
+    const HTTP2: Carries = Carries::Http(HttpVersion::Http2);
+    const BYTES: Carries = Carries::Bytes;
+
+    fn caller(peer: Option<&str>) -> Caller {
+        Caller {
+            app: ([10, 0, 0, 1], 80).into(),
+            peer: peer.map(|peer| peer.parse().unwrap()),
+            address: Some(([10, 0, 0, 2], 4711).into()),
+            term: Term::default(),
+            introduction: Introduction::default(),
+        }
+    }
+
+    const WEB: &str = "spiffe://mesh.test/ns/shop/sa/web";
 
     #[test]
     fn who_is_let_in() {
-        const HTTP1: Carries = Carries::Http(HttpVersion::Http1);
-        const HTTP2: Carries = Carries::Http(HttpVersion::Http2);
-        const BYTES: Carries = Carries::Bytes;
-        const REFUSED: Admission = PerRequest { held: 0 };
-        const PROBED: Admission = PerRequest { held: PROBE_HEAD };
+        const REFUSED: fn() -> Admission = || PerRequest { held: 0 };
+        const PROBED: fn() -> Admission = || PerRequest { held: PROBE_HEAD };
+        const RESET: fn() -> Admission = || Deny(Refusal::Plaintext);
+        const HELD: fn() -> Admission = || Hold;
 
         let entry = |port, what| LetIn { port, what };
         let get = |port| vec![entry(port, Plaintext::Get("/ready".to_owned()))];
@@ -124,30 +171,97 @@ mod tests {
         let (nothing, other) = (Vec::new(), [get(81), tcp(81)].concat());
         let (get, grpc, tcp) = (get(80), vec![entry(80, Plaintext::GrpcHealth)], tcp(80));
         let both = [get.clone(), tcp.clone()].concat();
+        let everybody = Access::default();
 
         // What kubelet asks of the app; then what becomes of plaintext in HTTP/1, in HTTP/2, and of bytes, where mutual TLS is
         // required.
         for (let_in, http1, http2, bytes) in [
-            (&nothing, REFUSED, REFUSED, Deny),
-            (&other, REFUSED, REFUSED, Deny),
-            (&get, PROBED, PROBED, Deny),
-            (&grpc, PROBED, PROBED, Deny),
-            (&tcp, PROBED, PROBED, Hold),
-            (&both, PROBED, PROBED, Hold),
+            (&nothing, REFUSED, REFUSED, RESET),
+            (&other, REFUSED, REFUSED, RESET),
+            (&get, PROBED, PROBED, RESET),
+            (&grpc, PROBED, PROBED, RESET),
+            (&tcp, PROBED, PROBED, HELD),
+            (&both, PROBED, PROBED, HELD),
         ] {
             for (carries, strict) in [(HTTP1, http1), (HTTP2, http2), (BYTES, bytes)] {
                 let admit = |mtls, peer| {
-                    let server = Server { port: 80, mtls, let_in };
-                    admit_connection(&server, &Conn { peer, carries })
+                    let access = Some(&everybody);
+                    admit_connection(&Server { mtls, let_in, access }, &caller(peer), carries)
                 };
-                assert_eq!(admit(Mtls::Strict, None), strict, "{carries:?} beside {let_in:?}");
+                assert_eq!(admit(Mtls::Strict, None), strict(), "{carries:?} beside {let_in:?}");
                 assert_eq!(admit(Mtls::Permissive, None), Allow, "{carries:?} beside {let_in:?}");
                 // A peer is admitted in both modes, and is never taken for kubelet.
-                let peer = "spiffe://mesh.test/ns/shop/sa/web".parse().unwrap();
                 for mtls in [Mtls::Strict, Mtls::Permissive] {
-                    assert_eq!(admit(mtls, Some(&peer)), Allow, "{carries:?} beside {let_in:?}");
+                    assert_eq!(admit(mtls, Some(WEB)), Allow, "{carries:?} beside {let_in:?}");
                 }
             }
         }
+    }
+
+    #[test]
+    fn bytes_are_for_whom_the_policies_let_in_and_for_nobody_before_they_are_known() {
+        let web = proto::source::Kind::Identity(proto::Identity {
+            kind: Some(proto::identity::Kind::Exact(WEB.to_owned())),
+        });
+        let sources = proto::condition::Kind::Sources(proto::Sources {
+            any: vec![proto::Source { kind: Some(web) }],
+        });
+        let policy = proto::Policy {
+            name: "shop/callers".to_owned(),
+            exclusive: true,
+            rules: vec![proto::Rule {
+                name: "0".to_owned(),
+                conditions: vec![proto::Condition { kind: Some(sources) }],
+            }],
+            ..proto::Policy::default()
+        };
+        let access = Access::new(&proto::Access {
+            enforced: vec![policy],
+            audited: Vec::new(),
+        });
+        let admit = |access, mtls, peer, carries| {
+            admit_connection(
+                &Server {
+                    mtls,
+                    let_in: &[],
+                    access,
+                },
+                &caller(peer),
+                carries,
+            )
+        };
+        let denied = Deny(Refusal::Access(Refused::Denied(Box::new(AccessNote {
+            decision: AccessDecision::Denied,
+            policy: "shop/callers".to_owned(),
+            rule: String::new(),
+            ambiguous_path: false,
+        }))));
+        for mtls in [Mtls::Permissive, Mtls::Strict] {
+            let known = Some(&access);
+            assert_eq!(admit(known, mtls, Some(WEB), BYTES), Allow);
+            assert_eq!(
+                admit(known, mtls, Some("spiffe://mesh.test/ns/shop/sa/jobs"), BYTES),
+                denied
+            );
+            assert_eq!(
+                admit(None, mtls, Some(WEB), BYTES),
+                Deny(Refusal::Access(Refused::Unknown))
+            );
+            // Requests are asked about one by one.
+            for carries in [HTTP1, HTTP2] {
+                assert_eq!(
+                    admit(known, mtls, Some("spiffe://mesh.test/ns/shop/sa/jobs"), carries),
+                    Allow
+                );
+                assert_eq!(admit(None, mtls, Some(WEB), carries), Allow);
+            }
+        }
+        assert_eq!(admit(Some(&access), Mtls::Permissive, None, BYTES), denied);
+        // Mutual TLS comes first.
+        assert_eq!(
+            admit(Some(&access), Mtls::Strict, None, BYTES),
+            Deny(Refusal::Plaintext)
+        );
+        assert_eq!(admit(None, Mtls::Strict, None, BYTES), Deny(Refusal::Plaintext));
     }
 }

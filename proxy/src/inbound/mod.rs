@@ -1,5 +1,6 @@
 //! From everyone to the app: who calls, in mutual TLS or not, and then HTTP requests or plain bytes.
 
+mod access;
 mod admit;
 mod apps;
 mod introduction;
@@ -26,9 +27,10 @@ use tokio::time::Instant;
 use crate::context::{Context, Process};
 use crate::identity::{Hello, MeshProtocol, Peers, inspect_hello};
 use crate::model::Protocol;
-use crate::telemetry::Direction;
 use crate::telemetry::metrics::{Handshake, OpenConnection as Counted};
-use admit::{Admission, Carries, Conn, Server, admit_connection};
+use crate::telemetry::{Direction, TunnelEnds};
+use access::{Refused, Subject};
+use admit::{Admission, Carries, Refusal, Server, admit_connection};
 use apps::Apps;
 use introduction::Introduction;
 use request::RequestRules;
@@ -50,17 +52,56 @@ impl State {
     /// Nothing is known yet.
     pub fn new(context: Rc<Context>) -> Rc<Self> {
         Rc::new(Self {
-            rules: RequestRules::new(context.config()),
+            rules: RequestRules::new(&context),
             apps: Apps::default(),
             peers: context.peers(Direction::Inbound),
             context,
         })
     }
 
-    /// Closes connections to the app that were idle for too long, and those of peers whose certificate has ended.
+    /// Closes connections to the app that were idle for too long, those of peers whose certificate has ended, and those that new
+    /// policies do not let in.
     pub fn sweep(&self, now: Instant) {
         self.peers.sweep(now, &self.context.process.identity);
         self.apps.sweep(now);
+        self.rules.access.take_update();
+    }
+
+    fn admit(&self, caller: &Caller, carries: Carries) -> Admission {
+        let access = self.rules.access.current();
+        admit_connection(&Server::new(self.context.config(), access.as_deref()), caller, carries)
+    }
+
+    /// Resets a connection, and tells why.
+    fn refuse(&self, stream: &Stream, caller: &Caller, refusal: &Refusal) {
+        let (client, port) = (caller.address, caller.app.port());
+        match refusal {
+            Refusal::Plaintext => {
+                tracing::info!(
+                    ?client,
+                    port,
+                    "a plaintext connection is refused: mutual TLS is required"
+                );
+            }
+            Refusal::Access(Refused::Unknown) => {
+                tracing::info!(
+                    ?client,
+                    port,
+                    "a connection is refused: the controller has not said yet who may call this pod"
+                );
+            }
+            Refusal::Access(Refused::Denied(note)) => {
+                self.rules.access.tell(caller, Subject::Bytes, note);
+            }
+        }
+        self.reset(stream, caller, refusal);
+    }
+
+    /// The same, where the log has it already.
+    fn reset(&self, stream: &Stream, caller: &Caller, refusal: &Refusal) {
+        let telemetry = &self.context.process.telemetry;
+        telemetry.connection_refused(&caller.ends(), refusal.reason(), refusal.note());
+        stream.reset_on_close();
     }
 }
 
@@ -76,6 +117,19 @@ struct Caller {
     term: Term,
     /// Of one that carries HTTP.
     introduction: Introduction,
+}
+
+impl Caller {
+    /// Of a connection of bytes.
+    fn ends(&self) -> TunnelEnds {
+        TunnelEnds {
+            direction: Direction::Inbound,
+            service: None,
+            port: self.app.port(),
+            peer: self.peer.clone(),
+            endpoint: self.address,
+        }
+    }
 }
 
 /// What the first bytes are.
@@ -110,10 +164,12 @@ async fn carry(state: Rc<State>, io: Io, app: SocketAddr, client: Option<SocketA
 /// Hello, admission, and then what the connection carries.
 async fn serve_connection(state: Rc<State>, io: Io, caller: Caller, open: &OpenConnection, mut counted: Counted) {
     let (app, process) = (caller.app, &state.context.process);
+    if state.rules.access.current().is_none() {
+        Box::pin(state.rules.access.first_word()).await;
+    }
     let declared = declared_protocol(process, app.port());
-    let server = Server::new(state.context.config(), app.port());
-    // Who says nothing comes to the app only where plaintext does.
-    let silence = admit_connection(&server, &Conn::SILENT) == Admission::Allow;
+    // Who says nothing comes to the app only where bytes in plaintext do.
+    let silence = state.admit(&caller, Carries::Bytes) == Admission::Allow;
     let server_first = match declared {
         Protocol::Opaque => silence,
         Protocol::Detect => silence && process.app_first.contains(&app.port(), Instant::now()),
@@ -143,16 +199,12 @@ async fn serve_connection(state: Rc<State>, io: Io, caller: Caller, open: &OpenC
     if peer.is_some() {
         counted.set_tls();
     }
-    let conn = Conn {
-        peer: peer.as_ref(),
-        carries,
-    };
-    let admission = admit_connection(&server, &conn);
     let caller = Caller {
         peer,
         term: stream.term(),
         ..caller
     };
+    let admission = state.admit(&caller, carries);
     // Boxed: a connection that only comes and goes has no room for it (`sizes`).
     let serving = serve_admitted(state, admission, carries, stream, caller, open);
     Box::pin(serving).await;
@@ -276,12 +328,8 @@ async fn serve_admitted(
             serve_http(state, version, stream, caller, open).await;
         }
         (Admission::Hold, _) => opaque::hold(stream).await,
-        (Admission::PerRequest { .. }, Carries::Bytes) | (Admission::Deny, _) => {
-            let port = caller.app.port();
-            state.context.metrics().error(Reason::PlaintextRefused);
-            tracing::info!(client = ?caller.address, port, "a plaintext connection is refused: mutual TLS is required");
-            stream.reset_on_close();
-        }
+        (Admission::PerRequest { .. }, Carries::Bytes) => state.refuse(&stream, &caller, &Refusal::Plaintext),
+        (Admission::Deny(refusal), _) => state.refuse(&stream, &caller, &refusal),
     }
 }
 

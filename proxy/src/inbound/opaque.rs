@@ -10,8 +10,9 @@ use outrigger_proxy_transport::net::{Io, Prefixed, Stream, listen, tunnel};
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
+use super::access::Subject;
+use super::admit::Refusal;
 use super::{APP_CONNECT, Caller, State};
-use crate::telemetry::{Direction, TunnelEnds};
 
 /// After a silence of this long on an opaque port, the app may speak first. A sidecar speaks at once; if its first packet
 /// is lost, the next one comes after 200 ms (RFC 6298's timer, as Linux has it).
@@ -78,15 +79,29 @@ pub(super) async fn silent(state: &Rc<State>, client: Prefixed<Io>, caller: &Cal
     carry_bytes(state, caller, &mut client, &mut server.into()).await;
 }
 
+/// As long as the policies let the caller in: they are asked once more now, since they may have changed while the connection was
+/// looked at, and at each change.
 async fn carry_bytes(state: &State, caller: &Caller, client: &mut Stream, server: &mut Stream) {
-    let meter = state.context.process.telemetry.tunnel(Box::new(TunnelEnds {
-        direction: Direction::Inbound,
-        service: None,
-        port: caller.app.port(),
-        peer: caller.peer.clone(),
-        endpoint: caller.address,
-    }));
-    tunnel(client, server, state.context.activity.begin(), &*meter).await;
+    let access = &state.rules.access;
+    let note = match access.ask(caller, Subject::Bytes) {
+        Ok(note) => note,
+        Err(refused) => {
+            server.reset_on_close();
+            return state.reset(client, caller, &Refusal::Access(refused));
+        }
+    };
+    let meter = state.context.process.telemetry.tunnel(Box::new(caller.ends()));
+    if let Some(note) = note {
+        meter.note(*note);
+    }
+    let denied = tokio::select! {
+        biased;
+        note = access.until_denied(caller, Subject::Bytes) => note,
+        () = tunnel(client, server, state.context.activity.begin(), &*meter) => return,
+    };
+    meter.note(denied);
+    client.reset_on_close();
+    server.reset_on_close();
 }
 
 /// A TCP probe wants to see that its connection is taken; not a byte is passed on.

@@ -3,9 +3,10 @@
 mod plaintext;
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use http::request::Parts;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 use outrigger_proxy_transport::body::{BodySource, ClientBody, RequestBody};
@@ -15,10 +16,11 @@ use outrigger_proxy_transport::grpc;
 use outrigger_proxy_transport::headers::{strip_hop_by_hop, strip_ours, strip_response, wants_upgrade};
 use outrigger_proxy_transport::server::{HttpVersion, ResponseBody, check, upgrade};
 
+use super::access::{AccessRule, Subject};
 use super::apps::AppDialer;
 use super::{Caller, State};
 use crate::call::{Call, Callee, LocalReply, Remote};
-use crate::config::Config;
+use crate::context::Context;
 use crate::telemetry::Peer;
 use plaintext::PlaintextRule;
 
@@ -28,13 +30,16 @@ const REPLAY: usize = 64 * 1024;
 /// What holds for every request to the app: each is a field here, and a line in [`apply_rules`].
 pub(super) struct RequestRules {
     plaintext: PlaintextRule,
+    /// For connections of bytes as well.
+    pub(super) access: AccessRule,
 }
 
 impl RequestRules {
-    /// As the configuration says.
-    pub(super) fn new(config: &Config) -> Self {
+    /// As the configuration and the controller say.
+    pub(super) fn new(context: &Context) -> Self {
         Self {
-            plaintext: PlaintextRule::new(config),
+            plaintext: PlaintextRule::new(context.config()),
+            access: AccessRule::new(context.process.discovery.access(), Arc::clone(context.metrics())),
         }
     }
 }
@@ -54,16 +59,41 @@ pub(super) async fn handle(
         is_bare: body.is_end_stream() && upgrade.is_none(),
         keeps_upgrade: upgrade.is_some() && version == HttpVersion::Http1,
     };
-    let call = begin(state, &facts, &mut head, &body);
-
-    if let Err(reply) = apply_rules(&state.rules, &facts, &mut head) {
-        return call.reply(reply);
-    }
+    let mut call = begin(state, &facts, &mut head, &body);
+    let named = match apply_rules(&state.rules, &facts, &mut head, &mut call) {
+        Ok(named) => named,
+        Err(reply) => return call.reply(reply),
+    };
+    let upgrade = upgrade.map(|client| {
+        let begun = Box::new(Begun {
+            head: head.clone(),
+            named,
+        });
+        Upgrade { client, begun }
+    });
 
     call.propagate(&mut head.headers);
     match send_to_app(caller, pool, version, head, body, &call).await {
         Ok((response, lease)) => respond(state, caller, call, response, lease, upgrade),
         Err(error) => call.fail(&error),
+    }
+}
+
+/// A request for another protocol.
+struct Upgrade {
+    client: OnUpgrade,
+    begun: Box<Begun>,
+}
+
+/// What a tunnel began with: policies that change are asked about it again.
+struct Begun {
+    head: Parts,
+    named: HeaderMap,
+}
+
+impl Begun {
+    fn subject(&self) -> Subject<'_> {
+        Subject::Request(&self.head, &self.named)
     }
 }
 
@@ -99,19 +129,27 @@ struct Facts<'a> {
     keeps_upgrade: bool,
 }
 
-/// All that may change or answer a request before it is sent, in its order.
+/// All that may change or answer a request before it is sent, in its order. Gives what policies were asked about beside its head.
 ///
 /// # Errors
 /// What answers the request in place of the app.
-fn apply_rules(rules: &RequestRules, facts: &Facts<'_>, head: &mut Parts) -> Result<(), LocalReply> {
-    let RequestRules { plaintext } = rules;
+fn apply_rules(
+    rules: &RequestRules,
+    facts: &Facts<'_>,
+    head: &mut Parts,
+    call: &mut Call,
+) -> Result<HeaderMap, LocalReply> {
+    let RequestRules { plaintext, access } = rules;
     check(head)?;
     plaintext.admit(facts, head)?;
-    strip_hop_by_hop(&mut head.headers, facts.keeps_upgrade);
+    // Before policies look at headers: nobody forges what a sidecar says.
     strip_ours(&mut head.headers);
+    let named = access.named(facts.caller, head);
+    strip_hop_by_hop(&mut head.headers, facts.keeps_upgrade);
+    access.admit(facts.caller, head, &named, call)?;
     // Behind all that removes what others say of it.
     facts.caller.introduction.write(&mut head.headers);
-    Ok(())
+    Ok(named)
 }
 
 /// Sends the request to the app; once more if that does no harm: its connection was a stale one, or refused it.
@@ -163,20 +201,31 @@ async fn checkout(caller: &Caller, pool: &Rc<Pool>, version: HttpVersion) -> Res
 }
 
 fn respond(
-    state: &State,
-    caller: &Caller,
+    state: &Rc<State>,
+    caller: &Rc<Caller>,
     call: Call,
     mut response: Response<Incoming>,
     lease: Lease,
-    upgrade: Option<OnUpgrade>,
+    upgrade: Option<Upgrade>,
 ) -> Response<ResponseBody> {
     let (connect, activity) = (call.request.is_connect(), &state.context.activity);
-    let term = |_: &Lease| caller.term.clone();
-    let lease = upgrade::join_if_switched(&mut response, connect, upgrade, term, activity, lease);
+    let (client, begun) = upgrade.map(|upgrade| (upgrade.client, upgrade.begun)).unzip();
+    let until_cut = |_: &Lease| until_cut(Rc::clone(state), Rc::clone(caller), begun);
+    let lease = upgrade::join_if_switched(&mut response, connect, client, until_cut, activity, lease);
     strip_response(&mut response);
     // Only a sidecar's own word may say that a request was not processed.
     strip_ours(response.headers_mut());
     let grpc = call.request.is_grpc();
     let response = response.map(|body| ResponseBody::streaming(body, grpc, false).with_lease(lease));
     call.respond(response, ())
+}
+
+/// Until the peer's time is up, or policies do not let in any more what began with `head`.
+async fn until_cut(state: Rc<State>, caller: Rc<Caller>, begun: Option<Box<Begun>>) {
+    // A tunnel that nobody asked for is none.
+    let Some(begun) = begun else { return };
+    tokio::select! {
+        () = caller.term.until_cut() => {}
+        _ = state.rules.access.until_denied(&caller, begun.subject()) => {}
+    }
 }

@@ -48,8 +48,8 @@ fn of_connections_and_requests() {
     assert_bounded(&[
         ("a connection", connection, 1344),
         ("one that is admitted", admitted, 2048),
-        ("one that says nothing", silent, 960),
-        ("one of bytes", opaque, 768),
+        ("one that says nothing", silent, 1056),
+        ("one of bytes", opaque, 960),
         ("a handshake", handshake, 3200),
         ("a request", request, 3072),
     ]);

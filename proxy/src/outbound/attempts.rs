@@ -242,8 +242,9 @@ pub(super) fn attempted(result: &Result<(Response<Incoming>, Lease), Failure>) -
 /// What an attempt says about its endpoint.
 pub(super) fn says(attempted: &Attempted<'_>) -> health::Answer {
     match *attempted {
+        // The peer sidecar is there, and nothing behind it for now.
         Attempted::Answered {
-            reason: Some(Reason::AppUnavailable),
+            reason: Some(Reason::AppUnavailable | Reason::AccessUnknown),
             ..
         } => health::Answer::Unreachable,
         Attempted::Answered { status, headers, .. } => {
@@ -340,8 +341,32 @@ fn discard(response: Response<Incoming>, lease: Lease) {
 
 #[cfg(test)]
 mod tests {
-    use super::Took;
+    #![allow(clippy::unwrap_used)]
+    use super::{Attempted, Took, health, says};
+    use http::{HeaderMap, HeaderValue, StatusCode};
+    use outrigger_proxy_transport::error::Reason;
     use std::time::Duration;
+
+    /// Whom an endpoint refuses is not its failure; one that does not know yet whom it lets in is of no use.
+    #[test]
+    fn a_refusal_by_policy_is_an_answer_as_good_as_any() {
+        let plain = HeaderMap::new();
+        let denied = HeaderMap::from_iter([("grpc-status".parse().unwrap(), HeaderValue::from_static("7"))]);
+        let unknown = HeaderMap::from_iter([("grpc-status".parse().unwrap(), HeaderValue::from_static("14"))]);
+        for (status, headers, reason, expected) in [
+            (403, &plain, Reason::AccessDenied, health::Answer::Good),
+            (200, &denied, Reason::AccessDenied, health::Answer::Good),
+            (503, &plain, Reason::AccessUnknown, health::Answer::Unreachable),
+            (200, &unknown, Reason::AccessUnknown, health::Answer::Unreachable),
+        ] {
+            let attempted = Attempted::Answered {
+                status: StatusCode::from_u16(status).unwrap(),
+                headers,
+                reason: Some(reason),
+            };
+            assert_eq!(says(&attempted), expected, "{status} {reason:?}");
+        }
+    }
 
     #[test]
     fn the_text_of_a_timeout_tells_the_time_of_all_attempts() {

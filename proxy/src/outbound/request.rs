@@ -174,7 +174,11 @@ fn respond(
         deadline,
     } = response;
     let (connect, activity) = (call.request.is_connect(), &state.context.activity);
-    let lease = upgrade::join_if_switched(&mut response, connect, upgrade, Lease::term, activity, lease);
+    let until_cut = |lease: &Lease| {
+        let term = lease.term();
+        async move { term.until_cut().await }
+    };
+    let lease = upgrade::join_if_switched(&mut response, connect, upgrade, until_cut, activity, lease);
     strip_response(&mut response);
     for filters in filters {
         filters::on_response(filters, response.headers_mut());

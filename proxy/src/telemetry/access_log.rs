@@ -17,7 +17,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::tunnel::TunnelEnd;
-use super::{Metrics, RequestEnd};
+use super::{AccessNote, Metrics, RequestEnd};
 use crate::model::ServiceName;
 
 /// Lines that wait at most.
@@ -168,6 +168,8 @@ struct Line<'a> {
     trace_id: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     request_id: Option<&'a str>,
+    #[serde(flatten)]
+    access: AccessFields<'a>,
 }
 
 impl<'a> Line<'a> {
@@ -193,6 +195,32 @@ impl<'a> Line<'a> {
             mtls: peer.identity.is_some(),
             trace_id: format!("{:032x}", u128::from_be_bytes(request.context.trace_id)),
             request_id: request.request_id().map(bounded),
+            access: AccessFields::of(request.access.as_deref()),
+        }
+    }
+}
+
+/// Where a policy refuses a request or a connection, or would.
+#[derive(Default, Serialize)]
+struct AccessFields<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    access_decision: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    access_policy: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    access_rule: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    access_reason: Option<&'static str>,
+}
+
+impl<'a> AccessFields<'a> {
+    fn of(access: Option<&'a AccessNote>) -> Self {
+        let Some(access) = access else { return Self::default() };
+        Self {
+            access_decision: Some(access.decision.as_str()),
+            access_policy: Some(bounded(&access.policy)),
+            access_rule: Some(bounded(&access.rule)).filter(|rule| !rule.is_empty()),
+            access_reason: access.reason(),
         }
     }
 }
@@ -204,6 +232,8 @@ struct TunnelLine<'a> {
     direction: &'static str,
     protocol: &'static str,
     port: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'static str>,
     duration_ms: f64,
     sent_bytes: u64,
     received_bytes: u64,
@@ -214,6 +244,8 @@ struct TunnelLine<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     endpoint: Option<SocketAddr>,
     mtls: bool,
+    #[serde(flatten)]
+    access: AccessFields<'a>,
 }
 
 impl<'a> TunnelLine<'a> {
@@ -224,6 +256,7 @@ impl<'a> TunnelLine<'a> {
             direction: ends.direction.as_str(),
             protocol: "TCP",
             port: ends.port,
+            error: tunnel.reason.map(Reason::code),
             duration_ms: milliseconds(tunnel.duration),
             sent_bytes: tunnel.sent,
             received_bytes: tunnel.received,
@@ -231,6 +264,7 @@ impl<'a> TunnelLine<'a> {
             peer: ends.peer.as_ref().map(|peer| bounded(peer.as_str())),
             endpoint: ends.endpoint,
             mtls: ends.peer.is_some(),
+            access: AccessFields::of(tunnel.access),
         }
     }
 }

@@ -11,7 +11,9 @@ use outrigger_proxy_transport::error::Reason;
 use super::{AccessLog, QUEUE};
 use crate::model::ServiceName;
 use crate::telemetry::tunnel::TunnelEnd;
-use crate::telemetry::{Direction, Metrics, Peer, RequestEnd, RequestInfo, Status, TraceContext, TunnelEnds};
+use crate::telemetry::{
+    AccessDecision, AccessNote, Direction, Metrics, Peer, RequestEnd, RequestInfo, Status, TraceContext, TunnelEnds,
+};
 
 /// A request that ended, in the log.
 fn write(log: &AccessLog, service: Option<&ServiceName>, uri: &str) {
@@ -85,8 +87,23 @@ fn a_connection_has_a_line_too() {
             duration: Duration::from_micros(12_345),
             sent: 3,
             received: 4,
+            reason: None,
+            access: None,
         });
     }
+    log.tunnel_ended(&TunnelEnd {
+        ends: &ends(Direction::Inbound, None, None),
+        duration: Duration::ZERO,
+        sent: 0,
+        received: 0,
+        reason: Some(Reason::AccessDenied),
+        access: Some(&AccessNote {
+            decision: AccessDecision::Denied,
+            policy: "shop/nobody".to_owned(),
+            rule: String::new(),
+            ambiguous_path: false,
+        }),
+    });
     log.flush();
     let text = String::from_utf8(output.0.lock().unwrap().clone()).unwrap();
     let lines: Vec<&str> = text.lines().map(|line| line.split_once(r#"Z","#).unwrap().1).collect();
@@ -95,6 +112,7 @@ fn a_connection_has_a_line_too() {
         [
             r#""direction":"outbound","protocol":"TCP","port":5432,"duration_ms":12.345,"sent_bytes":3,"received_bytes":4,"service":"shop/db","peer":"spiffe://cluster.local/ns/shop/sa/db","endpoint":"10.0.0.1:5432","mtls":true}"#,
             r#""direction":"inbound","protocol":"TCP","port":5432,"duration_ms":12.345,"sent_bytes":3,"received_bytes":4,"endpoint":"10.0.0.1:5432","mtls":false}"#,
+            r#""direction":"inbound","protocol":"TCP","port":5432,"error":"access-denied","duration_ms":0.0,"sent_bytes":0,"received_bytes":0,"endpoint":"10.0.0.1:5432","mtls":false,"access_decision":"denied","access_policy":"shop/nobody"}"#,
         ]
     );
 }

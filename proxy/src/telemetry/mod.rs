@@ -3,6 +3,7 @@
 //! Architecture Invariant: the request path only ever hands over plain values here. Nothing below blocks it, waits for a
 //! collector, or grows without a limit: what cannot be kept is dropped and counted.
 
+mod access;
 mod access_log;
 pub mod context;
 mod export;
@@ -18,7 +19,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderMap;
+use outrigger_proxy_transport::error::Reason;
 
+pub use access::{AccessDecision, AccessNote};
 pub use context::TraceContext;
 pub use metrics::{Metrics, ServiceMetrics};
 pub use request::{AttemptEnd, Direction, Peer, Protocol, RequestEnd, RequestInfo, SpanStart, Status};
@@ -148,6 +151,19 @@ impl Telemetry {
     pub fn tunnel(&self, ends: Box<TunnelEnds>) -> Box<Tunnel> {
         // On the heap, as its ends are: connections keep room for it from their beginning.
         Box::new(Tunnel::new(self.clone(), ends))
+    }
+
+    /// A connection of bytes was refused before anything of it was carried.
+    pub fn connection_refused(&self, ends: &TunnelEnds, reason: Reason, access: Option<&AccessNote>) {
+        self.0.metrics.error(reason);
+        self.0.access_log.tunnel_ended(&TunnelEnd {
+            ends,
+            duration: Duration::ZERO,
+            sent: 0,
+            received: 0,
+            reason: Some(reason),
+            access,
+        });
     }
 
     fn tunnel_ended(&self, tunnel: &TunnelEnd<'_>) {

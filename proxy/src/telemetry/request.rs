@@ -13,7 +13,7 @@ use outrigger_proxy_transport::headers::REQUEST_ID;
 use outrigger_proxy_transport::server::{Ended, reason_of};
 use tokio::time::Instant;
 
-use super::{ServiceMetrics, TraceContext};
+use super::{AccessNote, ServiceMetrics, TraceContext};
 use crate::model::ServiceName;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -89,6 +89,8 @@ pub struct RequestInfo {
     pub host: Option<HeaderValue>,
     pub request_id: HeaderValue,
     pub context: TraceContext,
+    /// Inbound: what policies say of it, where they refuse it or would.
+    pub access: Option<Box<AccessNote>>,
 }
 
 impl RequestInfo {
@@ -122,6 +124,7 @@ impl RequestInfo {
             host,
             request_id,
             context,
+            access: None,
         }
     }
 

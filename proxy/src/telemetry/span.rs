@@ -7,6 +7,7 @@ use outrigger_proxy_transport::error::Reason;
 
 use crate::model::ServiceName;
 
+use super::AccessNote;
 use super::request::{AttemptEnd, Direction, Protocol};
 
 /// Which side of a call a span is about.
@@ -49,6 +50,8 @@ pub struct SpanRecord {
     pub service: Option<ServiceName>,
     pub request_id: Option<String>,
     pub mtls: bool,
+    /// What policies say, where they refuse the request or would.
+    pub access: Option<Box<AccessNote>>,
 }
 
 impl SpanRecord {
@@ -82,6 +85,7 @@ impl SpanRecord {
             service: request.service.clone(),
             request_id: request.request_id().map(str::to_owned),
             mtls: peer.identity.is_some(),
+            access: request.access.clone(),
         }
     }
 }

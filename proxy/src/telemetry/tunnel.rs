@@ -1,16 +1,17 @@
 //! A connection that is carried as bytes: counted while it lasts, and a line of the access log when it ends.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger_api::spiffe::SpiffeId;
+use outrigger_proxy_transport::error::Reason;
 use outrigger_proxy_transport::net::Meter;
 use tokio::time::Instant;
 
 use super::metrics::ServiceMetrics;
-use super::{Direction, Telemetry};
+use super::{AccessDecision, AccessNote, Direction, Telemetry};
 use crate::model::ServiceName;
 
 /// What a tunnel joins.
@@ -35,6 +36,7 @@ pub struct Tunnel {
     began: Instant,
     sent: Cell<u64>,
     received: Cell<u64>,
+    access: RefCell<Option<AccessNote>>,
 }
 
 /// A tunnel that has ended.
@@ -44,6 +46,9 @@ pub(super) struct TunnelEnd<'a> {
     /// Bytes from who connected to who was connected to, and back.
     pub(super) sent: u64,
     pub(super) received: u64,
+    /// Why it did not go on, where a policy ended it, or did not begin.
+    pub(super) reason: Option<Reason>,
+    pub(super) access: Option<&'a AccessNote>,
 }
 
 impl Tunnel {
@@ -57,7 +62,13 @@ impl Tunnel {
             began: Instant::now(),
             sent: Cell::new(0),
             received: Cell::new(0),
+            access: RefCell::new(None),
         }
+    }
+
+    /// What policies say of it, in the place of what they said before. Who hears that it is denied ends it.
+    pub fn note(&self, access: AccessNote) {
+        self.access.replace(Some(access));
     }
 }
 
@@ -71,11 +82,16 @@ impl Meter for Tunnel {
 
 impl Drop for Tunnel {
     fn drop(&mut self) {
+        let access = self.access.borrow();
+        let access = access.as_ref();
+        let denied = access.is_some_and(|access| access.decision == AccessDecision::Denied);
         self.telemetry.tunnel_ended(&TunnelEnd {
             ends: &self.ends,
             duration: self.began.elapsed(),
             sent: self.sent.get(),
             received: self.received.get(),
+            reason: denied.then_some(Reason::AccessDenied),
+            access,
         });
     }
 }

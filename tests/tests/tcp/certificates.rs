@@ -89,6 +89,13 @@ pub(crate) fn right(authority: &Authority, name: &str) -> Identity {
     sign(authority.ca().pem(), names, now - DAY, now + DAY)
 }
 
+/// The same of any SPIFFE ID.
+pub(crate) fn of(authority: &Authority, id: &str) -> Identity {
+    let now = SystemTime::now();
+    let names = vec![SanType::URI(id.try_into().unwrap())];
+    sign(authority.ca().pem(), names, now - DAY, now + DAY)
+}
+
 /// The same from any CA of the trust domain, until a moment.
 pub(crate) fn until(signer: &Ca, name: &str, end: SystemTime) -> Identity {
     let names = vec![SanType::URI(id(name).to_string().try_into().unwrap())];

@@ -11,37 +11,45 @@ use hyper_util::rt::TokioIo;
 use super::guard::Guard;
 use crate::client::Lease;
 use crate::drain::{Activity, InFlight};
-use crate::net::{Stream, Term, copy};
+use crate::net::{Stream, copy};
 
 /// Where a response begins a tunnel, the connection that it came from goes into it, joined with the client's (`None`: it asked for none).
-/// Else that connection is given back. `connect`: the request was a CONNECT. `peer`: the term of the connection to or from another
-/// sidecar.
-pub fn join_if_switched(
+/// Else that connection is given back. `connect`: the request was a CONNECT. `until_cut`: the tunnel lasts no longer.
+pub fn join_if_switched<C>(
     response: &mut Response<Incoming>,
     connect: bool,
     client: Option<OnUpgrade>,
-    peer: impl FnOnce(&Lease) -> Term,
+    until_cut: impl FnOnce(&Lease) -> C,
     activity: &Rc<Activity>,
     lease: Lease,
-) -> Option<Lease> {
+) -> Option<Lease>
+where
+    C: Future<Output = ()> + 'static,
+{
     let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS || (connect && response.status().is_success());
     if !switched {
         return Some(lease);
     }
     if let Some(client) = client {
         let server = hyper::upgrade::on(response);
-        join(client, server, peer(&lease), activity.begin(), lease);
+        join(client, server, until_cut(&lease), activity.begin(), lease);
     }
     None
 }
 
 /// Joins both ends once both sides have switched. `in_flight` and the server's connection last as long as the tunnel, and the
-/// tunnel no longer than `peer`.
-fn join(client: OnUpgrade, server: OnUpgrade, peer: Term, in_flight: InFlight, lease: Lease) {
+/// tunnel no longer than `cut`.
+fn join(
+    client: OnUpgrade,
+    server: OnUpgrade,
+    cut: impl Future<Output = ()> + 'static,
+    in_flight: InFlight,
+    lease: Lease,
+) {
     tokio::task::spawn_local(async move {
         let _until_it_ends = (in_flight, lease);
         // Where one side takes no bytes, the other is not read, and would not find that it was cut.
-        let mut cut = pin!(peer.until_cut());
+        let mut cut = pin!(cut);
         let switched = tokio::select! {
             biased;
             () = &mut cut => return,

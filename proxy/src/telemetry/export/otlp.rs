@@ -13,7 +13,7 @@ use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span, Status};
 
 use super::super::request::{Protocol, grpc_server_error};
-use super::super::{Resource, SpanKind, SpanRecord};
+use super::super::{AccessNote, Resource, SpanKind, SpanRecord};
 
 /// Longest text of an attribute, in bytes: what a peer sends must not make a span large.
 const MAX_TEXT: usize = 1024;
@@ -159,7 +159,21 @@ fn attributes(record: &SpanRecord, failure: Option<&str>) -> Vec<KeyValue> {
         all.push(text("outrigger.request_id", request_id));
     }
     all.push(attribute("outrigger.mtls", Value::BoolValue(record.mtls)));
+    if let Some(access) = &record.access {
+        access_attributes(access, &mut all);
+    }
     all
+}
+
+fn access_attributes(access: &AccessNote, all: &mut Vec<KeyValue>) {
+    all.push(text("outrigger.access.decision", access.decision.as_str()));
+    all.push(text("outrigger.access.policy", &access.policy));
+    if !access.rule.is_empty() {
+        all.push(text("outrigger.access.rule", &access.rule));
+    }
+    if let Some(reason) = access.reason() {
+        all.push(text("outrigger.access.reason", reason));
+    }
 }
 
 /// The names of before and after the RPC conventions became stable: back ends know either.

@@ -52,6 +52,7 @@ fn record() -> SpanRecord {
         }),
         request_id: None,
         mtls: true,
+        access: None,
     }
 }
 

@@ -277,6 +277,7 @@ impl Families<'_> {
             });
         let help = "Requests and connections that failed in this sidecar, by the code of outrigger-error.";
         self.counters("outrigger_errors", help, errors.collect())?;
+        self.access(metrics)?;
         let plain = |count: u64| vec![(Labels([]), count)];
         self.counters(
             "outrigger_detect_timeouts",
@@ -318,6 +319,22 @@ impl Families<'_> {
         )?;
         let version = Labels([("version", Some(env!("CARGO_PKG_VERSION").to_owned()))]);
         self.gauges("outrigger_build_info", "1, with the version.", vec![(version, 1_u64)])
+    }
+
+    fn access(&mut self, metrics: &Metrics) -> fmt::Result {
+        let all = metrics.access.snapshot();
+        let named = |name: &str| Some(name.to_owned()).filter(|name| !name.is_empty());
+        let series = all.iter().map(|of| {
+            let labels = Labels([
+                ("decision", Some(of.decision.as_str().to_owned())),
+                ("policy", named(&of.policy)),
+                ("rule", named(&of.rule)),
+            ]);
+            (labels, of.total())
+        });
+        let help = "Requests to this pod's app, and connections of bytes, at ports that AccessPolicies select; audited: a policy in \
+                    Audit mode would have refused it.";
+        self.counters("outrigger_access", help, series.collect())
     }
 
     fn servers_first(&mut self, metrics: &Metrics) -> fmt::Result {

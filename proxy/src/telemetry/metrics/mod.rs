@@ -6,6 +6,7 @@
 //!
 //! A Service that nobody calls any more leaves its set an hour later, so a cluster that changes all the time does not fill it.
 
+mod access;
 mod encode;
 mod histogram;
 mod process;
@@ -29,8 +30,10 @@ use tokio::time::Instant;
 
 use crate::model::ServiceName;
 
+use super::AccessDecision;
 use super::request::{AttemptEnd, Direction, RequestEnd, Status};
 use super::tunnel::TunnelEnds;
+use access::AccessCounters;
 use series::{SeriesKey, SeriesSet};
 
 /// Services whose series are kept apart.
@@ -130,6 +133,7 @@ pub struct Metrics {
     /// What is called outside the cluster, all together.
     external: Arc<ServiceMetrics>,
     errors: [AtomicU64; Reason::ALL.len()],
+    access: AccessCounters,
     handshakes: [[AtomicU64; Handshake::NAMES.len()]; 2],
     connections: [[AtomicI64; 2]; 2],
     connections_limit: AtomicU64,
@@ -162,6 +166,7 @@ impl Metrics {
             ports: Table::new(MAX_PORTS),
             external: Arc::new(ServiceMetrics::new("_external".into())),
             errors: Default::default(),
+            access: AccessCounters::default(),
             handshakes: Default::default(),
             connections: Default::default(),
             connections_limit: AtomicU64::new(0),
@@ -239,6 +244,17 @@ impl Metrics {
     pub fn error(&self, reason: Reason) {
         // `Reason::ALL` lists every reason in the order of the enum; a test holds it to that.
         self.errors[reason as usize].fetch_add(1, Relaxed);
+    }
+
+    /// Policies decided on a request or a connection. `policy`: "" where none of them matched. `rule`: "" where none of its
+    /// rules did.
+    pub fn access(&self, decision: AccessDecision, policy: &str, rule: &str) {
+        self.access.count(decision, policy, rule);
+    }
+
+    /// Policies that are not there any more are counted no more.
+    pub fn retain_access(&self, is_there: impl Fn(&str) -> bool) {
+        self.access.retain(is_there);
     }
 
     /// Adds `outrigger_cert_expiry_seconds{kind}`: `seconds` is asked at each scrape, and negative after the expiry.

@@ -9,7 +9,8 @@ use outrigger_proxy_transport::error::Reason;
 use super::{Handshake, IDLE, MAX_PORTS, MAX_SERVICES, Metrics};
 use crate::model::ServiceName;
 use crate::telemetry::{
-    AttemptEnd, Direction, Peer, RequestEnd, RequestInfo, ServiceMetrics, SpanStart, Status, TraceContext, TunnelEnds,
+    AccessDecision, AttemptEnd, Direction, Peer, RequestEnd, RequestInfo, ServiceMetrics, SpanStart, Status,
+    TraceContext, TunnelEnds,
 };
 
 fn service(name: &str, port: u16) -> ServiceName {
@@ -352,4 +353,56 @@ fn a_service_without_a_namespace_is_a_name_alone() {
     assert_eq!(unknown.to_string(), "unknown:0");
     assert_eq!(service("orders", 80).label(), "shop/orders");
     assert_eq!(service("orders", 80).to_string(), "orders.shop:80");
+}
+
+#[test]
+fn decisions_are_counted_by_policy_and_rule_and_bounded() {
+    use AccessDecision::{Allowed, Audited, Denied};
+    let metrics = Arc::new(Metrics::new());
+    metrics.access(Allowed, "shop/web", "callers");
+    metrics.access(Allowed, "shop/web", "callers");
+    metrics.access(Denied, "shop/web", "");
+    metrics.access(Allowed, "", "");
+    metrics.access(Audited, "mesh/tomorrow", "");
+    let series = |metrics: &Arc<Metrics>| -> Vec<String> {
+        let text = metrics.text();
+        let lines = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("outrigger_access_total"));
+        lines.map(str::to_owned).collect()
+    };
+    assert_eq!(
+        series(&metrics),
+        [
+            r#"{decision="allowed"} 1"#,
+            r#"{decision="allowed",policy="shop/web",rule="callers"} 2"#,
+            r#"{decision="denied",policy="shop/web"} 1"#,
+            r#"{decision="audited",policy="mesh/tomorrow"} 1"#,
+        ]
+    );
+    // A policy that has gone takes its series with it, so those of the next ones have room.
+    metrics.retain_access(|policy| policy == "shop/web");
+    assert_eq!(series(&metrics).len(), 3);
+    for n in 0..10_000 {
+        metrics.access(Denied, "shop/web", &format!("rule {n}"));
+        metrics.access(Allowed, &format!("shop/{n}"), "");
+        metrics.access(Audited, &format!("shop/{n}"), "");
+    }
+    let all = series(&metrics);
+    assert_eq!(all.len(), 200);
+    let counted: u64 = all
+        .iter()
+        .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
+        .sum();
+    assert_eq!(counted, 4 + 30_000, "nothing is lost");
+    for decision in ["allowed", "denied", "audited"] {
+        let overflow = format!("{{decision=\"{decision}\",policy=\"_overflow\"}}");
+        assert!(all.iter().any(|line| line.starts_with(&overflow)), "{overflow}");
+    }
+    metrics.retain_access(|_| false);
+    assert_eq!(
+        series(&metrics).len(),
+        1 + 3,
+        "what is of no policy stays, and what could not be told apart"
+    );
 }

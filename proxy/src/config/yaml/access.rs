@@ -1,0 +1,98 @@
+//! The policies of a standalone file: who may call its app.
+
+use std::collections::HashSet;
+
+use outrigger_api::access as proto;
+use outrigger_api::policy::access::{AccessPolicySpec, Cluster, JwksSpec};
+use outrigger_api::policy::selector::LabelSelector;
+use serde::Deserialize;
+use serde_saphyr::Spanned;
+
+use super::{Reader, WorkloadEntry};
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct AccessPolicyEntry {
+    name: Spanned<String>,
+    spec: Spanned<AccessPolicySpec>,
+}
+
+/// What a policy in a cluster may ask it.
+struct Standalone<'a> {
+    trust_domain: &'a str,
+}
+
+impl Cluster for Standalone<'_> {
+    fn trust_domain(&self) -> &str {
+        self.trust_domain
+    }
+
+    // What follows is reported as a mistake.
+    fn namespaces(&self, _: &LabelSelector) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn port(&self, _: &str) -> Option<u16> {
+        None
+    }
+
+    fn jwks(&self, keys: &JwksSpec) -> String {
+        keys.inline.clone().unwrap_or_default()
+    }
+}
+
+impl Reader<'_> {
+    /// Policies become what the controller would say, so that there is one reading of them.
+    pub(super) fn access(&mut self, entries: &[AccessPolicyEntry], workload: &WorkloadEntry) -> proto::Access {
+        let mut message = proto::Access::default();
+        let mut names = HashSet::new();
+        for (index, entry) in entries.iter().enumerate() {
+            let path = format!("accessPolicies[{index}]");
+            if !names.insert(entry.name.value.as_str()) {
+                let wrong = format!("{:?} is there twice", entry.name.value);
+                self.wrong(&format!("{path}.name"), entry.name.referenced, &wrong);
+            }
+            let (policy, audit) = self.access_policy(&path, entry, workload);
+            match audit {
+                true => message.audited.push(policy),
+                false => message.enforced.push(policy),
+            }
+        }
+        message
+    }
+
+    /// The policy, and whether it is in Audit mode.
+    fn access_policy(
+        &mut self,
+        path: &str,
+        entry: &AccessPolicyEntry,
+        workload: &WorkloadEntry,
+    ) -> (proto::Policy, bool) {
+        let (spec, at) = (&entry.spec.value, entry.spec.referenced);
+        if !spec.target_refs.is_empty() {
+            let wrong = "it holds for the sidecar that the file is of; leave it out";
+            self.wrong(&format!("{path}.spec.targetRefs"), at, wrong);
+        }
+        let namespace = workload.namespace();
+        let (mut policy, mistakes) = spec.to_wire(&format!("{namespace}/{}", entry.name.value), namespace);
+        for mistake in mistakes {
+            self.wrong_at(at, &format!("{path}.spec.{mistake}"));
+        }
+        let outside = "there is no cluster that could say it";
+        for name in policy.port_names() {
+            let wrong = format!("the port {name:?} has to be a number: {outside}");
+            self.wrong(&format!("{path}.spec.rules"), at, &wrong);
+        }
+        if policy.selects_namespaces() {
+            let wrong = format!("namespaces have to be named, and not selected by their labels: {outside}");
+            self.wrong(&format!("{path}.spec.rules"), at, &wrong);
+        }
+        if policy.leave_out_tokens() {
+            self.wrong(&format!("{path}.spec.jwt"), at, "this version does not verify tokens");
+        }
+        let cluster = Standalone {
+            trust_domain: workload.trust_domain(),
+        };
+        (policy.resolve(None, &cluster), policy.audit)
+    }
+}

@@ -1,0 +1,401 @@
+//! Who may call the app, by the AccessPolicies that select this pod: what they decide on a request, and on a connection of bytes,
+//! now and after each change.
+//!
+//! The decision itself is [`outrigger_access`]'s. Here are its facts, and what is told of it: it is counted, logged, and noted for
+//! the access log and the span. Whoever is refused is told no more than that.
+
+use std::cell::{Ref, RefCell};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderMap;
+use http::request::Parts;
+use outrigger_access::{self as policy, Access, Decision, Head, Tokens, Verdict};
+use outrigger_api::spiffe::SpiffeId;
+use outrigger_proxy_transport::authority;
+use outrigger_proxy_transport::error::{ProxyError, Reason};
+use outrigger_proxy_transport::headers::named_for_this_hop;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout};
+
+use super::Caller;
+use crate::call::Call;
+use crate::telemetry::logging::LogLimit;
+use crate::telemetry::{AccessDecision, AccessNote, Metrics};
+
+/// How long a connection waits for the controller's first word on who may call. Meanwhile it has its place and nothing else, and
+/// may be closed for another.
+const FIRST_WORD: Duration = Duration::from_secs(10);
+
+/// What the policies of this pod say, as one worker knows them.
+pub(super) struct AccessRule {
+    updates: RefCell<watch::Receiver<Option<Arc<Access>>>>,
+    /// What was taken of the updates: to read it takes no lock, and counts nothing that other workers count.
+    current: RefCell<Option<Arc<Access>>>,
+    /// Tells what goes on for long.
+    changed: Notify,
+    metrics: Arc<Metrics>,
+    denied: LogLimit,
+    audited: LogLimit,
+}
+
+/// What a decision is about.
+#[derive(Clone, Copy)]
+pub(super) enum Subject<'a> {
+    /// A connection that is not HTTP, or that is the app's own TLS.
+    Bytes,
+    /// A request as the app will see it, and the headers that do not come to it because the client named them in `Connection`.
+    Request(&'a Parts, &'a HeaderMap),
+}
+
+/// Why something is refused.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// The policies are not known yet.
+    Unknown,
+    Denied(Box<AccessNote>),
+}
+
+impl AccessRule {
+    pub(super) fn new(updates: watch::Receiver<Option<Arc<Access>>>, metrics: Arc<Metrics>) -> Self {
+        let current = updates.borrow().clone();
+        Self {
+            current: RefCell::new(current),
+            updates: RefCell::new(updates),
+            changed: Notify::new(),
+            metrics,
+            denied: LogLimit::default(),
+            audited: LogLimit::default(),
+        }
+    }
+
+    /// The policies in force. `None`: they are not known yet.
+    pub(super) fn current(&self) -> Ref<'_, Option<Arc<Access>>> {
+        self.take_update();
+        self.current.borrow()
+    }
+
+    /// Whoever asks takes an update too. Where nobody asks, the worker's sweep does, so that a connection that has been open for
+    /// long ends within a second.
+    pub(super) fn take_update(&self) {
+        // An error means that discovery has ended: the last state stays.
+        if !self.updates.borrow().has_changed().unwrap_or(false) {
+            return;
+        }
+        let newest = self.updates.borrow_mut().borrow_and_update().clone();
+        if let Some(access) = &newest {
+            self.metrics.retain_access(|name| access.has_policy(name));
+        }
+        self.current.replace(newest);
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until the policies are known, at most for [`FIRST_WORD`].
+    pub(super) async fn first_word(&self) {
+        let mut updates = self.updates.borrow().clone();
+        // Out of time, it is refused later.
+        let _ = timeout(FIRST_WORD, updates.wait_for(Option::is_some)).await;
+    }
+
+    /// Headers of a request that the app will not see, by the client's word. It costs nothing where no policy is for the port.
+    pub(super) fn named(&self, caller: &Caller, head: &Parts) -> HeaderMap {
+        match &*self.current() {
+            Some(access) if access.selects(caller.app.port()) => named_for_this_hop(&head.headers),
+            _ => HeaderMap::new(),
+        }
+    }
+
+    /// Lets a request in, or not.
+    ///
+    /// # Errors
+    /// [`Reason::AccessDenied`] and [`Reason::AccessUnknown`].
+    pub(super) fn admit(
+        &self,
+        caller: &Caller,
+        head: &Parts,
+        named: &HeaderMap,
+        call: &mut Call,
+    ) -> Result<(), ProxyError> {
+        match self.ask(caller, Subject::Request(head, named)) {
+            Ok(note) => {
+                call.request.access = note;
+                Ok(())
+            }
+            Err(Refused::Denied(note)) => {
+                call.request.access = Some(note);
+                Err(ProxyError::new(
+                    Reason::AccessDenied,
+                    "the policies of the called workload do not let this request in; which of them, the log of its sidecar says",
+                ))
+            }
+            Err(Refused::Unknown) => Err(ProxyError::new(
+                Reason::AccessUnknown,
+                "the called workload's sidecar has not heard yet whom it lets in; check that it reaches the controller",
+            )),
+        }
+    }
+
+    /// Asks the policies, and tells what they say. What they let in may have a note all the same.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub(super) fn ask(&self, caller: &Caller, subject: Subject<'_>) -> Result<Option<Box<AccessNote>>, Refused> {
+        let access = self.current();
+        let access = access.as_ref().ok_or(Refused::Unknown)?;
+        if !access.selects(caller.app.port()) {
+            return Ok(None);
+        }
+        let decision = decide(access, caller, subject);
+        if let Some(note) = denial(&decision) {
+            self.tell(caller, subject, &note);
+            return Err(Refused::Denied(note));
+        }
+        let (policy, rule) = by(&decision.verdict);
+        self.metrics.access(AccessDecision::Allowed, policy, rule);
+        let audited = decision.audit.iter().map(|audited| {
+            let rule = audited.rule.unwrap_or_default();
+            let note = note(AccessDecision::Audited, audited.policy, rule, &decision);
+            self.tell(caller, subject, &note);
+            note
+        });
+        // Of several, the first stands in the log and in the span; each is counted.
+        Ok(audited.reduce(|first, _| first))
+    }
+
+    /// Waits until policies, which have changed, refuse what goes on.
+    pub(super) async fn until_denied(&self, caller: &Caller, subject: Subject<'_>) -> AccessNote {
+        loop {
+            // From here on it hears of a change.
+            let changed = self.changed.notified();
+            let access = self.current();
+            if let Err(Refused::Denied(note)) = check(access.as_deref(), caller, subject) {
+                self.tell(caller, subject, &note);
+                self.metrics.error(Reason::AccessDenied);
+                return *note;
+            }
+            drop(access);
+            changed.await;
+        }
+    }
+
+    /// Counts and logs that something is refused, or would be.
+    pub(super) fn tell(&self, caller: &Caller, subject: Subject<'_>, note: &AccessNote) {
+        self.metrics.access(note.decision, &note.policy, &note.rule);
+        let what = match subject {
+            Subject::Bytes => "a connection",
+            Subject::Request(..) => "a request",
+        };
+        let (limit, verb) = match note.decision {
+            AccessDecision::Audited => (&self.audited, "would be refused by a policy in Audit mode"),
+            _ => (&self.denied, "is refused by a policy"),
+        };
+        limit.log(Instant::now(), |left_out| {
+            tracing::info!(
+                client = ?caller.address,
+                peer = caller.peer.as_ref().map(SpiffeId::as_str),
+                port = caller.app.port(),
+                policy = note.policy,
+                rule = note.rule,
+                ambiguous_path = note.ambiguous_path,
+                left_out,
+                "{what} {verb}"
+            );
+        });
+    }
+}
+
+/// Asks the policies, and tells nobody.
+///
+/// # Errors
+/// Why it is refused.
+pub(super) fn check(access: Option<&Access>, caller: &Caller, subject: Subject<'_>) -> Result<(), Refused> {
+    let access = access.ok_or(Refused::Unknown)?;
+    if !access.selects(caller.app.port()) {
+        return Ok(());
+    }
+    denial(&decide(access, caller, subject)).map_or(Ok(()), |note| Err(Refused::Denied(note)))
+}
+
+fn decide<'a>(access: &'a Access, caller: &Caller, subject: Subject<'_>) -> Decision<'a> {
+    let Subject::Request(head, named) = subject else {
+        return access.decide(&facts(caller, policy::Carries::Bytes));
+    };
+    let of = |headers: &HeaderMap| {
+        access.decide(&facts(
+            caller,
+            policy::Carries::Http(Head {
+                method: head.method.as_str(),
+                path: head.uri.path(),
+                host: authority::of(head),
+                headers,
+                tokens: &Tokens::NONE,
+            }),
+        ))
+    };
+    let mut decision = of(&head.headers);
+    if named.is_empty() || !decision.verdict.is_allowed() {
+        return decision;
+    }
+    // RFC 9110 section 7.6.1 lets a client remove what a proxy before it may have written. What does not come to the app opens
+    // nothing; what would be refused with it is refused.
+    let mut all = head.headers.clone();
+    all.extend(named.clone());
+    let with_them = of(&all);
+    if let Verdict::Denied(_) = with_them.verdict {
+        return with_them;
+    }
+    for audited in with_them.audit {
+        if decision.audit.iter().all(|other| other.policy != audited.policy) {
+            decision.audit.push(audited);
+        }
+    }
+    decision
+}
+
+/// The address is the TCP peer's. A pod that calls itself has its own.
+fn facts<'a>(caller: &'a Caller, carries: policy::Carries<'a>) -> policy::Facts<'a> {
+    let address = caller.address.map_or(caller.app.ip(), |address| address.ip());
+    policy::Facts {
+        port: caller.app.port(),
+        caller: policy::Caller {
+            identity: caller.peer.as_ref(),
+            address: Some(address.to_canonical()),
+        },
+        carries,
+    }
+}
+
+/// Who refuses. `None`: it is let in.
+fn denial(decision: &Decision<'_>) -> Option<Box<AccessNote>> {
+    if decision.verdict.is_allowed() {
+        return None;
+    }
+    let (policy, rule) = by(&decision.verdict);
+    Some(note(AccessDecision::Denied, policy, rule, decision))
+}
+
+/// The policy that decided, and its rule; "" where there is none.
+fn by<'a>(verdict: &Verdict<'a>) -> (&'a str, &'a str) {
+    match *verdict {
+        Verdict::Allowed(None) => ("", ""),
+        Verdict::Allowed(Some(by)) | Verdict::Denied(by) => (by.policy, by.rule),
+        Verdict::Refused { exclusive: policy, .. } | Verdict::InvalidToken { policy, .. } => (policy, ""),
+    }
+}
+
+fn note(decided: AccessDecision, policy: &str, rule: &str, decision: &Decision<'_>) -> Box<AccessNote> {
+    Box::new(AccessNote {
+        decision: decided,
+        policy: policy.to_owned(),
+        rule: rule.to_owned(),
+        ambiguous_path: decision.ambiguous_path,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::net::IpAddr;
+
+    use outrigger_api::access as proto;
+    use outrigger_api::access::{condition, http_condition, source};
+    use outrigger_api::discovery::{NamedMatch, StringMatch, string_match};
+    use outrigger_proxy_transport::net::Term;
+
+    use super::*;
+    use crate::inbound::introduction::Introduction;
+
+    fn caller(address: Option<&str>) -> Caller {
+        Caller {
+            app: "10.0.0.1:80".parse().unwrap(),
+            peer: None,
+            address: address.map(|address| address.parse().unwrap()),
+            term: Term::default(),
+            introduction: Introduction::default(),
+        }
+    }
+
+    #[test]
+    fn the_address_is_the_tcp_peers_and_of_a_pod_that_calls_itself_its_own() {
+        for (address, expected) in [
+            (Some("10.0.0.2:4711"), "10.0.0.2"),
+            (Some("[::ffff:10.0.0.2]:4711"), "10.0.0.2"),
+            (Some("[fd00::2]:4711"), "fd00::2"),
+            (None, "10.0.0.1"),
+        ] {
+            let caller = caller(address);
+            let expected: IpAddr = expected.parse().unwrap();
+            let facts = facts(&caller, policy::Carries::Bytes);
+            assert_eq!((facts.port, facts.caller.address), (80, Some(expected)), "{address:?}");
+        }
+    }
+
+    /// One with a rule for everybody who sends this header.
+    fn of_header(deny: bool) -> proto::Policy {
+        let anybody = source::Kind::Any(proto::Anybody {});
+        let value = StringMatch {
+            kind: Some(string_match::Kind::Exact("1".to_owned())),
+        };
+        let header = http_condition::Kind::Header(NamedMatch {
+            name: "x".to_owned(),
+            value: Some(value),
+        });
+        let all = vec![proto::HttpCondition { kind: Some(header) }];
+        let conditions = [
+            condition::Kind::Sources(proto::Sources {
+                any: vec![proto::Source { kind: Some(anybody) }],
+            }),
+            condition::Kind::Http(proto::HttpMatches {
+                any: vec![proto::HttpMatch { all }],
+            }),
+        ];
+        proto::Policy {
+            name: if deny { "shop/denies" } else { "shop/allows" }.to_owned(),
+            deny,
+            exclusive: !deny,
+            rules: vec![proto::Rule {
+                name: "0".to_owned(),
+                conditions: conditions.map(|kind| proto::Condition { kind: Some(kind) }).into(),
+            }],
+            ..proto::Policy::default()
+        }
+    }
+
+    /// What a client says is for this hop alone opens nothing, and what it would close stays closed: in Audit mode too.
+    #[test]
+    fn a_header_that_does_not_come_to_the_app_only_closes() {
+        let head = |headers: &[&'static str]| {
+            let mut request = http::Request::get("/");
+            for name in headers {
+                request = request.header(*name, "1");
+            }
+            request.body(()).unwrap().into_parts().0
+        };
+        let named: HeaderMap = head(&["x"]).headers;
+        let none = HeaderMap::new();
+        // Which policy; the headers that the app gets, and those that it does not; whether it is allowed.
+        for (deny, headers, named, allowed) in [
+            (false, &["x"][..], &none, true),
+            (false, &[], &none, false),
+            (false, &[], &named, false),
+            (true, &["x"], &none, false),
+            (true, &[], &none, true),
+            (true, &[], &named, false),
+        ] {
+            let (policy, head) = (of_header(deny), head(headers));
+            let of = |enforced, audited| Access::new(&proto::Access { enforced, audited });
+            let subject = Subject::Request(&head, named);
+            let case = format!("denies: {deny}, {headers:?}, {named:?}");
+            let enforced = of(vec![policy.clone()], Vec::new());
+            let decision = decide(&enforced, &caller(None), subject);
+            assert_eq!(decision.verdict.is_allowed(), allowed, "{case}");
+            let audited = of(Vec::new(), vec![policy.clone()]);
+            let decision = decide(&audited, &caller(None), subject);
+            assert!(decision.verdict.is_allowed(), "{case}");
+            let refusals: Vec<&str> = decision.audit.iter().map(|audited| audited.policy).collect();
+            let expected: Vec<&str> = if allowed { Vec::new() } else { vec![&policy.name] };
+            assert_eq!(refusals, expected, "{case}");
+        }
+    }
+}
