@@ -17,9 +17,11 @@
 //! | networking.k8s.io | servicecidrs | | list, watch |
 //! | gateway.networking.k8s.io | httproutes, grpcroutes | | list, watch |
 //! | gateway.networking.k8s.io | httproutes/status, grpcroutes/status | | patch |
+//! | outrigger.dev | accesspolicies | | list, watch |
+//! | outrigger.dev | accesspolicies/status | | patch |
 //! | outrigger.dev | trafficpolicies | | list, watch |
 //! | outrigger.dev | trafficpolicies/status | | patch |
-//! | apiextensions.k8s.io | customresourcedefinitions | trafficpolicies.outrigger.dev | list, watch |
+//! | apiextensions.k8s.io | customresourcedefinitions | accesspolicies.outrigger.dev, trafficpolicies.outrigger.dev | list, watch |
 //! | authentication.k8s.io | tokenreviews | | create |
 //! | "" | configmaps | outrigger-trust-bundle | list, watch, patch |
 //! | "" | configmaps | | create |
@@ -36,6 +38,7 @@
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, clippy::disallowed_types))]
 
+pub mod access;
 pub mod admin;
 mod answers;
 pub mod app;

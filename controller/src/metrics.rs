@@ -21,6 +21,7 @@ pub enum StreamKind {
 /// What sidecars are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AnswerKind {
+    Access,
     Routes,
     Endpoints,
     /// Both together, to sidecars of the version before the session.
@@ -42,6 +43,7 @@ impl StreamKind {
 impl AnswerKind {
     fn label(self) -> Label {
         let value = match self {
+            Self::Access => "access",
             Self::Routes => "routes",
             Self::Endpoints => "endpoints",
             Self::Target => "target",

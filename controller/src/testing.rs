@@ -11,6 +11,7 @@ use outrigger_api::discovery::to_sidecar;
 use prost::Message;
 use serde_json::{Value, json};
 
+use crate::access::PodKey;
 use crate::discovery::Discover;
 use crate::index::Index;
 use crate::metrics::Metrics;
@@ -125,6 +126,23 @@ impl Cluster {
         target
     }
 
+    /// What a pod is told of who may call it, whose ServiceAccount has its name without the number at the end.
+    pub(crate) fn access(&self, namespace: &str, pod: &str) -> outrigger_api::access::Access {
+        self.access_of(namespace, pod, pod.rsplit_once('-').unwrap().0)
+    }
+
+    pub(crate) fn access_of(&self, namespace: &str, pod: &str, account: &str) -> outrigger_api::access::Access {
+        let reader = Reader {
+            inbox: Arc::default(),
+            number: 0,
+        };
+        let followed = self.index.follow_access(&pod_key(namespace, pod, account), reader);
+        match proto::ToSidecar::decode(followed.newest().message()).unwrap().kind {
+            Some(to_sidecar::Kind::Access(access)) => access,
+            other => panic!("{other:?}"),
+        }
+    }
+
     pub(crate) fn service(&self, address: &str) -> proto::Service {
         self.service_for(address, "client")
     }
@@ -180,6 +198,14 @@ impl Cluster {
             }],
         }));
         self.index.flush();
+    }
+}
+
+/// A pod as its sidecar says it is.
+pub(crate) fn pod_key(namespace: &str, pod: &str, account: &str) -> PodKey {
+    PodKey {
+        name: ObjectName::new(namespace, pod),
+        service_account: account.into(),
     }
 }
 

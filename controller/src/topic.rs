@@ -86,6 +86,12 @@ impl Reader {
     }
 }
 
+impl<V: Default> Default for Topic<V> {
+    fn default() -> Self {
+        Self::new(V::default())
+    }
+}
+
 impl<V> Topic<V> {
     pub(crate) fn new(value: V) -> Self {
         Self {

@@ -1,10 +1,13 @@
 //! Every example is read by what it is for.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Service, ServiceAccount};
 use outrigger_api::policy::TrafficPolicy;
+use outrigger_api::policy::access::AccessPolicy;
+use outrigger_api::policy::crd::crds;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -86,5 +89,58 @@ fn the_policies() {
             "HTTPRoute" => assert_eq!(object["apiVersion"], "gateway.networking.k8s.io/v1", "{file}"),
             kind => panic!("{file}: a {kind} is not expected"),
         }
+    }
+}
+
+/// Each is valid, and together they have every field and every word that a field may have.
+#[test]
+fn the_access_policies() {
+    let mut said = BTreeSet::new();
+    for (file, object) in objects("access") {
+        assert_eq!(object["kind"], "AccessPolicy", "{file}");
+        let policy: AccessPolicy = parsed(&file, &object);
+        let namespace = policy.metadata.namespace.as_deref().unwrap();
+        let (_, mistakes) = policy.spec.to_wire(&file, namespace);
+        assert_eq!(mistakes, [""; 0], "{file}");
+        assert!(!policy.spec.target_refs.is_empty(), "{file}");
+        say(&object["spec"], "spec", &mut said);
+    }
+    let mut known = BTreeSet::new();
+    let crd = crds().into_iter().find(|crd| crd.spec.names.kind == "AccessPolicy");
+    let schema = serde_json::to_value(crd.unwrap()).unwrap();
+    let schema = &schema["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
+    know(schema, "spec", &mut known);
+    assert!(
+        known.contains("spec.rules[].sources[].type=JWT") && known.len() > 70,
+        "{known:?}"
+    );
+    let missing: Vec<_> = known.difference(&said).collect();
+    assert!(missing.is_empty(), "no example has {missing:?}");
+}
+
+/// The fields that an object has, and the texts.
+fn say(value: &Value, path: &str, said: &mut BTreeSet<String>) {
+    said.insert(path.to_owned());
+    match value {
+        Value::Object(fields) => fields
+            .iter()
+            .for_each(|(name, value)| say(value, &format!("{path}.{name}"), said)),
+        Value::Array(items) => items.iter().for_each(|item| say(item, &format!("{path}[]"), said)),
+        Value::String(text) => drop(said.insert(format!("{path}={text}"))),
+        _ => {}
+    }
+}
+
+/// The fields that a schema has, and the texts of which a field has to be one.
+fn know(schema: &Value, path: &str, known: &mut BTreeSet<String>) {
+    known.insert(path.to_owned());
+    for text in schema["enum"].as_array().into_iter().flatten() {
+        known.insert(format!("{path}={}", text.as_str().unwrap()));
+    }
+    for (name, schema) in schema["properties"].as_object().into_iter().flatten() {
+        know(schema, &format!("{path}.{name}"), known);
+    }
+    if schema.get("items").is_some() {
+        know(&schema["items"], &format!("{path}[]"), known);
     }
 }

@@ -10,6 +10,7 @@ use outrigger_api::ports;
 
 use super::{endpoints, routing, traffic};
 use crate::discovery::Caller;
+use crate::objects::policy::PolicyKind;
 use crate::objects::route::{BackendRef, Route, RouteFilter, Rule};
 use crate::objects::{ObjectName, Pod, PortSet, Service, ServicePort, TargetPort};
 use crate::split::{EndpointViews, Routes, SetName};
@@ -129,7 +130,7 @@ pub(crate) fn workload(store: &Store, name: &ObjectName, deps: &mut Deps) -> pro
     for (service_name, service) in store.services_selecting(&name.namespace, pod) {
         for port in &service.ports {
             let protocol = build.port_protocol(service_name, service, port);
-            let Some(target) = container_port(pod, port).filter(|_| protocol != Protocol::Unspecified) else {
+            let Some(target) = pod.port_behind(port).filter(|_| protocol != Protocol::Unspecified) else {
                 continue;
             };
             let known = protocols.entry(u32::from(target)).or_insert(protocol as i32);
@@ -214,7 +215,8 @@ impl Build<'_> {
         matches: Vec<proto::Match>,
         backends: &mut Backends,
     ) -> proto::Route {
-        self.deps.insert(Dep::Policies(route.name.namespace.clone()));
+        let policies = Dep::Policies(PolicyKind::Traffic, route.name.namespace.clone());
+        self.deps.insert(policies);
         let mut answer = proto::Route {
             name: format!("{}/{}", route.name, rule.index),
             // A match without any condition is as good as none.
@@ -278,7 +280,7 @@ impl Build<'_> {
         let mut owners = Vec::new();
         for (service_name, service) in self.store.services_selecting(&name.namespace, pod) {
             let ports = service.ports.iter();
-            let ports = ports.filter(|p| container_port(pod, p) == Some(address.port()));
+            let ports = ports.filter(|p| pod.port_behind(p) == Some(address.port()));
             owners.extend(ports.map(|port| (service_name, service, port)));
         }
         let opaque = pod.opaque_ports.as_ref().or_else(|| self.namespace_opaque(name));
@@ -343,7 +345,8 @@ impl Build<'_> {
             self.callers.into(),
             self.store.own.namespace.clone(),
         ];
-        self.deps.extend(namespaces.map(Dep::Policies));
+        let policies = namespaces.map(|namespace| Dep::Policies(PolicyKind::Traffic, namespace));
+        self.deps.extend(policies);
     }
 }
 
@@ -415,13 +418,5 @@ fn service_ref(name: &ObjectName, port: u16) -> proto::ServiceRef {
         namespace: name.namespace.to_string(),
         name: name.name.to_string(),
         port: port.into(),
-    }
-}
-
-/// The pod's port behind a Service's.
-fn container_port(pod: &Pod, port: &ServicePort) -> Option<u16> {
-    match &port.target {
-        TargetPort::Number(number) => Some(*number),
-        TargetPort::Name(name) => pod.ports.iter().find(|(n, _)| n == name).map(|(_, port)| *port),
     }
 }

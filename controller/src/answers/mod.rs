@@ -2,10 +2,12 @@
 //!
 //! Architecture Invariant: an answer depends on the store alone, and names everything it was made from.
 
+pub(crate) mod access;
 pub(crate) mod build;
 mod endpoints;
 mod routing;
 mod traffic;
 
+pub(crate) use self::access::ports_at;
 pub(crate) use self::routing::{OverBudget, is_displaced, resolve};
 pub(crate) use self::traffic::is_overridden;

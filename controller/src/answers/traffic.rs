@@ -54,7 +54,7 @@ pub(crate) fn is_overridden(store: &Store, policy: &proto::Policy, target: &Targ
             let covered = rules.filter(|rule| section.is_none() || *section == rule.name);
             covered.map(at).collect()
         }
-        (TargetKind::Namespace | TargetKind::Service, _) => return false,
+        (TargetKind::Namespace | TargetKind::Service | TargetKind::Pods, _) => return false,
     };
     let says_all = |nearer: &proto::Policy| nearer.over(policy) == *nearer;
     *policy != proto::Policy::default() && !nearer.is_empty() && nearer.iter().all(says_all)

@@ -4,11 +4,13 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use outrigger_api::access as proto;
 use outrigger_api::discovery::{Target, Workload, backend, target};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{Caller, Discover, Update};
+use crate::access::{Access, PodKey};
 use crate::split::{EndpointViews, Routes, SetName};
 use crate::topic::{Followed, Reader, Topic};
 use crate::topology::{Candidates, Place, TargetViews};
@@ -21,6 +23,7 @@ pub struct FixedTargets {
     /// All other addresses.
     external: watch::Sender<Arc<TargetViews>>,
     place: watch::Sender<Arc<Place>>,
+    access: Topic<Access>,
     workload: watch::Sender<Arc<Update<Workload>>>,
 }
 
@@ -58,6 +61,11 @@ impl FixedTargets {
     /// Says something about every workload.
     pub fn set_workload(&self, workload: Workload) {
         self.workload.send_replace(Arc::new(workload.into()));
+    }
+
+    /// Says who may call every workload: at first, everybody.
+    pub fn set_access(&self, access: proto::Access) {
+        self.access.replace(Access::new(access));
     }
 
     /// Puts the endpoints of each backend into a set of its own.
@@ -122,6 +130,10 @@ impl Discover for FixedTargets {
 
     fn watch_place(&self, _: &Caller) -> watch::Receiver<Arc<Place>> {
         self.place.subscribe()
+    }
+
+    fn follow_access(&self, _: &PodKey, reader: Reader) -> Followed<Access> {
+        self.access.follow(reader)
     }
 
     fn watch_workload(&self, _: &str, _: &str) -> watch::Receiver<Arc<Update<Workload>>> {

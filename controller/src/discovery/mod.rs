@@ -22,7 +22,9 @@ use tonic::service::Routes;
 
 pub use self::fixed::FixedTargets;
 use self::service::DiscoveryService;
+use crate::access::{Access, PodKey};
 use crate::metrics::Metrics;
+use crate::objects::ObjectName;
 use crate::split::{self, EndpointViews, SetName};
 use crate::topic::{Followed, Reader};
 use crate::topology::{Place, TargetViews};
@@ -80,6 +82,19 @@ pub struct Caller {
     pub address: IpAddr,
 }
 
+impl Caller {
+    /// Itself, as far as it can be believed.
+    fn pod_key(&self) -> PodKey {
+        PodKey {
+            name: ObjectName {
+                namespace: Arc::clone(&self.namespace),
+                name: Arc::clone(&self.pod),
+            },
+            service_account: Arc::clone(&self.service_account),
+        }
+    }
+}
+
 /// What the service serves.
 pub trait Discover: Send + Sync + 'static {
     /// What is behind an address but its endpoints, for a client in `namespace`; kept up to date while it is followed.
@@ -90,6 +105,8 @@ pub trait Discover: Send + Sync + 'static {
     fn watch_target(&self, address: SocketAddr, namespace: &str) -> watch::Receiver<Arc<TargetViews>>;
     /// Where a caller runs; kept up to date while the receiver lives.
     fn watch_place(&self, caller: &Caller) -> watch::Receiver<Arc<Place>>;
+    /// Who may call a pod; kept up to date while it is followed.
+    fn follow_access(&self, pod: &PodKey, reader: Reader) -> Followed<Access>;
     /// What is known of a pod.
     fn watch_workload(&self, namespace: &str, pod: &str) -> watch::Receiver<Arc<Update<Workload>>>;
     /// Whether the identity is still some pod's. An SVID lives on where its pod is gone, and with a copy of its key anybody could

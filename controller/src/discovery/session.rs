@@ -27,6 +27,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::service::{self, DiscoveryService, Member, Messages, address, respond};
 use super::{Discover, Update};
+use crate::access::Access;
 use crate::metrics::{AnswerKind, StreamKind, Wanted};
 use crate::split::{EndpointViews, Routes, SetName, encoded};
 use crate::topic::{Followed, Inbox, Reader};
@@ -81,6 +82,9 @@ struct Session {
     member: Member,
     /// The sidecar understands changes of a set.
     takes_changes: bool,
+    /// It understands who may call it. What it is told is followed all the same: so it is known that it does not.
+    takes_access: bool,
+    access: Followed<Access>,
     place: watch::Receiver<Arc<Place>>,
     workload: watch::Receiver<Arc<Update<Workload>>>,
     ca: watch::Receiver<Arc<Ca>>,
@@ -116,6 +120,7 @@ struct Set {
 /// What is to be sent. By the time that its turn comes, it may not be wanted any more.
 enum Next {
     Trust,
+    Access,
     Workload,
     Set(SetName),
     Routes(SocketAddr, Arc<Routes>),
@@ -134,6 +139,7 @@ struct Message {
 
 #[derive(Clone)]
 enum Key {
+    Access,
     Target(SocketAddr),
     Set(SetName),
 }
@@ -141,16 +147,26 @@ enum Key {
 impl Session {
     fn new(member: Member, index: &dyn Discover, hello: &Hello) -> Self {
         let caller = &member.caller;
+        let understands = |feature| hello.features().any(|known| known == feature);
+        let inbox = Arc::new(Inbox::new(hello.features()));
+        let mut numbers = Slab::new();
+        let reader = Reader {
+            inbox: Arc::clone(&inbox),
+            number: numbers.insert(Key::Access),
+        };
         Self {
-            takes_changes: hello.features().any(|f| f == Feature::EndpointChanges),
+            takes_changes: understands(Feature::EndpointChanges),
+            takes_access: understands(Feature::Access),
+            access: index.follow_access(&caller.pod_key(), reader),
             place: index.watch_place(caller),
             workload: index.watch_workload(&caller.namespace, &caller.pod),
             ca: member.service.ca.clone(),
             targets: HashMap::new(),
             sets: HashMap::new(),
-            queue: [Next::Trust, Next::Workload].into(),
-            inbox: Arc::new(Inbox::new(hello.features())),
-            numbers: Slab::new(),
+            // A sidecar that hears of itself first takes it for the word of a controller that knows no AccessPolicy.
+            queue: [Next::Trust, Next::Access, Next::Workload].into(),
+            inbox,
+            numbers,
             member,
         }
     }
@@ -245,6 +261,7 @@ impl Session {
                 }
             }
             Key::Set(name) => self.queue.push_back(Next::Set(name)),
+            Key::Access => self.queue.push_back(Next::Access),
         }
     }
 
@@ -319,7 +336,9 @@ impl Session {
                 let targets = self.targets.iter().filter(|(_, target)| named(target));
                 targets.map(|(address, _)| *address).collect()
             }
-            Next::Trust | Next::Workload | Next::Gone(_) | Next::Refused(..) => return Err(status.clone()),
+            Next::Trust | Next::Access | Next::Workload | Next::Gone(_) | Next::Refused(..) => {
+                return Err(status.clone());
+            }
         };
         for address in addresses {
             self.drop(address);
@@ -344,6 +363,8 @@ impl Session {
                 let roots = ca.bundle().iter().map(|root| root.to_vec()).collect();
                 (encoded(to_sidecar::Kind::Trust(Trust { roots })), None)
             }
+            Next::Access if !self.takes_access => return None,
+            Next::Access => (self.access.newest().message(), Some(AnswerKind::Access)),
             Next::Workload => (
                 self.workload.borrow_and_update().in_session(),
                 Some(AnswerKind::Workload),

@@ -1,14 +1,16 @@
-//! Which sidecars are told of a Service, and what they understand.
+//! Which sidecars are told of a Service, or who may call them, and what they understand.
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use outrigger_api::discovery::Feature;
+use outrigger_api::discovery::{Feature, Workload};
 
 use super::watches::Watches;
-use crate::objects::ObjectName;
+use crate::access::{Access, PodKey, Told as Policies};
+use crate::discovery::Update;
+use crate::objects::{ObjectName, Pod};
 use crate::split::{Routes, service_of};
 use crate::topic::{Inbox, Topic};
 use crate::topology::TargetViews;
@@ -20,8 +22,12 @@ pub(crate) struct Callers<'a> {
     sessions: &'a Watches<Key, Routes>,
     /// Of the version before the session, which understand nothing beyond it.
     streams: &'a Watches<Key, TargetViews>,
+    accesses: &'a Watches<PodKey, Access>,
+    workloads: &'a Watches<ObjectName, Update<Workload>>,
     /// What they are told of each Service. Made once: there are as many policies to ask for as tenants like.
     told: OnceCell<BTreeMap<ObjectName, Vec<Told<'a>>>>,
+    /// How many sessions say that they are the pod, rightly or not.
+    sessions_of: OnceCell<HashMap<&'a ObjectName, usize>>,
 }
 
 /// What callers of one namespace are told of one address.
@@ -67,12 +73,31 @@ pub(crate) struct Count {
     pub(crate) lacking: usize,
 }
 
+/// What the sidecars of some pods are told of who may call them, by this controller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Enforcers {
+    /// Those that are told anything.
+    pub(crate) all: usize,
+    /// Those that do not understand it.
+    pub(crate) lacking: usize,
+    /// Those that are told less than all, because no message holds it.
+    pub(crate) cut: usize,
+}
+
 impl<'a> Callers<'a> {
-    pub(super) fn new(sessions: &'a Watches<Key, Routes>, streams: &'a Watches<Key, TargetViews>) -> Self {
+    pub(super) fn new(
+        sessions: &'a Watches<Key, Routes>,
+        streams: &'a Watches<Key, TargetViews>,
+        accesses: &'a Watches<PodKey, Access>,
+        workloads: &'a Watches<ObjectName, Update<Workload>>,
+    ) -> Self {
         Self {
             sessions,
             streams,
+            accesses,
+            workloads,
             told: OnceCell::new(),
+            sessions_of: OnceCell::new(),
         }
     }
 
@@ -108,6 +133,36 @@ impl<'a> Callers<'a> {
             all: lacks.len() + streams,
             lacking: lacks.values().filter(|lacking| **lacking).count() + old,
         }
+    }
+
+    /// Of these pods.
+    pub(crate) fn enforcers<'p>(&self, pods: impl Iterator<Item = (&'p ObjectName, &'p Pod)>) -> Enforcers {
+        let sessions_of = self.sessions_of.get_or_init(|| {
+            let mut sessions = HashMap::new();
+            for (key, topic) in self.accesses.iter() {
+                *sessions.entry(&key.name).or_default() += topic.readers().len();
+            }
+            sessions
+        });
+        let mut count = Enforcers::default();
+        for (name, pod) in pods {
+            let key = PodKey {
+                name: name.clone(),
+                service_account: Arc::clone(&pod.service_account),
+            };
+            let access = self.accesses.get(&key);
+            let sessions = access.map(Topic::readers).unwrap_or_default();
+            // Each session asks for both.
+            let asking = self.workloads.get(name).map_or(0, Topic::watchers);
+            let streams = asking.saturating_sub(sessions_of.get(name).copied().unwrap_or_default());
+            let understand = sessions.iter().filter(|inbox| inbox.understands(Feature::Access));
+            count.all += sessions.len() + streams;
+            count.lacking += sessions.len() + streams - understand.count();
+            if access.is_some_and(|access| access.value().told() != Policies::All) {
+                count.cut += sessions.len();
+            }
+        }
+        count
     }
 
     fn told(&self) -> BTreeMap<ObjectName, Vec<Told<'a>>> {

@@ -20,7 +20,8 @@ use tokio::sync::{Notify, watch};
 pub(crate) use self::callers::Count;
 pub(crate) use self::callers::{Callers, Of};
 use self::watches::{Answer, Watches};
-use crate::answers::build;
+use crate::access::{Access, PodKey};
+use crate::answers::{access, build};
 use crate::discovery::{Caller, Discover, Update};
 use crate::metrics::{AnswerKind, Metrics};
 use crate::objects::networks::Networks;
@@ -59,6 +60,7 @@ struct Inner {
     /// One for each pod that asks.
     places: Watches<Caller, Place>,
     workloads: Watches<ObjectName, Update<Workload>>,
+    accesses: Watches<PodKey, Access>,
 }
 
 impl Index {
@@ -142,7 +144,9 @@ impl Index {
                     inner.targets.sweep();
                     inner.places.sweep();
                     inner.workloads.sweep();
+                    inner.accesses.sweep();
                     for (kind, answers) in [
+                        (AnswerKind::Access, inner.accesses.len()),
                         (AnswerKind::Routes, inner.routes.len()),
                         (AnswerKind::Endpoints, inner.endpoints.len()),
                         (AnswerKind::Target, inner.targets.len()),
@@ -168,11 +172,14 @@ impl Index {
                 targets,
                 places,
                 workloads,
+                accesses,
             } = &mut *inner;
             let touched = std::mem::take(touched);
             if touched.deps.contains(&Dep::Networks) {
                 self.metrics.networks(store.outside_networks());
             }
+            // First: who must not be let in any more has the least time.
+            accesses.rebuild(&touched.deps, |pod, deps| access::access(store, pod, deps));
             endpoints.rebuild(&touched.deps, |name, deps| build::endpoints(store, name, deps));
             routes.rebuild(&touched.deps, |key, deps| build::routes(store, key, deps));
             targets.rebuild(&touched.deps, |key, deps| build::target(store, key, deps));
@@ -221,7 +228,7 @@ impl Index {
     /// Reads the store, and who is told of what.
     pub(crate) fn read_with_callers<T>(&self, read: impl FnOnce(&Store, &Callers<'_>) -> T) -> T {
         let inner = self.inner.lock();
-        let callers = Callers::new(&inner.routes, &inner.targets);
+        let callers = Callers::new(&inner.routes, &inner.targets, &inner.accesses, &inner.workloads);
         read(&inner.store, &callers)
     }
 
@@ -236,6 +243,7 @@ impl Index {
 impl Answer for Routes {}
 impl Answer for TargetViews {}
 impl Answer for Place {}
+impl Answer for Access {}
 impl Answer for Update<Workload> {}
 
 impl Answer for EndpointViews {
@@ -269,6 +277,12 @@ impl Discover for Index {
         let mut inner = self.inner.lock();
         let Inner { store, places, .. } = &mut *inner;
         places.watch(caller.clone(), |caller, deps| build::place(store, caller, deps))
+    }
+
+    fn follow_access(&self, pod: &PodKey, reader: Reader) -> Followed<Access> {
+        let mut inner = self.inner.lock();
+        let Inner { store, accesses, .. } = &mut *inner;
+        accesses.follow(pod.clone(), reader, |pod, deps| access::access(store, pod, deps))
     }
 
     fn watch_workload(&self, namespace: &str, pod: &str) -> watch::Receiver<Arc<Update<Workload>>> {

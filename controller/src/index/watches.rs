@@ -101,6 +101,10 @@ impl<K: Clone + Eq + Hash, V: Answer> Watches<K, V> {
         self.sweep_at = (2 * self.watched.len()).max(FEW);
     }
 
+    pub(super) fn get(&self, key: &K) -> Option<&Topic<V>> {
+        self.watched.get(key).map(|watched| &watched.topic)
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (&K, &Topic<V>)> {
         self.watched.iter().map(|(key, watched)| (key, &watched.topic))
     }

@@ -171,6 +171,7 @@ pub fn namespace(namespace: &core::Namespace) -> Option<(ObjectName, Object)> {
     let kept = Namespace {
         inject: label.is_some_and(|value| value == labels::ENABLED),
         terminating: meta.deletion_timestamp.is_some(),
+        labels: meta.labels.clone().unwrap_or_default(),
         opaque_ports: annotated_ports(meta, labels::OPAQUE_PORTS),
     };
     Some((object_name(meta), Object::Namespace(kept)))

@@ -88,6 +88,14 @@ pub struct Service {
     pub opaque_ports: Option<PortSet>,
 }
 
+impl Service {
+    /// Whether the pod, of the same namespace, is behind it by its labels.
+    pub(crate) fn selects(&self, pod: &Pod) -> bool {
+        let mut selector = self.selector.iter();
+        !self.selector.is_empty() && selector.all(|(key, value)| pod.labels.get(key) == Some(value))
+    }
+}
+
 /// A TCP port of a Service.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServicePort {
@@ -161,6 +169,16 @@ pub struct Pod {
     pub opaque_ports: Option<PortSet>,
 }
 
+impl Pod {
+    /// Its port behind a Service's.
+    pub(crate) fn port_behind(&self, port: &ServicePort) -> Option<u16> {
+        match &port.target {
+            TargetPort::Number(number) => Some(*number),
+            TargetPort::Name(name) => self.ports.iter().find(|(n, _)| n == name).map(|(_, port)| *port),
+        }
+    }
+}
+
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Node {
     /// Its label `topology.kubernetes.io/zone`.
@@ -173,6 +191,7 @@ pub struct Namespace {
     pub inject: bool,
     /// Being deleted: nothing can be created in it any more.
     pub terminating: bool,
+    pub labels: BTreeMap<String, String>,
     pub opaque_ports: Option<PortSet>,
 }
 

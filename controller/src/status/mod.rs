@@ -1,5 +1,6 @@
 //! What the conditions of routes and policies should say. `cluster::status` writes them.
 
+mod access;
 mod entries;
 mod policy;
 mod route;
@@ -61,6 +62,9 @@ fn of_policy(store: &Store, callers: &Callers<'_>, policy: &Policy, now: &str) -
     (!same).then(|| json!({"ancestors": ancestors, "conditions": conditions}))
 }
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod access_tests;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;

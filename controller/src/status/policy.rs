@@ -3,6 +3,7 @@
 use outrigger_api::policy::crd::APPLY;
 use serde_json::Value;
 
+use super::access;
 use super::entries::{Entry, Verdict, is_ours};
 use crate::answers::is_overridden;
 use crate::index::{Callers, Of};
@@ -35,14 +36,20 @@ pub(super) fn summary(policy: &Policy, entries: &[Entry], dropped: &[String]) ->
         .iter()
         .flat_map(|entry| &entry.verdicts)
         .filter(|v| v.type_ == ACCEPTED);
-    let refused: Vec<_> = accepted.filter(|verdict| !verdict.ok).collect();
-    let (reason, mut message) = match (&policy.compiled, refused.first()) {
-        (Err(mistakes), _) => ("Invalid", invalid(mistakes)),
-        (Ok(_), None) => (ACCEPTED, "In force".to_owned()),
-        (Ok(_), Some(first)) => {
-            let messages: Vec<_> = refused.iter().map(|verdict| verdict.message.as_str()).collect();
-            (first.reason, messages.join("; "))
-        }
+    let accepted: Vec<_> = accepted.collect();
+    let refused: Vec<_> = accepted.iter().filter(|verdict| !verdict.ok).collect();
+    let messages = |verdicts: &[&Verdict]| {
+        let mut messages: Vec<_> = verdicts.iter().map(|verdict| verdict.message.as_str()).collect();
+        messages.dedup();
+        messages.join("; ")
+    };
+    let (reason, mut message) = match refused.first() {
+        _ if !policy.mistakes().is_empty() => ("Invalid", invalid(policy)),
+        None => (ACCEPTED, messages(&accepted)),
+        Some(first) => (
+            first.reason,
+            messages(&refused.iter().map(|verdict| **verdict).collect::<Vec<_>>()),
+        ),
     };
     if !dropped.is_empty() {
         message += ". ";
@@ -52,8 +59,8 @@ pub(super) fn summary(policy: &Policy, entries: &[Entry], dropped: &[String]) ->
 }
 
 fn accepted(store: &Store, policy: &Policy, attachment: &Attachment) -> Verdict {
-    if let Err(mistakes) = &policy.compiled {
-        return verdict(ACCEPTED, "Invalid", invalid(mistakes));
+    if !policy.mistakes().is_empty() {
+        return verdict(ACCEPTED, "Invalid", invalid(policy));
     }
     let shown = shown(&attachment.reference);
     let target = match attachment.target.as_ref() {
@@ -63,15 +70,22 @@ fn accepted(store: &Store, policy: &Policy, attachment: &Attachment) -> Verdict 
     if let Some(why) = missing(store, target) {
         return verdict(ACCEPTED, "TargetNotFound", format!("{shown}: {why}"));
     }
-    let holder = store.policies.at(policy.kind, target.clone()).next();
-    match holder.filter(|holder| holder.name != policy.name) {
-        Some(holder) => {
-            let kind = (policy.kind.row().resource)().kind;
-            let message = format!("for {shown} the older {kind} {} is in force", holder.name.name);
-            verdict(ACCEPTED, "Conflicted", message)
-        }
-        None => verdict(ACCEPTED, ACCEPTED, "In force".to_owned()),
+    let row = policy.kind.row();
+    let mut holders = store.policies.at(policy.kind, target.clone());
+    let holder = holders.next().filter(|holder| holder.name != policy.name);
+    if let Some(holder) = holder.filter(|_| !row.joined) {
+        let message = format!(
+            "for {shown} the older {} {} is in force",
+            (row.resource)().kind,
+            holder.name.name
+        );
+        return verdict(ACCEPTED, "Conflicted", message);
     }
+    let message = match policy.access() {
+        Some(access) => access::in_force(store, access, attachment),
+        None => "In force".to_owned(),
+    };
+    verdict(ACCEPTED, ACCEPTED, message)
 }
 
 fn programmed(
@@ -81,10 +95,13 @@ fn programmed(
     (target, reference): (&Target, &Value),
 ) -> Verdict {
     if !policy.unknown.is_empty() {
-        let message = format!(
+        let mut message = format!(
             "without fields that this version of the controller does not know: {}",
             policy.unknown.join(", ")
         );
+        if policy.access().is_some() {
+            message += ". A rule that allows, and has one of them, lets nobody in";
+        }
         return verdict(PROGRAMMED, PARTIALLY, message);
     }
     let dropped = store.old_crds.get(&policy.kind).into_iter().flatten();
@@ -92,7 +109,11 @@ fn programmed(
     if dropped.peek().is_some() {
         return verdict(PROGRAMMED, "OldCRD", old_crd(dropped));
     }
-    if let Some(message) = lacking(store, callers, policy, (target, reference)) {
+    let short = match policy.access() {
+        Some(_) => access::short(store, callers, policy, reference),
+        None => lacking(store, callers, policy, (target, reference)),
+    };
+    if let Some(message) = short {
         return verdict(PROGRAMMED, PARTIALLY, message);
     }
     if policy
@@ -150,7 +171,7 @@ fn lacking(
 }
 
 /// The word of another controller's pod that is still there, on this generation.
-fn said_by_another<'a>(store: &Store, policy: &'a Policy, reference: &Value) -> Option<&'a str> {
+pub(super) fn said_by_another<'a>(store: &Store, policy: &'a Policy, reference: &Value) -> Option<&'a str> {
     let entries = policy.ancestors.iter();
     let entry = entries
         .filter(|e| is_ours(e))
@@ -172,6 +193,7 @@ fn services<'a>(store: &'a Store, target: &'a Target) -> Of<'a> {
         TargetKind::Namespace if target.name.name == store.own.namespace => Of::All,
         TargetKind::Namespace => Of::Namespace(&target.name.name),
         TargetKind::Service => Of::These([&target.name].into()),
+        TargetKind::Pods => Of::These([].into()),
         TargetKind::Route(kind) => {
             let route = store.routes.get(&(kind, target.name.clone()));
             let parents = route.into_iter().flat_map(|route| &route.parents);
@@ -187,6 +209,7 @@ fn concerns(store: &Store, target: &Target, service: &ObjectName, port: u16, cal
     }
     match target.kind {
         TargetKind::Namespace => true,
+        TargetKind::Pods => false,
         TargetKind::Service => {
             let ports = store.services.get(service).into_iter().flat_map(|s| &s.ports);
             let mut named = ports.filter(|p| p.port == port);
@@ -203,8 +226,8 @@ fn concerns(store: &Store, target: &Target, service: &ObjectName, port: u16, cal
 fn missing(store: &Store, target: &Target) -> Option<String> {
     let section = target.section.as_ref();
     match target.kind {
-        // The policy's own.
-        TargetKind::Namespace => None,
+        // The policy's own; and pods may come at any time.
+        TargetKind::Namespace | TargetKind::Pods => None,
         TargetKind::Service => {
             let Some(service) = store.services.get(&target.name) else {
                 return Some("it is not there".to_owned());
@@ -232,8 +255,14 @@ fn shown(reference: &Value) -> String {
     shown
 }
 
-fn invalid(mistakes: &[String]) -> String {
-    format!("Not in force. {}", mistakes.join("; "))
+fn invalid(policy: &Policy) -> String {
+    let holds = match policy.access() {
+        Some(_) => {
+            "In force as far as it opens nothing: what is faulty lets nobody in where it allows, and is left out where it denies"
+        }
+        None => "Not in force",
+    };
+    format!("{holds}. {}", policy.mistakes().join("; "))
 }
 
 fn verdict(type_: &'static str, reason: &'static str, message: String) -> Verdict {

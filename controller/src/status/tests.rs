@@ -16,10 +16,10 @@ use crate::objects::route::RouteKind;
 use crate::testing::Cluster;
 use crate::topic::{Inbox, Reader};
 
-const NOW: &str = "2026-05-01T00:00:00Z";
+pub(super) const NOW: &str = "2026-05-01T00:00:00Z";
 const LATER: &str = "2026-06-01T00:00:00Z";
 
-fn writes(cluster: &Cluster, now: &str) -> Vec<Write> {
+pub(super) fn writes(cluster: &Cluster, now: &str) -> Vec<Write> {
     cluster
         .index
         .read_with_callers(|store, callers| wanted(store, callers, now))
@@ -416,7 +416,7 @@ fn reasons_of_policies() {
             json!([{"kind": "Service", "name": "web", "selector": {}}]),
             json!({}),
             "Invalid",
-            "spec.targetRefs.selector",
+            "spec.targetRefs[0].selector",
         ),
         (json!([]), json!({}), "Invalid", "targetRefs"),
         (

@@ -28,8 +28,10 @@ pub(crate) enum Dep {
     Pod(ObjectName),
     Node(Arc<str>),
     Namespace(Arc<str>),
-    /// The policies of the namespace.
-    Policies(Arc<str>),
+    /// The labels of any namespace: who is selected by them.
+    Namespaces,
+    /// The policies of this kind of the namespace.
+    Policies(PolicyKind, Arc<str>),
     /// The networks of the cluster, and what is outside of them.
     Networks,
 }
@@ -48,7 +50,7 @@ pub(crate) struct Store {
     service_ips: HashMap<IpAddr, ObjectName>,
     slices: HashMap<ObjectName, EndpointSlice>,
     slices_of: HashMap<ObjectName, BTreeSet<ObjectName>>,
-    pub(crate) pods: HashMap<ObjectName, Pod>,
+    pub(crate) pods: BTreeMap<ObjectName, Pod>,
     pod_ips: HashMap<IpAddr, BTreeSet<ObjectName>>,
     /// How many pods that have not ended each ServiceAccount has.
     pods_of: HashMap<ObjectName, usize>,
@@ -137,7 +139,8 @@ impl Store {
     /// The pod that this controller is. A policy on its namespace holds for the whole mesh.
     pub(crate) fn set_own(&mut self, own: ObjectName, touched: &mut Touched) {
         touched.statuses = true;
-        touched.deps.insert(Dep::Policies(own.namespace.clone()));
+        let policies = PolicyKind::ALL.map(|kind| Dep::Policies(kind, own.namespace.clone()));
+        touched.deps.extend(policies);
         self.own = own;
     }
 
@@ -223,13 +226,12 @@ impl Store {
         namespace: &Arc<str>,
         pod: &'a Pod,
     ) -> impl Iterator<Item = (&'a ObjectName, &'a Service)> + use<'a> {
-        in_namespace(&self.services, namespace).filter(|(_, service)| {
-            !service.selector.is_empty()
-                && service
-                    .selector
-                    .iter()
-                    .all(|(key, value)| pod.labels.get(key) == Some(value))
-        })
+        in_namespace(&self.services, namespace).filter(|(_, service)| service.selects(pod))
+    }
+
+    /// The pods of a namespace that have not ended.
+    pub(crate) fn pods_of_namespace(&self, namespace: &Arc<str>) -> impl Iterator<Item = (&ObjectName, &Pod)> {
+        in_namespace(&self.pods, namespace).filter(|(_, pod)| !pod.ended)
     }
 
     /// Whether a pod of the ServiceAccount exists that has not ended.
@@ -346,7 +348,11 @@ impl Store {
     }
 
     fn set_namespace(&mut self, name: Arc<str>, namespace: Option<Namespace>, touched: &mut Touched) {
-        if self.namespaces.get(&name) != namespace.as_ref() {
+        let old = self.namespaces.get(&name);
+        if old != namespace.as_ref() {
+            if old.map(|old| &old.labels) != namespace.as_ref().map(|new| &new.labels) {
+                touched.deps.insert(Dep::Namespaces);
+            }
             touched.deps.insert(Dep::Namespace(name.clone()));
             touched.namespaces = true;
             set(&mut self.namespaces, name, namespace);
@@ -375,7 +381,7 @@ impl Store {
         touched.statuses = true;
         let namespace = name.namespace.clone();
         if self.policies.set(kind, name, policy) {
-            touched.deps.insert(Dep::Policies(namespace));
+            touched.deps.insert(Dep::Policies(kind, namespace));
         }
     }
 }

@@ -22,6 +22,13 @@ impl Policies {
         names.map(|(_, name)| name)
     }
 
+    pub(crate) fn of_namespace(&self, kind: PolicyKind, namespace: &str) -> impl Iterator<Item = &Policy> {
+        let from = (kind, ObjectName::new(namespace, ""));
+        let policies = self.all.range(from..);
+        let policies = policies.take_while(move |((k, name), _)| *k == kind && *name.namespace == *namespace);
+        policies.map(|(_, policy)| policy)
+    }
+
     /// Those that are attached to this very target and can hold there, the oldest first.
     pub(crate) fn at(&self, kind: PolicyKind, target: Target) -> impl Iterator<Item = &Policy> {
         let names = self.attached.get(&(kind, target)).into_iter().flatten();

@@ -26,6 +26,15 @@ pub(crate) fn hello(pod: &str) -> from_sidecar::Kind {
     })
 }
 
+/// Of a sidecar that understands who may call it.
+fn hello_of_today(pod: &str) -> from_sidecar::Kind {
+    from_sidecar::Kind::Hello(Hello {
+        namespace: String::new(),
+        pod: pod.to_owned(),
+        features: vec![Feature::EndpointChanges.into(), Feature::Access.into()],
+    })
+}
+
 pub(crate) fn want(address: &str) -> from_sidecar::Kind {
     from_sidecar::Kind::Want(Want {
         address: address.to_owned(),
@@ -92,7 +101,11 @@ impl Session {
                 self.workload = Some(workload);
             }
             to_sidecar::Kind::Trust(trust) => self.roots = trust.roots,
-            to_sidecar::Kind::Access(_) => self.log.push("access".to_owned()),
+            to_sidecar::Kind::Access(access) => {
+                let names = access.enforced.iter().map(|policy| policy.name.as_str());
+                self.log
+                    .push(format!("access {}", names.collect::<Vec<_>>().join(", ")));
+            }
             to_sidecar::Kind::EndpointSet(set) => self.take(set),
             to_sidecar::Kind::Routes(routes) => {
                 let target = routes.target.unwrap();
@@ -192,6 +205,44 @@ pub(crate) fn service<A: AsRef<str>>(endpoints: &[A]) -> Target {
             ..proto::Service::default()
         })),
     }
+}
+
+/// A sidecar that hears of itself first takes it for the word of a controller that knows no policies, and lets everybody in.
+#[tokio::test]
+async fn who_may_call_is_told_before_all_else_and_again_when_it_changes() {
+    let targets = Arc::new(FixedTargets::new([]));
+    let access = |names: &[&str]| outrigger_api::access::Access {
+        enforced: names
+            .iter()
+            .map(|name| outrigger_api::access::Policy {
+                name: (*name).to_owned(),
+                ..Default::default()
+            })
+            .collect(),
+        audited: Vec::new(),
+    };
+    targets.set_access(access(&["shop/first"]));
+    let server = start_with(targets.clone(), targets.clone()).await;
+    let channel = server.connect(Some(server.svid("shop", "orders"))).await;
+    let mut session = Session::open(channel.clone(), hello_of_today("orders-1"))
+        .await
+        .unwrap();
+    session.until(|s| s.log.len() == 2).await;
+    assert_eq!(session.log, ["access shop/first", "workload"]);
+    assert!(!session.roots.is_empty(), "whom to trust comes before both");
+    targets.set_access(access(&["shop/first", "shop/second"]));
+    session.until(|s| s.log.len() == 3).await;
+    targets.set_access(access(&[]));
+    session.until(|s| s.log.len() == 4).await;
+    assert_eq!(session.log[2..], ["access shop/first, shop/second", "access "]);
+
+    // One that does not understand it is not told, and the rest is as before.
+    let mut older = Session::open(channel, hello("orders-2")).await.unwrap();
+    older.until(|s| s.log.len() == 1).await;
+    targets.set_access(access(&["shop/third"]));
+    older.want("10.96.0.1:80").await;
+    older.until(|s| s.log.len() == 2).await;
+    assert_eq!(older.log, ["workload", "routes 10.96.0.1:80"]);
 }
 
 /// A tenant's routes must not take the other targets from whoever calls him.

@@ -1,6 +1,7 @@
 //! The injector and the controller against a real kube-apiserver with etcd, with the rights that the chart gives them.
 //! tests/run brings it up (`tests/cluster/up --control-plane`) and runs these one after the other.
 
+mod access;
 mod chart;
 mod controller;
 mod crds;

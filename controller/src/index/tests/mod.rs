@@ -1,3 +1,4 @@
+mod access;
 mod networks;
 mod policies;
 mod routes;

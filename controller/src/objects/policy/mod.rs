@@ -1,5 +1,6 @@
 //! Policies: Outrigger's own kinds. What differs between them is a row of a table; what they have in common is read here.
 
+mod access;
 mod traffic;
 
 use std::sync::{Arc, LazyLock};
@@ -8,6 +9,8 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::core::{ApiResource, DynamicObject};
 use outrigger_api::discovery as proto;
 use outrigger_api::discovery::Feature;
+use outrigger_api::policy::access::Unresolved;
+use outrigger_api::policy::selector::LabelSelector;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -19,6 +22,7 @@ use super::route::{self, RouteKind};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs)]
 pub enum PolicyKind {
+    Access,
     Traffic,
 }
 
@@ -32,8 +36,11 @@ pub struct Row {
     pub(crate) targets: &'static [TargetKind],
     /// Whether a target may be a Service of another namespace, for callers of the policy's own.
     pub(crate) for_callers: bool,
-    /// The spec as sidecars are told it, or all that is wrong with it.
-    pub(crate) compile: fn(Value) -> Result<Compiled, Vec<String>>,
+    /// Whether all policies hold that are attached to one target, and not the oldest alone.
+    pub(crate) joined: bool,
+    /// The spec of an object as sidecars are told it, or all that is wrong with it. The fields that are not known are taken out, and given
+    /// beside it.
+    pub(crate) compile: fn(&ObjectName, Value, &[String]) -> Result<Compiled, Vec<String>>,
 }
 
 /// What sidecars are told of a policy.
@@ -42,21 +49,25 @@ pub(crate) struct Compiled {
     pub(crate) message: Message,
     /// What a sidecar must understand to carry it out as it is meant, and the field that says it.
     pub(crate) needs: Vec<(Feature, &'static str)>,
+    /// What is wrong with it, where it holds all the same: as far as it can without being looser than it was meant.
+    pub(crate) mistakes: Vec<String>,
 }
 
 /// By the kind of the policy.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Message {
+    Access(Unresolved),
     Traffic(proto::Policy),
 }
 
 impl PolicyKind {
     /// All of them.
-    pub const ALL: [Self; 1] = [Self::Traffic];
+    pub const ALL: [Self; 2] = [Self::Access, Self::Traffic];
 
     /// What is known of it.
     pub fn row(self) -> &'static Row {
         match self {
+            Self::Access => &access::ROW,
             Self::Traffic => &traffic::ROW,
         }
     }
@@ -67,6 +78,8 @@ impl PolicyKind {
 pub(crate) enum TargetKind {
     Namespace,
     Service,
+    /// Of the policy's own namespace, by their labels.
+    Pods,
     Route(RouteKind),
 }
 
@@ -88,6 +101,11 @@ impl Target {
 
     pub(crate) fn service(name: &ObjectName) -> Self {
         Self::whole(TargetKind::Service, name)
+    }
+
+    /// Pods of a namespace: which ones, each [`Attachment`] says.
+    pub(crate) fn pods(namespace: &str) -> Self {
+        Self::whole(TargetKind::Pods, &ObjectName::new(namespace, ""))
     }
 
     pub(crate) fn route(kind: RouteKind, name: &ObjectName) -> Self {
@@ -127,6 +145,8 @@ pub(crate) struct Attachment {
     pub(crate) reference: Value,
     /// Or why there can be no such target.
     pub(crate) target: Result<Target, String>,
+    /// Of pods: which ones.
+    pub(crate) selector: Option<LabelSelector>,
 }
 
 /// A policy, read.
@@ -159,20 +179,12 @@ impl Policy {
         let schema = SCHEMAS.iter().find(|(of, _)| *of == kind).map(|(_, schema)| schema);
         prune(&mut spec, schema.unwrap_or(&Value::Null), "spec", &mut unknown);
         let references = spec.get("targetRefs").cloned().unwrap_or_default();
-        let references = Vec::<TargetRef>::deserialize(references).unwrap_or_default();
-        let mut attachments: Vec<_> = references.into_iter().map(|r| attachment(row, &name, r)).collect();
+        let references = references.as_array().into_iter().flatten();
+        let references = references.map(|reference| TargetRef::deserialize(reference).unwrap_or_default());
+        let mut attachments: Vec<_> = references.map(|r| attachment(row, &name, r)).collect();
         attachments.dedup();
-        let mut compiled = (row.compile)(spec);
-        let of_targets: Vec<_> = unknown
-            .iter()
-            .filter(|path| path.starts_with("spec.targetRefs"))
-            .collect();
-        if let Some(first) = of_targets.first() {
-            // Without it, the policy would hold for more than it was written for.
-            compiled = Err(vec![format!(
-                "{first}: this version of the controller does not know the field, and so not what the policy holds for"
-            )]);
-        } else if compiled.is_ok() && attachments.is_empty() {
+        let mut compiled = (row.compile)(&name, spec, &unknown);
+        if compiled.is_ok() && attachments.is_empty() {
             let none = "targetRefs: name at least one object that the policy holds for".to_owned();
             compiled = Err(vec![none]);
         }
@@ -201,10 +213,28 @@ impl Policy {
         attachments.filter_map(|attachment| attachment.target.as_ref().ok())
     }
 
+    /// What an AccessPolicy says.
+    pub(crate) fn access(&self) -> Option<&Unresolved> {
+        match &self.compiled.as_ref().ok()?.message {
+            Message::Access(policy) => Some(policy),
+            Message::Traffic(_) => None,
+        }
+    }
+
     /// What a TrafficPolicy says.
     pub(crate) fn traffic(&self) -> Option<&proto::Policy> {
-        let Message::Traffic(policy) = &self.compiled.as_ref().ok()?.message;
-        Some(policy)
+        match &self.compiled.as_ref().ok()?.message {
+            Message::Traffic(policy) => Some(policy),
+            Message::Access(_) => None,
+        }
+    }
+
+    /// Everything that is wrong with it.
+    pub(crate) fn mistakes(&self) -> &[String] {
+        match &self.compiled {
+            Ok(compiled) => &compiled.mistakes,
+            Err(mistakes) => mistakes,
+        }
     }
 
     pub(crate) fn same_spec(&self, other: &Self) -> bool {
@@ -221,10 +251,14 @@ struct TargetRef {
     namespace: Option<String>,
     name: String,
     section_name: Option<String>,
+    selector: Option<LabelSelector>,
 }
 
 fn attachment(row: &Row, policy: &ObjectName, reference: TargetRef) -> Attachment {
-    let mut shown = json!({"group": reference.group, "kind": reference.kind, "name": reference.name});
+    // Pods have no name here, and every reference in a status has one.
+    let selector = reference.selector.as_ref().map(LabelSelector::to_string);
+    let name = selector.as_ref().unwrap_or(&reference.name);
+    let mut shown = json!({"group": reference.group, "kind": reference.kind, "name": name});
     let namespace = reference.namespace.as_deref().unwrap_or(&policy.namespace);
     if reference.kind != "Namespace" {
         shown["namespace"] = namespace.into();
@@ -235,6 +269,7 @@ fn attachment(row: &Row, policy: &ObjectName, reference: TargetRef) -> Attachmen
     Attachment {
         reference: shown,
         target: target(row, &policy.namespace, namespace, &reference),
+        selector: reference.selector,
     }
 }
 
@@ -242,14 +277,15 @@ fn target(row: &Row, own: &str, namespace: &str, reference: &TargetRef) -> Resul
     let kind = match (reference.group.as_str(), reference.kind.as_str()) {
         ("", "Namespace") => Some(TargetKind::Namespace),
         ("", "Service") => Some(TargetKind::Service),
+        ("", "Pod") => Some(TargetKind::Pods),
         (route::GROUP, "HTTPRoute") => Some(TargetKind::Route(RouteKind::Http)),
         (route::GROUP, "GRPCRoute") => Some(TargetKind::Route(RouteKind::Grpc)),
         _ => None,
     };
     let Some(kind) = kind.filter(|kind| row.targets.contains(kind)) else {
         return Err(format!(
-            "a policy of this kind cannot be attached to the kind {} of the group {:?}; a Service or a Namespace has the group \"\", a \
-             route {:?}",
+            "a policy of this kind cannot be attached to the kind {} of the group {:?}; a Service, a Namespace or a Pod has the group \
+             \"\", a route {:?}",
             reference.kind,
             reference.group,
             route::GROUP
@@ -267,10 +303,20 @@ fn target(row: &Row, own: &str, namespace: &str, reference: &TargetRef) -> Resul
         }
         TargetKind::Namespace if target.section.is_some() => Err("a Namespace has no sections".to_owned()),
         TargetKind::Namespace => Ok(Target::namespace(own)),
+        TargetKind::Pods if reference.selector.is_none() => Err("pods are named by their labels (selector)".to_owned()),
+        TargetKind::Pods => Ok(Target::pods(own)),
         TargetKind::Service if namespace == own || row.for_callers => Ok(target),
         TargetKind::Route(_) if namespace == own => Ok(target),
         TargetKind::Service | TargetKind::Route(_) => Err(format!("it is not in the policy's own namespace, {own}")),
     }
+}
+
+/// What is wrong where a field is not known by which the policy says what it holds for.
+fn of_targets(unknown: &[String]) -> Option<String> {
+    let field = unknown.iter().find(|field| field.starts_with("spec.targetRefs"))?;
+    Some(format!(
+        "{field}: this version of the controller does not know the field, and so not what the policy holds for"
+    ))
 }
 
 /// The schema of each kind's spec, as its CRD has it.
@@ -289,7 +335,7 @@ fn prune(value: &mut Value, schema: &Value, path: &str, unknown: &mut Vec<String
     match value {
         Value::Object(fields) => {
             let Some(known) = schema.get("properties").and_then(Value::as_object) else {
-                return;
+                return; // a map, whose keys are anything
             };
             let fields_before = std::mem::take(fields);
             for (name, mut field) in fields_before {
@@ -305,7 +351,9 @@ fn prune(value: &mut Value, schema: &Value, path: &str, unknown: &mut Vec<String
         }
         Value::Array(items) => {
             if let Some(schema) = schema.get("items") {
-                items.iter_mut().for_each(|item| prune(item, schema, path, unknown));
+                for (n, item) in items.iter_mut().enumerate() {
+                    prune(item, schema, &format!("{path}[{n}]"), unknown);
+                }
             }
         }
         _ => {}
@@ -348,8 +396,11 @@ mod tests {
                 "{} is not in rbac.yaml",
                 resource.plural
             );
-            let crd = format!("resourceNames: [{}]", crd_names().join(", "));
-            assert!(rbac.contains(&crd), "{crd} is not in rbac.yaml");
+            let crds = format!("resourceNames: [{}]", crd_names().join(", "));
+            let plurals = PolicyKind::ALL.map(|kind| (kind.row().resource)().plural).join(", ");
+            for line in [crds, format!("resources: [{plurals}]\n  verbs: [get, list, watch]")] {
+                assert!(rbac.contains(&line), "{line} is not in rbac.yaml");
+            }
             for right in [
                 format!("| {} | {} | | list, watch |", resource.group, resource.plural),
                 format!("| {} | {}/status | | patch |", resource.group, resource.plural),

@@ -5,7 +5,7 @@ use outrigger_api::policy::{TrafficPolicy, TrafficPolicySpec, needs};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Compiled, Message, RouteKind, Row, TargetKind};
+use super::{Compiled, Message, ObjectName, RouteKind, Row, TargetKind, of_targets};
 
 pub(super) const ROW: Row = Row {
     resource: TrafficPolicy::api_resource,
@@ -17,14 +17,20 @@ pub(super) const ROW: Row = Row {
         TargetKind::Route(RouteKind::Grpc),
     ],
     for_callers: true,
+    joined: false,
     compile,
 };
 
-fn compile(spec: Value) -> Result<Compiled, Vec<String>> {
+fn compile(_: &ObjectName, spec: Value, unknown: &[String]) -> Result<Compiled, Vec<String>> {
+    // Without it, the policy would hold for more than it was written for.
+    if let Some(mistake) = of_targets(unknown) {
+        return Err(vec![mistake]);
+    }
     let spec = TrafficPolicySpec::deserialize(spec).map_err(|e| vec![format!("spec: {e}")])?;
     let policy = spec.to_proto()?;
     Ok(Compiled {
         needs: needs(&policy),
         message: Message::Traffic(policy),
+        mistakes: Vec::new(),
     })
 }

@@ -1,0 +1,331 @@
+//! What is said of AccessPolicies.
+
+use outrigger_api::discovery::Feature;
+use serde_json::{Value, json};
+
+use super::Write;
+use super::tests::{NOW, writes};
+use crate::discovery::Discover;
+use crate::objects::policy::PolicyKind;
+use crate::testing::{Cluster, pod_key};
+use crate::topic::{Followed, Inbox, Reader};
+
+fn policy(name: &str, target: Value, more: Value) -> Value {
+    let mut spec = json!({"targetRefs": [target], "rules": [{"sources": [{"type": "Any"}]}]});
+    spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    json!({
+        "kind": "AccessPolicy", "apiVersion": "outrigger.dev/v1alpha1",
+        "metadata": {"namespace": "shop", "name": name, "generation": 2, "resourceVersion": "1"},
+        "spec": spec,
+    })
+}
+
+fn pod(name: &str, app: &str, sidecar: bool) -> Value {
+    let containers = if sidecar {
+        json!([{"name": "outrigger-proxy"}])
+    } else {
+        json!([{"name": "app"}])
+    };
+    json!({
+        "kind": "Pod", "apiVersion": "v1", "metadata": {"namespace": "shop", "name": name, "labels": {"app": app}},
+        "spec": {"serviceAccountName": app, "containers": containers},
+    })
+}
+
+fn shop() -> Value {
+    json!({"kind": "Namespace", "name": "shop"})
+}
+
+fn cluster() -> Cluster {
+    let cluster = Cluster::new();
+    cluster.index.set_own("outrigger", "controller-a");
+    cluster.add_service("web", 1);
+    cluster
+}
+
+/// What is written of the policy: (reason, message) of the conditions at its first target.
+fn said(cluster: &Cluster, name: &str) -> Vec<(String, String)> {
+    let writes = writes(cluster, NOW);
+    let write = writes.iter().find(|write| &*write.name.name == name).unwrap();
+    let conditions = write.status["ancestors"][0]["conditions"].as_array().unwrap().iter();
+    let text = |condition: &Value, field: &str| condition[field].as_str().unwrap().to_owned();
+    conditions.map(|c| (text(c, "reason"), text(c, "message"))).collect()
+}
+
+#[test]
+fn reasons() {
+    let service = |name: &str| json!({"kind": "Service", "name": name});
+    let pods = |selector: Value| json!({"kind": "Pod", "selector": selector});
+    let section = |name: &str| json!({"kind": "Service", "name": "web", "sectionName": name});
+    for (target, more, reason, words) in [
+        (shop(), json!({}), "Accepted", "In force"),
+        (service("web"), json!({}), "Accepted", "In force"),
+        (section("http"), json!({}), "Accepted", "In force"),
+        (
+            pods(json!({"matchLabels": {"app": "web"}})),
+            json!({}),
+            "Accepted",
+            "In force",
+        ),
+        (pods(json!({})), json!({}), "Accepted", "In force"),
+        // Nothing is wrong with these, and they may not be what was meant.
+        (
+            pods(json!({"matchLabels": {"app": "gone"}})),
+            json!({}),
+            "Accepted",
+            "In force. The selector takes no pod",
+        ),
+        (
+            service("idle"),
+            json!({}),
+            "Accepted",
+            "In force. The selector of the Service takes no pod",
+        ),
+        (
+            service("by-hand"),
+            json!({}),
+            "Accepted",
+            "In force. The Service has no selector, so that no pod is known to be behind it",
+        ),
+        (
+            service("astray"),
+            json!({}),
+            "Accepted",
+            "In force. The targetPort of the Service's port 80 is a name that none of its pods has",
+        ),
+        (
+            shop(),
+            json!({"rules": [{"sources": [{"type": "Any"}], "networkAttributes": {"ports": ["www", 80]}}]}),
+            "Accepted",
+            "In force. None of its pods has a port of the name www",
+        ),
+        (
+            service("gone"),
+            json!({}),
+            "TargetNotFound",
+            "Service gone: it is not there",
+        ),
+        (
+            section("https"),
+            json!({}),
+            "TargetNotFound",
+            "no TCP port of the name \"https\"",
+        ),
+        (
+            json!({"kind": "Namespace", "name": "other"}),
+            json!({}),
+            "TargetNotFound",
+            "only be the policy's own",
+        ),
+        (
+            json!({"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "name": "r"}),
+            json!({}),
+            "TargetNotFound",
+            "cannot be attached to the kind HTTPRoute",
+        ),
+        (json!({"kind": "Pod"}), json!({}), "Invalid", "targetRefs[0].selector"),
+        (
+            shop(),
+            json!({"rules": [{"sources": []}, {"sources": [{"type": "SPIFFE", "spiffe": "web"}]}]}),
+            "Invalid",
+            "In force as far as it opens nothing: what is faulty lets nobody in where it allows, and is left out where it denies. \
+             rules[0].sources: ",
+        ),
+        (shop(), json!({"rules": [{"sources": "Any"}]}), "Invalid", ". spec: "),
+    ] {
+        let cluster = cluster();
+        cluster.apply(
+            "kind: Service\nmetadata: {namespace: shop, name: idle}\nspec: {selector: {app: idle}, ports: [{port: 80}]}\n---\nkind: \
+             Service\nmetadata: {namespace: shop, name: by-hand}\nspec: {ports: [{port: 80}]}\n---\nkind: Service\nmetadata: {namespace: \
+             shop, name: astray}\nspec: {selector: {app: web}, ports: [{port: 80, targetPort: nowhere}, {port: 81, targetPort: 81}]}\n",
+        );
+        cluster.apply_value(policy("p", target.clone(), more.clone()));
+        let writes = writes(&cluster, NOW);
+        let [Write { status, .. }] = &writes[..] else {
+            panic!("{writes:?}")
+        };
+        let summary = &status["conditions"][0];
+        let at_target = &status["ancestors"][0]["conditions"][0];
+        for condition in [summary, at_target] {
+            assert_eq!(condition["reason"], reason, "{target} {more}: {condition}");
+            assert_eq!(condition["status"], if reason == "Accepted" { "True" } else { "False" });
+            let message = condition["message"].as_str().unwrap();
+            let exactly = reason != "Accepted" || message == words;
+            assert!(
+                message.contains(words) && exactly,
+                "{target} {more}: {message:?} is not {words:?}"
+            );
+        }
+        // Where it is not accepted, nobody carries it out.
+        let conditions = status["ancestors"][0]["conditions"].as_array().unwrap().len();
+        assert_eq!(conditions, if reason == "Accepted" { 2 } else { 1 });
+    }
+}
+
+/// A status names each of its targets, and pods have no name here.
+#[test]
+fn pods_are_named_by_their_selector() {
+    let cluster = cluster();
+    let target = json!({"kind": "Pod", "selector": {"matchLabels": {"app": "web"}, "matchExpressions": [{"key": "x", "operator": "Exists"}]}});
+    cluster.apply_value(policy("p", target, json!({})));
+    let status = writes(&cluster, NOW).remove(0).status;
+    let reference = json!({"group": "", "kind": "Pod", "name": "app=web,x", "namespace": "shop"});
+    assert_eq!(status["ancestors"][0]["ancestorRef"], reference);
+}
+
+#[test]
+fn they_are_joined_and_in_no_conflict() {
+    let cluster = cluster();
+    for name in ["a", "b", "c"] {
+        cluster.apply_value(policy(name, shop(), json!({})));
+    }
+    for name in ["a", "b", "c"] {
+        assert_eq!(said(&cluster, name)[0].0, "Accepted", "{name}");
+    }
+    let traffic = json!({
+        "kind": "TrafficPolicy", "metadata": {"namespace": "shop", "name": "t"}, "spec": {"targetRefs": [shop()]},
+    });
+    cluster.apply_value(traffic);
+    assert_eq!(said(&cluster, "t")[0].0, "Accepted");
+}
+
+#[test]
+fn fields_that_nobody_knows_are_named() {
+    let cluster = cluster();
+    cluster.apply_value(policy(
+        "p",
+        shop(),
+        json!({"rules": [{"sources": [{"type": "Any"}], "when": {}}]}),
+    ));
+    let (reason, message) = said(&cluster, "p").remove(1);
+    assert_eq!(reason, "PartiallyProgrammed");
+    assert!(
+        message.contains(": spec.rules[0].when. A rule that allows, and has one of them, lets nobody in"),
+        "{message}"
+    );
+    cluster
+        .index
+        .set_old_crd(PolicyKind::Access, vec!["spec.rules[].requires".to_owned()]);
+    cluster.apply_value(policy("p", shop(), json!({})));
+    assert_eq!(said(&cluster, "p")[1].0, "OldCRD");
+}
+
+/// A session of the pod's sidecar.
+struct Sidecar {
+    _access: Followed<crate::access::Access>,
+    _workload:
+        tokio::sync::watch::Receiver<std::sync::Arc<crate::discovery::Update<outrigger_api::discovery::Workload>>>,
+}
+
+fn session(cluster: &Cluster, pod: &str, account: &str, features: &[Feature]) -> Sidecar {
+    let reader = Reader {
+        inbox: std::sync::Arc::new(Inbox::new(features.iter().copied())),
+        number: 0,
+    };
+    Sidecar {
+        _access: cluster.index.follow_access(&pod_key("shop", pod, account), reader),
+        _workload: cluster.index.watch_workload("shop", pod),
+    }
+}
+
+#[test]
+fn pods_that_let_everybody_in_are_counted() {
+    let cluster = cluster();
+    for (name, app, sidecar) in [
+        ("a", "api", true),
+        ("b", "api", true),
+        ("c", "api", false),
+        ("d", "db", false),
+    ] {
+        cluster.apply_value(pod(name, app, sidecar));
+    }
+    let mut ended = pod("e", "api", false);
+    ended["status"] = json!({"phase": "Succeeded"});
+    cluster.apply_value(ended);
+    let target = |app: &str| json!({"kind": "Pod", "selector": {"matchLabels": {"app": app}}});
+    let programmed = |target: Value| {
+        cluster.apply_value(policy("p", target, json!({})));
+        said(&cluster, "p").remove(1)
+    };
+    let bare = "1 of 3 pods have no sidecar, and let everybody in";
+    assert_eq!(
+        programmed(target("api")),
+        ("PartiallyProgrammed".to_owned(), bare.to_owned())
+    );
+    assert_eq!(programmed(target("web")).0, "Programmed");
+    let (_, message) = programmed(shop());
+    assert_eq!(message, "2 of 5 pods have no sidecar, and let everybody in");
+
+    // Its sidecars, of which this controller tells three.
+    let today = [Feature::EndpointChanges, Feature::Access];
+    let first = session(&cluster, "a", "api", &today);
+    assert_eq!(programmed(target("api")).1, bare);
+    let older = session(&cluster, "b", "api", &[Feature::EndpointChanges]);
+    let stream = cluster.index.watch_workload("shop", "web-1");
+    let says_another = session(&cluster, "a", "db", &[]);
+    let (reason, message) = programmed(target("api"));
+    assert_eq!(reason, "PartiallyProgrammed");
+    assert!(
+        message.starts_with("controller-a: 1 of 2 sidecars that it tells of the policy are older"),
+        "{message}"
+    );
+    assert!(message.ends_with(&format!("; {bare}")), "{message}");
+    assert!(
+        programmed(shop()).1.starts_with("controller-a: 2 of 3 sidecars"),
+        "{}",
+        programmed(shop()).1
+    );
+    assert!(programmed(target("web")).1.starts_with("controller-a: 1 of 1 sidecars"));
+    drop((older, stream, says_another));
+    assert_eq!(programmed(target("api")).1, bare);
+    drop(first);
+}
+
+/// Of the whole mesh are the namespaces that are in it: no policy of this kind could ever be enforced in the others.
+#[test]
+fn the_mesh_is_what_is_injected() {
+    let cluster = cluster();
+    cluster.apply(
+        "kind: Namespace\nmetadata: {name: in, labels: {outrigger.dev/inject: enabled}}\n---\nkind: Namespace\nmetadata: {name: out}\n",
+    );
+    for namespace in ["in", "out", "outrigger"] {
+        let mut pod = pod("bare", "x", false);
+        pod["metadata"]["namespace"] = namespace.into();
+        cluster.apply_value(pod);
+    }
+    let mut mesh = policy("mesh", json!({"kind": "Namespace", "name": "outrigger"}), json!({}));
+    mesh["metadata"]["namespace"] = "outrigger".into();
+    cluster.apply_value(mesh);
+    // web-1 has one, without a label on its namespace.
+    assert_eq!(
+        said(&cluster, "mesh")[1].1,
+        "1 of 2 pods have no sidecar, and let everybody in"
+    );
+}
+
+#[test]
+fn policies_that_no_message_holds_say_so() {
+    let cluster = cluster();
+    let session = session(&cluster, "web-1", "web", &[Feature::Access]);
+    // Some 80 KB each.
+    let name = "n".repeat(250);
+    let sources: Vec<_> = (0..16)
+        .map(|n| json!({"type": "ServiceAccount", "serviceAccount": {"name": format!("{name}{n}")}}))
+        .collect();
+    let rules: Vec<_> = (0..64).map(|_| json!({"sources": sources})).collect();
+    for n in 0..20 {
+        cluster.apply_value(policy(&format!("p{n}"), shop(), json!({"rules": rules})));
+    }
+    cluster.index.flush();
+    let one = said(&cluster, "p0");
+    assert_eq!((&*one[0].0, &*one[1].0), ("Accepted", "PartiallyProgrammed"));
+    assert!(
+        one[1].1.starts_with("controller-a: 1 sidecars are not told of it"),
+        "{}",
+        one[1].1
+    );
+    let access = cluster.access("shop", "web-1");
+    assert_eq!(access.enforced[0].name, "(too large)");
+    drop(session);
+    assert_eq!(said(&cluster, "p0")[1].0, "Programmed");
+}
