@@ -379,7 +379,7 @@ async fn call(scene: &Scene, by: By, sent: Sent) -> Outcome {
         Jobs => (scene.jobs.outbound[0], scene.jobs.outbound[1]),
         Stranger => (scene.orders.inbound[0], scene.orders.inbound[0]),
         Hand(alpn) => {
-            let stream = scene.by_hand("web", alpn).await.unwrap();
+            let stream = Some(scene.by_hand("web", alpn).await.unwrap());
             return match sent {
                 Raw(text) => raw(stream, text.as_bytes()).await,
                 Bytes(bytes) if alpn == "outrigger/tcp" => echoed(stream, bytes).await,
@@ -404,10 +404,10 @@ async fn call(scene: &Scene, by: By, sent: Sent) -> Outcome {
             request.headers_mut().insert("content-type", kind);
             answered(Http::two(), request).await
         }
-        Raw(text) => raw(TcpStream::connect(http).await.unwrap(), text.as_bytes()).await,
-        Bytes(bytes) if bytes == HTTP_BYTES => raw(TcpStream::connect(http).await.unwrap(), bytes).await,
-        Bytes(bytes) => echoed(TcpStream::connect(database).await.unwrap(), bytes).await,
-        Tls => echoed(TcpStream::connect(database).await.unwrap(), &hello("h2")).await,
+        Raw(text) => raw(connected(http).await, text.as_bytes()).await,
+        Bytes(bytes) if bytes == HTTP_BYTES => raw(connected(http).await, bytes).await,
+        Bytes(bytes) => echoed(connected(database).await, bytes).await,
+        Tls => echoed(connected(database).await, &hello("h2")).await,
     }
 }
 
@@ -436,8 +436,18 @@ async fn answered(http: Http, request: Request<Body>) -> Outcome {
     }
 }
 
+/// A connection of which the sidecar may have made an end before it is looked at: `None`.
+async fn connected(to: SocketAddr) -> Option<TcpStream> {
+    match TcpStream::connect(to).await {
+        Ok(stream) => Some(stream),
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => None,
+        Err(error) => panic!("{error}"),
+    }
+}
+
 /// What the last answer on a connection is.
-async fn raw(mut stream: impl AsyncRead + AsyncWrite + Unpin, bytes: &[u8]) -> Outcome {
+async fn raw(stream: Option<impl AsyncRead + AsyncWrite + Unpin>, bytes: &[u8]) -> Outcome {
+    let Some(mut stream) = stream else { return Reset };
     let mut answer = Vec::new();
     let heard = async {
         stream.write_all(bytes).await?;
@@ -463,7 +473,8 @@ async fn raw(mut stream: impl AsyncRead + AsyncWrite + Unpin, bytes: &[u8]) -> O
 }
 
 /// An echo of bytes, or a reset.
-async fn echoed(mut stream: impl AsyncRead + AsyncWrite + Unpin, bytes: &[u8]) -> Outcome {
+async fn echoed(stream: Option<impl AsyncRead + AsyncWrite + Unpin>, bytes: &[u8]) -> Outcome {
+    let Some(mut stream) = stream else { return Reset };
     let mut heard = vec![0; bytes.len()];
     let echo = async {
         stream.write_all(bytes).await?;
