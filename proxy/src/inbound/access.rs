@@ -167,13 +167,12 @@ impl AccessRule {
         loop {
             // From here on it hears of a change.
             let changed = self.changed.notified();
-            let access = self.current();
-            if let Err(Refused::Denied(note)) = check(access.as_deref(), caller, subject) {
+            let asked = check(self.current().as_deref(), caller, subject);
+            if let Err(Refused::Denied(note)) = asked {
                 self.tell(caller, subject, &note);
                 self.metrics.error(Reason::AccessDenied);
                 return *note;
             }
-            drop(access);
             changed.await;
         }
     }

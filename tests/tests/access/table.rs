@@ -178,9 +178,7 @@ async fn http2(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, cas
         false => target.to_owned(),
     };
     let mut request = Request::builder().method(method).uri(uri).body(text("")).ok()?;
-    if request.uri().authority().is_none() {
-        return None;
-    }
+    request.uri().authority()?;
     for (name, lines) in &case.headers {
         let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
         for line in lines.all() {

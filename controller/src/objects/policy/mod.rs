@@ -26,6 +26,9 @@ pub enum PolicyKind {
     Traffic,
 }
 
+/// Makes of the spec of a policy, and of the fields in it that are not known, what sidecars are told, or says all that is wrong.
+pub(crate) type Compile = fn(&ObjectName, Value, &[String]) -> Result<Compiled, Vec<String>>;
+
 /// A row of the table: all that the controller knows of one kind.
 pub struct Row {
     /// Its names in the API: it is watched, and its status written, by these.
@@ -40,7 +43,7 @@ pub struct Row {
     pub(crate) joined: bool,
     /// The spec of an object as sidecars are told it, or all that is wrong with it. The fields that are not known are taken out, and given
     /// beside it.
-    pub(crate) compile: fn(&ObjectName, Value, &[String]) -> Result<Compiled, Vec<String>>,
+    pub(crate) compile: Compile,
 }
 
 /// What sidecars are told of a policy.
