@@ -119,11 +119,11 @@ fn the_crd_takes_what_is_valid_and_refuses_what_is_not() -> Result<()> {
             (rule(json!({"sources": any(), "networkAttributes": {}})), "ports"),
             (
                 rule(json!({"sources": any(), "networkAttributes": {"ports": [0]}})),
-                "1 to 65535",
+                "greater than or equal to 1",
             ),
             (
                 rule(json!({"sources": any(), "networkAttributes": {"ports": [65536]}})),
-                "1 to 65535",
+                "less than or equal to 65535",
             ),
             (
                 rule(json!({"sources": any(), "networkAttributes": {"ports": ["Web"]}})),

@@ -254,15 +254,13 @@ impl JsonSchema for Port {
         true
     }
 
-    // As Kubernetes writes its own: a type would not be structural.
+    // As Kubernetes writes its own: a type would not be structural. The bounds are a number's, the pattern is a text's.
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "x-kubernetes-int-or-string": true,
+            "minimum": 1,
+            "maximum": 65535,
             "pattern": "^[a-z0-9]([a-z0-9-]{0,13}[a-z0-9])?$",
-            "x-kubernetes-validations": [{
-                "rule": "type(self) != int || (self >= 1 && self <= 65535)",
-                "message": "a port is 1 to 65535"
-            }]
         })
     }
 }
