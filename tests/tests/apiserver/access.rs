@@ -189,7 +189,7 @@ fn the_crd_takes_what_is_valid_and_refuses_what_is_not() -> Result<()> {
             (provider(json!({"jwks": {}})), "at least 1 propert"),
             (
                 provider(json!({"jwks": {"inline": "{}", "configMapRef": {"name": "a"}}})),
-                "at most 1 propert",
+                "at most 1 item",
             ),
             (provider(json!({"jwks": {"remote": {"url": "http://i/k"}}})), "url"),
             (provider(json!({"jwks": {"remote": {}}})), "a url or a backendRef"),
