@@ -1,15 +1,15 @@
 //! The shop and its mesh as processes: started in order, until a first purchase goes through.
 
-use std::fs::{OpenOptions, Permissions};
+use std::fs::OpenOptions;
 use std::io::Write;
 use std::net::SocketAddr;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
+use nix::unistd::mkdtemp;
 use outrigger_shop::load;
-use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -28,8 +28,17 @@ pub(super) struct Mesh {
     admin: Admin,
     plan: Plan,
     shop_url: String,
-    /// Removed with everything in it when the mesh is gone.
-    _directory: TempDir,
+    directory: Directory,
+}
+
+/// Removed with everything in it when the mesh is gone.
+struct Directory(PathBuf);
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // Where it stays, it is in the way of nobody.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 enum NotStarted {
@@ -66,7 +75,7 @@ impl Mesh {
             admin: Admin::new(),
             shop_url: format!("http://{shop}"),
             plan,
-            _directory: directory,
+            directory,
         };
         mesh.spawn(seed)?;
         // The borrow ends before the processes are stopped.
@@ -126,7 +135,7 @@ impl Mesh {
     }
 
     fn spawn(&mut self, seed: Option<u64>) -> anyhow::Result<()> {
-        let directory = self._directory.path().to_string_lossy().into_owned();
+        let directory = self.directory.0.to_string_lossy().into_owned();
         let issuer = self.plan.issuer.to_string();
         let issuer = ["internal-issuer", "--listen", &issuer, "--directory", &directory].map(str::to_owned);
         self.processes.start("the issuer", issuer)?;
@@ -189,19 +198,17 @@ async fn purchase(shop_url: &str) -> bool {
 }
 
 /// Writes the sidecars' files and tokens to a directory that only this user can read.
-fn configuration(plan: &Plan, otlp: SocketAddr) -> anyhow::Result<TempDir> {
-    let directory = tempfile::Builder::new()
-        .prefix("outrigger-demo-")
-        .permissions(Permissions::from_mode(0o700))
-        .tempdir()
+fn configuration(plan: &Plan, otlp: SocketAddr) -> anyhow::Result<Directory> {
+    let directory = mkdtemp(&std::env::temp_dir().join("outrigger-demo-XXXXXX"))
+        .map(Directory)
         .context("cannot make a directory for the sidecars' configuration")?;
     for name in SIDECARS {
         let token = format!("{:016x}{:016x}", rand::random::<u64>(), rand::random::<u64>());
-        write(directory.path(), &format!("{name}.token"), &token)?;
+        write(&directory.0, &format!("{name}.token"), &token)?;
         write(
-            directory.path(),
+            &directory.0,
             &format!("{name}.yaml"),
-            &plan.sidecar_yaml(name, directory.path(), otlp)?,
+            &plan.sidecar_yaml(name, &directory.0, otlp)?,
         )?;
     }
     Ok(directory)
