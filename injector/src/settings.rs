@@ -71,6 +71,19 @@ pub struct Tracing {
     /// The share of new traces that are recorded, 0 to 1. A trace that came in keeps its own decision.
     #[serde(default = "default_ratio")]
     pub sample_ratio: f64,
+    /// What becomes of the context of a new trace that is not recorded.
+    #[serde(default)]
+    pub not_sampled: NotSampled,
+}
+
+/// What a sidecar does with the context of a trace that begins at it and is not recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum NotSampled {
+    /// Apps do not see it.
+    #[default]
+    Omit,
+    /// It is passed on, and says that nothing is recorded.
+    Pass,
 }
 
 /// How OTLP is spoken.
@@ -179,6 +192,7 @@ impl Default for Settings {
                 endpoint: "http://jaeger:4317".to_owned(),
                 protocol: Protocol::Grpc,
                 sample_ratio: default_ratio(),
+                not_sampled: NotSampled::Omit,
             }),
             resources: Resources::default(),
             native_sidecars: true,

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::model::ServiceName;
 use crate::telemetry::{
-    AttemptEnd, Direction, Peer, RequestEnd, RequestInfo, ServiceMetrics, SpanStart, Status, Telemetry,
+    AttemptEnd, Direction, Peer, RequestEnd, RequestInfo, ServiceMetrics, SpanStart, Status, Telemetry, request_id,
 };
 
 /// What a request is for.
@@ -92,9 +92,10 @@ impl Call {
             Callee::Unknown => (Direction::Outbound, None, 0, telemetry.metrics().service(None)),
             Callee::App(port) => (Direction::Inbound, None, port, telemetry.metrics().port(port)),
         };
-        let context = telemetry.context(&head.headers);
+        let id = request_id(head);
+        let context = telemetry.context(&head.headers, &id);
         Self {
-            request: RequestInfo::new(direction, service, port, context, head),
+            request: RequestInfo::new(direction, service, port, id, context, head),
             started: Instant::now(),
             telemetry: telemetry.clone(),
             metrics,

@@ -30,3 +30,4 @@ mod netns;
 mod probes;
 mod servers;
 mod tcp;
+mod traces;

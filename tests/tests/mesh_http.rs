@@ -247,7 +247,7 @@ async fn a_pod_that_calls_itself_stays_in_mutual_tls() {
 async fn strict_knows_the_pods_probes() {
     let authority = authority().await;
     let app = App::start(async |request| {
-        // A probe is no trace; what is one says so.
+        // A probe is no trace, and an app's own tracing is its own.
         let parent = request
             .headers()
             .get("traceparent")
@@ -267,7 +267,7 @@ async fn strict_knows_the_pods_probes() {
         .await;
     let to = http_probe.inbound[0];
     let seen = Http::one().get(to, "/ready?full=1").await;
-    assert_eq!((seen.status, &seen.body[..]), (200, &b"Some(false)"[..]));
+    assert_eq!((seen.status, &seen.body[..]), (200, &b"None"[..]));
     // No more than kubelet's own request.
     assert_eq!(Http::one().get(to, "/ready/x").await.error(), Some("plaintext-refused"));
     let (_, span) = collector.any().await;

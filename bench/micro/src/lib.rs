@@ -24,9 +24,9 @@ use outrigger_proxy::outbound::balance::{Balancer, Pick};
 use outrigger_proxy::outbound::health::Answer;
 use outrigger_proxy::outbound::route;
 use outrigger_proxy::telemetry::{
-    Direction, Peer, RequestEnd, RequestInfo, ServiceMetrics, Settings, Status, Telemetry,
+    Direction, NotSampled, Peer, RequestEnd, RequestInfo, ServiceMetrics, Settings, Status, Telemetry, TracingConfig,
+    TracingProtocol, request_id,
 };
-use outrigger_proxy::telemetry::{TracingConfig, TracingProtocol};
 use outrigger_proxy_transport::authority;
 use outrigger_proxy_transport::drain::Activity;
 use outrigger_proxy_transport::headers::strip_hop_by_hop;
@@ -97,8 +97,9 @@ pub const PIECES: &[Piece] = &[
     }),
     piece("balance: pick, take, learn", 0, pick),
     piece("attempt: copy of the head", 7, || on(HEAD, |r| r.clone())),
-    piece("trace: parse W3C", 0, || on(HEAD, |r| TELEMETRY.context(&r.headers))),
-    piece("trace: parse B3", 0, || on(B3, |r| TELEMETRY.context(&r.headers))),
+    piece("trace: parse W3C", 0, || parse(HEAD)),
+    piece("trace: parse B3", 0, || parse(B3)),
+    piece("trace: none, of a request ID", 0, || parse(ABSOLUTE)),
     piece("trace: write W3C", 1, || inject(HEAD)),
     piece("trace: write W3C and B3", 6, || inject(B3)),
     piece("span: not sampled", 0, || span(HEAD)),
@@ -173,8 +174,16 @@ fn pick() -> Work {
     })
 }
 
+/// Of a request that came with an ID.
+fn parse(text: &str) -> Work {
+    let id = HeaderValue::from_static("4c1a3f4e-8f0b-4b52-9d3e-6a8a1c1f2b77");
+    on(text, move |r| TELEMETRY.context(&r.headers, &id))
+}
+
 fn inject(text: &str) -> Work {
-    let context = TELEMETRY.context(&head(text).headers);
+    let mut first = head(text);
+    let id = request_id(&mut first);
+    let context = TELEMETRY.context(&first.headers, &id);
     on(text, move |r| context.inject(TELEMETRY.start_span().id, &mut r.headers))
 }
 
@@ -195,12 +204,13 @@ fn span(text: &str) -> Work {
 
 fn end(direction: Direction) -> Work {
     let mut head = head(HEAD);
-    let context = TELEMETRY.context(&head.headers);
+    let id = request_id(&mut head);
+    let context = TELEMETRY.context(&head.headers, &id);
     let (service, metrics) = match direction {
         Direction::Outbound => (Some(SERVICE.name.clone()), Arc::clone(&METRICS)),
         Direction::Inbound => (None, TELEMETRY.metrics().port(80)),
     };
-    let request = RequestInfo::new(direction, service, 80, context, &mut head);
+    let request = RequestInfo::new(direction, service, 80, id, context, &head);
     call(move || {
         TELEMETRY.request_ended(&RequestEnd {
             request: &request,
@@ -230,6 +240,7 @@ static TELEMETRY: LazyLock<Telemetry> = LazyLock::new(|| {
         endpoint: Uri::from_static("http://127.0.0.1:4317"),
         protocol: TracingProtocol::Grpc,
         sample_ratio: 1.0,
+        not_sampled: NotSampled::Omit,
     };
     let settings = Settings {
         tracing: Some(tracing),

@@ -2,9 +2,9 @@
 
 use std::sync::LazyLock;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue, Uri};
 use outrigger_proxy::dns::Resolver;
-use outrigger_proxy::telemetry::{Settings, Telemetry, TraceContext};
+use outrigger_proxy::telemetry::{NotSampled, Settings, Telemetry, TraceContext, TracingConfig, TracingProtocol};
 use regex::Regex;
 use tokio::runtime::Runtime;
 
@@ -29,8 +29,9 @@ static TRACEPARENT: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(form).expect("a pattern")
 });
 
-/// Without an exporter: a context that comes in is passed on, and none is begun.
-static TELEMETRY: LazyLock<(Runtime, Telemetry)> = LazyLock::new(|| {
+/// Without an exporter: a context that comes in is passed on, and none is begun. And with one, whose runtime does not run: a context that
+/// begins is never sampled, and is kept back or passed on.
+static TELEMETRY: LazyLock<(Runtime, [Telemetry; 3])> = LazyLock::new(|| {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -39,7 +40,24 @@ static TELEMETRY: LazyLock<(Runtime, Telemetry)> = LazyLock::new(|| {
         let _inside = runtime.enter();
         let nowhere = [([127, 0, 0, 1], 1).into()];
         let resolver = Resolver::start(Some(&nowhere)).expect("a resolver");
-        Telemetry::start(&Settings::default(), &resolver).expect("telemetry")
+        let exporting = |not_sampled| TracingConfig {
+            endpoint: Uri::from_static("http://127.0.0.1:1"),
+            protocol: TracingProtocol::Grpc,
+            sample_ratio: 0.0,
+            not_sampled,
+        };
+        let each = [
+            None,
+            Some(exporting(NotSampled::Omit)),
+            Some(exporting(NotSampled::Pass)),
+        ];
+        each.map(|tracing| {
+            let settings = Settings {
+                tracing,
+                ..Settings::default()
+            };
+            Telemetry::start(&settings, &resolver).expect("telemetry")
+        })
     };
     (runtime, telemetry)
 });
@@ -66,9 +84,45 @@ pub fn run(bytes: &[u8]) {
         };
         assert_eq!(without_parent(again), without_parent(after));
     }
-    // What the proxy does, which also goes on with B3's decision without a trace.
-    let context = TELEMETRY.1.context(&before);
-    check_injected(&before, &context);
+    // What the proxy does, which also goes on with B3's decision without a trace, and makes a decision that is left open.
+    let none = HeaderValue::from_static("");
+    let id = before.get("x-request-id").unwrap_or(&none);
+    let [silent, omits, passes] = &TELEMETRY.1;
+    for telemetry in [silent, omits] {
+        let context = telemetry.context(&before, id);
+        let mut after = before.clone();
+        context.inject(SPAN, &mut after);
+        // What is written has one, and what is kept back never.
+        if after.contains_key("traceparent") {
+            check_injected(&before, &context);
+        } else {
+            check_kept_back(&before, &after, extracted.as_ref());
+            let mut again = after.clone();
+            context.inject(SPAN, &mut again);
+            assert_eq!(again, after);
+        }
+    }
+    check_injected(&before, &passes.context(&before, id));
+}
+
+/// Nothing is written: what came stays or, where it is not valid, goes.
+fn check_kept_back(before: &HeaderMap, after: &HeaderMap, came: Option<&TraceContext>) {
+    for name in after.keys() {
+        assert!(
+            before.get_all(name).iter().eq(after.get_all(name).iter()),
+            "{name} was changed"
+        );
+    }
+    for name in before.keys().filter(|name| !after.contains_key(*name)) {
+        assert!(
+            WRITTEN.contains(&name.as_str()) || name == "tracestate",
+            "{name} was removed"
+        );
+    }
+    assert!(!after.contains_key("traceparent") && !after.contains_key("tracestate"));
+    let left = TraceContext::extract(after);
+    let says = |context: &TraceContext| (context.trace_id, context.parent, context.sampled);
+    assert_eq!(left.as_ref().map(says), came.map(says));
 }
 
 /// Writes the context, and looks at every header.

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::annotations::Overrides;
 use super::probes::Plan;
 use super::{Given, INIT_CONTAINER, PROXY_CONTAINER, TOKEN_VOLUME, TRUST_VOLUME, dns, workload};
-use crate::settings::{ForwardedFor, Resources, Settings};
+use crate::settings::{ForwardedFor, NotSampled, Resources, Settings};
 
 /// Everything that a sidecar is made of.
 pub(super) struct Parts<'a> {
@@ -132,6 +132,9 @@ impl Parts<'_> {
             env.as_it_is("OUTRIGGER_TRACING_ENDPOINT", &endpoint);
             env.value("OUTRIGGER_TRACING_PROTOCOL", tracing.protocol.as_str());
             env.value("OUTRIGGER_TRACING_SAMPLE_RATIO", tracing.sample_ratio.to_string());
+            if tracing.not_sampled == NotSampled::Pass {
+                env.value("OUTRIGGER_TRACING_NOT_SAMPLED", "Pass");
+            }
         }
         env.value("OUTRIGGER_LOG", &overrides.log_level);
         env.value("OUTRIGGER_ACCESS_LOG", overrides.access_log.to_string());

@@ -304,6 +304,26 @@ fn forwarded_for_is_appended_where_the_chart_or_the_pod_says_so() {
     }
 }
 
+#[test]
+fn contexts_that_are_not_sampled_are_passed_where_the_chart_says_so() {
+    for (tracing, expected) in [
+        ("", None),
+        (", notSampled: Omit", None),
+        (", notSampled: Pass", Some("Pass")),
+    ] {
+        let settings = format!("{{tracing: {{endpoint: 'http://jaeger:4317'{tracing}}}}}");
+        let settings: Settings = serde_saphyr::from_str(&settings).unwrap();
+        let sidecar = sidecar(json!({}), json!({}), &settings);
+        assert_eq!(
+            env(&sidecar, "OUTRIGGER_TRACING_NOT_SAMPLED").as_deref(),
+            expected,
+            "{tracing}"
+        );
+        assert_eq!(env(&sidecar, "OUTRIGGER_TRACING_SAMPLE_RATIO").unwrap(), "0.1");
+    }
+    assert!(serde_saphyr::from_str::<Settings>("{tracing: {endpoint: 'http://x', notSampled: pass}}").is_err());
+}
+
 /// A name without a dot would be looked up in the search domains of the node, too.
 #[test]
 fn spans_go_to_a_service_of_the_pods_own_namespace_or_where_they_are_told() {

@@ -140,10 +140,12 @@ impl Env<'_> {
         let ratio = self.or_default("OUTRIGGER_TRACING_SAMPLE_RATIO", "1", |text| {
             limits::sample_ratio(text.parse().map_err(|_| format!("{text:?} is not a number"))?)
         });
+        let not_sampled = self.or_default("OUTRIGGER_TRACING_NOT_SAMPLED", "Omit", limits::not_sampled);
         Some(TracingConfig {
             endpoint: endpoint?,
             protocol: protocol.unwrap_or(TracingProtocol::Grpc),
             sample_ratio: ratio?,
+            not_sampled: not_sampled?,
         })
     }
 

@@ -8,7 +8,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
 use super::{ForwardedFor, Mtls};
-use crate::telemetry::TracingProtocol;
+use crate::telemetry::{NotSampled, TracingProtocol};
 
 pub(super) fn spiffe_id(text: &str) -> Result<SpiffeId, String> {
     text.parse::<SpiffeId>().map_err(|error| error.to_string())
@@ -59,6 +59,14 @@ pub(super) fn sample_ratio(ratio: f64) -> Result<f64, String> {
     match (0.0..=1.0).contains(&ratio) {
         true => Ok(ratio),
         false => Err(format!("{ratio} is not between 0 and 1")),
+    }
+}
+
+pub(super) fn not_sampled(text: &str) -> Result<NotSampled, String> {
+    match text {
+        "Omit" => Ok(NotSampled::Omit),
+        "Pass" => Ok(NotSampled::Pass),
+        _ => Err(format!("{text:?} is neither \"Omit\" nor \"Pass\"")),
     }
 }
 

@@ -11,7 +11,7 @@ use super::{Config, Destination, ForwardedFor, InboundDestination, LetIn, Mtls, 
 use crate::discovery::DiscoveryConfig;
 use crate::identity::FirstRoots;
 use crate::model::{Endpoints, Protocol, Target};
-use crate::telemetry::TracingProtocol;
+use crate::telemetry::{NotSampled, TracingProtocol};
 
 const ENV: [(&str, &str); 8] = [
     ("OUTRIGGER_NAMESPACE", "shop"),
@@ -84,6 +84,7 @@ fn environment_with_everything() {
         ("OUTRIGGER_TRACING_ENDPOINT", "http://jaeger:4318"),
         ("OUTRIGGER_TRACING_PROTOCOL", "http"),
         ("OUTRIGGER_TRACING_SAMPLE_RATIO", "0.25"),
+        ("OUTRIGGER_TRACING_NOT_SAMPLED", "Pass"),
         ("OUTRIGGER_LOG", "outrigger_proxy=debug,info"),
         ("OUTRIGGER_ACCESS_LOG", "true"),
         ("OUTRIGGER_MTLS", "strict"),
@@ -109,6 +110,10 @@ fn environment_with_everything() {
     assert_eq!((config.outbound.len(), config.inbound.len()), (1, 1));
     let tracing = config.tracing.unwrap();
     assert_eq!((tracing.protocol, tracing.sample_ratio), (TracingProtocol::Http, 0.25));
+    assert_eq!(tracing.not_sampled, NotSampled::Pass);
+    // An injector of the version before knows no more.
+    let before = env(&[("OUTRIGGER_TRACING_ENDPOINT", "http://jaeger:4318")]).unwrap();
+    assert_eq!(before.tracing.unwrap().not_sampled, NotSampled::Omit);
     assert_eq!(config.mtls, Mtls::Strict);
     assert_eq!(config.forwarded_for, ForwardedFor::Append);
     let entry = |port, what| LetIn { port, what };
@@ -164,6 +169,7 @@ fn all_mistakes_of_the_environment_together() {
         ("OUTRIGGER_TRACING_ENDPOINT", "jaeger:4317"),
         ("OUTRIGGER_TRACING_PROTOCOL", "udp"),
         ("OUTRIGGER_TRACING_SAMPLE_RATIO", "2"),
+        ("OUTRIGGER_TRACING_NOT_SAMPLED", "omit"),
         ("OUTRIGGER_LOG", "a=b=c"),
         ("OUTRIGGER_ACCESS_LOG", "yes"),
         ("OUTRIGGER_MTLS", "on"),
@@ -250,6 +256,10 @@ fn file() {
         (config.workers, config.access_log, config.mtls),
         (2, true, Mtls::Strict)
     );
+    assert_eq!(config.tracing.as_ref().unwrap().not_sampled, NotSampled::Omit);
+    let passes = YAML.replace("sampleRatio: 1", "sampleRatio: 1, notSampled: Pass");
+    let passes = Config::from_yaml("orders.yaml", &passes).unwrap();
+    assert_eq!(passes.tracing.unwrap().not_sampled, NotSampled::Pass);
     assert_eq!(config.forwarded_for, ForwardedFor::Append);
     let left = Config::from_yaml("orders.yaml", &YAML.replace("forwardedFor: Append\n", "")).unwrap();
     assert_eq!(left.forwarded_for, ForwardedFor::Leave);
@@ -333,7 +343,7 @@ fn all_mistakes_of_a_file_together_with_their_lines() {
         .replace("mtls: strict", "mtls: maybe")
         .replace("forwardedFor: Append", "forwardedFor: Replace")
         .replace("workers: 2", "workers: 1000")
-        .replace("sampleRatio: 1", "sampleRatio: 7")
+        .replace("sampleRatio: 1", "sampleRatio: 7, notSampled: Never")
         .replace("- name: example", "- name: inventory")
         .replace("{name: web}", "{name: Web}")
         .replace("ports: [8001]", "ports: [http]")
@@ -357,6 +367,7 @@ fn all_mistakes_of_a_file_together_with_their_lines() {
         "conf/orders.yaml:29: accessPolicies[1].name: \"callers\" is there twice",
         "conf/orders.yaml:29: accessPolicies[1].spec.targetRefs: ",
         "conf/orders.yaml:30: tracing.sampleRatio: ",
+        "conf/orders.yaml:30: tracing.notSampled: ",
         "conf/orders.yaml:33: mtls: ",
         "conf/orders.yaml:34: forwardedFor: ",
         "conf/orders.yaml:35: workers: ",
@@ -366,7 +377,7 @@ fn all_mistakes_of_a_file_together_with_their_lines() {
             "{start} not in {errors:#?}"
         );
     }
-    assert_eq!(errors.len(), 17, "{errors:#?}");
+    assert_eq!(errors.len(), 18, "{errors:#?}");
 }
 
 #[test]

@@ -140,6 +140,7 @@ struct TracingEntry {
     endpoint: Spanned<String>,
     protocol: Option<Spanned<String>>,
     sample_ratio: Option<Spanned<f64>>,
+    not_sampled: Option<Spanned<String>>,
 }
 
 /// Collects the mistakes, each as "file:line: field: what".
@@ -286,10 +287,14 @@ impl Reader<'_> {
         let ratio = self.optional("tracing.sampleRatio", entry.sample_ratio.as_ref(), |&ratio| {
             limits::sample_ratio(ratio)
         });
+        let not_sampled = self.optional("tracing.notSampled", entry.not_sampled.as_ref(), |text| {
+            limits::not_sampled(text)
+        });
         Some(TracingConfig {
             endpoint: endpoint?,
             protocol: protocol.unwrap_or(TracingProtocol::Grpc),
             sample_ratio: ratio.unwrap_or(1.0),
+            not_sampled: not_sampled.unwrap_or_default(),
         })
     }
 

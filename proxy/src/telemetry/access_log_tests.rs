@@ -13,6 +13,7 @@ use crate::model::ServiceName;
 use crate::telemetry::tunnel::TunnelEnd;
 use crate::telemetry::{
     AccessDecision, AccessNote, Direction, Metrics, Peer, RequestEnd, RequestInfo, Status, TraceContext, TunnelEnds,
+    request_id,
 };
 
 /// A request that ended, in the log.
@@ -24,7 +25,8 @@ fn write(log: &AccessLog, service: Option<&ServiceName>, uri: &str) {
         .header("traceparent", "00-00000000000000000000000000000abc-0000000000000001-01");
     let mut head = request.body(()).unwrap().into_parts().0;
     let context = TraceContext::extract(&head.headers).unwrap();
-    let request = RequestInfo::new(Direction::Outbound, service.cloned(), 8080, context, &mut head);
+    let id = request_id(&mut head);
+    let request = RequestInfo::new(Direction::Outbound, service.cloned(), 8080, id, context, &head);
     log.request_ended(&RequestEnd {
         request: &request,
         metrics: &log.metrics.service(service),

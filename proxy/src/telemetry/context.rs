@@ -3,6 +3,11 @@
 //!
 //! The first of W3C, B3, Jaeger that is valid gives the context. It goes out as W3C always, and in the formats that came
 //! in, all of them saying the same. A header that came in and is not valid is replaced, never passed on; none is sent empty.
+//!
+//! Where nobody has decided whether a trace is recorded, this sidecar does, by the trace ID; and the ID of a trace that begins is made from
+//! the request ID. So all sidecars decide the same, if the apps between them pass on no more than that. Its own decision
+//! against recording is by default not written: an app with a tracing SDK that decides as its parent does would record
+//! nothing. What came in goes on as it came then, without what is not valid.
 
 mod formats;
 #[cfg(test)]
@@ -10,6 +15,7 @@ mod tests;
 
 use http::HeaderMap;
 
+use super::NotSampled;
 use super::ids::Ids;
 use formats::{B3_MULTI, B3_SINGLE, Formats, JAEGER, Parsed};
 
@@ -28,9 +34,27 @@ pub struct TraceContext {
     other_flags: u8,
     /// `tracestate` belongs to a `traceparent`, so it goes on only if that was the one that counted.
     keep_state: bool,
-    /// There was no context and there is no exporter here: to send an unsampled context of our own would switch off the
-    /// tracing of an app that samples as its parent does, and a sampled one would switch it all on.
-    silent: bool,
+    written: Written,
+}
+
+/// Whether a context is written into what goes out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Written {
+    Always,
+    /// A context that is not sampled would switch off the tracing of an app that samples as its parent does.
+    IfSampled,
+    /// Who exports no spans begins no traces: all below would hang from a span that nobody has seen.
+    Never,
+}
+
+/// How traces begin here.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sampling {
+    /// Whether there is an exporter in this process.
+    pub(super) exports: bool,
+    /// The share that is recorded, 0 to 1.
+    pub(super) ratio: f64,
+    pub(super) not_sampled: NotSampled,
 }
 
 impl TraceContext {
@@ -38,14 +62,19 @@ impl TraceContext {
     pub fn extract(headers: &HeaderMap) -> Option<TraceContext> {
         let parsed = formats::parse(headers);
         parsed.ids?;
-        Some(Self::from_parsed(&parsed, || (true, [0; 16])))
+        Some(Self::from_parsed(&parsed, Written::Always, || (true, [0; 16])))
     }
 
     /// Writes the context with `span_id` as the parent for whoever comes next. W3C always, and the formats that came in.
-    /// `tracestate` is left as it came.
+    /// `tracestate` is left as it came. Of a context that is not to be written, what is not valid is removed, and nothing else.
     pub fn inject(&self, span_id: [u8; 8], headers: &mut HeaderMap) {
-        if self.silent {
-            return;
+        let written = match self.written {
+            Written::Always => true,
+            Written::IfSampled => self.sampled,
+            Written::Never => false,
+        };
+        if !written {
+            return formats::remove_invalid(self.formats, headers);
         }
         formats::write_w3c(self, span_id, headers);
         if self.formats.has(B3_SINGLE) {
@@ -60,7 +89,7 @@ impl TraceContext {
     }
 
     /// `decide` gives what is missing: the decision, and the trace ID where no context was valid.
-    fn from_parsed(parsed: &Parsed, decide: impl FnOnce() -> (bool, [u8; 16])) -> Self {
+    fn from_parsed(parsed: &Parsed, written: Written, decide: impl FnOnce() -> (bool, [u8; 16])) -> Self {
         let mut context = Self {
             trace_id: [0; 16],
             parent: None,
@@ -69,7 +98,7 @@ impl TraceContext {
             debug: parsed.debug,
             other_flags: parsed.other_flags,
             keep_state: parsed.w3c,
-            silent: false,
+            written,
         };
         match (parsed.ids, parsed.sampled) {
             (Some((trace_id, span_id)), Some(sampled)) => {
@@ -87,16 +116,26 @@ impl TraceContext {
     }
 }
 
-/// The context in the headers, or a new one. `tracer`: there is an exporter in this process.
-pub(super) fn continue_or_start(headers: &HeaderMap, tracer: bool, ratio: f64, ids: &Ids) -> TraceContext {
+/// The context in the headers, or a new one, of a request with this ID.
+pub(super) fn continue_or_start(
+    headers: &HeaderMap,
+    request_id: &[u8],
+    sampling: &Sampling,
+    ids: &Ids,
+) -> TraceContext {
     let parsed = formats::parse(headers);
-    let mut context = TraceContext::from_parsed(&parsed, || {
-        // By the ID, so that every sidecar on the way decides the same where the decision is left open.
-        let trace_id = parsed.ids.map_or_else(|| ids.trace_id(), |(trace_id, _)| trace_id);
-        (sampled_by_ratio(trace_id, ratio), trace_id)
-    });
-    context.silent = !tracer && parsed.ids.is_none() && parsed.sampled.is_none();
-    context
+    let written = match (parsed.ids, parsed.sampled, sampling.not_sampled) {
+        (Some(_), Some(_), _) => Written::Always,
+        (None, _, _) if !sampling.exports => Written::Never,
+        (_, _, NotSampled::Omit) => Written::IfSampled,
+        (_, _, NotSampled::Pass) => Written::Always,
+    };
+    TraceContext::from_parsed(&parsed, written, || {
+        let trace_id = parsed
+            .ids
+            .map_or_else(|| ids.trace_id(request_id), |(trace_id, _)| trace_id);
+        (sampled_by_ratio(trace_id, sampling.ratio), trace_id)
+    })
 }
 
 /// The low 56 bits are the ones that W3C Trace Context level 2 asks to be random, and that OpenTelemetry samples by.

@@ -18,19 +18,20 @@ mod tunnel;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use outrigger_proxy_transport::error::Reason;
 
 pub use access::{AccessDecision, AccessNote};
 pub use context::TraceContext;
 pub use metrics::{Metrics, ServiceMetrics};
-pub use request::{AttemptEnd, Direction, Peer, Protocol, RequestEnd, RequestInfo, SpanStart, Status};
+pub use request::{AttemptEnd, Direction, Peer, Protocol, RequestEnd, RequestInfo, SpanStart, Status, request_id};
 pub use span::{SpanKind, SpanRecord};
 pub use tunnel::{Tunnel, TunnelEnds};
 
 use crate::dns::Resolver;
 
 use access_log::AccessLog;
+use context::Sampling;
 use export::Exporter;
 use ids::Ids;
 use tracer::Tracer;
@@ -44,6 +45,17 @@ pub struct TracingConfig {
     pub protocol: TracingProtocol,
     /// Share of the traces that begin here which are recorded, 0 to 1.
     pub sample_ratio: f64,
+    pub not_sampled: NotSampled,
+}
+
+/// What becomes of the context of a trace that begins here and is not recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NotSampled {
+    /// It is not written: an app with a tracing SDK decides by itself.
+    #[default]
+    Omit,
+    /// It is written, and says so: an app with a tracing SDK that decides as its parent does records nothing either.
+    Pass,
 }
 
 /// How OTLP is spoken.
@@ -95,7 +107,12 @@ impl Telemetry {
     /// When the collector's endpoint is not a URL that can be used.
     pub fn start(settings: &Settings, resolver: &Resolver) -> Result<Self, String> {
         let metrics = Arc::new(Metrics::new());
-        let sample_ratio = settings.tracing.as_ref().map_or(0.0, |tracing| tracing.sample_ratio);
+        let tracing = settings.tracing.as_ref();
+        let sampling = Sampling {
+            exports: tracing.is_some(),
+            ratio: tracing.map_or(0.0, |tracing| tracing.sample_ratio),
+            not_sampled: tracing.map_or(NotSampled::Omit, |tracing| tracing.not_sampled),
+        };
         let exporter = match &settings.tracing {
             Some(tracing) => {
                 let metrics = Arc::clone(&metrics);
@@ -107,17 +124,17 @@ impl Telemetry {
             tracer: Tracer {
                 ids: Ids::new(settings.seed),
                 exporter,
-                sample_ratio,
+                sampling,
             },
             access_log: AccessLog::new(settings.access_log, Arc::clone(&metrics)),
             metrics,
         })))
     }
 
-    /// The request's trace context, or a new one, sampled by the configured ratio. Of a context that leaves the decision
-    /// to the next hop (B3), the ratio decides too.
-    pub fn context(&self, headers: &HeaderMap) -> TraceContext {
-        self.0.tracer.context(headers)
+    /// The context in a request's headers, or a new one, whose trace ID is made from the request's. Of a new one, and of one that
+    /// leaves the decision to the next hop (B3), the configured ratio decides by the trace ID.
+    pub fn context(&self, headers: &HeaderMap, request_id: &HeaderValue) -> TraceContext {
+        self.0.tracer.context(headers, request_id)
     }
 
     /// A span that begins now.

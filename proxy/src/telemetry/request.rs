@@ -94,22 +94,15 @@ pub struct RequestInfo {
 }
 
 impl RequestInfo {
-    /// Of a request's head, which gets a request ID if it has none.
+    /// Of a request's head.
     pub fn new(
         direction: Direction,
         service: Option<ServiceName>,
         port: u16,
+        request_id: HeaderValue,
         context: TraceContext,
-        head: &mut Parts,
+        head: &Parts,
     ) -> Self {
-        let request_id = match head.headers.get(REQUEST_ID) {
-            Some(id) => id.clone(),
-            None => {
-                let id = new_request_id();
-                head.headers.insert(REQUEST_ID, id.clone());
-                id
-            }
-        };
         let host = match head.uri.authority() {
             Some(_) => None,
             None => head.headers.get(http::header::HOST).cloned(),
@@ -151,6 +144,18 @@ impl RequestInfo {
     /// `None`: the client sent one that is no text.
     pub fn request_id(&self) -> Option<&str> {
         self.request_id.to_str().ok()
+    }
+}
+
+/// The request's ID as its client sent it. A head without one gets one.
+pub fn request_id(head: &mut Parts) -> HeaderValue {
+    match head.headers.get(REQUEST_ID) {
+        Some(id) => id.clone(),
+        None => {
+            let id = new_request_id();
+            head.headers.insert(REQUEST_ID, id.clone());
+            id
+        }
     }
 }
 

@@ -2,25 +2,25 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use tokio::time::Instant;
 
+use super::context::{self, Sampling};
 use super::export::Exporter;
 use super::ids::Ids;
 use super::request::{AttemptEnd, SpanStart};
-use super::{SpanRecord, TraceContext, context};
+use super::{SpanRecord, TraceContext};
 
 pub(super) struct Tracer {
     pub(super) ids: Ids,
     /// `None`: no span is recorded.
     pub(super) exporter: Option<Exporter>,
-    /// Of the traces that begin here.
-    pub(super) sample_ratio: f64,
+    pub(super) sampling: Sampling,
 }
 
 impl Tracer {
-    pub(super) fn context(&self, headers: &HeaderMap) -> TraceContext {
-        context::continue_or_start(headers, self.exporter.is_some(), self.sample_ratio, &self.ids)
+    pub(super) fn context(&self, headers: &HeaderMap, request_id: &HeaderValue) -> TraceContext {
+        context::continue_or_start(headers, request_id.as_bytes(), &self.sampling, &self.ids)
     }
 
     #[expect(

@@ -1,6 +1,7 @@
 //! What the chart renders where there is something already: an earlier release, or Secrets of the user's.
 
 use anyhow::{Context, Result, ensure};
+use outrigger_injector::settings::{ForwardedFor, NotSampled, Settings};
 use outrigger_tests::cluster::{INSTALL_NAMESPACE, repository};
 use outrigger_tests::kube::Kubectl;
 use serde_json::{Value, json};
@@ -51,6 +52,36 @@ async fn values_of_the_release_before_render_and_mean_the_defaults() -> Result<(
     let none = ["--set-json", "clusterNetworks=[]"];
     let none = controllers_environment(&rendered(&none).await?).context("no controller")?;
     ensure!(none["OUTRIGGER_CLUSTER_NETWORKS"] == "", "{none:#}");
+    Ok(())
+}
+
+/// The injector's settings, read as it reads them.
+fn settings(objects: &[Value]) -> Result<Settings> {
+    let mut objects = objects.iter();
+    let map = objects.find(|o| o["kind"] == "ConfigMap" && o["metadata"]["name"] == "outrigger-injector");
+    let text = map.context("no settings")?["data"]["settings.yaml"].as_str();
+    Ok(serde_saphyr::from_str(text.context("no text")?)?)
+}
+
+#[tokio::test]
+#[ignore = "needs helm"]
+async fn what_values_say_of_traces_and_callers_is_what_the_injector_reads() -> Result<()> {
+    let said = async |arguments: &[&str]| -> Result<(ForwardedFor, NotSampled)> {
+        let settings = settings(&rendered(arguments).await?)?;
+        Ok((
+            settings.forwarded_for,
+            settings.tracing.context("no tracing")?.not_sampled,
+        ))
+    };
+    let defaults = (ForwardedFor::Leave, NotSampled::Omit);
+    ensure!(said(&[]).await? == defaults);
+    // Of a release before, by `--reuse-values`.
+    ensure!(said(&["--set", "proxy.forwardedFor=null,tracing.notSampled=null"]).await? == defaults);
+    let other = said(&["--set", "proxy.forwardedFor=Append,tracing.notSampled=Pass"]);
+    ensure!(other.await? == (ForwardedFor::Append, NotSampled::Pass));
+    for wrong in ["proxy.forwardedFor=append", "tracing.notSampled=Never"] {
+        ensure!(rendered(&["--set", wrong]).await.is_err(), "{wrong}");
+    }
     Ok(())
 }
 

@@ -27,6 +27,8 @@ pub(super) const B3_MULTI: Formats = Formats(2);
 pub(super) const JAEGER: Formats = Formats(4);
 /// The trace ID came with 64 bits: B3 and Jaeger get it back as long as it was, for who knows no longer ones.
 const SHORT: Formats = Formats(8);
+/// A `traceparent` that is not valid, or a `tracestate` without one.
+const INVALID_W3C: Formats = Formats(16);
 
 impl Formats {
     pub(super) fn has(self, format: Formats) -> bool {
@@ -68,6 +70,11 @@ pub(super) fn parse(headers: &HeaderMap) -> Parsed {
         parsed.sampled = Some(flags & SAMPLED != 0);
         parsed.other_flags = flags & RANDOM;
         parsed.w3c = true;
+    } else if [&TRACEPARENT, &TRACESTATE]
+        .into_iter()
+        .any(|name| headers.contains_key(name))
+    {
+        parsed.formats.add(INVALID_W3C);
     }
     // One header before several (the B3 specification, "Single Header").
     if b3_single {
@@ -109,6 +116,8 @@ impl Parsed {
             _ => false,
         };
         if same_trace {
+            // B3 may leave it open, and another format say it.
+            self.sampled = self.sampled.or(word.sampled);
             self.debug |= word.debug && self.sampled == Some(true);
             if word.short {
                 self.formats.add(SHORT);
@@ -178,14 +187,9 @@ fn b3(value: &[u8]) -> Option<Word> {
 
 fn b3_headers(headers: &HeaderMap) -> Option<Word> {
     let debug = only(headers, &B3_FLAGS) == Some(b"1");
-    let sampled = match only(headers, &B3_SAMPLED) {
-        _ if debug => Some(true),
-        // Early tracers wrote "true" and "false" (the B3 specification, "Sampling State").
-        Some(b"true") => Some(true),
-        Some(b"false") => Some(false),
-        Some(b"1") => Some(true),
-        Some(b"0") => Some(false),
-        _ => None,
+    let sampled = match debug {
+        true => Some(true),
+        false => only(headers, &B3_SAMPLED).and_then(b3_sampled),
     };
     let trace_id = only(headers, &B3_TRACE_ID).and_then(b3_trace_id);
     let span_id = only(headers, &B3_SPAN_ID).and_then(hex).and_then(nonzero);
@@ -196,6 +200,15 @@ fn b3_headers(headers: &HeaderMap) -> Option<Word> {
         debug,
         short: ids.is_some_and(|((_, short), _)| short),
     })
+}
+
+/// Early tracers wrote "true" and "false" (the B3 specification, "Sampling State").
+fn b3_sampled(value: &[u8]) -> Option<bool> {
+    match value {
+        b"1" | b"true" => Some(true),
+        b"0" | b"false" => Some(false),
+        _ => None,
+    }
 }
 
 /// 32 or 16 digits; and whether it was 16.
@@ -275,6 +288,37 @@ pub(super) fn write_w3c(context: &TraceContext, span_id: [u8; 8], headers: &mut 
     let empty = |headers: &HeaderMap| headers.get_all(&TRACESTATE).iter().all(HeaderValue::is_empty);
     if headers.contains_key(&TRACESTATE) && (!context.keep_state || empty(headers)) {
         headers.remove(&TRACESTATE);
+    }
+}
+
+/// Removes what is not valid from headers that nothing is written into. `came`: what is there, and no valid `traceparent`.
+pub(super) fn remove_invalid(came: Formats, headers: &mut HeaderMap) {
+    if came.has(INVALID_W3C) {
+        remove_unless(false, headers, &[&TRACEPARENT, &TRACESTATE]);
+    }
+    if came.has(B3_SINGLE) {
+        let valid = only(headers, &B3).and_then(b3).is_some();
+        remove_unless(valid, headers, &[&B3]);
+    }
+    if came.has(B3_MULTI) {
+        let ids = b3_headers(headers).is_some_and(|word| word.ids.is_some());
+        let parent = ids && only(headers, &B3_PARENT).and_then(hex::<8>).is_some();
+        let sampled = only(headers, &B3_SAMPLED).and_then(b3_sampled).is_some();
+        let flags = matches!(only(headers, &B3_FLAGS), Some(b"0" | b"1"));
+        remove_unless(ids, headers, &[&B3_TRACE_ID, &B3_SPAN_ID]);
+        remove_unless(parent, headers, &[&B3_PARENT]);
+        remove_unless(sampled, headers, &[&B3_SAMPLED]);
+        remove_unless(flags, headers, &[&B3_FLAGS]);
+    }
+    if came.has(JAEGER) {
+        let valid = only(headers, &UBER).and_then(uber).is_some();
+        remove_unless(valid, headers, &[&UBER]);
+    }
+}
+
+fn remove_unless(valid: bool, headers: &mut HeaderMap, names: &[&HeaderName]) {
+    for name in names.iter().filter(|_| !valid) {
+        headers.remove(*name);
     }
 }
 

@@ -20,8 +20,8 @@ use tonic::{Request, Response, Status};
 use super::{BATCH, QUEUE, otlp};
 use crate::dns::Resolver;
 use crate::model::ServiceName;
+use crate::telemetry::{NotSampled, TracingConfig, TracingProtocol};
 use crate::telemetry::{Protocol, Resource, Settings, SpanKind, SpanRecord, Telemetry};
-use crate::telemetry::{TracingConfig, TracingProtocol};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -73,6 +73,7 @@ fn settings(endpoint: &str, protocol: TracingProtocol) -> Settings {
             endpoint: endpoint.parse().unwrap(),
             protocol,
             sample_ratio: 1.0,
+            not_sampled: NotSampled::Omit,
         }),
         ..Settings::default()
     }

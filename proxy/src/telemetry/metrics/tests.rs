@@ -10,7 +10,7 @@ use super::{Handshake, IDLE, MAX_PORTS, MAX_SERVICES, Metrics};
 use crate::model::ServiceName;
 use crate::telemetry::{
     AccessDecision, AttemptEnd, Direction, Peer, RequestEnd, RequestInfo, ServiceMetrics, SpanStart, Status,
-    TraceContext, TunnelEnds,
+    TraceContext, TunnelEnds, request_id,
 };
 
 fn service(name: &str, port: u16) -> ServiceName {
@@ -34,7 +34,8 @@ fn request(direction: Direction, method: &str) -> RequestInfo {
         .header("traceparent", "00-00000000000000000000000000000abc-0000000000000001-00");
     let mut head = request.body(()).unwrap().into_parts().0;
     let context = TraceContext::extract(&head.headers).unwrap();
-    RequestInfo::new(direction, None, 8080, context, &mut head)
+    let id = request_id(&mut head);
+    RequestInfo::new(direction, None, 8080, id, context, &head)
 }
 
 /// A request that ended, in mutual TLS or not.
