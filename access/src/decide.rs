@@ -159,7 +159,7 @@ impl Access {
     /// Decides. Nothing is allocated where an audited policy has nothing to say and the path is plain, and no pattern runs whose rule
     /// is not about the caller.
     pub fn decide<'a>(&'a self, facts: &Facts<'_>) -> Decision<'a> {
-        let call = Call::new(facts);
+        let call = Call::new(facts, &self.providers);
         let verdict = self.verdict(&call);
         let ambiguous_path = !verdict.is_allowed() && call.met_ambiguity();
         Decision {
@@ -177,8 +177,8 @@ impl Access {
                 rule,
             })
         };
-        let refused = call.head().and_then(|head| head.tokens.refused());
-        if let Some((policy, provider, why)) = refused.and_then(|refused| self.providers.refusing(refused)) {
+        let refused = call.head().and_then(|head| self.providers.refusing(head.tokens));
+        if let Some((policy, provider, why)) = refused {
             return Verdict::InvalidToken { policy, provider, why };
         }
         if let Some(by) = self.plans(call).flat_map(|plan| &plan.deny).find_map(matching) {

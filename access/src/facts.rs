@@ -2,11 +2,12 @@
 
 use std::cell::{Cell, OnceCell};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use http::HeaderMap;
 use outrigger_api::spiffe::SpiffeId;
 
-use crate::jwt::Tokens;
+use crate::jwt::{Providers, Tokens};
 use crate::path::RequestPath;
 
 /// A request, or a connection that carries something else than HTTP.
@@ -56,6 +57,7 @@ pub struct Head<'a> {
 /// Facts while they are looked at.
 pub(crate) struct Call<'a> {
     pub(crate) facts: &'a Facts<'a>,
+    pub(crate) providers: &'a Arc<Providers>,
     path: OnceCell<RequestPath<'a>>,
     met_ambiguity: Cell<bool>,
     /// What if there were a token of each provider of which there is none, whatever it says?
@@ -63,9 +65,10 @@ pub(crate) struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    pub(crate) fn new(facts: &'a Facts<'a>) -> Self {
+    pub(crate) fn new(facts: &'a Facts<'a>, providers: &'a Arc<Providers>) -> Self {
         Self {
             facts,
+            providers,
             path: OnceCell::new(),
             met_ambiguity: Cell::new(false),
             would_bring_tokens: false,
@@ -76,7 +79,7 @@ impl<'a> Call<'a> {
     pub(crate) fn with_tokens(&self) -> Self {
         Self {
             would_bring_tokens: true,
-            ..Self::new(self.facts)
+            ..Self::new(self.facts, self.providers)
         }
     }
 

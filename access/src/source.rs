@@ -110,7 +110,7 @@ impl Source {
                 None => effect.of_unknown(),
             },
             Self::Token(token) => match &call.facts.carries {
-                Carries::Http(head) => match head.tokens.claims(token.provider) {
+                Carries::Http(head) => match head.tokens.claims(call.providers, token.provider) {
                     Some(claims) => token.is_met(claims),
                     None => call.would_bring_tokens,
                 },

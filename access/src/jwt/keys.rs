@@ -155,9 +155,9 @@ impl KeySet {
     }
 
     /// As a JWK Set.
-    pub fn to_json(&self) -> Vec<u8> {
+    pub fn to_json(&self) -> String {
         // Strings in structs always have a JSON form.
-        serde_json::to_vec(self).unwrap_or_default()
+        serde_json::to_string(self).unwrap_or_default()
     }
 
     /// How many there are.

@@ -180,8 +180,8 @@ fn what_is_wrong_with_a_key_is_said_and_the_others_are_used() {
     said["x5c"] = json!(["…"]);
     let reading = KeySet::read(jwks(&[said]).as_bytes()).unwrap();
     let sent = reading.usable.to_json();
-    assert!(!String::from_utf8_lossy(&sent).contains("x5c"));
-    assert_eq!(KeySet::read(&sent), Ok(reading));
+    assert!(!sent.contains("x5c"));
+    assert_eq!(KeySet::read(sent.as_bytes()), Ok(reading));
 }
 
 #[test]

@@ -149,15 +149,18 @@ impl Checked {
     }
 }
 
-/// Who calls, by the tokens of one request.
-#[derive(Debug, Default)]
+/// Who calls, by the tokens of one request. What goes on for long is decided on again with them, also by providers whose keys have
+/// changed meanwhile: a token is good for what began with it.
+#[derive(Clone, Debug, Default)]
 pub struct Tokens {
+    /// Whose numbers these are. `None`: nothing was looked at.
+    of: Option<Arc<Providers>>,
     verified: Vec<Verified>,
     refused: Option<Refused>,
     unknown_key: Option<usize>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Verified {
     provider: usize,
     token: Arc<Checked>,
@@ -166,7 +169,7 @@ struct Verified {
 
 /// A token of an enforced provider that is not good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Refused {
+struct Refused {
     provider: usize,
     why: Failure,
 }
@@ -180,20 +183,24 @@ impl Verified {
 impl Tokens {
     /// Of a request that nobody looked at.
     pub const NONE: Self = Self {
+        of: None,
         verified: Vec::new(),
         refused: None,
         unknown_key: None,
     };
 
-    /// What the provider's token says.
-    pub(crate) fn claims(&self, provider: usize) -> Option<&Claims> {
-        let verified = self.verified.iter().find(|verified| verified.provider == provider)?;
-        verified.claims()
-    }
-
-    /// A token that must not come in.
-    pub(crate) fn refused(&self) -> Option<Refused> {
-        self.refused
+    /// What the token says of the provider of that number among these.
+    pub(crate) fn claims(&self, providers: &Arc<Providers>, number: usize) -> Option<&Claims> {
+        let of = self.of.as_ref()?;
+        let is_it = |verified: &&Verified| match Arc::ptr_eq(of, providers) {
+            true => verified.provider == number,
+            false => providers
+                .all
+                .get(number)
+                .zip(of.all.get(verified.provider))
+                .is_some_and(|(a, b)| a.is(b)),
+        };
+        self.verified.iter().find(is_it).and_then(Verified::claims)
     }
 }
 
@@ -240,7 +247,8 @@ impl Providers {
     }
 
     /// The policy and the provider that refuse a token, and why.
-    pub(crate) fn refusing(&self, refused: Refused) -> Option<(&str, &str, Failure)> {
+    pub(crate) fn refusing(&self, tokens: &Tokens) -> Option<(&str, &str, Failure)> {
+        let refused = tokens.refused?;
         let provider = self.all.get(refused.provider)?;
         Some((&provider.policy, &provider.name, refused.why))
     }
@@ -266,7 +274,10 @@ impl Providers {
     }
 
     fn tokens(self: &Arc<Self>, port: u16, headers: &HeaderMap, now: i64, cache: &mut Cache) -> Tokens {
-        let mut tokens = Tokens::NONE;
+        let mut tokens = Tokens {
+            of: Some(Arc::clone(self)),
+            ..Tokens::NONE
+        };
         // Providers that have found a token.
         let mut found = Vec::new();
         for place in &self.places {

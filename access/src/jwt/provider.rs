@@ -101,6 +101,12 @@ impl Provider {
         }
     }
 
+    /// Whether a token of one is a token of the other, whatever their keys are by now.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        (&self.policy, &self.name, &self.issuer, &self.audiences)
+            == (&other.policy, &other.name, &other.issuer, &other.audiences)
+    }
+
     pub(super) fn is_for(&self, port: u16) -> bool {
         self.ports.as_ref().is_none_or(|ports| ports.contains(&port))
     }
