@@ -29,7 +29,7 @@ pub struct NamedMatch {
 /// A kind that the controller does not know is passed over.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FromSidecar {
-    #[prost(oneof = "from_sidecar::Kind", tags = "1, 2, 3")]
+    #[prost(oneof = "from_sidecar::Kind", tags = "1, 2, 3, 4")]
     pub kind: ::core::option::Option<from_sidecar::Kind>,
 }
 /// Nested message and enum types in `FromSidecar`.
@@ -42,6 +42,8 @@ pub mod from_sidecar {
         Want(super::Want),
         #[prost(message, tag = "3")]
         Drop(super::Drop),
+        #[prost(message, tag = "4")]
+        UnknownKey(super::UnknownKey),
     }
 }
 /// Who asks.
@@ -72,6 +74,17 @@ pub struct Want {
 pub struct Drop {
     #[prost(string, tag = "1")]
     pub address: ::prost::alloc::string::String,
+}
+/// A token of a provider named a key that the provider's set does not have: it may be a key that the provider has begun to use. A
+/// sidecar says it at most once in ten seconds for a provider, and only of policies that it was told.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnknownKey {
+    /// "namespace/name".
+    #[prost(string, tag = "1")]
+    pub policy: ::prost::alloc::string::String,
+    /// The provider's name in that policy.
+    #[prost(string, tag = "2")]
+    pub provider: ::prost::alloc::string::String,
 }
 /// A kind that the sidecar does not know is passed over.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -495,6 +508,9 @@ pub enum Feature {
     RetryConstraint = 2,
     /// `ToSidecar.access`. Who does not understand it lets everybody in.
     Access = 3,
+    /// `access.v1.Provider`: tokens are verified. To who does not, nobody has a token: a source that asks for one has to be sent
+    /// without a kind, since a Deny rule that asks for one would hold for nobody.
+    Tokens = 4,
 }
 impl Feature {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -507,6 +523,7 @@ impl Feature {
             Self::EndpointChanges => "FEATURE_ENDPOINT_CHANGES",
             Self::RetryConstraint => "FEATURE_RETRY_CONSTRAINT",
             Self::Access => "FEATURE_ACCESS",
+            Self::Tokens => "FEATURE_TOKENS",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -516,6 +533,7 @@ impl Feature {
             "FEATURE_ENDPOINT_CHANGES" => Some(Self::EndpointChanges),
             "FEATURE_RETRY_CONSTRAINT" => Some(Self::RetryConstraint),
             "FEATURE_ACCESS" => Some(Self::Access),
+            "FEATURE_TOKENS" => Some(Self::Tokens),
             _ => None,
         }
     }

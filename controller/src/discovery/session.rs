@@ -210,6 +210,8 @@ impl Session {
             Some(from_sidecar::Kind::Want(want)) => self.want(address(&want.address)?),
             Some(from_sidecar::Kind::Drop(drop)) => self.drop(address(&drop.address)?),
             Some(from_sidecar::Kind::Hello(_)) => return Err(Status::invalid_argument("Hello was said before")),
+            // The keys of providers come from the policies alone.
+            Some(from_sidecar::Kind::UnknownKey(_)) => {}
             // Of a newer sidecar.
             None => {}
         }

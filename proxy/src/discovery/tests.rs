@@ -144,6 +144,7 @@ impl State {
                 wants.remove(&drop.address);
                 Vec::new()
             }
+            from_sidecar::Kind::UnknownKey(_) => Vec::new(),
         };
         for kind in parts {
             sender.try_send(Ok(ToSidecar { kind: Some(kind) })).ok();

@@ -24,6 +24,7 @@ const DEFAULT_CACHE_DURATION: Duration = Duration::from_secs(300);
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
 const DEFAULT_ALGORITHMS: [&str; 2] = ["RS256", "ES256"];
 const DEFAULT_KEY: &str = "jwks.json";
+const DEFAULT_CA_KEY: &str = "ca.crt";
 /// Headers that frame or route a message, or say who sends it: no claim may become one of them.
 const RESERVED: [&str; 11] = [
     "connection",
@@ -40,8 +41,8 @@ const RESERVED: [&str; 11] = [
 ];
 
 /// Asymmetric signatures (RFC 7518 section 3.1, RFC 8037). With a symmetric one, whoever can verify a token could make one.
-pub const ALGORITHMS: [&str; 9] = [
-    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA",
+pub const ALGORITHMS: [&str; 10] = [
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA",
 ];
 
 /// Of a token that a rule asks for: all that is set.
@@ -99,8 +100,8 @@ pub struct ProviderSpec {
     pub audiences: Option<Vec<String>>,
     /// By which its tokens may be signed, whatever a token says. Asymmetric ones. Default: `RS256` and `ES256`.
     #[schemars(
-        length(min = 1, max = 9),
-        inner(regex(pattern = "^((RS|PS)(256|384|512)|ES(256|384)|EdDSA)$"))
+        length(min = 1, max = 10),
+        inner(regex(pattern = "^((RS|PS|ES)(256|384|512)|EdDSA)$"))
     )]
     pub algorithms: Option<Vec<String>>,
     /// Its keys.
@@ -151,19 +152,39 @@ pub struct ConfigMapRefSpec {
     pub key: Option<String>,
 }
 
+/// Certificates in a key of a ConfigMap.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CaConfigMapRefSpec {
+    /// The ConfigMap, of the policy's own namespace.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Default `ca.crt`. One or more certificates in PEM.
+    #[schemars(length(min = 1, max = 253))]
+    pub key: Option<String>,
+}
+
 /// Where keys are fetched: `url` or `backendRef`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[schemars(extend("x-kubernetes-validations" = [{
     "rule": "has(self.url) != has(self.backendRef)",
     "message": "a url or a backendRef"
+}, {
+    "rule": "!has(self.caConfigMapRef) || has(self.url)",
+    "message": "caConfigMapRef: only a url has a certificate"
 }]))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RemoteJwksSpec {
     /// "https://login.example.com/keys". No redirect is followed, and loopback, link-local, unspecified and multicast addresses are not asked.
-    #[schemars(length(max = 2048), regex(pattern = "^https://[^/?#@]+[^#]*$"))]
+    #[schemars(
+        length(max = 2048),
+        regex(pattern = "^https://[A-Za-z0-9._:\\[\\]-]+(/[!-\"$-~]*)?$")
+    )]
     pub url: Option<String>,
     /// A Service of the policy's own namespace.
     pub backend_ref: Option<JwksBackendSpec>,
+    /// Whom to trust for the certificate of the url, in the place of the public authorities (Mozilla's list).
+    pub ca_config_map_ref: Option<CaConfigMapRefSpec>,
     /// How long a set is good for, 10s to 24h. Default 5m.
     #[schemars(
         length(max = 24),
@@ -240,7 +261,32 @@ impl ConfigMapRefSpec {
     }
 }
 
+impl CaConfigMapRefSpec {
+    /// The key.
+    pub fn key(&self) -> &str {
+        self.key.as_deref().unwrap_or(DEFAULT_CA_KEY)
+    }
+}
+
 impl RemoteJwksSpec {
+    /// The host, the port, and the path with the query of `url`. `None`: there is no url, or it is none that can be asked.
+    pub fn https(&self) -> Option<(&str, u16, &str)> {
+        let rest = self.url.as_deref()?.strip_prefix("https://")?;
+        let (authority, path) = match rest.find('/') {
+            Some(end) => rest.split_at(end),
+            None => (rest, "/"),
+        };
+        // An IPv6 address has colons of its own.
+        let (host, port) = match authority.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()?),
+            _ => (authority, 443),
+        };
+        let is_host = |b: u8| b.is_ascii_alphanumeric() || b"-._[]:".contains(&b);
+        let is_sound = !host.is_empty() && host.bytes().all(is_host) && (host.starts_with('[') || !host.contains(':'));
+        let is_asked = path.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
+        (is_sound && is_asked && port > 0).then_some((host, port, path))
+    }
+
     /// How long a set is good for.
     pub fn cache_duration(&self) -> Duration {
         within(&self.cache_duration, CACHE_DURATION)
@@ -342,13 +388,8 @@ impl Reader<'_> {
         }
         let Some(remote) = &spec.remote else { return };
         match (&remote.url, &remote.backend_ref) {
-            (Some(url), None) => {
-                let authority = url
-                    .strip_prefix("https://")
-                    .and_then(|rest| rest.split(['/', '?']).next());
-                if authority.is_none_or(|authority| authority.is_empty() || authority.contains('@'))
-                    || url.contains('#')
-                {
+            (Some(_), None) => {
+                if remote.https().is_none() {
                     self.mistake(
                         &format!("{at}.remote.url"),
                         "it is not like \"https://login.example.com/keys\"",
@@ -363,6 +404,11 @@ impl Reader<'_> {
                 }
             }
             _ => self.mistake(&format!("{at}.remote"), "give a url or a backendRef"),
+        }
+        let ca = remote.ca_config_map_ref.as_ref();
+        if ca.is_some_and(|ca| ca.name.is_empty() || ca.key().is_empty() || remote.url.is_none()) {
+            let why = "it has no name, or no key, or there is no url whose certificate it is for";
+            self.mistake(&format!("{at}.remote.caConfigMapRef"), why);
         }
         self.duration(
             &format!("{at}.remote.cacheDuration"),

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
-use super::{AccessPolicySpec, Cluster, JwksSpec, Unresolved};
+use super::{AccessPolicySpec, Cluster, JwksSpec, RemoteJwksSpec, Unresolved};
 use crate::access as proto;
 use crate::access::{condition, http_condition, identity, source};
 use crate::discovery::{NamedMatch, StringMatch, string_match};
@@ -613,6 +613,16 @@ fn each_mistake_of_a_provider_is_named_and_takes_no_token_for_valid() {
         ),
         (
             "inline: '{\"keys\": [{}]}'",
+            "remote: {url: 'https://i', caConfigMapRef: {name: ''}}",
+            "jwks.remote.caConfigMapRef",
+        ),
+        (
+            "inline: '{\"keys\": [{}]}'",
+            "remote: {backendRef: {name: a, port: 80, path: /k}, caConfigMapRef: {name: a}}",
+            "jwks.remote.caConfigMapRef",
+        ),
+        (
+            "inline: '{\"keys\": [{}]}'",
             "remote: {backendRef: {name: a, port: 0, path: /k}}",
             "jwks.remote.backendRef",
         ),
@@ -662,4 +672,49 @@ fn patterns_are_bounded() {
     );
     let never_met: Vec<_> = policy.resolve(None, &Here).rules.iter().map(is_never_met).collect();
     assert_eq!(never_met, [false, false, false, false, true]);
+}
+
+#[test]
+fn a_url_has_a_host_a_port_and_a_path_and_nothing_that_a_server_could_read_otherwise() {
+    let https = |url: &str| {
+        let remote = RemoteJwksSpec {
+            url: Some(url.to_owned()),
+            ..RemoteJwksSpec::default()
+        };
+        remote.https().map(|(host, port, path)| format!("{host} {port} {path}"))
+    };
+    for (url, expected) in [
+        (
+            "https://login.example.com/keys?a=b&c",
+            "login.example.com 443 /keys?a=b&c",
+        ),
+        ("https://login.example.com", "login.example.com 443 /"),
+        ("https://login.example.com:8443/", "login.example.com 8443 /"),
+        ("https://10.0.0.1/k", "10.0.0.1 443 /k"),
+        ("https://[fd00::1]/k", "[fd00::1] 443 /k"),
+        ("https://[fd00::1]:8443/k", "[fd00::1] 8443 /k"),
+    ] {
+        assert_eq!(https(url).as_deref(), Some(expected), "{url}");
+    }
+    for url in [
+        "http://login.example.com/",
+        "HTTPS://login.example.com/",
+        "https://",
+        "https:///keys",
+        "https://user@login.example.com/",
+        "https://login.example.com:/",
+        "https://login.example.com:0/",
+        "https://login.example.com:65536/",
+        "https://login.example.com:443:443/",
+        "https://fd00::1/",
+        "https://login.example.com\\@10.0.0.1/",
+        "https://login.example.com?x",
+        "https://login.example.com/#a",
+        "https://login.example.com/ a",
+        "https://login.example.com/\r\nhost: a",
+        "https://l\u{f6}gin.example.com/",
+        "https://%31/",
+    ] {
+        assert_eq!(https(url), None, "{url}");
+    }
 }
