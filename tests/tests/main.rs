@@ -26,6 +26,7 @@ mod http2;
 mod lifecycle;
 mod mesh;
 mod mesh_http;
+mod mirrors;
 mod netns;
 mod probes;
 mod servers;

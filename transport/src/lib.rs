@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | [`server`] | the side that is called: one connection of a client, what is refused of it, the responses | all below |
 //! | [`client`] | the side that calls: connections to one peer, and requests that are sent on them | [`body`] and all below |
-//! | [`body`] | the bodies of requests: as they come, as they are kept for another attempt, as they go | all below |
+//! | [`body`] | the bodies of requests: as they come, are kept for another attempt, are copied for a mirror, go | all below |
 //! | [`drain`] | the end of a process: what is open and in flight on a worker | [`room`] |
 //! | [`room`] | how many connections a worker holds, and which one is closed for another | [`net`] |
 //! | [`cause`], [`grpc`] | what an error of the HTTP library means, what gRPC says in headers and trailers | [`headers`], [`error`] |

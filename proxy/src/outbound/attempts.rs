@@ -4,12 +4,13 @@ use std::fmt;
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures_util::TryFutureExt;
 use http::request::Parts;
 use http::{Request, Response, Version};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use outrigger_proxy_transport::body::BodySource;
-use outrigger_proxy_transport::client::{Failure, Lease, send};
+use outrigger_proxy_transport::body::{BodySource, RequestBody};
+use outrigger_proxy_transport::client::{Checkout, Failure, Lease, send};
 use outrigger_proxy_transport::error::{ProxyError, Reason};
 use outrigger_proxy_transport::grpc::{self, grpc_status};
 use outrigger_proxy_transport::headers::strip_ours;
@@ -22,7 +23,7 @@ use super::retry::{Attempted, RetryDecision, backoff, judge, repeatable};
 use super::target::{WorkerBackend, WorkerTarget};
 use super::{State, health};
 use crate::call::{Call, Remote};
-use crate::model::{AttemptRules, RetryPolicy};
+use crate::model::{AttemptRules, Endpoint, RetryPolicy};
 use crate::telemetry::{Peer, ServiceMetrics, Status};
 
 /// What is read of a failed response so that its connection can be used again.
@@ -157,9 +158,7 @@ impl Attempts<'_> {
         limit: Duration,
         call: &Call,
     ) -> Result<(Response<Incoming>, Lease), Failure> {
-        let endpoint = &member.endpoint;
-        let checkout = checkout(self.state, member, self.version, limit).await;
-        let checkout = checkout.map_err(Failure::before_sending)?;
+        let checkout = checkout(self.state, member, self.version, limit).await?;
         let Some(next) = body.attempt() else {
             // Not reached: there is no retry without a body.
             let lost = ProxyError::new(Reason::UpstreamReset, "the request's body cannot be sent again");
@@ -171,11 +170,7 @@ impl Attempts<'_> {
             grpc::set_timeout(request.headers_mut(), caller.saturating_duration_since(Instant::now()));
         }
         call.sent();
-        let (mut response, lease) = send(checkout, request, endpoint.address).await?;
-        if endpoint.identity.is_none() {
-            strip_ours(response.headers_mut());
-        }
-        Ok((response, lease))
+        ask(checkout, request, &member.endpoint).await
     }
 
     /// `Some`: there is to be another attempt, after this time.
@@ -220,6 +215,24 @@ impl Remote for Member {
             address: Some(self.endpoint.address),
         }
     }
+}
+
+/// Sends a request to an endpoint. The head of its response has what only sidecars say if it is one.
+///
+/// # Errors
+/// Why there is no response.
+pub(super) fn ask(
+    checkout: Checkout,
+    request: Request<RequestBody>,
+    endpoint: &Endpoint,
+) -> impl Future<Output = Result<(Response<Incoming>, Lease), Failure>> {
+    // An async function would hold the request twice (`outbound::sizes`).
+    send(checkout, request, endpoint.address).map_ok(|(mut response, lease)| {
+        if endpoint.identity.is_none() {
+            strip_ours(response.headers_mut());
+        }
+        (response, lease)
+    })
 }
 
 /// How an attempt went.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger_api::address;
-use outrigger_proxy_transport::client::{Checkout, Dialer};
+use outrigger_proxy_transport::client::{Checkout, Dialer, Failure};
 use outrigger_proxy_transport::error::{ProxyError, Reason};
 use outrigger_proxy_transport::net::{HttpVersion, Io, ReadAhead, Stream, Termed, listen};
 
@@ -36,9 +36,10 @@ pub async fn checkout(
     member: &Member,
     version: HttpVersion,
     limit: Duration,
-) -> Result<Checkout, ProxyError> {
-    let dialer = EndpointDialer::new(state, &member.endpoint, limit)?;
-    member.pool.checkout(version, &dialer).await
+) -> Result<Checkout, Failure> {
+    let dialer = EndpointDialer::new(state, &member.endpoint, limit).map_err(Failure::before_sending)?;
+    let checkout = member.pool.checkout(version, &dialer).await;
+    checkout.map_err(Failure::before_sending)
 }
 
 impl<'a> EndpointDialer<'a> {

@@ -19,7 +19,6 @@ mod skew_tests;
 pub mod target;
 pub mod targets;
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -40,6 +39,7 @@ use crate::identity::Peers;
 use crate::model::{Protocol, Target};
 use crate::telemetry::Direction;
 use affinity::Caller;
+use mirror::Mirrors;
 use request::{handle, refuse};
 use self_call::{SelfCall, SelfCalls};
 use target::{Snapshot, WorkerTarget};
@@ -59,8 +59,7 @@ pub struct State {
     caller: Caller,
     targets: Targets,
     peers: Peers,
-    /// Mirrored requests that are under way.
-    mirrors: Cell<usize>,
+    mirrors: Rc<Mirrors>,
     self_calls: SelfCalls,
 }
 
@@ -73,7 +72,7 @@ impl State {
             caller: Caller::new(&config.workload),
             targets: Targets::new(config.workers),
             peers: context.peers(Direction::Outbound),
-            mirrors: Cell::new(0),
+            mirrors: Mirrors::new(),
             self_calls,
             context,
         };

@@ -66,6 +66,7 @@ pub async fn handle(
         .borrow_mut()
         .of(&plan.attempt.retry.budget, now)
         .deposit(now);
+    mirror(state, &snapshot, plan.filters, version, &head, &body);
     let body = body_source(body, &plan.attempt.retry, &snapshot);
     let attempts = Attempts {
         state,
@@ -77,10 +78,7 @@ pub async fn handle(
         version,
     };
     match attempts.send(&head, &body, &mut call).await {
-        Ok(response) => {
-            mirror(state, &snapshot, plan.filters, version, &head, &body);
-            respond(state, call, response, upgrade, plan.filters)
-        }
+        Ok(response) => respond(state, call, response, upgrade, plan.filters),
         Err(error) => call.fail(&error),
     }
 }

@@ -1,6 +1,6 @@
 //! A request's body as it comes from the client.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use super::copied::{Copied, CopyRoom, Copying, Feed, copy};
 use super::progress::Progress;
 use crate::headers::strip_trailers;
 
@@ -26,6 +27,7 @@ pub struct Received {
     ended: Cell<bool>,
     /// Of the connection, in HTTP/1.
     progress: Option<Arc<Progress>>,
+    copies: RefCell<Vec<Feed>>,
 }
 
 impl ClientBody {
@@ -41,9 +43,26 @@ impl ClientBody {
         Self { body, received }
     }
 
+    /// A copy of what will be read. It keeps nothing back, and takes its memory out of `room`. `None`: there is no body.
+    pub fn copy(&self, room: &CopyRoom) -> Option<(Copied, Copying)> {
+        if self.body.is_end_stream() {
+            return None;
+        }
+        let (feed, copied, copying) = copy(self.body.size_hint(), room);
+        self.received.copies.borrow_mut().push(feed);
+        Some((copied, copying))
+    }
+
     /// Tells how much has been read, also when the body is elsewhere.
     pub fn received(&self) -> Rc<Received> {
         Rc::clone(&self.received)
+    }
+}
+
+impl Drop for ClientBody {
+    /// Nothing more is read.
+    fn drop(&mut self) {
+        self.received.copies.take();
     }
 }
 
@@ -65,8 +84,15 @@ impl Received {
         }
     }
 
+    fn add(&self, frame: &Frame<Bytes>) {
+        let length = frame.data_ref().map_or(0, Bytes::len);
+        self.bytes.set(self.bytes.get() + length as u64);
+        self.copies.borrow().iter().for_each(|copy| copy.write(frame));
+    }
+
     fn end(&self) {
         self.ended.set(true);
+        self.copies.take().iter().for_each(Feed::end);
         if let Some(progress) = &self.progress {
             progress.sent_body();
         }
@@ -86,13 +112,12 @@ impl Body for ClientBody {
         let received = &this.received;
         match &frame {
             Some(Ok(frame)) => {
-                let length = frame.data_ref().map_or(0, Bytes::len);
-                received.bytes.set(received.bytes.get() + length as u64);
+                received.add(frame);
                 if frame.is_trailers() || this.body.is_end_stream() {
                     received.end();
                 }
             }
-            Some(Err(_)) => {}
+            Some(Err(_)) => drop(received.copies.take()),
             None => received.end(),
         }
         Poll::Ready(frame)

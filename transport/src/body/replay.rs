@@ -110,13 +110,6 @@ where
         !self.state.borrow().lost
     }
 
-    /// All of the body, if it has ended and was kept; for mirrors.
-    pub fn whole(&self) -> Option<Bytes> {
-        let state = self.state.borrow();
-        let all = || [state.chunks.concat(), state.tail.clone()].concat().into();
-        (state.ended && !state.lost).then(all)
-    }
-
     /// Keeps nothing for another attempt: a stream may go on for days after its response has begun.
     pub(super) fn let_go(&self) {
         let mut state = self.state.borrow_mut();
@@ -289,7 +282,6 @@ mod tests {
             all(kept.attempt().unwrap()).await,
             (Bytes::from_static(b"abcdef"), true)
         );
-        assert_eq!(kept.whole().unwrap(), "abcdef");
     }
 
     #[tokio::test]
@@ -361,7 +353,6 @@ mod tests {
             for _ in 0..2 {
                 assert_eq!(kept.attempt().unwrap().collect().await.unwrap().to_bytes().len(), bytes);
             }
-            assert_eq!(kept.whole().unwrap().len(), bytes);
             let state = kept.state.borrow();
             let places = state.chunks.capacity() * size_of::<Bytes>();
             let memory = bytes + state.tail.capacity() + places;
@@ -387,7 +378,7 @@ mod tests {
     async fn large_bodies_stream_on_and_are_let_go() {
         let kept = kept(&["ab", "cd", "ef"], 5);
         assert_eq!(all(kept.attempt().unwrap()).await.0, "abcdef");
-        assert!(!kept.can_repeat() && kept.attempt().is_none() && kept.whole().is_none());
+        assert!(!kept.can_repeat() && kept.attempt().is_none());
     }
 
     #[tokio::test]

@@ -11,6 +11,7 @@ use http::{Request, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 
 use super::awaited::{Answer, Awaited};
+use super::copied::Copied;
 use super::received::ClientBody;
 use super::replay::{Kept, OnTooLarge, Replay};
 use crate::cause::BoxError;
@@ -21,8 +22,8 @@ pub enum RequestBody {
     Empty,
     /// A client's.
     Replay(Replay),
-    /// All of it is here.
-    Full(Option<Bytes>),
+    /// A copy of a client's.
+    Copied(Copied),
     /// The client waits for the server to want it.
     Awaited(Box<Awaited<RequestBody>>),
 }
@@ -60,14 +61,6 @@ impl BodySource {
             Self::Kept(kept) => kept.can_repeat(),
         }
     }
-
-    /// All of it, if it was small and has been sent.
-    pub fn whole(&self) -> Option<Bytes> {
-        match self {
-            Self::Empty => Some(Bytes::new()),
-            Self::Kept(kept) => kept.whole(),
-        }
-    }
 }
 
 impl Drop for BodySource {
@@ -100,13 +93,6 @@ pub fn await_answer(request: &mut Request<RequestBody>) -> Option<Arc<Answer>> {
     Some(answer)
 }
 
-impl RequestBody {
-    /// A body that is here completely.
-    pub fn full(bytes: Bytes) -> Self {
-        RequestBody::Full(Some(bytes).filter(|b| !b.is_empty()))
-    }
-}
-
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = BoxError;
@@ -115,7 +101,7 @@ impl Body for RequestBody {
         match self.get_mut() {
             RequestBody::Empty => Poll::Ready(None),
             RequestBody::Replay(replay) => Pin::new(replay).poll_frame(cx),
-            RequestBody::Full(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
+            RequestBody::Copied(copied) => Pin::new(copied).poll_frame(cx),
             RequestBody::Awaited(awaited) => awaited.poll_frame(cx),
         }
     }
@@ -124,7 +110,7 @@ impl Body for RequestBody {
         match self {
             RequestBody::Empty => true,
             RequestBody::Replay(replay) => replay.is_end_stream(),
-            RequestBody::Full(bytes) => bytes.is_none(),
+            RequestBody::Copied(copied) => copied.is_end_stream(),
             // One that has no bytes is not waited for.
             RequestBody::Awaited(_) => false,
         }
@@ -134,7 +120,7 @@ impl Body for RequestBody {
         match self {
             RequestBody::Empty => SizeHint::with_exact(0),
             RequestBody::Replay(replay) => replay.size_hint(),
-            RequestBody::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
+            RequestBody::Copied(copied) => copied.size_hint(),
             RequestBody::Awaited(awaited) => awaited.size_hint(),
         }
     }

@@ -11,7 +11,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::super::request::Direction;
-use super::{Ended, Handshake, Metrics, Refused, ServiceMetrics, process};
+use super::{Ended, Handshake, Metrics, NotMirrored, Refused, ServiceMetrics, process};
 
 const DIRECTIONS: [Direction; 2] = [Direction::Outbound, Direction::Inbound];
 const OUTCOMES: [&str; 2] = ["success", "failure"];
@@ -49,6 +49,7 @@ impl Collector for Scrape {
         to.requests(&services, &ports)?;
         to.tunnels(&services, &ports)?;
         to.attempts(&services)?;
+        to.mirrors(&services)?;
         to.connections(metrics)?;
         to.own(metrics)?;
         to.process()
@@ -202,6 +203,25 @@ impl Families<'_> {
             "outrigger_request_bodies_not_kept",
             "Requests whose body was too large to be kept, so that they could not be retried.",
             of_each(|of| &of.bodies_not_kept),
+        )
+    }
+
+    fn mirrors(&mut self, services: &[Arc<ServiceMetrics>]) -> fmt::Result {
+        let mut not_mirrored = Vec::new();
+        for of in services {
+            let counts = of.not_mirrored.each_ref().map(|count| count.load(Relaxed));
+            // Few Services have mirrors.
+            if counts.iter().any(|count| *count > 0) {
+                for (reason, count) in NotMirrored::NAMES.into_iter().zip(counts) {
+                    let service = ("service", Some(of.label.clone()));
+                    not_mirrored.push((Labels([service, ("reason", Some(reason.to_owned()))]), count));
+                }
+            }
+        }
+        self.counters(
+            "outrigger_requests_not_mirrored",
+            "Requests that were to be mirrored and were not, or not whole, for each mirror.",
+            not_mirrored,
         )
     }
 

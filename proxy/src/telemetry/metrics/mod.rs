@@ -9,6 +9,7 @@
 mod access;
 mod encode;
 mod histogram;
+mod labels;
 mod process;
 mod series;
 #[cfg(test)]
@@ -34,6 +35,7 @@ use super::AccessDecision;
 use super::request::{AttemptEnd, Direction, RequestEnd, Status};
 use super::tunnel::TunnelEnds;
 use access::AccessCounters;
+pub use labels::{Ended, Handshake, NotMirrored, Refused};
 use series::{SeriesKey, SeriesSet};
 
 /// Services whose series are kept apart.
@@ -54,76 +56,6 @@ impl From<Status> for Outcome {
     fn from(status: Status) -> Self {
         if status.failed() { Self::Failure } else { Self::Success }
     }
-}
-
-/// How a TLS handshake between sidecars ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Handshake {
-    Ok,
-    /// The peer is somebody else than discovery named, or of another trust domain.
-    IdentityMismatch,
-    NoCertificate,
-    Expired,
-    NotYetValid,
-    UnknownIssuer,
-    /// The certificate is no SVID: no SPIFFE ID, two, or something that is none.
-    MalformedIdentity,
-    /// The peers have no ALPN protocol in common.
-    NoProtocol,
-    NotTls,
-    /// The peer sent an alert: its log says why.
-    RefusedByPeer,
-    /// The connection ended in the middle.
-    Closed,
-    Timeout,
-    Other,
-}
-
-impl Handshake {
-    /// The label's values, in the order of the enum.
-    const NAMES: [&str; 13] = [
-        "ok",
-        "identity-mismatch",
-        "no-certificate",
-        "expired",
-        "not-yet-valid",
-        "unknown-issuer",
-        "malformed-identity",
-        "no-protocol",
-        "not-tls",
-        "refused-by-peer",
-        "closed",
-        "timeout",
-        "other",
-    ];
-}
-
-/// Why a connection is closed before anything of it is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// Its address has too many connections, and too many of them wait.
-    Crowded,
-    /// It wanted to go to an address that is not the pod's.
-    NotThisPod,
-}
-
-impl Refused {
-    /// The label's values, in the order of the enum.
-    const NAMES: [&str; 2] = ["crowded", "not-this-pod"];
-}
-
-/// Why a connection between sidecars ends that would go on by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// The peer's certificate has ended.
-    Expired,
-    /// The root of the peer's certificate is not trusted any more.
-    Untrusted,
-}
-
-impl Ended {
-    /// The label's values, in the order of the enum.
-    const NAMES: [&str; 2] = ["expired", "untrusted"];
 }
 
 /// All metrics of a process.
@@ -353,6 +285,7 @@ pub struct ServiceMetrics {
     retries: [AtomicU64; 2],
     budget_exhausted: AtomicU64,
     bodies_not_kept: AtomicU64,
+    not_mirrored: [AtomicU64; NotMirrored::NAMES.len()],
     /// Connections that are carried as bytes, and what they have sent and received.
     tunnels: AtomicU64,
     tunnel_bytes: [AtomicU64; 2],
@@ -393,6 +326,7 @@ impl ServiceMetrics {
             retries: Default::default(),
             budget_exhausted: AtomicU64::new(0),
             bodies_not_kept: AtomicU64::new(0),
+            not_mirrored: Default::default(),
             tunnels: AtomicU64::new(0),
             tunnel_bytes: Default::default(),
         }
@@ -410,6 +344,11 @@ impl ServiceMetrics {
     /// A retry was wanted, and the budget did not allow it.
     pub fn budget_exhausted(&self) {
         self.budget_exhausted.fetch_add(1, Relaxed);
+    }
+
+    /// A request was to be mirrored, and was not, or not whole.
+    pub fn not_mirrored(&self, why: NotMirrored) {
+        self.not_mirrored[why as usize].fetch_add(1, Relaxed);
     }
 
     fn request_ended(&self, end: &RequestEnd<'_>) {

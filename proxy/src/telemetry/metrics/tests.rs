@@ -6,7 +6,7 @@ use http::Request;
 use outrigger_proxy_transport::body::OnTooLarge;
 use outrigger_proxy_transport::error::Reason;
 
-use super::{Handshake, IDLE, MAX_PORTS, MAX_SERVICES, Metrics};
+use super::{Handshake, IDLE, MAX_PORTS, MAX_SERVICES, Metrics, NotMirrored};
 use crate::model::ServiceName;
 use crate::telemetry::{
     AccessDecision, AttemptEnd, Direction, Peer, RequestEnd, RequestInfo, ServiceMetrics, SpanStart, Status,
@@ -168,6 +168,7 @@ fn attempts_retries_and_budget() {
     attempt_ends(&metrics, &orders, Direction::Outbound, 1, 200);
     orders.budget_exhausted();
     orders.body_not_kept();
+    orders.not_mirrored(NotMirrored::TooSlow);
     // Another port of the same Service.
     let other_port = metrics.service(Some(&service("orders", 9090)));
     attempt_ends(&metrics, &other_port, Direction::Outbound, 0, 200);
@@ -188,6 +189,9 @@ fn attempts_retries_and_budget() {
     assert_eq!(of("outrigger_retries_total", ",result=\"failure\""), Some(0.0));
     assert_eq!(of("outrigger_retry_budget_exhausted_total", ""), Some(1.0));
     assert_eq!(of("outrigger_request_bodies_not_kept_total", ""), Some(1.0));
+    let not_mirrored = "outrigger_requests_not_mirrored_total";
+    assert_eq!(of(not_mirrored, ",reason=\"too-slow\""), Some(1.0));
+    assert_eq!(of(not_mirrored, ",reason=\"failed\""), Some(0.0));
     assert_eq!(text.matches("outrigger_upstream_attempts_total{").count(), 2);
 }
 
