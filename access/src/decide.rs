@@ -1,6 +1,6 @@
 //! The decision.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -12,6 +12,7 @@ use crate::effect::Effect;
 use crate::facts::{Call, Facts};
 use crate::jwt::{Cache, Failure, Providers, Tokens};
 use crate::policy::{Policy, numbers};
+use crate::view::{PolicyView, PortView, View};
 
 /// The policies that select a pod, joined. Without any, everybody may call.
 #[derive(Debug, Default)]
@@ -152,8 +153,7 @@ impl Access {
     /// Whether there is a policy of this name, enforced or audited.
     pub fn has_policy(&self, name: &str) -> bool {
         let plans = self.by_port.values().chain([&self.everywhere]);
-        let mut policies = plans.flat_map(|plan| plan.deny.iter().chain(&plan.allow).chain(&plan.audited));
-        policies.any(|policy| *policy.name == *name)
+        plans.flat_map(Plan::policies).any(|policy| *policy.name == *name)
     }
 
     /// Decides. Nothing is allocated where an audited policy has nothing to say and the path is plain, and no pattern runs whose rule
@@ -166,6 +166,32 @@ impl Access {
             verdict,
             ambiguous_path,
             audit: self.audit(&call, &verdict),
+        }
+    }
+
+    /// What the policies come to, for people.
+    pub fn view(&self) -> View {
+        let plans = self.by_port.values().chain([&self.everywhere]);
+        let named = plans.flat_map(Plan::policies).flat_map(|policy| policy.ports());
+        let ports: BTreeSet<u16> = self.by_port.keys().copied().chain(named).collect();
+        View {
+            ports: ports.into_iter().map(|port| self.view_of(Some(port))).collect(),
+            others: self.view_of(None),
+        }
+    }
+
+    fn view_of(&self, port: Option<u16>) -> PortView {
+        let by_port = port.and_then(|port| self.by_port.get(&port));
+        let plans = || std::iter::once(&self.everywhere).chain(by_port);
+        let views = |policies: &mut dyn Iterator<Item = &Arc<Policy>>| -> Vec<PolicyView> {
+            policies.map(|policy| policy.view(port)).collect()
+        };
+        let deny = plans().flat_map(|plan| &plan.deny);
+        let allow = plans().flat_map(|plan| &plan.allow);
+        PortView {
+            port,
+            enforced: views(&mut deny.chain(allow)),
+            audited: views(&mut plans().flat_map(|plan| &plan.audited)),
         }
     }
 
@@ -235,6 +261,10 @@ impl Plan {
         if !list.last().is_some_and(|last| Arc::ptr_eq(last, &policy)) {
             list.push(policy);
         }
+    }
+
+    fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
+        self.deny.iter().chain(&self.allow).chain(&self.audited)
     }
 
     fn is_empty(&self) -> bool {

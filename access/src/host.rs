@@ -1,5 +1,6 @@
 //! Whom a request is for.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
 use crate::effect::Faulty;
@@ -47,6 +48,16 @@ impl Host {
                 host.len() > suffix.len() && host[host.len() - suffix.len()..].eq_ignore_ascii_case(suffix)
             }
             Self::Address(wanted) => address(host) == Some(*wanted),
+        }
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Suffix(suffix) => write!(f, "*{suffix}"),
+            Self::Address(address) => write!(f, "{address}"),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! What is sent, where it is HTTP.
 
+use std::fmt;
+
 use http::header::{CONTENT_TYPE, HOST};
 use http::{HeaderMap, HeaderName};
 use outrigger_api::access as proto;
@@ -62,6 +64,15 @@ impl HttpMatches {
         any.map(Self)
     }
 
+    /// For people, a text for each of them.
+    pub(crate) fn texts(&self) -> Vec<String> {
+        let texts = self.0.iter().map(|all| {
+            let all: Vec<String> = all.iter().map(HttpCondition::to_string).collect();
+            all.join(", ")
+        });
+        texts.collect()
+    }
+
     pub(crate) fn are_met(&self, call: &Call<'_>, effect: Effect) -> bool {
         let Some(head) = call.head() else {
             return effect.of_unknown();
@@ -120,6 +131,49 @@ impl HttpCondition {
             },
             Self::Grpc(method) => method.is_met(call, head, effect),
         }
+    }
+}
+
+impl fmt::Display for HttpCondition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Methods(methods) => f.write_str(&methods.join(" or ")),
+            Self::Paths(paths) => {
+                let texts: Vec<String> = paths.iter().map(PathMatch::to_string).collect();
+                write!(f, "path {}", texts.join(" or "))
+            }
+            Self::Header(name, Text::Exact(value)) => write!(f, "header {name}: {}", String::from_utf8_lossy(value)),
+            Self::Header(name, Text::Pattern(pattern)) => write!(f, "header {name} like {}", pattern.as_str()),
+            Self::Hosts(hosts) => {
+                let texts: Vec<String> = hosts.iter().map(Host::to_string).collect();
+                write!(f, "host {}", texts.join(" or "))
+            }
+            Self::Grpc(GrpcMethod { service, method }) => {
+                let any = |name: &str| {
+                    if name.is_empty() {
+                        "*".to_owned()
+                    } else {
+                        name.to_owned()
+                    }
+                };
+                write!(f, "gRPC {}/{}", any(service), any(method))
+            }
+        }
+    }
+}
+
+impl fmt::Display for PathMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.value {
+            PathValue::Exact(path) => write!(f, "{}", String::from_utf8_lossy(path))?,
+            PathValue::Prefix(prefix) => write!(f, "{}/*", String::from_utf8_lossy(prefix))?,
+            PathValue::Pattern(pattern) => write!(f, "like {}", pattern.as_str())?,
+        }
+        f.write_str(if self.take_ambiguous {
+            " (ambiguous ones as they are)"
+        } else {
+            ""
+        })
     }
 }
 

@@ -23,6 +23,7 @@ pub mod jwt;
 pub mod path;
 mod policy;
 mod source;
+pub mod view;
 
 pub use decide::{Access, Audited, By, Decision, Verdict};
 pub use facts::{Caller, Carries, Facts, Head};

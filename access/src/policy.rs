@@ -9,6 +9,7 @@ use crate::facts::Call;
 use crate::http_match::HttpMatches;
 use crate::jwt::ProvidersOf;
 use crate::source::Sources;
+use crate::view::{ALLOW, DENY, PolicyView, RuleView};
 
 #[derive(Debug)]
 pub(crate) struct Policy {
@@ -53,6 +54,30 @@ impl Policy {
         let is_met = |rule: &&Rule| rule.conditions.iter().all(|one| one.is_met(call, self.effect));
         self.rules.iter().find(is_met).map(|rule| &*rule.name)
     }
+
+    /// The ports that its rules name.
+    pub(crate) fn ports(&self) -> impl Iterator<Item = u16> {
+        let conditions = self.rules.iter().flat_map(|rule| &rule.conditions);
+        let named = conditions.filter_map(|condition| match condition {
+            Condition::Ports(ports) => Some(ports),
+            _ => None,
+        });
+        named.flatten().copied()
+    }
+
+    /// What it comes to at a port; `None`: at one that no rule names.
+    pub(crate) fn view(&self, port: Option<u16>) -> PolicyView {
+        let action = match self.effect {
+            Effect::Allow => ALLOW,
+            Effect::Deny => DENY,
+        };
+        PolicyView {
+            name: self.name.to_string(),
+            action: action.to_owned(),
+            exclusive: self.exclusive,
+            rules: self.rules.iter().filter_map(|rule| rule.view(port)).collect(),
+        }
+    }
 }
 
 impl Rule {
@@ -75,6 +100,24 @@ impl Rule {
             name: message.name.as_str().into(),
             conditions,
         })
+    }
+
+    /// `None`: it is about other ports.
+    fn view(&self, port: Option<u16>) -> Option<RuleView> {
+        let mut view = RuleView {
+            name: self.name.to_string(),
+            sources: Vec::new(),
+            http: Vec::new(),
+        };
+        for condition in &self.conditions {
+            match condition {
+                Condition::Ports(ports) if port.is_some_and(|port| ports.contains(&port)) => {}
+                Condition::Ports(_) => return None,
+                Condition::Sources(sources) => view.sources.push(sources.texts()),
+                Condition::Http(http) => view.http = http.texts(),
+            }
+        }
+        Some(view)
     }
 }
 

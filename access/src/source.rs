@@ -38,6 +38,8 @@ enum Source {
 #[derive(Debug)]
 struct Token {
     provider: usize,
+    /// The provider's, in its policy.
+    name: Box<str>,
     /// One of the values of each.
     claims: Box<[(ClaimName, Box<[String]>)]>,
     scopes: Box<[String]>,
@@ -70,6 +72,14 @@ impl Sources {
         let caller = &call.facts.caller;
         caller.identity.is_some_and(|id| self.exact.contains(id.as_str()))
             || self.others.iter().any(|source| source.is_met(call, effect))
+    }
+
+    /// For people, in a fixed order.
+    pub(crate) fn texts(&self) -> Vec<String> {
+        let mut texts: Vec<String> = self.exact.iter().map(|id| id.to_string()).collect();
+        texts.extend(self.others.iter().flat_map(Source::texts));
+        texts.sort();
+        texts
     }
 }
 
@@ -118,6 +128,23 @@ impl Source {
             },
         }
     }
+
+    /// For people. A list of namespaces is a text for each.
+    fn texts(&self) -> Vec<String> {
+        match self {
+            Self::Anybody => vec!["anybody".to_owned()],
+            Self::Unauthenticated => vec!["whoever has no identity".to_owned()],
+            Self::Exact(id) => vec![id.to_string()],
+            Self::Prefix(prefix) => vec![format!("{prefix}*")],
+            Self::Namespaces { names, .. } if names.is_empty() => vec!["no namespace".to_owned()],
+            Self::Namespaces { trust_domain, names } => {
+                let below = |name| format!("spiffe://{trust_domain}/ns/{name}/*");
+                names.iter().map(below).collect()
+            }
+            Self::Networks(networks) => vec![networks.text()],
+            Self::Token(token) => vec![token.text()],
+        }
+    }
 }
 
 impl Token {
@@ -128,12 +155,24 @@ impl Token {
         };
         Ok(Self {
             provider: providers.number(&message.provider).ok_or(Faulty)?,
+            name: message.provider.as_str().into(),
             claims: match message.claims.is_empty() {
                 true => Box::default(),
                 false => effect.all_of(&message.claims, claim)?,
             },
             scopes: message.scopes.as_slice().into(),
         })
+    }
+
+    fn text(&self) -> String {
+        let mut text = format!("a token of {}", self.name);
+        for (name, values) in &self.claims {
+            text += &format!(" with {name} {}", values.join(" or "));
+        }
+        for scope in &self.scopes {
+            text += &format!(" with the scope {scope}");
+        }
+        text
     }
 
     fn is_met(&self, said: &Claims) -> bool {
@@ -159,6 +198,17 @@ impl Networks {
                 Effect::Deny => except.filter_map(Result::ok).collect(),
             },
         })
+    }
+
+    fn text(&self) -> String {
+        let list = |networks: &[IpNet]| {
+            let texts: Vec<String> = networks.iter().map(IpNet::to_string).collect();
+            texts.join(", ")
+        };
+        match self.except.is_empty() {
+            true => format!("the address {}", list(&self.any)),
+            false => format!("the address {} without {}", list(&self.any), list(&self.except)),
+        }
     }
 
     fn contain(&self, address: IpAddr) -> bool {

@@ -16,7 +16,11 @@ pub const MAX_TOTAL: usize = 2 * 1024 * 1024;
 
 /// A pattern for a whole value.
 #[derive(Clone, Debug)]
-pub struct Pattern(meta::Regex);
+pub struct Pattern {
+    compiled: meta::Regex,
+    /// As it was written.
+    text: Box<str>,
+}
 
 /// What the patterns of one target may still take.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,15 +60,20 @@ impl Pattern {
     /// Whether all of the value is as the pattern says. Patterns are about characters: each byte that is of none (a header may
     /// have any, RFC 9110 section 5.5) is one that no pattern names, U+FFFD.
     pub fn is_match(&self, value: &[u8]) -> bool {
-        self.0.is_match(&*String::from_utf8_lossy(value))
+        self.compiled.is_match(&*String::from_utf8_lossy(value))
     }
 
     /// What it takes.
     pub fn cost(&self) -> Cost {
         Cost {
             patterns: 1,
-            bytes: self.0.memory_usage(),
+            bytes: self.compiled.memory_usage(),
         }
+    }
+
+    /// As it was written.
+    pub fn as_str(&self) -> &str {
+        &self.text
     }
 }
 
@@ -144,7 +153,10 @@ fn compile(pattern: &str, limit: usize) -> Result<Pattern, PatternError> {
         .onepass(false)
         .dfa(false);
     match meta::Builder::new().configure(config).build_from_hir(&whole) {
-        Ok(compiled) => Ok(Pattern(compiled)),
+        Ok(compiled) => Ok(Pattern {
+            compiled,
+            text: pattern.into(),
+        }),
         Err(error) if error.size_limit().is_some() => Err(PatternError::TooLarge),
         Err(error) => Err(PatternError::Syntax(error.to_string())),
     }

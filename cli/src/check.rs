@@ -15,7 +15,6 @@ use std::fmt;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use anyhow::Context;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
@@ -23,6 +22,8 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::core::DynamicObject;
 use outrigger_api::labels;
+
+use crate::cluster;
 
 /// Look at a cluster's mesh and say what is wrong with it
 #[derive(Debug, clap::Args)]
@@ -40,7 +41,7 @@ pub(crate) struct Args {
 /// # Errors
 /// When the cluster cannot be reached or does not let the user look.
 pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let client = connect(args.context).await?;
+    let client = cluster::connect(args.context).await?;
     let facts = gather::facts(&client, &args.outrigger_namespace).await?;
     let findings = findings(&facts);
     for finding in &findings {
@@ -230,23 +231,6 @@ impl fmt::Display for Finding {
             write!(f, "\n    {}", self.hint)
         }
     }
-}
-
-async fn connect(context: Option<String>) -> anyhow::Result<kube::Client> {
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default(); // an error: there is one already
-    let options = kube::config::KubeConfigOptions {
-        context,
-        ..Default::default()
-    };
-    // Without a kubeconfig, as in a pod, the pod's own account is taken.
-    let config = match kube::Config::from_kubeconfig(&options).await {
-        Ok(config) => config,
-        Err(error) if options.context.is_some() => return Err(error).context("kubeconfig"),
-        Err(_) => kube::Config::infer()
-            .await
-            .context("neither a kubeconfig nor a cluster around this process")?,
-    };
-    kube::Client::try_from(config).context("connecting to Kubernetes")
 }
 
 #[cfg(test)]

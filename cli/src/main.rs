@@ -2,7 +2,9 @@
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, clippy::disallowed_types))]
 
+mod authz;
 mod check;
+mod cluster;
 mod crds;
 mod inject;
 
@@ -29,6 +31,7 @@ enum Command {
     Demo(outrigger_demo::Command),
     Inject(inject::Args),
     Check(check::Args),
+    Authz(authz::Args),
     /// Print the custom resource definitions, for `kubectl apply --server-side --force-conflicts -f -`.
     Crds,
 }
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         Command::Demo(command) => command.run(),
         Command::Inject(args) => inject::run(args).map(|()| ExitCode::SUCCESS),
         Command::Check(args) => runtime().and_then(|runtime| runtime.block_on(check::run(args))),
+        Command::Authz(args) => runtime().and_then(|runtime| runtime.block_on(authz::run(args))),
         Command::Crds => crds::run().map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

@@ -1,6 +1,7 @@
 //! What a verified token says.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use http::HeaderValue;
 use serde_json::{Map, Number, Value};
@@ -23,6 +24,12 @@ pub(crate) struct ClaimName(String);
 impl ClaimName {
     pub(crate) fn new(name: &str) -> Self {
         Self(name.to_owned())
+    }
+}
+
+impl fmt::Display for ClaimName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.0)
     }
 }
 

@@ -125,3 +125,40 @@ fn each_case_is_decided_as_the_table_says() {
     println!("{count} cases");
     assert!(count >= 250, "{count} cases");
 }
+
+/// People are shown each rule that decides, at the port where it does, and as what it is.
+#[test]
+fn what_decides_is_shown() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/table");
+    let mut shown = 0;
+    for (file, section) in format::sections(&folder, |text| text) {
+        let access = Access::new(&section.access(TRUST_DOMAIN));
+        let view = access.view();
+        for case in &section.cases {
+            let at = view
+                .ports
+                .iter()
+                .find(|at| at.port == Some(case.port))
+                .unwrap_or(&view.others);
+            let is_there = |policy: &str, action: &str, rule: &str| {
+                let mut policies = at.enforced.iter().filter(|of| of.name == policy && of.action == action);
+                policies.any(|of| of.rules.iter().any(|of| of.name == rule))
+            };
+            let decided = case.decide(&access);
+            let words: Vec<&str> = decided.split([' ', ',']).collect();
+            let is_shown = match words[..] {
+                ["allowed", "by", policy, rule, ..] => is_there(policy, "Allow", rule),
+                ["denied", "by", policy, rule, ..] => is_there(policy, "Deny", rule),
+                ["refused", "by", policy, ..] => at.exclusive().any(|of| of.name == policy),
+                _ => at.exclusive().next().is_none(),
+            };
+            assert!(
+                is_shown,
+                "{file}: {}: {}: {decided}, and {at:?}",
+                section.about, case.case
+            );
+            shown += 1;
+        }
+    }
+    assert!(shown > 400, "{shown}");
+}

@@ -59,8 +59,6 @@ pub(super) struct Link {
     workload: watch::Sender<Arc<WorkloadInfo>>,
     /// Who may call this pod. `None` before the controller's first word.
     access: watch::Sender<Option<Arc<Access>>>,
-    /// The same, as it was said.
-    declared: Mutex<proto_access::Access>,
     /// Of the newest credentials; `None` while there are none.
     channel: watch::Sender<Option<Channel>>,
     /// What went wrong last, until something goes well.
@@ -77,7 +75,6 @@ impl Controller {
             targets: Arc::new(Shared::with_worth(MAX_TARGETS, worth)),
             workload: watch::channel(Arc::default()).0,
             access: watch::channel(None).0,
-            declared: Mutex::default(),
             channel: watch::channel(None).0,
             problem: Mutex::new(None),
         });
@@ -173,7 +170,7 @@ impl Controller {
             "source": self.link.dialer.address.to_string(),
             "problem": *self.link.problem.lock(),
             "workload": snapshot::workload(&self.link.workload.borrow()),
-            "access": self.link.access.borrow().as_ref().map(|_| snapshot::access(&self.link.declared.lock())),
+            "access": self.link.access.borrow().as_deref().map(snapshot::access),
             "targets": targets.collect::<serde_json::Map<_, _>>(),
         })
     }
@@ -260,10 +257,8 @@ impl Link {
     }
 
     /// Who may call this pod from now on.
-    pub(super) fn publish_access(&self, message: proto_access::Access) {
-        let access = Arc::new(Access::new(&message));
-        *self.declared.lock() = message;
-        self.access.send_replace(Some(access));
+    pub(super) fn publish_access(&self, message: &proto_access::Access) {
+        self.access.send_replace(Some(Arc::new(Access::new(message))));
     }
 
     /// The controller does not say who may call this pod: its version has no policies, and everybody may. What one that has them

@@ -72,7 +72,6 @@ struct Standalone {
     external: watch::Sender<Arc<Target>>,
     workload: watch::Sender<Arc<WorkloadInfo>>,
     access: watch::Sender<Option<Arc<Access>>>,
-    declared: proto::Access,
 }
 
 impl Discovery {
@@ -162,7 +161,6 @@ impl Standalone {
             external: watch::channel(Arc::new(Target::External)).0,
             workload: watch::channel(Arc::default()).0,
             access: watch::channel(Some(Arc::new(Access::new(&targets.access)))).0,
-            declared: targets.access.clone(),
         }
     }
 
@@ -171,7 +169,7 @@ impl Standalone {
         let targets = targets.map(|(name, target)| (name.to_string(), snapshot::target(&target.borrow())));
         serde_json::json!({
             "source": "file",
-            "access": snapshot::access(&self.declared),
+            "access": self.access.borrow().as_deref().map(snapshot::access),
             "targets": targets.collect::<serde_json::Map<_, _>>(),
         })
     }

@@ -160,7 +160,7 @@ fn apply(link: &Link, told: &mut Told, refused: &mut Refusals, message: ToSideca
                 link.report(Some(answer.reason));
             }
         }
-        Some(to_sidecar::Kind::Access(access)) if told.access(&access) => link.publish_access(access),
+        Some(to_sidecar::Kind::Access(access)) if told.access(&access) => link.publish_access(&access),
         // It is what is known.
         Some(to_sidecar::Kind::Access(_)) => {}
         Some(to_sidecar::Kind::Workload(workload)) => {

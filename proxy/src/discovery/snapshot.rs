@@ -1,6 +1,6 @@
 //! Targets as `/config` shows them.
 
-use outrigger_api::access as proto;
+use outrigger_access::Access;
 use serde_json::{Value, json};
 
 use crate::model::{Backend, Endpoints, Protocol, Route, RouteRules, Service, ServiceName, Target, WorkloadInfo};
@@ -22,26 +22,9 @@ pub(super) fn workload(info: &WorkloadInfo) -> Value {
     })
 }
 
-/// The policies, without the keys of their providers.
-pub(super) fn access(access: &proto::Access) -> Value {
-    let policy = |mode: &'static str| {
-        move |policy: &proto::Policy| {
-            let rules = policy.rules.iter().map(|rule| {
-                let conditions = rule.conditions.iter().map(|condition| format!("{:?}", condition.kind));
-                json!({ "name": rule.name, "conditions": conditions.collect::<Vec<_>>() })
-            });
-            json!({
-                "name": policy.name,
-                "mode": mode,
-                "action": if policy.deny { "deny" } else { "allow" },
-                "exclusive": policy.exclusive,
-                "ports": policy.ports.as_ref().map(|ports| &ports.numbers),
-                "rules": rules.collect::<Vec<_>>(),
-            })
-        }
-    };
-    let enforced = access.enforced.iter().map(policy("enforce"));
-    enforced.chain(access.audited.iter().map(policy("audit"))).collect()
+/// Who may call, port by port.
+pub(super) fn access(access: &Access) -> Value {
+    json!(access.view())
 }
 
 fn service(service: &Service) -> Value {

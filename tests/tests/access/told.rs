@@ -138,26 +138,23 @@ async fn the_configuration_shows_what_is_in_force() {
         .await;
     let config = Http::one().get(orders.admin, "/config").await.body;
     let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
-    let policies = config["targets"]["access"].as_array().unwrap();
+    let all = &config["targets"]["access"]["others"];
+    let policies = ["enforced", "audited"].map(|list| all[list].as_array().unwrap());
     let told: Vec<String> = policies
         .iter()
-        .map(|policy| {
-            format!(
-                "{} {} {} {}",
-                policy["name"], policy["mode"], policy["action"], policy["rules"][0]["name"]
-            )
-        })
+        .flat_map(|list| list.iter())
+        .map(|policy| format!("{} {} {}", policy["name"], policy["action"], policy["rules"][0]["name"]))
         .collect();
     assert_eq!(
         told,
         [
-            r#""shop/readers" "enforce" "allow" "read""#,
-            r#""shop/no-admin" "enforce" "deny" "admin""#,
-            r#""shop/tomorrow" "audit" "deny" "reports""#,
+            r#""shop/no-admin" "Deny" "admin""#,
+            r#""shop/readers" "Allow" "read""#,
+            r#""shop/tomorrow" "Deny" "reports""#,
         ]
     );
-    let conditions = policies[0]["rules"][0]["conditions"].to_string();
-    assert!(conditions.contains("spiffe://mesh.test/ns/shop/sa/web"), "{conditions}");
+    let sources = policies[0][1]["rules"][0]["sources"].to_string();
+    assert_eq!(sources, r#"[["spiffe://mesh.test/ns/shop/sa/web"]]"#);
 }
 
 /// Everything that a policy could refuse, in Audit mode: the app cannot tell whether there is one.
