@@ -141,7 +141,7 @@ async fn respond(request: Request<Incoming>, client: &Client, state: &AdminState
         return probe(state.probes.ask(&path, from, request.headers()).await);
     }
     if matches!(method, Method::GET | Method::HEAD) {
-        if matches!(path.as_str(), "/metrics" | "/config") && !client.takes_long_answer() {
+        if matches!(path.as_str(), "/metrics" | "/config" | "/callers") && !client.takes_long_answer() {
             let words = "too many read what is here, from this address or in all; ask again\n";
             return Ok(text(StatusCode::SERVICE_UNAVAILABLE, words));
         }
@@ -182,7 +182,7 @@ fn page(path: &str) -> Option<(&'static [Method], Reach)> {
     let reads: &[Method] = &[Method::GET, Method::HEAD];
     Some(match path {
         "/livez" | "/readyz" | "/metrics" => (reads, Reach::Everywhere),
-        "/config" => (reads, Reach::Pod),
+        "/config" | "/callers" => (reads, Reach::Pod),
         "/loglevel" | "/accesslog" => (&[Method::GET, Method::HEAD, Method::PUT], Reach::Pod),
         "/shutdown" => (&[Method::POST], Reach::Pod),
         path if path.starts_with(PROBES) => (&[Method::GET], Reach::Everywhere),
@@ -218,6 +218,10 @@ fn show(path: &str, state: &AdminState) -> Response<Full<Bytes>> {
         },
         "/metrics" => answer(StatusCode::OK, OPEN_METRICS, state.telemetry.metrics().text()),
         "/config" => answer(StatusCode::OK, JSON, format!("{:#}\n", (state.config)())),
+        "/callers" => {
+            let page = state.telemetry.metrics().callers().page();
+            answer(StatusCode::OK, JSON, format!("{page:#}\n"))
+        }
         "/loglevel" => match &state.log {
             Some(log) => text(StatusCode::OK, format!("{}\n", log.current())),
             None => no_log(),

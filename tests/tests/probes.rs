@@ -322,6 +322,7 @@ fn the_admin_port_seen_from_another_pod() {
         // A lifecycle handler is no question: it changes the app.
         ("GET", "/probe/port-8080/preStop", 403),
         ("GET", "/config", 403),
+        ("GET", "/callers", 403),
         ("GET", "/loglevel", 403),
         ("GET", "/accesslog", 403),
         ("PUT", "/accesslog", 403),

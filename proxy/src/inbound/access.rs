@@ -143,6 +143,7 @@ impl AccessRule {
         let access = self.current();
         let access = access.as_ref().ok_or(Refused::Unknown)?;
         if !access.selects(caller.app.port()) {
+            self.let_in(caller, subject);
             return Ok(None);
         }
         let decision = decide(access, caller, subject);
@@ -150,6 +151,7 @@ impl AccessRule {
             self.tell(caller, subject, &note);
             return Err(Refused::Denied(note));
         }
+        self.let_in(caller, subject);
         let (policy, rule) = by(&decision.verdict);
         self.metrics.access(AccessDecision::Allowed, policy, rule);
         let audited = decision.audit.iter().map(|audited| {
@@ -160,6 +162,15 @@ impl AccessRule {
         });
         // Of several, the first stands in the log and in the span; each is counted.
         Ok(audited.reduce(|first, _| first))
+    }
+
+    fn let_in(&self, caller: &Caller, subject: Subject<'_>) {
+        let method = match subject {
+            Subject::Bytes => None,
+            Subject::Request(head, _) => Some(&head.method),
+        };
+        let callers = self.metrics.callers();
+        callers.count(caller.peer.as_ref(), caller.app.port(), method);
     }
 
     /// Waits until policies, which have changed, refuse what goes on.

@@ -231,3 +231,50 @@ async fn the_log_says_whom_a_policy_refuses_and_is_not_flooded() {
     let said = orders.said("is refused by a policy");
     assert!((1..=60).contains(&said), "{said} lines");
 }
+
+/// Who has been let in, and who has not been is not there; whatever policies there are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sidecar_counts_whom_it_has_let_in() {
+    let scene = Scene::new().await;
+    let [to, bytes, directly] = [scene.web.outbound[0], scene.web.outbound[1], scene.orders.inbound[0]];
+    for http in [Http::one, Http::two] {
+        assert_eq!(http().get(to, "/one").await.status, 200);
+        assert_eq!(http().post(to, "/two", "x").await.status, 200);
+        assert_eq!(http().get(directly, "/").await.status, 200);
+    }
+    let mut stream = tokio::net::TcpStream::connect(bytes).await.unwrap();
+    stream.write_all(b"\0word").await.unwrap();
+    stream.read_exact(&mut [0; 5]).await.unwrap();
+    scene
+        .enforces(&format!("[{{name: web, spec: {{rules: [{{sources: [{WEB}]}}]}}}}]"))
+        .await;
+    assert_eq!(Http::one().get(to, "/").await.status, 200);
+    assert_eq!(Http::one().get(scene.jobs.outbound[0], "/").await.status, 403);
+    assert_eq!(Http::one().get(directly, "/").await.status, 403);
+
+    let page = Http::one().get(scene.orders.admin, "/callers").await.body;
+    let page: serde_json::Value = serde_json::from_slice(&page).unwrap();
+    let callers = page["callers"].as_array().unwrap();
+    let port = scene.app.address.port();
+    let counted = |identity: Option<&str>, method: Option<&str>| {
+        let is_it = |of: &&serde_json::Value| {
+            (of["identity"].as_str(), of["method"].as_str()) == (identity, method) && of["port"] == port
+        };
+        callers.iter().find(is_it).map_or(0, |of| of["count"].as_u64().unwrap())
+    };
+    let web = Some("spiffe://mesh.test/ns/shop/sa/web");
+    assert_eq!(
+        (counted(web, Some("GET")), counted(web, Some("POST"))),
+        (3, 2),
+        "{page}"
+    );
+    assert_eq!(counted(None, Some("GET")), 2, "{page}");
+    assert!(counted(web, None) >= 1, "{page}");
+    assert!(
+        callers
+            .iter()
+            .all(|of| of["identity"] != "spiffe://mesh.test/ns/shop/sa/jobs"),
+        "{page}"
+    );
+    assert_eq!(page["others"], 0);
+}

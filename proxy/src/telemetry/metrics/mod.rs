@@ -7,6 +7,7 @@
 //! A Service that nobody calls any more leaves its set an hour later, so a cluster that changes all the time does not fill it.
 
 mod access;
+pub mod callers;
 mod encode;
 mod histogram;
 mod labels;
@@ -35,6 +36,7 @@ use super::AccessDecision;
 use super::request::{AttemptEnd, Direction, RequestEnd, Status};
 use super::tunnel::TunnelEnds;
 use access::AccessCounters;
+use callers::Callers;
 pub use labels::{Ended, Handshake, NotMirrored, Refused};
 use series::{SeriesKey, SeriesSet};
 
@@ -66,6 +68,7 @@ pub struct Metrics {
     external: Arc<ServiceMetrics>,
     errors: [AtomicU64; Reason::ALL.len()],
     access: AccessCounters,
+    callers: Callers,
     handshakes: [[AtomicU64; Handshake::NAMES.len()]; 2],
     connections: [[AtomicI64; 2]; 2],
     connections_limit: AtomicU64,
@@ -99,6 +102,7 @@ impl Metrics {
             external: Arc::new(ServiceMetrics::new("_external".into())),
             errors: Default::default(),
             access: AccessCounters::default(),
+            callers: Callers::new(),
             handshakes: Default::default(),
             connections: Default::default(),
             connections_limit: AtomicU64::new(0),
@@ -187,6 +191,11 @@ impl Metrics {
     /// Policies that are not there any more are counted no more.
     pub fn retain_access(&self, is_there: impl Fn(&str) -> bool) {
         self.access.retain(is_there);
+    }
+
+    /// Who has been let in.
+    pub fn callers(&self) -> &Callers {
+        &self.callers
     }
 
     /// Adds `outrigger_cert_expiry_seconds{kind}`: `seconds` is asked at each scrape, and negative after the expiry.

@@ -26,6 +26,19 @@ const METHODS: [Method; 9] = [
     Method::TRACE,
 ];
 
+/// As labels have them; the last one stands for all others.
+pub(super) const METHOD_NAMES: [&str; METHODS.len() + 1] = [
+    "GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "CONNECT", "TRACE", "_OTHER",
+];
+
+/// Where the method stands in [`METHOD_NAMES`].
+pub(super) fn method_index(method: &Method) -> usize {
+    METHODS
+        .iter()
+        .position(|known| known == method)
+        .unwrap_or(METHODS.len())
+}
+
 /// What tells two series of a Service apart. Plain numbers: looking one up compares, and hashes nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct SeriesKey {
@@ -38,9 +51,8 @@ pub(super) struct SeriesKey {
 
 impl SeriesKey {
     pub(super) fn of(end: &RequestEnd<'_>) -> Self {
-        let method = METHODS.iter().position(|known| *known == end.request.method);
         Self {
-            method: index(method.unwrap_or(METHODS.len())),
+            method: index(method_index(&end.request.method)),
             // A status that HTTP does not have cannot make series without end.
             status: end.status.http.filter(|status| (100..600).contains(status)),
             // 17 codes are defined; an app may send any number.
@@ -59,10 +71,7 @@ impl SeriesKey {
     };
 
     pub(super) fn method(&self) -> &'static str {
-        const NAMES: [&str; METHODS.len()] = [
-            "GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "CONNECT", "TRACE",
-        ];
-        NAMES.get(usize::from(self.method)).copied().unwrap_or("_OTHER")
+        METHOD_NAMES[usize::from(self.method)]
     }
 
     /// `error.type`: this sidecar's reason. A failing status is its own error type, and is a label already.
