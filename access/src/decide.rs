@@ -9,9 +9,10 @@ use outrigger_api::access as proto;
 use outrigger_api::pattern::Budget;
 
 use crate::effect::Effect;
-use crate::facts::{Call, Facts};
+use crate::facts::{Call, Caller, Carries, Facts, Head};
 use crate::jwt::{Cache, Failure, Providers, Tokens};
 use crate::policy::{Policy, numbers};
+use crate::remembered::{Judgement, Memory, Remembered, Sent};
 use crate::view::{PolicyView, PortView, View};
 
 /// The policies that select a pod, joined. Without any, everybody may call.
@@ -192,6 +193,47 @@ impl Access {
             port,
             enforced: views(&mut deny.chain(allow)),
             audited: views(&mut plans().flat_map(|plan| &plan.audited)),
+        }
+    }
+
+    /// What would become of calls of which not everything is known any more, whatever policies were in force then.
+    pub fn judge(&self, calls: &Remembered<'_>) -> Judgement<'_> {
+        let (headers, tokens) = (HeaderMap::new(), Tokens::NONE);
+        let (carries, knows_method) = match calls.sent {
+            Sent::Bytes => (Carries::Bytes, false),
+            Sent::Http(method) => {
+                let head = Head {
+                    method: method.unwrap_or_default(),
+                    path: "",
+                    host: "",
+                    headers: &headers,
+                    tokens: &tokens,
+                };
+                (Carries::Http(head), method.is_some())
+            }
+        };
+        let facts = Facts {
+            port: calls.port,
+            caller: Caller {
+                identity: calls.identity,
+                address: None,
+            },
+            carries,
+        };
+        let at_worst = Call::remembered(&facts, &self.providers, Memory::new(knows_method, false));
+        if self.verdict(&at_worst).is_allowed() {
+            return Judgement::LetIn;
+        }
+        let at_best = Call::remembered(&facts, &self.providers, Memory::new(knows_method, true));
+        match self.verdict(&at_best) {
+            Verdict::Allowed(_) => Judgement::Unknown(at_worst.forgotten().and(at_best.forgotten())),
+            Verdict::Denied(By { policy, rule }) => Judgement::Refused {
+                policy,
+                rule: Some(rule),
+            },
+            Verdict::Refused { exclusive: policy, .. } | Verdict::InvalidToken { policy, .. } => {
+                Judgement::Refused { policy, rule: None }
+            }
         }
     }
 

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use http::HeaderMap;
 use outrigger_api::spiffe::SpiffeId;
 
+use crate::effect::Effect;
 use crate::jwt::{Providers, Tokens};
 use crate::path::RequestPath;
+use crate::remembered::{Forgotten, Memory};
 
 /// A request, or a connection that carries something else than HTTP.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +64,8 @@ pub(crate) struct Call<'a> {
     met_ambiguity: Cell<bool>,
     /// What if there were a token of each provider of which there is none, whatever it says?
     pub(crate) would_bring_tokens: bool,
+    /// Of a call that is gone.
+    pub(crate) memory: Option<Memory>,
 }
 
 impl<'a> Call<'a> {
@@ -72,7 +76,26 @@ impl<'a> Call<'a> {
             path: OnceCell::new(),
             met_ambiguity: Cell::new(false),
             would_bring_tokens: false,
+            memory: None,
         }
+    }
+
+    /// Of which more is not known than the caller's identity, the port, and, perhaps, the method.
+    pub(crate) fn remembered(facts: &'a Facts<'a>, providers: &'a Arc<Providers>, memory: Memory) -> Self {
+        Self {
+            memory: Some(memory),
+            ..Self::new(facts, providers)
+        }
+    }
+
+    /// All that had to be guessed.
+    pub(crate) fn forgotten(&self) -> Forgotten {
+        self.memory.as_ref().map(Memory::met).unwrap_or_default()
+    }
+
+    /// How a condition on this counts, where nobody remembers it.
+    pub(crate) fn guess(&self, what: Forgotten, effect: Effect) -> Option<bool> {
+        self.memory.as_ref().map(|memory| memory.guess(what, effect))
     }
 
     /// The same with tokens of which nothing is known.

@@ -14,6 +14,7 @@ use crate::effect::{Effect, Faulty};
 use crate::facts::{Call, Head};
 use crate::host::{self, Host};
 use crate::path;
+use crate::remembered::Forgotten;
 
 /// Any of them, and of each all conditions.
 #[derive(Debug)]
@@ -116,6 +117,9 @@ impl HttpCondition {
     }
 
     fn is_met(&self, call: &Call<'_>, head: &Head<'_>, effect: Effect) -> bool {
+        if let Some(forgotten) = self.forgotten(call, head, effect) {
+            return call.guess(forgotten, effect).unwrap_or(effect.of_unknown());
+        }
         match self {
             Self::Methods(methods) => methods.iter().any(|method| match effect {
                 Effect::Allow => **method == *head.method,
@@ -130,6 +134,24 @@ impl HttpCondition {
                 host => hosts.iter().any(|wanted| wanted.is_met(host)),
             },
             Self::Grpc(method) => method.is_met(call, head, effect),
+        }
+    }
+
+    /// What it is about, of a call of which nobody remembers that. `None`: it can be judged.
+    fn forgotten(&self, call: &Call<'_>, head: &Head<'_>, effect: Effect) -> Option<Forgotten> {
+        let memory = call.memory.as_ref()?;
+        match self {
+            Self::Methods(_) => (!memory.knows_method).then_some(Forgotten::METHOD),
+            Self::Paths(paths) => {
+                // All that is below "/", but for an Allow rule "*", which is a path too (RFC 9112 section 3.2.4).
+                let whatever = effect == Effect::Deny && paths.iter().any(|path| path.value.is_any_path());
+                (!whatever).then_some(Forgotten::PATH)
+            }
+            Self::Header(..) => Some(Forgotten::HEADER),
+            Self::Hosts(_) => Some(Forgotten::HOST),
+            // An Allow rule wants a call of gRPC.
+            Self::Grpc(_) if effect == Effect::Allow && memory.knows_method && head.method != "POST" => None,
+            Self::Grpc(_) => Some(Forgotten::PATH),
         }
     }
 }

@@ -22,6 +22,7 @@ mod http_match;
 pub mod jwt;
 pub mod path;
 mod policy;
+pub mod remembered;
 mod source;
 pub mod view;
 

@@ -10,6 +10,7 @@ use outrigger_api::access::{identity, source};
 use crate::effect::{Effect, Faulty};
 use crate::facts::{Call, Carries};
 use crate::jwt::{ClaimName, Claims, ProvidersOf};
+use crate::remembered::Forgotten;
 
 /// Any of them.
 #[derive(Debug)]
@@ -117,12 +118,12 @@ impl Source {
                 .is_some_and(|id| id.is_of(trust_domain) && names.contains(id.namespace())),
             Self::Networks(networks) => match caller.address {
                 Some(address) => networks.contain(address.to_canonical()),
-                None => effect.of_unknown(),
+                None => call.guess(Forgotten::ADDRESS, effect).unwrap_or(effect.of_unknown()),
             },
             Self::Token(token) => match &call.facts.carries {
                 Carries::Http(head) => match head.tokens.claims(call.providers, token.provider) {
                     Some(claims) => token.is_met(claims),
-                    None => call.would_bring_tokens,
+                    None => call.guess(Forgotten::TOKEN, effect).unwrap_or(call.would_bring_tokens),
                 },
                 Carries::Bytes => effect.of_unknown(),
             },

@@ -9,9 +9,11 @@ mod namespaces;
 mod objects;
 mod pods;
 mod trust;
+mod what_if;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
@@ -34,6 +36,9 @@ pub(crate) struct Args {
     /// A context of the kubeconfig, instead of the current one
     #[arg(long, value_name = "NAME")]
     context: Option<String>,
+    /// AccessPolicies that are not in force yet: say whom they would shut out, of those who call now, and look at nothing else
+    #[arg(long, value_name = "FILE")]
+    what_if: Option<PathBuf>,
 }
 
 /// Prints a line for each finding. The exit code is 1 when something is wrong, 0 with warnings only.
@@ -42,6 +47,9 @@ pub(crate) struct Args {
 /// When the cluster cannot be reached or does not let the user look.
 pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let client = cluster::connect(args.context).await?;
+    if let Some(file) = &args.what_if {
+        return what_if::run(&client, &args.outrigger_namespace, file).await;
+    }
     let facts = gather::facts(&client, &args.outrigger_namespace).await?;
     let findings = findings(&facts);
     for finding in &findings {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use outrigger_api::MAX_DISCOVERY_MESSAGE;
 use outrigger_api::access as proto;
-use outrigger_api::discovery::to_sidecar;
+use outrigger_api::discovery::{ToSidecar, to_sidecar};
+use prost::Message;
 
 use crate::objects::ObjectName;
 use crate::split::encoded;
@@ -71,6 +72,14 @@ impl Access {
         self.message.clone()
     }
 
+    /// What the message says.
+    pub fn said(&self) -> Option<proto::Access> {
+        match ToSidecar::decode(self.message()).ok()?.kind? {
+            to_sidecar::Kind::Access(access) => Some(access),
+            _ => None,
+        }
+    }
+
     /// How much of it is told.
     pub fn told(&self) -> Told {
         self.told
@@ -121,16 +130,10 @@ pub(crate) fn nobody(name: &str, ports: Option<proto::Ports>) -> proto::Policy {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use outrigger_api::discovery::ToSidecar;
-    use prost::Message;
-
     use super::*;
 
     fn read(access: &Access) -> proto::Access {
-        match ToSidecar::decode(access.message()).unwrap().kind {
-            Some(to_sidecar::Kind::Access(access)) => access,
-            other => panic!("{other:?}"),
-        }
+        access.said().unwrap()
     }
 
     fn policy(name: &str, ports: Option<&[u32]>, bytes: usize) -> proto::Policy {

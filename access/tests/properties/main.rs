@@ -6,7 +6,8 @@ mod generator;
 
 use std::collections::HashMap;
 
-use outrigger_access::{Access, Verdict};
+use outrigger_access::remembered::{Judgement, Remembered, Sent};
+use outrigger_access::{Access, Carries, Verdict};
 use outrigger_api::access as proto;
 use outrigger_api::access::{condition, http_condition};
 use rand::rngs::SmallRng;
@@ -332,4 +333,36 @@ fn where_no_policy_is_everybody_comes_in() {
     });
     let none = Access::default();
     assert!(none.is_empty() && !none.selects(80));
+}
+
+/// Whatever it was that nobody remembers: what is judged has become of the call, or could not be told.
+#[test]
+fn what_is_judged_of_a_call_that_is_gone_is_what_has_become_of_it() {
+    let seen = for_all(|_, access, request, kind, seen| {
+        let access = Access::new(access);
+        let facts = request.facts();
+        for knows_method in [true, false] {
+            let calls = Remembered {
+                port: facts.port,
+                identity: facts.caller.identity,
+                sent: match &facts.carries {
+                    Carries::Bytes => Sent::Bytes,
+                    Carries::Http(head) => Sent::Http(knows_method.then_some(head.method)),
+                },
+            };
+            let judged = access.judge(&calls);
+            let is_so = match &judged {
+                Judgement::LetIn => kind.is_allowed(),
+                Judgement::Refused { .. } => !kind.is_allowed(),
+                Judgement::Unknown(forgotten) => !forgotten.to_string().is_empty(),
+            };
+            assert!(is_so, "{kind:?}, and {judged:?}: {request:#?} {access:#?}");
+            seen.note(match judged {
+                Judgement::LetIn => "let in",
+                Judgement::Refused { .. } => "refused",
+                Judgement::Unknown(_) => "unknown",
+            });
+        }
+    });
+    seen.at_least(1000, &["let in", "refused", "unknown"]);
 }

@@ -170,7 +170,10 @@ async fn missing_secrets(client: &Client, namespace: &str) -> anyhow::Result<Vec
     Ok(missing)
 }
 
-async fn list<K: Clone + DeserializeOwned + Debug>(api: &Api<K>, mut parameters: ListParams) -> kube::Result<Vec<K>> {
+pub(super) async fn list<K: Clone + DeserializeOwned + Debug>(
+    api: &Api<K>,
+    mut parameters: ListParams,
+) -> kube::Result<Vec<K>> {
     parameters.limit = Some(PAGE);
     let mut all = Vec::new();
     loop {

@@ -13,7 +13,7 @@ use super::{Facts, Finding, some, warning};
 /// Pods that are asked, in a cluster with more of them.
 pub(super) const MAX_PODS: usize = 300;
 /// Pods that are asked at a time.
-const AT_ONCE: usize = 16;
+pub(super) const AT_ONCE: usize = 16;
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The metrics of some pods: what is in them for the findings.

@@ -28,7 +28,7 @@ use crate::objects::networks::Networks;
 use crate::objects::policy::PolicyKind;
 use crate::objects::{Kind, Object, ObjectName, Pod};
 use crate::split::{EndpointViews, Routes, SetName};
-use crate::store::{Dep, Store, Touched};
+use crate::store::{Dep, Deps, Store, Touched};
 use crate::topic::{Followed, Reader};
 use crate::topology::{Place, TargetViews};
 
@@ -208,6 +208,11 @@ impl Index {
     /// The namespaces in which pods mount the trust bundle.
     pub fn bundle_namespaces(&self) -> watch::Receiver<BTreeSet<Arc<str>>> {
         self.bundle_namespaces.subscribe()
+    }
+
+    /// What the sidecar of a pod is told of who may call it, by the objects that there are now. `None`: it cannot be read again.
+    pub fn who_may_call(&self, pod: &PodKey) -> Option<outrigger_api::access::Access> {
+        self.read(|store| access::access(store, pod, &mut Deps::new())).said()
     }
 
     /// What is known of a pod.

@@ -71,3 +71,41 @@ fn a_sidecar_says_who_may_call_it() -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+#[ignore = "needs root and a cluster"]
+fn whom_a_policy_would_shut_out_is_known_before_it_is_in_force() -> Result<()> {
+    with_shop(async |cluster| {
+        cluster.set_failure_rate("0").await?;
+        cluster
+            .run_client(SHOP, true, &purchase(&[]))
+            .await?
+            .ensure_none_lost(1)?;
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("policy.yaml");
+        let asked = words(&format!("check --what-if {}", file.display()));
+        let web = format!("spiffe://cluster.local/ns/{SHOP}/sa/web at port 8080: ");
+        for (account, code, line) in [
+            ("web", 0, format!("✓ {SHOP}/orders would let in {web}")),
+            ("nobody", 1, format!("✗ {SHOP}/orders would refuse {web}")),
+        ] {
+            std::fs::write(&file, only(account).to_string())?;
+            let (said, exit) = printed(asked.clone()).await?;
+            ensure!(
+                exit == Some(code) && said.contains(&line),
+                "{account}: {exit:?}: {said}"
+            );
+        }
+        // Nothing was applied.
+        cluster
+            .run_client(SHOP, true, &purchase(&[]))
+            .await?
+            .ensure_none_lost(1)?;
+
+        std::fs::write(&file, only("web").to_string().replace("Service\"", "HTTPRoute\""))?;
+        let (said, exit) = printed(asked).await?;
+        let mistake = format!("{}:1: spec.targetRefs", file.display());
+        ensure!(exit == Some(1) && said.contains(&mistake), "{said}");
+        Ok(())
+    })
+}

@@ -240,6 +240,17 @@ impl Policy {
         }
     }
 
+    /// The same, and which of its targets there cannot be, for who writes it.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = self.mistakes().to_vec();
+        let targets = self
+            .attachments
+            .iter()
+            .filter_map(|attachment| attachment.target.as_ref().err());
+        faults.extend(targets.map(|why| format!("spec.targetRefs: {why}")));
+        faults
+    }
+
     pub(crate) fn same_spec(&self, other: &Self) -> bool {
         (self.created, &self.attachments, &self.compiled) == (other.created, &other.attachments, &other.compiled)
     }
