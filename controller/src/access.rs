@@ -1,5 +1,7 @@
 //! What a sidecar is told of who may call its pod: encoded, and never more than a message holds.
 
+mod tokens;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -9,6 +11,7 @@ use outrigger_api::access as proto;
 use outrigger_api::discovery::{ToSidecar, to_sidecar};
 use prost::Message;
 
+use self::tokens::{has_tokens, without_tokens};
 use crate::objects::ObjectName;
 use crate::split::encoded;
 
@@ -28,6 +31,8 @@ pub struct PodKey {
 #[derive(Debug, PartialEq)]
 pub struct Access {
     message: Bytes,
+    /// There are conditions on tokens in it.
+    tokens: bool,
     told: Told,
 }
 
@@ -45,6 +50,7 @@ pub enum Told {
 impl Access {
     /// All that is to be told; or as much as a message holds, and instead of the rest nobody is let in.
     pub fn new(access: proto::Access) -> Self {
+        let tokens = has_tokens(&access);
         let message = |access: proto::Access| encoded(to_sidecar::Kind::Access(access));
         let closed = closed(&access.enforced);
         let enforced = proto::Access {
@@ -53,6 +59,7 @@ impl Access {
         };
         let mut told = Self {
             message: message(access),
+            tokens,
             told: Told::All,
         };
         for (less, how) in [(enforced, Told::Enforced), (closed, Told::Closed)] {
@@ -61,20 +68,24 @@ impl Access {
             }
             told = Self {
                 message: message(less),
+                tokens,
                 told: how,
             };
         }
         told
     }
 
-    /// The message.
-    pub fn message(&self) -> Bytes {
-        self.message.clone()
+    /// The message, to a sidecar that verifies tokens or does not.
+    pub fn message(&self, verifies_tokens: bool) -> Bytes {
+        match verifies_tokens || !self.tokens {
+            true => self.message.clone(),
+            false => without_tokens(self.message.clone()),
+        }
     }
 
     /// What the message says.
     pub fn said(&self) -> Option<proto::Access> {
-        match ToSidecar::decode(self.message()).ok()?.kind? {
+        match ToSidecar::decode(self.message.clone()).ok()?.kind? {
             to_sidecar::Kind::Access(access) => Some(access),
             _ => None,
         }

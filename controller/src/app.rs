@@ -10,6 +10,9 @@ use outrigger_api::spiffe::SpiffeId;
 use outrigger_issuer::ca::rotation::Rotation;
 use outrigger_issuer::server::{self, ServerTls};
 use outrigger_issuer::service::Issuer;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use rustls::RootCertStore;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -18,9 +21,10 @@ use tokio_util::sync::CancellationToken;
 use crate::admin;
 use crate::cluster::ca_secret::CaSecret;
 use crate::cluster::token_review::TokenReviews;
-use crate::cluster::{bundle, status, watch as watches};
+use crate::cluster::{bundle, keys, status, watch as watches};
 use crate::discovery::{self, Discover};
 use crate::index::Index;
+use crate::jwks::{self, Fetcher};
 use crate::metrics::Metrics;
 use crate::objects::networks::Networks;
 
@@ -81,6 +85,15 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
     index.set_own(&config.namespace, &config.pod);
     index.set_external_names_allowed(config.allow_external_names);
     tasks.spawn(watches::run(client.clone(), index.clone(), stop.clone()));
+    let world = keys::Cluster::new(client.clone(), index.clone()).context("reading which name servers there are")?;
+    let roots = RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    let fetcher = Fetcher::new(world, roots).context("TLS to fetch keys")?;
+    tasks.spawn(jwks::run(
+        index.clone(),
+        fetcher,
+        metrics.clone(),
+        SmallRng::from_os_rng(),
+    ));
 
     let secret = CaSecret::new(
         client.clone(),

@@ -24,7 +24,7 @@
 //! | apiextensions.k8s.io | customresourcedefinitions | accesspolicies.outrigger.dev, trafficpolicies.outrigger.dev | list, watch |
 //! | authentication.k8s.io | tokenreviews | | create |
 //! | "" | configmaps | outrigger-trust-bundle | list, watch, patch |
-//! | "" | configmaps | | create |
+//! | "" | configmaps | | create, get |
 //!
 //! Role in its own namespace:
 //!
@@ -45,6 +45,7 @@ pub mod app;
 pub mod cluster;
 pub mod discovery;
 pub mod index;
+pub mod jwks;
 pub mod metrics;
 pub mod objects;
 mod pieces;

@@ -78,6 +78,7 @@ pub struct Metrics {
     ca_errors: Counter,
     ca_waits: Gauge,
     status_writes: Counter,
+    key_fetches: Family<Label, Counter>,
     secret_missing: Gauge,
     outside_networks: Family<Label, Gauge>,
     networks_refuted: Gauge,
@@ -131,6 +132,12 @@ impl Default for Metrics {
             "Statuses written to routes and policies",
             status_writes.clone(),
         );
+        let key_fetches = Family::default();
+        registry.register(
+            "controller_key_fetches",
+            "Times that keys of a token's issuer were fetched, or could not be",
+            key_fetches.clone(),
+        );
         let outside_networks = Family::default();
         registry.register(
             "controller_addresses_outside_networks",
@@ -161,6 +168,7 @@ impl Default for Metrics {
             ca_errors,
             ca_waits,
             status_writes,
+            key_fetches,
             outside_networks,
             networks_refuted,
         }
@@ -226,6 +234,11 @@ impl Metrics {
 
     pub(crate) fn ca_waits(&self, waits: bool) {
         self.ca_waits.set(waits.into());
+    }
+
+    pub(crate) fn keys_fetched(&self, ok: bool) {
+        let result = if ok { "ok" } else { "failed" };
+        self.key_fetches.get_or_create(&[("result", result)]).inc();
     }
 
     pub(crate) fn status_written(&self) {

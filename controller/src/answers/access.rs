@@ -7,12 +7,14 @@
 //! What is not known closes: of a pod that the controller does not know yet, nobody can say that no policy selects it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use outrigger_api::access as proto;
 use outrigger_api::policy::access::{Cluster, JwksSpec};
 use outrigger_api::policy::selector::LabelSelector;
 
 use crate::access::{Access, PodKey, nobody};
+use crate::objects::keys::KeySource;
 use crate::objects::policy::{Attachment, Policy, PolicyKind, Target, TargetKind};
 use crate::objects::{ObjectName, Pod};
 use crate::store::{Dep, Deps, Store};
@@ -51,7 +53,13 @@ pub(crate) fn access(store: &Store, key: &PodKey, deps: &mut Deps) -> Access {
         } else {
             &mut told.enforced
         };
-        list.push(access.resolve(ports, &OfPod { store, pod }));
+        deps.extend(policy.key_sources().map(Dep::Keys));
+        let of_pod = OfPod {
+            store,
+            pod,
+            policies: &policy.name.namespace,
+        };
+        list.push(access.resolve(ports, &of_pod));
     }
     if pod.is_none() && may_be_selected(store, name) {
         told.enforced.push(nobody(UNKNOWN_POD, None));
@@ -132,6 +140,33 @@ pub(crate) fn ports_at(store: &Store, attachment: &Attachment, pod: &Pod) -> Opt
     }
 }
 
+/// Where the keys are of a provider of a policy that selects the pod.
+pub(crate) fn provider_of(store: &Store, key: &PodKey, policy: &str, provider: &str) -> Option<KeySource> {
+    let (namespace, name) = policy.split_once('/')?;
+    if *namespace != *key.name.namespace && *namespace != *store.own.namespace {
+        return None;
+    }
+    let policy = store
+        .policies
+        .get(PolicyKind::Access, &ObjectName::new(namespace, name))?;
+    let pod = store
+        .pods
+        .get(&key.name)
+        .filter(|pod| pod.service_account == key.service_account);
+    let selects = |attachment: &Attachment| match (&attachment.target, pod) {
+        (Ok(target), _) if target.kind == TargetKind::Namespace => true,
+        // Of another namespace only the whole of it counts, and Outrigger's own is the mesh's.
+        (Ok(_), Some(pod)) => *namespace == *key.name.namespace && ports_at(store, attachment, pod).is_some(),
+        _ => false,
+    };
+    if !policy.attachments.iter().any(selects) {
+        return None;
+    }
+    let mut providers = policy.access()?.providers();
+    let (_, keys) = providers.find(|(name, _)| *name == provider)?;
+    KeySource::new(&policy.name.namespace, keys)
+}
+
 fn takes(attachment: &Attachment, pod: &Pod) -> bool {
     attachment
         .selector
@@ -142,6 +177,8 @@ fn takes(attachment: &Attachment, pod: &Pod) -> bool {
 struct OfPod<'a> {
     store: &'a Store,
     pod: Option<&'a Pod>,
+    /// The namespace of the policy.
+    policies: &'a Arc<str>,
 }
 
 impl Cluster for OfPod<'_> {
@@ -161,7 +198,8 @@ impl Cluster for OfPod<'_> {
     }
 
     fn jwks(&self, keys: &JwksSpec) -> String {
-        // Those of a ConfigMap and those that are to be fetched are not known.
-        keys.inline.clone().unwrap_or_default()
+        let source = KeySource::new(self.policies, keys);
+        let fetched = source.and_then(|source| self.store.keys_at(&source)?.jwks.as_deref());
+        fetched.or(keys.inline.as_deref()).unwrap_or_default().to_owned()
     }
 }

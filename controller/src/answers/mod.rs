@@ -8,6 +8,6 @@ mod endpoints;
 mod routing;
 mod traffic;
 
-pub(crate) use self::access::ports_at;
+pub(crate) use self::access::{ports_at, provider_of};
 pub(crate) use self::routing::{OverBudget, is_displaced, resolve};
 pub(crate) use self::traffic::is_overridden;

@@ -6,6 +6,7 @@ pub mod bundle;
 pub mod ca_secret;
 mod crds;
 mod fill;
+pub mod keys;
 mod old_crds;
 pub mod status;
 mod token;

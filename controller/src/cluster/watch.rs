@@ -21,6 +21,9 @@ use crate::objects::{Kind, from_k8s};
 /// How long the start waits for kinds that discovery can do without: those that are not Kubernetes' own, and nodes. A route kind
 /// that cannot be listed, or an older ClusterRole, must not keep the whole mesh without discovery.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long it waits for the keys of tokens. Without them no token is valid, and a sidecar that has heard of them from another
+/// controller, or from this one before it was restarted, would hear now that there are none.
+const FIRST_KEYS: Duration = Duration::from_secs(5);
 
 /// Watches everything that the index is made from until `stop` is cancelled, and tells the index when it is complete.
 pub async fn run(client: Client, index: Arc<Index>, stop: CancellationToken) {
@@ -57,6 +60,7 @@ pub async fn run(client: Client, index: Arc<Index>, stop: CancellationToken) {
                 "going on without some kinds: check that the API server answers and that the ClusterRole allows list and watch"
             );
         }
+        index.first_keys(FIRST_KEYS).await;
         index.set_synced();
         tracing::info!("the index is complete");
         std::future::pending::<()>().await;

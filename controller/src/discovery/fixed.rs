@@ -140,6 +140,9 @@ impl Discover for FixedTargets {
         self.workload.subscribe()
     }
 
+    // Its keys are fixed as well.
+    fn unknown_key(&self, _: &PodKey, _: &str, _: &str) {}
+
     fn is_alive(&self, _: &Caller) -> bool {
         true
     }

@@ -84,6 +84,8 @@ struct Session {
     takes_changes: bool,
     /// It understands who may call it. What it is told is followed all the same: so it is known that it does not.
     takes_access: bool,
+    /// It verifies tokens.
+    takes_tokens: bool,
     access: Followed<Access>,
     place: watch::Receiver<Arc<Place>>,
     workload: watch::Receiver<Arc<Update<Workload>>>,
@@ -157,6 +159,7 @@ impl Session {
         Self {
             takes_changes: understands(Feature::EndpointChanges),
             takes_access: understands(Feature::Access),
+            takes_tokens: understands(Feature::Tokens),
             access: index.follow_access(&caller.pod_key(), reader),
             place: index.watch_place(caller),
             workload: index.watch_workload(&caller.namespace, &caller.pod),
@@ -210,8 +213,10 @@ impl Session {
             Some(from_sidecar::Kind::Want(want)) => self.want(address(&want.address)?),
             Some(from_sidecar::Kind::Drop(drop)) => self.drop(address(&drop.address)?),
             Some(from_sidecar::Kind::Hello(_)) => return Err(Status::invalid_argument("Hello was said before")),
-            // The keys of providers come from the policies alone.
-            Some(from_sidecar::Kind::UnknownKey(_)) => {}
+            Some(from_sidecar::Kind::UnknownKey(key)) => {
+                let pod = self.member.caller.pod_key();
+                self.member.service.index.unknown_key(&pod, &key.policy, &key.provider);
+            }
             // Of a newer sidecar.
             None => {}
         }
@@ -366,7 +371,10 @@ impl Session {
                 (encoded(to_sidecar::Kind::Trust(Trust { roots })), None)
             }
             Next::Access if !self.takes_access => return None,
-            Next::Access => (self.access.newest().message(), Some(AnswerKind::Access)),
+            Next::Access => (
+                self.access.newest().message(self.takes_tokens),
+                Some(AnswerKind::Access),
+            ),
             Next::Workload => (
                 self.workload.borrow_and_update().in_session(),
                 Some(AnswerKind::Workload),

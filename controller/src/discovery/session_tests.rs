@@ -1,9 +1,10 @@
 use std::net::Ipv4Addr;
 
+use outrigger_api::discovery::UnknownKey;
 use outrigger_api::spiffe::SpiffeId;
 use outrigger_gate::Budget;
 use outrigger_issuer::peer::{Bound, Peer};
-use outrigger_issuer::share::Share;
+use outrigger_issuer::share::{Share, Tenant};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
@@ -11,27 +12,40 @@ use crate::index::{Count, Of};
 use crate::metrics::Metrics;
 use crate::testing::Cluster;
 
-#[tokio::test]
-async fn what_a_sidecar_understands_is_known_while_it_wants_the_address() {
-    let cluster = Cluster::new();
-    cluster.add_service("web", 1);
-    let ca = watch::Sender::new(Arc::new(Ca::generate("cluster.local").unwrap()));
-    let metrics = Arc::new(Metrics::default());
-    let service = DiscoveryService::new(cluster.index.clone(), metrics, ca.subscribe(), CancellationToken::new());
-    let web: SocketAddr = "10.96.0.1:80".parse().unwrap();
-    let id = SpiffeId::new("cluster.local", "client", "client").unwrap();
-    let budget = Budget::new(1 << 20);
-    let session = |features: &[Feature]| {
+struct Scene {
+    cluster: Cluster,
+    service: DiscoveryService,
+    budget: Arc<Budget<Tenant>>,
+    _ca: watch::Sender<Arc<Ca>>,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let cluster = Cluster::new();
+        let ca = watch::Sender::new(Arc::new(Ca::generate("cluster.local").unwrap()));
+        let metrics = Arc::new(Metrics::default());
+        let service = DiscoveryService::new(cluster.index.clone(), metrics, ca.subscribe(), CancellationToken::new());
+        Self {
+            cluster,
+            service,
+            budget: Budget::new(1 << 20),
+            _ca: ca,
+        }
+    }
+
+    /// Of a sidecar of the namespace client.
+    fn session(&self, features: &[Feature]) -> Session {
+        let id = SpiffeId::new("cluster.local", "client", "client").unwrap();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
-        let share = Share::new(&budget, &id, address.ip());
+        let share = Share::new(&self.budget, &id, address.ip());
         let mut request = Request::new(());
         request.extensions_mut().insert(Arc::new(share.charge(1).unwrap()));
         request.extensions_mut().insert(Peer {
             address,
-            identity: Some(id.clone()),
+            identity: Some(id),
             bound: Bound::Share(share),
         });
-        let (member, ()) = service.member(StreamKind::Session, request).unwrap();
+        let (member, ()) = self.service.member(StreamKind::Session, request).unwrap();
         let hello = Hello {
             features: features
                 .iter()
@@ -40,8 +54,17 @@ async fn what_a_sidecar_understands_is_known_while_it_wants_the_address() {
                 .collect(),
             ..Hello::default()
         };
-        Session::new(member, &*cluster.index, &hello)
-    };
+        Session::new(member, &*self.cluster.index, &hello)
+    }
+}
+
+#[tokio::test]
+async fn what_a_sidecar_understands_is_known_while_it_wants_the_address() {
+    let scene = Scene::new();
+    let cluster = &scene.cluster;
+    cluster.add_service("web", 1);
+    let web: SocketAddr = "10.96.0.1:80".parse().unwrap();
+    let session = |features: &[Feature]| scene.session(features);
     let count = || {
         cluster.index.read_with_callers(|_, callers| {
             let needs = [Feature::RetryConstraint];
@@ -60,4 +83,29 @@ async fn what_a_sidecar_understands_is_known_while_it_wants_the_address() {
     assert_eq!(count(), Count { all: 1, lacking: 0 });
     drop(today);
     assert_eq!(count(), Count { all: 0, lacking: 0 });
+}
+
+#[tokio::test]
+async fn a_sidecar_says_that_it_does_not_know_a_key() {
+    let scene = Scene::new();
+    scene.cluster.index.set_own("outrigger", "controller");
+    scene.cluster.apply(
+        "kind: AccessPolicy\nmetadata: {namespace: client, name: p}\nspec:\n  targetRefs: [{kind: Namespace, name: client}]\n  rules: \
+         [{sources: [{type: JWT, jwt: {provider: login}}]}]\n  jwt: {providers: [{name: login, issuer: 'https://i', audiences: [a], jwks: \
+         {configMapRef: {name: keys}}}]}\n",
+    );
+    let mut asked = scene.cluster.index.asked_for_keys();
+    let mut session = scene.session(&[Feature::Access, Feature::Tokens]);
+    for (policy, provider, is_asked) in [
+        ("client/p", "login", true),
+        ("client/p", "logout", false),
+        ("", "", false),
+    ] {
+        let kind = Some(from_sidecar::Kind::UnknownKey(UnknownKey {
+            policy: policy.to_owned(),
+            provider: provider.to_owned(),
+        }));
+        session.hear(FromSidecar { kind }).unwrap();
+        assert_eq!(asked.try_recv().is_ok(), is_asked, "{policy} {provider}");
+    }
 }

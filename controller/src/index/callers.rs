@@ -80,6 +80,8 @@ pub(crate) struct Enforcers {
     pub(crate) all: usize,
     /// Those that do not understand it.
     pub(crate) lacking: usize,
+    /// Those that understand it, and verify no tokens.
+    pub(crate) without_tokens: usize,
     /// Those that are told less than all, because no message holds it.
     pub(crate) cut: usize,
 }
@@ -156,7 +158,9 @@ impl<'a> Callers<'a> {
             let asking = self.workloads.get(name).map_or(0, Topic::watchers);
             let streams = asking.saturating_sub(sessions_of.get(name).copied().unwrap_or_default());
             let understand = sessions.iter().filter(|inbox| inbox.understands(Feature::Access));
+            let verify = understand.clone().filter(|inbox| inbox.understands(Feature::Tokens));
             count.all += sessions.len() + streams;
+            count.without_tokens += understand.clone().count() - verify.count();
             count.lacking += sessions.len() + streams - understand.count();
             if access.is_some_and(|access| access.value().told() != Policies::All) {
                 count.cut += sessions.len();

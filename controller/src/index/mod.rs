@@ -5,6 +5,7 @@
 //! watches are kept. Changes are gathered for a few milliseconds, so that a rolling update is not a thousand answers.
 
 mod callers;
+mod keys;
 mod watches;
 
 use std::collections::{BTreeSet, HashSet};
@@ -19,6 +20,7 @@ use tokio::sync::{Notify, watch};
 #[cfg(test)]
 pub(crate) use self::callers::Count;
 pub(crate) use self::callers::{Callers, Of};
+use self::keys::KeyWatch;
 use self::watches::{Answer, Watches};
 use crate::access::{Access, PodKey};
 use crate::answers::{access, build};
@@ -46,6 +48,7 @@ pub struct Index {
     /// Counts changes that conditions may depend on.
     statuses: watch::Sender<u64>,
     bundle_namespaces: watch::Sender<BTreeSet<Arc<str>>>,
+    keys: KeyWatch,
     metrics: Arc<Metrics>,
 }
 
@@ -74,6 +77,7 @@ impl Index {
             synced: watch::Sender::new(false),
             statuses: watch::Sender::new(0),
             bundle_namespaces: watch::Sender::default(),
+            keys: KeyWatch::default(),
             metrics,
         })
     }
@@ -185,6 +189,9 @@ impl Index {
             targets.rebuild(&touched.deps, |key, deps| build::target(store, key, deps));
             places.rebuild(&touched.deps, |caller, deps| build::place(store, caller, deps));
             workloads.rebuild(&touched.deps, |name, deps| build::workload(store, name, deps).into());
+            if touched.keys {
+                self.keys.sources.send_replace(store.key_sources());
+            }
             if touched.namespaces {
                 let namespaces = store.bundle_namespaces();
                 self.bundle_namespaces.send_if_modified(|old| {
@@ -296,6 +303,10 @@ impl Discover for Index {
         workloads.watch(ObjectName::new(namespace, pod), |name, deps| {
             build::workload(store, name, deps).into()
         })
+    }
+
+    fn unknown_key(&self, pod: &PodKey, policy: &str, provider: &str) {
+        self.ask_for_keys(pod, policy, provider);
     }
 
     fn is_alive(&self, caller: &Caller) -> bool {

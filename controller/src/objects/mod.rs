@@ -1,6 +1,7 @@
 //! What is kept of each Kubernetes object: plain data, no more than decisions need, and how it is read.
 
 pub mod from_k8s;
+pub mod keys;
 pub mod networks;
 mod optional;
 pub mod policy;

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use outrigger_api::policy::access::Unresolved;
 use serde_json::Value;
 
+use super::keys;
 use super::policy::said_by_another;
 use crate::answers::ports_at;
 use crate::index::Callers;
@@ -93,26 +94,35 @@ pub(super) fn short(store: &Store, callers: &Callers<'_>, policy: &Policy, refer
         bare += usize::from(!pod.in_mesh);
     }
     let told = callers.enforcers(pods());
-    let mut parts = Vec::new();
+    let mut ours = Vec::new();
     if told.lacking > 0 {
-        parts.push(format!(
-            "{}: {} of {} sidecars that it tells of the policy are older, and let everybody in: kubectl rollout restart brings the new \
-             one into their pods",
-            store.own.name, told.lacking, told.all
+        ours.push(format!(
+            "{} of {} sidecars that it tells of the policy are older, and let everybody in: kubectl rollout restart brings the new one \
+             into their pods",
+            told.lacking, told.all
+        ));
+    }
+    let has_providers = policy
+        .access()
+        .is_some_and(|access| access.providers().next().is_some());
+    if told.without_tokens > 0 && has_providers {
+        ours.push(format!(
+            "{} of {} sidecars that it tells of the policy are older, and verify no tokens: there, a rule that asks for one lets nobody in",
+            told.without_tokens, told.all
         ));
     }
     if told.cut > 0 {
-        let who = if parts.is_empty() {
-            format!("{}: ", store.own.name)
-        } else {
-            String::new()
-        };
-        parts.push(format!(
-            "{who}{} sidecars are not told of it, because all policies of their pods together are more than a message holds: what is \
-             enforced is closed to everybody, what is audited is not",
+        ours.push(format!(
+            "{} sidecars are not told of it, because all policies of their pods together are more than a message holds: what is enforced \
+             is closed to everybody, what is audited is not",
             told.cut
         ));
     }
+    ours.extend(keys::problems(store, policy));
+    if let Some(first) = ours.first_mut() {
+        *first = format!("{}: {first}", store.own.name);
+    }
+    let mut parts = ours;
     if bare > 0 {
         parts.push(format!("{bare} of {all} pods have no sidecar, and let everybody in"));
     }

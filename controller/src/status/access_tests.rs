@@ -329,3 +329,76 @@ fn policies_that_no_message_holds_say_so() {
     drop(session);
     assert_eq!(said(&cluster, "p0")[1].0, "Programmed");
 }
+
+/// A policy with tokens of two providers, one of whose keys have to be fetched.
+fn with_tokens() -> Value {
+    let keys = json!({"remote": {"url": "https://login.example.com/keys"}});
+    let provider =
+        |name: &str, jwks: Value| json!({"name": name, "issuer": "https://i", "audiences": ["a"], "jwks": jwks});
+    policy(
+        "p",
+        shop(),
+        json!({
+            "rules": [{"sources": [{"type": "JWT", "jwt": {"provider": "login"}}]}],
+            "jwt": {"providers": [provider("login", keys), provider("other", json!({"inline": "{\"keys\": [{}]}"}))]},
+        }),
+    )
+}
+
+#[test]
+fn where_keys_cannot_be_fetched_the_status_says_of_which_provider_and_why() {
+    let cluster = cluster();
+    cluster.apply_value(with_tokens());
+    cluster.index.flush();
+    let source = cluster.index.key_sources().borrow().first().cloned().unwrap();
+    let set = |result: Result<&str, &str>, seconds: u64| {
+        let at = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+        cluster
+            .index
+            .set_keys(&source, result.map(str::to_owned).map_err(str::to_owned), at);
+        said(&cluster, "p")
+    };
+    let place = "(https://login.example.com/keys)";
+    let accepted = ("Accepted".to_owned(), "In force".to_owned());
+    let partly = |message: String| {
+        [
+            accepted.clone(),
+            ("PartiallyProgrammed".to_owned(), format!("controller-a: {message}")),
+        ]
+    };
+    let none = format!("no token of the provider login is valid before its keys have been fetched {place}");
+    assert_eq!(said(&cluster, "p"), partly(none));
+    let failed =
+        format!("no token of the provider login is valid, because its keys cannot be fetched {place}: it is gone");
+    assert_eq!(set(Err("it is gone"), 0), partly(failed));
+    let programmed = ("Programmed".to_owned(), "All that it says is in force".to_owned());
+    assert_eq!(set(Ok("keys"), 1), [accepted.clone(), programmed]);
+    for seconds in [60, 120] {
+        let old = format!(
+            "the keys of the provider login are the last that could be fetched {place}: since 1970-01-01T00:01:00Z it is gone"
+        );
+        assert_eq!(set(Err("it is gone"), seconds), partly(old));
+    }
+}
+
+#[test]
+fn sidecars_that_verify_no_tokens_are_counted_where_a_policy_has_providers() {
+    let cluster = cluster();
+    let _old = session(&cluster, "web-1", "web", &[Feature::Access]);
+    let _new = session(&cluster, "web-1", "web", &[Feature::Access, Feature::Tokens]);
+    cluster.apply_value(with_tokens());
+    cluster.index.flush();
+    let source = cluster.index.key_sources().borrow().first().cloned().unwrap();
+    cluster
+        .index
+        .set_keys(&source, Ok("keys".to_owned()), std::time::SystemTime::UNIX_EPOCH);
+    let (reason, message) = said(&cluster, "p").remove(1);
+    assert_eq!(reason, "PartiallyProgrammed");
+    assert!(
+        message
+            .starts_with("controller-a: 1 of 2 sidecars that it tells of the policy are older, and verify no tokens"),
+        "{message}"
+    );
+    cluster.apply_value(policy("p", shop(), json!({})));
+    assert_eq!(said(&cluster, "p").remove(1).0, "Programmed");
+}

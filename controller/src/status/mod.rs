@@ -2,6 +2,7 @@
 
 mod access;
 mod entries;
+mod keys;
 mod policy;
 mod route;
 

@@ -1,5 +1,6 @@
 //! All objects, and by what they are found. Applying one says what has changed by it.
 
+mod keys;
 mod networks;
 mod policies;
 
@@ -7,8 +8,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use self::keys::Wanted;
 use self::networks::ClusterNetworks;
 use self::policies::Policies;
+use crate::objects::keys::KeySource;
 use crate::objects::networks::{Holder, Networks};
 use crate::objects::policy::{Policy, PolicyKind};
 use crate::objects::route::{Route, RouteKind};
@@ -32,6 +35,8 @@ pub(crate) enum Dep {
     Namespaces,
     /// The policies of this kind of the namespace.
     Policies(PolicyKind, Arc<str>),
+    /// The keys of tokens that are there.
+    Keys(KeySource),
     /// The networks of the cluster, and what is outside of them.
     Networks,
 }
@@ -61,6 +66,7 @@ pub(crate) struct Store {
     pub(crate) routes: BTreeMap<RouteName, Route>,
     routes_of: HashMap<ObjectName, BTreeSet<RouteName>>,
     pub(crate) policies: Policies,
+    keys: Wanted,
     /// Fields that the CRD of a kind has not, of those that this controller knows: the API server drops them.
     pub(crate) old_crds: BTreeMap<PolicyKind, Vec<String>>,
     networks: ClusterNetworks,
@@ -76,6 +82,8 @@ pub(crate) struct Touched {
     pub(crate) statuses: bool,
     /// The namespaces that need a trust bundle may be others now.
     pub(crate) namespaces: bool,
+    /// Keys of tokens are wanted, or not any more.
+    pub(crate) keys: bool,
 }
 
 impl Store {
@@ -380,6 +388,7 @@ impl Store {
     fn set_policy(&mut self, kind: PolicyKind, name: ObjectName, policy: Option<Policy>, touched: &mut Touched) {
         touched.statuses = true;
         let namespace = name.namespace.clone();
+        touched.keys |= self.keys.replace(self.policies.get(kind, &name), policy.as_ref());
         if self.policies.set(kind, name, policy) {
             touched.deps.insert(Dep::Policies(kind, namespace));
         }

@@ -17,6 +17,10 @@ impl Policies {
         self.all.values()
     }
 
+    pub(crate) fn get(&self, kind: PolicyKind, name: &ObjectName) -> Option<&Policy> {
+        self.all.get(&(kind, name.clone()))
+    }
+
     pub(super) fn names(&self, kind: PolicyKind) -> impl Iterator<Item = &ObjectName> {
         let names = self.all.keys().filter(move |(k, _)| *k == kind);
         names.map(|(_, name)| name)

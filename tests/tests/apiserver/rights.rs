@@ -62,6 +62,20 @@ fn rights_are_no_more_than_needed() -> Result<()> {
                 "the injector: {words}"
             );
         }
+        // Keys of tokens are in ConfigMaps that policies name; nobody has to see which ones there are.
+        for (question, may) in [
+            (["get", "configmaps/keys", "-n", "default"], true),
+            (["list", "configmaps", "-n", "default"], false),
+            (["watch", "configmaps", "-n", "outrigger"], false),
+            (["patch", "configmaps/keys", "-n", "default"], false),
+            (["delete", "configmaps/keys", "-n", "default"], false),
+        ] {
+            let words = question.join(" ");
+            ensure!(
+                plane.may("outrigger-controller", &question).await? == may,
+                "the controller: {words}"
+            );
+        }
         let own = [
             "patch",
             "mutatingwebhookconfigurations.admissionregistration.k8s.io/outrigger-injector",

@@ -249,7 +249,7 @@ fn tokens() {
         (2, 2, "")
     );
     let (policy, _) = read(&all);
-    let remote = policy.keys().next().unwrap().remote.clone().unwrap();
+    let remote = policy.providers().next().unwrap().1.remote.clone().unwrap();
     assert_eq!(
         (remote.cache_duration().as_secs(), remote.timeout().as_secs()),
         (300, 2)

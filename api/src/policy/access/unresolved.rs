@@ -125,9 +125,9 @@ impl Unresolved {
         names.flatten().map(String::as_str)
     }
 
-    /// Where the keys of its providers are.
-    pub fn keys(&self) -> impl Iterator<Item = &JwksSpec> {
-        self.providers.iter().map(|(_, keys)| keys)
+    /// Its providers, by name, and where the keys of each are.
+    pub fn providers(&self) -> impl Iterator<Item = (&str, &JwksSpec)> {
+        self.providers.iter().map(|(provider, keys)| (&*provider.name, keys))
     }
 
     /// The policy at these ports of a pod; `None`: at all.

@@ -1,4 +1,5 @@
 mod access;
+mod keys;
 mod networks;
 mod policies;
 mod routes;

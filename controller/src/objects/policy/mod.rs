@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use super::ObjectName;
 use super::from_k8s::object_name;
+use super::keys::KeySource;
 use super::route::{self, RouteKind};
 
 /// Which kind of policy.
@@ -222,6 +223,12 @@ impl Policy {
             Message::Access(policy) => Some(policy),
             Message::Traffic(_) => None,
         }
+    }
+
+    /// Where the keys of its providers are, of those that do not stand in itself.
+    pub(crate) fn key_sources(&self) -> impl Iterator<Item = KeySource> {
+        let providers = self.access().into_iter().flat_map(Unresolved::providers);
+        providers.filter_map(|(_, keys)| KeySource::new(&self.name.namespace, keys))
     }
 
     /// What a TrafficPolicy says.

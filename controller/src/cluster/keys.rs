@@ -1,0 +1,73 @@
+//! What fetching keys needs of the cluster: names, ConfigMaps and Services.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use hickory_resolver::TokioResolver;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{Api, Client};
+
+use crate::index::Index;
+use crate::jwks::{World, may_be_called};
+use crate::objects::ObjectName;
+
+/// See the module.
+pub struct Cluster {
+    client: Client,
+    index: Arc<Index>,
+    resolver: TokioResolver,
+}
+
+impl Cluster {
+    /// Needs `get` on ConfigMaps.
+    ///
+    /// # Errors
+    /// When the system's name servers cannot be read.
+    pub fn new(client: Client, index: Arc<Index>) -> anyhow::Result<Self> {
+        Ok(Self {
+            client,
+            index,
+            resolver: TokioResolver::builder_tokio()?.build()?,
+        })
+    }
+
+    async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, String> {
+        // With a dot at its end it is a full name: else "login.com" would be the Service login of the namespace com.
+        let full = format!("{}.", host.trim_end_matches('.'));
+        let found = self.resolver.lookup_ip(full).await;
+        let found = found.map_err(|e| match e.is_no_records_found() {
+            true => format!("the name {host} has no address"),
+            false => format!("the name {host} cannot be resolved: no name server answers as it should"),
+        })?;
+        Ok(found.iter().collect())
+    }
+
+    async fn value(&self, map: ObjectName, key: &str) -> Result<String, String> {
+        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &map.namespace);
+        let read = api.get_opt(&map.name).await;
+        let read = read.map_err(|e| format!("the ConfigMap {} cannot be read: {e}", map.name))?;
+        let read = read.ok_or_else(|| format!("there is no ConfigMap {}", map.name))?;
+        let value = read.data.and_then(|mut data| data.remove(key));
+        value.ok_or_else(|| format!("the ConfigMap {} has no key {key}", map.name))
+    }
+}
+
+impl World for Cluster {
+    fn resolve<'a>(&'a self, host: &'a str) -> BoxFuture<'a, Result<Vec<IpAddr>, String>> {
+        self.addresses(host).boxed()
+    }
+
+    fn may_call(&self, address: IpAddr) -> bool {
+        may_be_called(address)
+    }
+
+    fn config_map<'a>(&'a self, map: ObjectName, key: &'a str) -> BoxFuture<'a, Result<String, String>> {
+        self.value(map, key).boxed()
+    }
+
+    fn service(&self, service: ObjectName, port: u16) -> Result<SocketAddr, String> {
+        self.index.service_address(&service, port)
+    }
+}

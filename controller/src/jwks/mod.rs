@@ -1,0 +1,212 @@
+//! Keys of the issuers of tokens: fetched here, so that no sidecar calls where a policy says, and handed to the index.
+//!
+//! Each source has a task, which fetches, waits as long as the keys are good, and fetches again; sooner, and at most once a minute,
+//! when a sidecar has met a token of a key that is not known. What was fetched last stays while nothing better comes. Whoever writes
+//! policies can make the controller wait for servers that never answer: so each namespace has a bounded number of sources, and of
+//! fetches at one time; and where all that may be under way are, namespaces take turns.
+
+mod addresses;
+mod fetch;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use outrigger_access::jwt::KeySet;
+use outrigger_gate::{Crowded, Room, Turns};
+use outrigger_issuer::clock;
+use parking_lot::Mutex;
+use rand::Rng;
+use rand::rngs::SmallRng;
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep_until};
+
+pub use self::addresses::may_be_called;
+pub use self::fetch::{Fetcher, World};
+use crate::index::Index;
+use crate::metrics::Metrics;
+use crate::objects::keys::KeySource;
+
+/// Sources of one namespace.
+pub const MAX_SOURCES: usize = 64;
+/// Fetches of one namespace at one time.
+const PER_NAMESPACE: usize = 2;
+/// Fetches at one time: each may hold a megabyte. Those that wait are bounded by the sources.
+const FETCHES: Room = Room {
+    working: 32,
+    waiting: 65_536,
+};
+/// From one fetch to the next that sidecars asked for.
+const ASKED: Duration = Duration::from_secs(60);
+/// After failures.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// Keeps the index in keys, for ever.
+pub async fn run<W: World>(index: Arc<Index>, fetcher: Fetcher<W>, metrics: Arc<Metrics>, random: SmallRng) {
+    let (mut sources, mut asked) = (index.key_sources(), index.asked_for_keys());
+    let shared = Arc::new(Shared {
+        index,
+        fetcher,
+        metrics,
+        turns: Turns::new(FETCHES),
+        random: Mutex::new(random),
+    });
+    let mut following = Following::default();
+    loop {
+        // The index is locked by who changes it, and is told of what is refused here.
+        let wanted = sources.borrow_and_update().clone();
+        following.update(&shared, &wanted);
+        tokio::select! {
+            changed = sources.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+            source = asked.recv() => {
+                // Of those that were missed, sidecars say it again.
+                if let Ok(source) = source {
+                    following.ask(&source);
+                }
+            }
+        }
+    }
+}
+
+struct Shared<W> {
+    index: Arc<Index>,
+    fetcher: Fetcher<W>,
+    metrics: Arc<Metrics>,
+    turns: Turns<Arc<str>>,
+    random: Mutex<SmallRng>,
+}
+
+/// The sources that are followed, by namespace.
+#[derive(Default)]
+struct Following(HashMap<Arc<str>, Namespace>);
+
+struct Namespace {
+    fetches: Arc<Semaphore>,
+    sources: BTreeMap<KeySource, Follower>,
+}
+
+/// Ends when it is dropped.
+struct Follower {
+    asked: Arc<Notify>,
+    task: AbortHandle,
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Following {
+    /// Follows those that are new, and no more those that are gone.
+    fn update<W: World>(&mut self, shared: &Arc<Shared<W>>, wanted: &BTreeSet<KeySource>) {
+        for namespace in self.0.values_mut() {
+            namespace.sources.retain(|source, _| wanted.contains(source));
+        }
+        self.0.retain(|_, namespace| !namespace.sources.is_empty());
+        for source in wanted {
+            let namespace = self
+                .0
+                .entry(Arc::clone(&source.namespace))
+                .or_insert_with(|| Namespace {
+                    fetches: Arc::new(Semaphore::new(PER_NAMESPACE)),
+                    sources: BTreeMap::new(),
+                });
+            if namespace.sources.contains_key(source) {
+                continue;
+            }
+            if namespace.sources.len() >= MAX_SOURCES {
+                let why = format!("the policies of the namespace have keys at more than {MAX_SOURCES} places");
+                shared.index.set_keys(source, Err(why), clock::now());
+                continue;
+            }
+            let asked = Arc::new(Notify::new());
+            let follow = follow(
+                Arc::clone(shared),
+                source.clone(),
+                Arc::clone(&namespace.fetches),
+                Arc::clone(&asked),
+            );
+            let task = tokio::spawn(follow).abort_handle();
+            namespace.sources.insert(source.clone(), Follower { asked, task });
+        }
+    }
+
+    fn ask(&self, source: &KeySource) {
+        let namespace = self.0.get(&source.namespace);
+        if let Some(follower) = namespace.and_then(|namespace| namespace.sources.get(source)) {
+            follower.asked.notify_one();
+        }
+    }
+}
+
+async fn follow<W: World>(shared: Arc<Shared<W>>, source: KeySource, fetches: Arc<Semaphore>, asked: Arc<Notify>) {
+    let mut failures = 0;
+    loop {
+        let result = {
+            // It is never closed.
+            let _own = fetches.acquire().await;
+            match shared.turns.turn(Arc::clone(&source.namespace)).await {
+                Ok(_turn) => {
+                    // This answers all that was asked until now.
+                    let _ = asked.notified().now_or_never();
+                    shared.fetcher.fetch(&source).await
+                }
+                Err(Crowded) => Err("too much waits to be fetched".to_owned()),
+            }
+        };
+        let ended = Instant::now();
+        let result = result.and_then(|json| usable(&source, &json));
+        shared.metrics.keys_fetched(result.is_ok());
+        failures = if result.is_ok() { 0 } else { failures + 1 };
+        shared.index.set_keys(&source, result, clock::now());
+        let until = ended + shared.pause(&source, failures);
+        tokio::select! {
+            () = sleep_until(until) => {}
+            () = asked.notified() => sleep_until(until.min(ended + ASKED)).await,
+        }
+    }
+}
+
+/// What sidecars get of a JWK Set. What a status says of one quotes nothing of it: its reader is who wrote the policy, and need not be
+/// somebody who may read what is there.
+fn usable(source: &KeySource, json: &[u8]) -> Result<String, String> {
+    let (namespace, place) = (&source.namespace, &source.place);
+    let reading = KeySet::read(json).map_err(|e| {
+        let why = e.to_string();
+        match why.split_once(": ") {
+            None => why,
+            Some((summary, _)) => {
+                tracing::warn!(%namespace, %place, "{why}");
+                format!("{summary}; the log of the controller has more")
+            }
+        }
+    })?;
+    if !reading.unusable.is_empty() {
+        let why = reading.unusable.join("; ");
+        tracing::info!(%namespace, %place, "some keys are not used: {why}");
+    }
+    Ok(reading.usable.to_json())
+}
+
+impl<W> Shared<W> {
+    /// Never the same for all that began together.
+    fn pause(&self, source: &KeySource, failures: u32) -> Duration {
+        let full = match failures {
+            0 => source.cache,
+            // Two to the 6th is beyond the maximum.
+            n => RETRY.0.saturating_mul(1 << (n - 1).min(6)).min(RETRY.1),
+        };
+        full.mul_f64(self.random.lock().random_range(0.75..=1.0))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -1,0 +1,166 @@
+//! Where the keys of a token's issuer are had from, and what is known of them.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use outrigger_api::policy::access::{JwksSpec, RemoteJwksSpec};
+
+use super::{ObjectName, Service};
+
+/// How often a ConfigMap is looked at: nothing says that it has changed.
+const CONFIG_MAP: Duration = Duration::from_secs(30);
+/// For an answer of the API server.
+const API_SERVER: Duration = Duration::from_secs(10);
+
+/// Keys that have to be fetched, for the policies of one namespace: what one namespace fetches is never another one's.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KeySource {
+    /// Of the policies.
+    pub namespace: Arc<str>,
+    /// Where they are.
+    pub place: KeyPlace,
+    /// How long they are good before they are fetched again.
+    pub cache: Duration,
+    /// From the first question of a name to the last byte.
+    pub timeout: Duration,
+}
+
+/// Where keys are.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum KeyPlace {
+    ConfigMap(ConfigMapKey),
+    /// Over HTTPS.
+    Url {
+        host: Arc<str>,
+        port: u16,
+        /// With the query.
+        path: Arc<str>,
+        /// Whom to trust in the place of the public roots.
+        ca: Option<ConfigMapKey>,
+    },
+    /// A Service, over plain HTTP.
+    Service {
+        name: Arc<str>,
+        port: u16,
+        path: Arc<str>,
+    },
+}
+
+/// One value of a ConfigMap, of the policies' own namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub struct ConfigMapKey {
+    pub name: Arc<str>,
+    pub key: Arc<str>,
+}
+
+/// What is known of the keys of one source.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Keys {
+    /// The usable ones as a JWK Set: the last that came.
+    pub jwks: Option<Arc<str>>,
+    /// Why there is nothing newer.
+    pub problem: Option<KeyProblem>,
+}
+
+/// Why keys cannot be had.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct KeyProblem {
+    pub since: SystemTime,
+    /// In words for a status.
+    pub why: String,
+}
+
+impl KeySource {
+    /// `None`: they stand in the policy itself, or it is not valid.
+    pub fn new(namespace: &Arc<str>, spec: &JwksSpec) -> Option<Self> {
+        let of = |place, cache, timeout| Self {
+            namespace: Arc::clone(namespace),
+            place,
+            cache,
+            timeout,
+        };
+        match spec {
+            JwksSpec {
+                inline: None,
+                config_map_ref: Some(map),
+                remote: None,
+            } => {
+                let place = KeyPlace::ConfigMap(config_map(&map.name, map.key()));
+                Some(of(place, CONFIG_MAP, API_SERVER))
+            }
+            JwksSpec {
+                inline: None,
+                config_map_ref: None,
+                remote: Some(remote),
+            } => Some(of(place(remote)?, remote.cache_duration(), remote.timeout())),
+            _ => None,
+        }
+    }
+
+    /// An object of the policies' namespace.
+    pub(crate) fn object(&self, name: &str) -> ObjectName {
+        ObjectName {
+            namespace: Arc::clone(&self.namespace),
+            name: name.into(),
+        }
+    }
+}
+
+fn place(remote: &RemoteJwksSpec) -> Option<KeyPlace> {
+    if let Some(backend) = &remote.backend_ref {
+        return Some(KeyPlace::Service {
+            name: backend.name.as_str().into(),
+            port: backend.port.try_into().ok()?,
+            path: backend.path.as_str().into(),
+        });
+    }
+    let (host, port, path) = remote.https()?;
+    Some(KeyPlace::Url {
+        host: host.into(),
+        port,
+        path: path.into(),
+        ca: remote
+            .ca_config_map_ref
+            .as_ref()
+            .map(|ca| config_map(&ca.name, ca.key())),
+    })
+}
+
+fn config_map(name: &str, key: &str) -> ConfigMapKey {
+    ConfigMapKey {
+        name: name.into(),
+        key: key.into(),
+    }
+}
+
+impl fmt::Display for KeyPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ConfigMap(map) => write!(f, "{} of the ConfigMap {}", map.key, map.name),
+            Self::Url {
+                host, port: 443, path, ..
+            } => write!(f, "https://{host}{path}"),
+            Self::Url { host, port, path, .. } => write!(f, "https://{host}:{port}{path}"),
+            Self::Service { name, port, path } => write!(f, "{path} of the Service {name}, port {port}"),
+        }
+    }
+}
+
+/// Where a Service is asked for keys.
+///
+/// # Errors
+/// Why it cannot be, in words for a status.
+pub(crate) fn address_of(service: Option<&Service>, name: &str, port: u16) -> Result<SocketAddr, String> {
+    let service = service.ok_or_else(|| format!("there is no Service {name}"))?;
+    let ip = service.cluster_ips.first();
+    let ip = ip.ok_or_else(|| format!("the Service {name} has no ClusterIP"))?;
+    match service.ports.iter().any(|known| known.port == port) {
+        true => Ok(SocketAddr::new(*ip, port)),
+        false => Err(format!("the Service {name} has no TCP port {port}")),
+    }
+}

@@ -1,0 +1,79 @@
+//! Keys of the issuers of tokens: which ones the policies want, and what came of fetching them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
+
+use super::{Dep, Store, Touched};
+use crate::objects::keys::{KeyProblem, KeySource, Keys};
+use crate::objects::policy::Policy;
+
+/// Sources, by how many providers of policies name each.
+#[derive(Default)]
+pub(super) struct Wanted(BTreeMap<KeySource, (usize, Keys)>);
+
+impl Wanted {
+    /// Whether the sources are others now.
+    pub(super) fn replace(&mut self, old: Option<&Policy>, new: Option<&Policy>) -> bool {
+        let mut changed = false;
+        // First what comes: what is in both is not forgotten.
+        for source in new.into_iter().flat_map(Policy::key_sources) {
+            let (named, _) = self.0.entry(source).or_default();
+            *named += 1;
+            changed |= *named == 1;
+        }
+        for source in old.into_iter().flat_map(Policy::key_sources) {
+            if let Some((named, _)) = self.0.get_mut(&source) {
+                *named -= 1;
+                if *named == 0 {
+                    self.0.remove(&source);
+                    changed = true;
+                }
+            }
+        }
+        changed
+    }
+}
+
+impl Store {
+    /// What is known of the keys there. None: no policy wants them.
+    pub(crate) fn keys_at(&self, source: &KeySource) -> Option<&Keys> {
+        self.keys.0.get(source).map(|(_, keys)| keys)
+    }
+
+    pub(crate) fn key_sources(&self) -> BTreeSet<KeySource> {
+        self.keys.0.keys().cloned().collect()
+    }
+
+    /// Whether something is known of all keys that are wanted.
+    pub(crate) fn has_all_keys(&self) -> bool {
+        self.keys.0.values().all(|(_, keys)| keys.jwks.is_some())
+    }
+
+    /// What came of fetching. Where nothing came, what came last stays.
+    pub(crate) fn set_keys(
+        &mut self,
+        source: &KeySource,
+        result: Result<String, String>,
+        now: SystemTime,
+        touched: &mut Touched,
+    ) {
+        let Some((_, keys)) = self.keys.0.get_mut(source) else {
+            return; // nobody wants them any more
+        };
+        let before = keys.clone();
+        match result {
+            Ok(jwks) => {
+                if keys.jwks.as_deref() != Some(&*jwks) {
+                    keys.jwks = Some(jwks.into());
+                    touched.deps.insert(Dep::Keys(source.clone()));
+                }
+                keys.problem = None;
+            }
+            Err(why) => {
+                let since = keys.problem.as_ref().map_or(now, |problem| problem.since);
+                keys.problem = Some(KeyProblem { since, why });
+            }
+        }
+        touched.statuses |= *keys != before;
+    }
+}
