@@ -112,6 +112,10 @@ fn the_crd_takes_what_is_valid_and_refuses_what_is_not() -> Result<()> {
             (rule(json!({"sources": null})), "sources"),
             (rule(json!({"sources": []})), "should have at least 1"),
             (
+                rule(json!({"sources": any(), "requires": null})),
+                "must be of type array",
+            ),
+            (
                 rule(json!({"sources": any(), "requires": []})),
                 "should have at least 1",
             ),
@@ -218,7 +222,7 @@ fn the_crd_takes_what_is_valid_and_refuses_what_is_not() -> Result<()> {
         for right in [
             json!({}),
             rule(json!({"sources": any(), "networkAttributes": {"ports": [1, 65535, "http", "a-1"]}})),
-            rule(json!({"sources": any(), "requires": null})),
+            rule(json!({"sources": any(), "requires": [{"type": "Unauthenticated"}]})),
             target(json!({"kind": "Pod", "selector": {}})),
         ] {
             dry_run(&shop, &policy(right.clone()))
