@@ -85,7 +85,7 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
     index.set_own(&config.namespace, &config.pod);
     index.set_external_names_allowed(config.allow_external_names);
     tasks.spawn(watches::run(client.clone(), index.clone(), stop.clone()));
-    let world = keys::Cluster::new(client.clone(), index.clone()).context("reading which name servers there are")?;
+    let world = keys::Cluster::new(client.clone(), index.clone());
     let roots = RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
     let fetcher = Fetcher::new(world, roots).context("TLS to fetch keys")?;
     tasks.spawn(jwks::run(

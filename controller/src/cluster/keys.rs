@@ -17,26 +17,30 @@ use crate::objects::ObjectName;
 pub struct Cluster {
     client: Client,
     index: Arc<Index>,
-    resolver: TokioResolver,
+    /// None: the system's name servers cannot be read. All but keys at URLs goes on without.
+    resolver: Option<TokioResolver>,
 }
 
 impl Cluster {
     /// Needs `get` on ConfigMaps.
-    ///
-    /// # Errors
-    /// When the system's name servers cannot be read.
-    pub fn new(client: Client, index: Arc<Index>) -> anyhow::Result<Self> {
-        Ok(Self {
+    pub fn new(client: Client, index: Arc<Index>) -> Self {
+        let resolver = TokioResolver::builder_tokio().and_then(|builder| builder.build());
+        if let Err(e) = &resolver {
+            tracing::error!(error = %e, "which name servers there are cannot be read: no keys of tokens are fetched by a name");
+        }
+        Self {
             client,
             index,
-            resolver: TokioResolver::builder_tokio()?.build()?,
-        })
+            resolver: resolver.ok(),
+        }
     }
 
     async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, String> {
         // With a dot at its end it is a full name: else "login.com" would be the Service login of the namespace com.
         let full = format!("{}.", host.trim_end_matches('.'));
-        let found = self.resolver.lookup_ip(full).await;
+        let resolver = self.resolver.as_ref();
+        let resolver = resolver.ok_or("which name servers there are cannot be read: the controller's log says why")?;
+        let found = resolver.lookup_ip(full).await;
         let found = found.map_err(|e| match e.is_no_records_found() {
             true => format!("the name {host} has no address"),
             false => format!("the name {host} cannot be resolved: no name server answers as it should"),

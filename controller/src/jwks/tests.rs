@@ -205,6 +205,19 @@ async fn the_last_good_keys_stay_while_there_is_nothing_better() {
     assert_eq!(running.maps.count(), asked);
 }
 
+/// Else a sidecar that is told by a controller that has just begun would hear that there are none.
+#[tokio::test(start_paused = true)]
+async fn the_start_waits_for_keys_and_not_for_long() {
+    for (slow, waits) in [(None, 0), (Some(2), 2), (Some(100), 5)] {
+        let running = Running::start(&[]).await;
+        *running.maps.0.slow.lock() = slow.map(|seconds| ("shop".into(), Duration::from_secs(seconds)));
+        running.cluster.apply(&policy("shop", "orders", "a"));
+        let began = Instant::now();
+        running.cluster.index.first_keys(Duration::from_secs(5)).await;
+        assert_eq!(began.elapsed().as_millis() / 1_000, waits, "{slow:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_fails_is_asked_for_less_and_less_often() {
     let running = Running::start(&[]).await;
