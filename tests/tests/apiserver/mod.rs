@@ -8,6 +8,7 @@ mod crds;
 mod golden;
 mod guests;
 mod injector;
+mod keys;
 mod rights;
 mod roots;
 
