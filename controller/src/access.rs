@@ -1,4 +1,4 @@
-//! What a sidecar is told of who may call its pod: encoded, and never more than a message holds.
+//! What a sidecar is told of who may call its pod: encoded, and never more than there is room for.
 
 mod tokens;
 
@@ -13,10 +13,14 @@ use prost::Message;
 
 use self::tokens::{has_tokens, without_tokens};
 use crate::objects::ObjectName;
+use crate::room::{Payer, Taken, Waiting};
 use crate::split::encoded;
 
-/// Stands for policies that no message holds together.
+/// Of policies in a message, which has a few bytes around them.
+const LARGEST: usize = MAX_DISCOVERY_MESSAGE - 16;
+/// Stand for policies that no message holds together, and for those that there is no room for.
 const TOO_LARGE: &str = "(too large)";
+const NO_ROOM: &str = "(no room)";
 
 /// A pod as its sidecar says it is: its name, and the ServiceAccount of the SVID.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -28,12 +32,14 @@ pub struct PodKey {
 }
 
 /// The policies of one pod.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 pub struct Access {
     message: Bytes,
     /// There are conditions on tokens in it.
     tokens: bool,
     told: Told,
+    /// What is told instead takes next to nothing.
+    taken: Result<Taken, Waiting>,
 }
 
 /// How much of the policies is told.
@@ -43,36 +49,35 @@ pub enum Told {
     All,
     /// Those in force, and none that is only audited.
     Enforced,
-    /// None: all that they select is closed.
-    Closed,
+    /// None, because no message holds them: all that they select is closed.
+    TooLarge,
+    /// None, because their namespace takes as much of the controller's memory as it may: the same.
+    NoRoom,
 }
 
 impl Access {
-    /// All that is to be told; or as much as a message holds, and instead of the rest nobody is let in.
-    pub fn new(access: proto::Access) -> Self {
-        let tokens = has_tokens(&access);
-        let message = |access: proto::Access| encoded(to_sidecar::Kind::Access(access));
-        let closed = closed(&access.enforced);
-        let enforced = proto::Access {
-            enforced: access.enforced.clone(),
-            audited: Vec::new(),
-        };
-        let mut told = Self {
-            message: message(access),
-            tokens,
-            told: Told::All,
-        };
-        for (less, how) in [(enforced, Told::Enforced), (closed, Told::Closed)] {
-            if told.message.len() <= MAX_DISCOVERY_MESSAGE {
-                break;
-            }
-            told = Self {
-                message: message(less),
-                tokens,
-                told: how,
-            };
+    /// All that is to be told; or as much as there is room for, and instead of the rest nobody is let in.
+    pub(crate) fn new(mut access: proto::Access, payer: &Payer) -> Self {
+        let mut told = Told::All;
+        if access.encoded_len() > LARGEST && !access.audited.is_empty() {
+            access.audited.clear();
+            told = Told::Enforced;
         }
-        told
+        if access.encoded_len() > LARGEST {
+            access = closed(TOO_LARGE, &access);
+            told = Told::TooLarge;
+        }
+        let taken = payer.take_or_wait(access.encoded_len());
+        if taken.is_err() {
+            access = closed(NO_ROOM, &access);
+            told = Told::NoRoom;
+        }
+        Self {
+            tokens: has_tokens(&access),
+            message: encoded(to_sidecar::Kind::Access(access)),
+            told,
+            taken,
+        }
     }
 
     /// The message, to a sidecar that verifies tokens or does not.
@@ -91,6 +96,11 @@ impl Access {
         }
     }
 
+    /// Whether there was no room for it, and there is now.
+    pub(crate) fn has_room_now(&self) -> bool {
+        self.taken.as_ref().is_err_and(Waiting::has_room)
+    }
+
     /// How much of it is told.
     pub fn told(&self) -> Told {
         self.told
@@ -98,13 +108,21 @@ impl Access {
 }
 
 impl Default for Access {
+    /// No policy.
     fn default() -> Self {
-        Self::new(proto::Access::default())
+        Self::new(proto::Access::default(), &Payer::default())
+    }
+}
+
+impl PartialEq for Access {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.message, self.told) == (&other.message, other.told)
     }
 }
 
 /// Nobody is let in where one of the policies may refuse somebody.
-fn closed(policies: &[proto::Policy]) -> proto::Access {
+fn closed(name: &str, access: &proto::Access) -> proto::Access {
+    let policies = &access.enforced;
     let mut ports = Some(BTreeSet::new());
     let mut refusing = policies
         .iter()
@@ -123,7 +141,7 @@ fn closed(policies: &[proto::Policy]) -> proto::Access {
         numbers: ports.into_iter().collect(),
     });
     proto::Access {
-        enforced: vec![nobody(TOO_LARGE, ports)],
+        enforced: vec![nobody(name, ports)],
         audited: Vec::new(),
     }
 }
@@ -142,6 +160,7 @@ pub(crate) fn nobody(name: &str, ports: Option<proto::Ports>) -> proto::Policy {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::room::Room;
 
     fn read(access: &Access) -> proto::Access {
         access.said().unwrap()
@@ -165,6 +184,12 @@ mod tests {
 
     const LARGE: usize = MAX_DISCOVERY_MESSAGE;
 
+    fn told(access: proto::Access) -> Access {
+        let told = Access::new(access, &Payer::default());
+        assert!(told.message(true).len() <= MAX_DISCOVERY_MESSAGE);
+        told
+    }
+
     /// A message that is too large would end the session, and the sidecar would go on with policies that are not in force any more.
     #[test]
     fn what_no_message_holds_lets_nobody_in() {
@@ -173,20 +198,20 @@ mod tests {
             enforced: vec![small.clone()],
             audited: vec![small.clone()],
         };
-        let told = Access::new(all.clone());
-        assert_eq!((read(&told), told.told()), (all.clone(), Told::All));
+        let whole = told(all.clone());
+        assert_eq!((read(&whole), whole.told()), (all.clone(), Told::All));
 
         let audited = proto::Access {
             audited: vec![policy("large", None, LARGE)],
             ..all.clone()
         };
-        let told = Access::new(audited);
-        assert_eq!(told.told(), Told::Enforced);
+        let less = told(audited);
+        assert_eq!(less.told(), Told::Enforced);
         let enforced = proto::Access {
             audited: Vec::new(),
             ..all
         };
-        assert_eq!(read(&told), enforced);
+        assert_eq!(read(&less), enforced);
 
         for (policies, ports) in [
             (vec![small.clone(), policy("large", Some(&[80]), LARGE)], None),
@@ -197,12 +222,12 @@ mod tests {
             // The order changes nothing.
             (vec![policy("large", Some(&[80]), LARGE), small], None),
         ] {
-            let told = Access::new(proto::Access {
+            let none = told(proto::Access {
                 enforced: policies,
                 audited: Vec::new(),
             });
-            assert_eq!(told.told(), Told::Closed);
-            let closed = read(&told).enforced;
+            assert_eq!(none.told(), Told::TooLarge);
+            let closed = read(&none).enforced;
             assert_eq!((closed.len(), &*closed[0].name), (1, "(too large)"));
             assert!(closed[0].exclusive && closed[0].rules.is_empty());
             assert_eq!(closed[0].ports.as_ref().map(|ports| ports.numbers.clone()), ports);
@@ -212,10 +237,34 @@ mod tests {
             exclusive: false,
             ..policy("adds", None, LARGE)
         };
-        let told = Access::new(proto::Access {
+        let none = told(proto::Access {
             enforced: vec![adds],
             audited: Vec::new(),
         });
-        assert_eq!((told.told(), read(&told)), (Told::Closed, proto::Access::default()));
+        assert_eq!((none.told(), read(&none)), (Told::TooLarge, proto::Access::default()));
+    }
+
+    /// There may be a pod for each of a thousand such messages.
+    #[test]
+    fn what_there_is_no_room_for_lets_nobody_in() {
+        let room = Room::new(64 << 10);
+        let payer = room.payer(&"shop".into());
+        let of_size = |bytes| proto::Access {
+            enforced: vec![policy("p", Some(&[80]), bytes)],
+            audited: Vec::new(),
+        };
+        let all: Vec<_> = std::iter::repeat_with(|| Access::new(of_size(10 << 10), &payer))
+            .take(10)
+            .collect();
+        let told: Vec<_> = all.iter().map(Access::told).collect();
+        let fitting = told.iter().filter(|told| **told == Told::All).count();
+        assert!((3..=4).contains(&fitting), "{told:?}");
+        assert_eq!(told[9], Told::NoRoom);
+        let closed = read(&all[9]).enforced;
+        assert_eq!((closed.len(), &*closed[0].name), (1, "(no room)"));
+        // What is small has room always.
+        assert_eq!(Access::new(of_size(1 << 10), &payer).told(), Told::All);
+        drop(all);
+        assert_eq!(Access::new(of_size(10 << 10), &payer).told(), Told::All);
     }
 }

@@ -27,6 +27,7 @@ use crate::index::Index;
 use crate::jwks::{self, Fetcher};
 use crate::metrics::Metrics;
 use crate::objects::networks::Networks;
+use crate::room::Room;
 
 /// Between attempts to get a CA at the start.
 const CA_RETRY: Duration = Duration::from_secs(2);
@@ -80,7 +81,8 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
         stop.clone(),
     ));
 
-    let index = Index::new(&config.trust_domain, metrics.clone());
+    let room = Room::within(outrigger_gate::memory_limit());
+    let index = Index::within(room, &config.trust_domain, metrics.clone());
     index.set_cluster_networks(config.cluster_networks.clone());
     index.set_own(&config.namespace, &config.pod);
     index.set_external_names_allowed(config.allow_external_names);

@@ -49,6 +49,8 @@ pub mod jwks;
 pub mod metrics;
 pub mod objects;
 mod pieces;
+pub mod room;
+mod same;
 pub mod split;
 mod status;
 mod store;

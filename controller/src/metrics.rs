@@ -1,6 +1,6 @@
 //! What the controller counts. No label has more values than an enum has.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use outrigger_issuer::metrics::Metrics as IssuerMetrics;
 use prometheus_client::metrics::counter::Counter;
@@ -9,6 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::objects::networks::Holder;
+use crate::room::Room;
 
 /// What a stream is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +75,9 @@ pub struct Metrics {
     wants: Gauge,
     pushes: Family<Label, Counter>,
     targets: Family<Label, Gauge>,
+    room: OnceLock<Room>,
+    answer_bytes: Gauge,
+    answers_refused: Gauge,
     address_mismatches: Counter,
     ca_errors: Counter,
     ca_waits: Gauge,
@@ -107,6 +111,18 @@ impl Default for Metrics {
             "controller_targets",
             "Different things that sidecars are told about",
             targets.clone(),
+        );
+        let answer_bytes = Gauge::default();
+        registry.register(
+            "controller_answer_bytes",
+            "Memory that answers take, and that is charged to the namespaces that make them large",
+            answer_bytes.clone(),
+        );
+        let answers_refused = Gauge::default();
+        registry.register(
+            "controller_answers_refused",
+            "Answers that were not made because a namespace takes as much memory for them as it may, since the start",
+            answers_refused.clone(),
         );
         let address_mismatches = Counter::default();
         registry.register(
@@ -164,6 +180,9 @@ impl Default for Metrics {
             wants,
             pushes,
             targets,
+            room: OnceLock::new(),
+            answer_bytes,
+            answers_refused,
             address_mismatches,
             ca_errors,
             ca_waits,
@@ -179,6 +198,11 @@ impl Metrics {
     /// The text that Prometheus reads.
     pub fn encode(&self) -> String {
         self.issuer.refresh();
+        if let Some(room) = self.room.get() {
+            let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+            self.answer_bytes.set(number(room.used()));
+            self.answers_refused.set(number(room.refused()));
+        }
         let mut text = String::new();
         // Writing to a String does not fail.
         let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
@@ -188,6 +212,11 @@ impl Metrics {
     /// What its issuer and server count.
     pub fn issuer(&self) -> Arc<IssuerMetrics> {
         Arc::clone(&self.issuer)
+    }
+
+    /// Says what answers take. There is one index for one of these.
+    pub(crate) fn watch_room(&self, room: &Room) {
+        let _ = self.room.set(room.clone());
     }
 
     pub(crate) fn pushed(&self, kind: AnswerKind) {

@@ -18,7 +18,9 @@ use parking_lot::Mutex;
 use prost::Message;
 
 use crate::objects::ObjectName;
-use crate::topology::{Candidates, Needs, Place};
+use crate::room::{Payer, Refusal, Taken, depending};
+use crate::same::fingerprint;
+use crate::topology::{Candidates, Needs, Place, listed, service_of};
 
 /// Names the endpoints behind a Service's port, for callers that dialled an address of one family.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -41,30 +43,61 @@ impl fmt::Display for SetName {
 }
 
 /// What is behind an address, without endpoints: encoded.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 pub struct Routes {
-    message: Bytes,
+    message: Result<Bytes, Refusal>,
     service: Option<(ObjectName, u16)>,
-    sets: Vec<SetName>,
+    sets: Arc<[SetName]>,
+    _taken: Taken,
 }
 
 impl Routes {
-    /// `target` names `sets`, and no others.
+    /// `target` names `sets`, and no others. Nobody pays for it.
     pub fn new(address: SocketAddr, target: proto::Target, sets: Vec<SetName>) -> Self {
         let service = service_of(&target);
-        let routes = proto::Routes {
-            address: address.to_string(),
-            target: Some(target),
+        let message = proto::ToSidecar {
+            kind: Some(to_sidecar::Kind::Routes(proto::Routes {
+                address: address.to_string(),
+                target: Some(target),
+            })),
         };
+        if message.encoded_len() > MAX_DISCOVERY_MESSAGE {
+            return Self::refused(Refusal::TooLarge);
+        }
         Self {
-            message: encoded(to_sidecar::Kind::Routes(routes)),
+            message: Ok(message.encode_to_vec().into()),
             service,
-            sets,
+            sets: sets.into(),
+            _taken: Taken::default(),
         }
     }
 
+    /// Nothing can be told.
+    pub(crate) fn refused(refusal: Refusal) -> Self {
+        Self {
+            message: Err(refusal),
+            service: None,
+            sets: Arc::default(),
+            _taken: Taken::default(),
+        }
+    }
+
+    /// Paid for, or refused.
+    pub(crate) fn paid(mut self, payer: &Payer, dependencies: usize) -> Self {
+        let message = self.message.as_ref().map_or(0, Bytes::len);
+        let sets = self.sets.len() * size_of::<SetName>();
+        match payer.take(message + sets + depending(dependencies)) {
+            Ok(taken) => self._taken = taken,
+            Err(refusal) => self = Self::refused(refusal),
+        }
+        self
+    }
+
     /// The message.
-    pub fn message(&self) -> Bytes {
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn message(&self) -> Result<Bytes, Refusal> {
         self.message.clone()
     }
 
@@ -74,19 +107,15 @@ impl Routes {
     }
 
     /// What the message names.
-    pub fn sets(&self) -> &[SetName] {
+    pub fn sets(&self) -> &Arc<[SetName]> {
         &self.sets
     }
 }
 
-/// The Service that a target is called as, and its port.
-pub(crate) fn service_of(target: &proto::Target) -> Option<(ObjectName, u16)> {
-    let service = match target.kind.as_ref()? {
-        proto::target::Kind::Service(service) => service.r#ref.as_ref()?,
-        proto::target::Kind::Pod(pod) => pod.service.as_ref()?,
-    };
-    let port = u16::try_from(service.port).ok()?;
-    Some((ObjectName::new(&service.namespace, &service.name), port))
+impl PartialEq for Routes {
+    fn eq(&self, other: &Self) -> bool {
+        self.message == other.message && self.sets == other.sets
+    }
 }
 
 /// A set of endpoints, for callers wherever they run. Each view is made once, when the first caller of it asks, and shared by all.
@@ -95,68 +124,112 @@ pub struct EndpointViews {
     name: SetName,
     /// The last version of any view: another place is another state too.
     last: Arc<AtomicU64>,
-    candidates: Candidates,
+    candidates: Result<Candidates, Refusal>,
     needs: Needs,
-    /// At most as many as there are nodes.
     views: Mutex<Views>,
     /// Of the version before: what views are compared with.
-    before: Option<(Needs, Views)>,
+    before: Option<(Needs, HashMap<Place, Arc<View>>)>,
+    payer: Payer,
+    _taken: Taken,
 }
 
-type Views = HashMap<Place, Arc<View>>;
+#[derive(Debug, Default)]
+struct Views {
+    /// At most as many as there are nodes.
+    at: HashMap<Place, Arc<View>>,
+    /// By which endpoints they are: on most nodes they are the same.
+    of: HashMap<u64, Arc<View>>,
+}
 
 /// What callers of one place get.
 #[derive(Debug)]
 pub struct View {
     name: SetName,
     version: u64,
-    endpoints: Vec<proto::Endpoint>,
+    endpoints: Vec<Arc<proto::Endpoint>>,
     whole: OnceLock<Bytes>,
     /// From the state of an older version, if that is less than the whole.
     change: Option<(u64, Bytes)>,
+    taken: Taken,
 }
 
 impl EndpointViews {
-    pub(crate) fn new(name: SetName, candidates: Candidates) -> Self {
+    pub(crate) fn new(name: SetName, candidates: Candidates, payer: Payer, dependencies: usize) -> Self {
+        let (candidates, taken) = match payer.take(candidates.size() + depending(dependencies)) {
+            Ok(taken) => (Ok(candidates), taken),
+            Err(refusal) => (Err(refusal), Taken::default()),
+        };
         Self {
             name,
             last: Arc::default(),
-            needs: candidates.needs(),
+            needs: candidates.as_ref().map_or_else(|_| Needs::default(), Candidates::needs),
             candidates,
             views: Mutex::default(),
             before: None,
+            payer,
+            _taken: taken,
         }
+    }
+
+    pub(crate) fn refused(name: SetName, refusal: Refusal) -> Self {
+        Self {
+            candidates: Err(refusal),
+            ..Self::new(name, Candidates::default(), Payer::default(), 0)
+        }
+    }
+
+    pub(crate) fn is_refused(&self) -> bool {
+        self.candidates.is_err()
     }
 
     /// Takes the place of another state of the same set.
     pub(crate) fn follow(&mut self, before: &Self) {
         self.last = Arc::clone(&before.last);
-        self.before = Some((before.needs, before.views.lock().clone()));
+        if !self.is_refused() {
+            self.before = Some((before.needs, before.views.lock().at.clone()));
+        }
     }
 
     /// What a caller gets. It is the same one, with the same version, as long as nothing of it changes.
-    pub fn view(&self, caller: &Place) -> Arc<View> {
+    ///
+    /// # Errors
+    /// When there is no room for it.
+    pub fn view(&self, caller: &Place) -> Result<Arc<View>, Refusal> {
+        let candidates = self.candidates.as_ref().map_err(|refusal| *refusal)?;
         let place = self.needs.of(caller);
         let mut views = self.views.lock();
-        if let Some(view) = views.get(&place) {
-            return Arc::clone(view);
+        if let Some(view) = views.at.get(&place) {
+            return Ok(Arc::clone(view));
         }
-        let endpoints = fitting(self.candidates.of(&place));
-        let before = self
-            .before
-            .as_ref()
-            .and_then(|(needs, views)| views.get(&needs.of(caller)));
-        let view = match before {
-            Some(before) if before.endpoints == endpoints => Arc::clone(before),
-            _ => Arc::new(View::new(
-                &self.name,
-                self.last.fetch_add(1, Ordering::Relaxed) + 1,
-                endpoints,
-                before.map(|before| &**before),
-            )),
+        // The first is paid for with the candidates. Of others, as much as they can become, before they are made.
+        let first = views.of.is_empty();
+        if !first {
+            drop(self.payer.take(candidates.list.len() * View::EACH)?);
+        }
+        let endpoints = fitting(candidates.of(&place));
+        let which: Vec<_> = endpoints.iter().map(Arc::as_ptr).collect();
+        let which = fingerprint(which);
+        let view = match views.of.get(&which) {
+            Some(view) if view.endpoints == endpoints => Arc::clone(view),
+            _ => self.make(caller, endpoints, first)?,
         };
-        views.insert(place, Arc::clone(&view));
-        view
+        views.of.insert(which, Arc::clone(&view));
+        views.at.insert(place, Arc::clone(&view));
+        Ok(view)
+    }
+
+    fn make(&self, caller: &Place, endpoints: Vec<Arc<proto::Endpoint>>, paid: bool) -> Result<Arc<View>, Refusal> {
+        let before = self.before.as_ref();
+        let before = before.and_then(|(needs, views)| views.get(&needs.of(caller)));
+        if let Some(before) = before.filter(|before| before.endpoints == endpoints) {
+            return Ok(Arc::clone(before));
+        }
+        let version = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut view = View::new(&self.name, version, endpoints, before.map(|before| &**before));
+        if !paid {
+            view.taken = self.payer.take(view.size())?;
+        }
+        Ok(Arc::new(view))
     }
 }
 
@@ -167,13 +240,17 @@ impl PartialEq for EndpointViews {
 }
 
 impl View {
-    fn new(name: &SetName, version: u64, endpoints: Vec<proto::Endpoint>, before: Option<&Self>) -> Self {
+    /// What an endpoint takes, in bytes.
+    const EACH: usize = 128;
+
+    fn new(name: &SetName, version: u64, endpoints: Vec<Arc<proto::Endpoint>>, before: Option<&Self>) -> Self {
         let mut view = Self {
             name: name.clone(),
             version,
             endpoints,
             whole: OnceLock::new(),
             change: None,
+            taken: Taken::default(),
         };
         view.change = before.and_then(|before| {
             let change = view.since(before);
@@ -181,6 +258,13 @@ impl View {
             smaller.then(|| (before.version, encoded(to_sidecar::Kind::EndpointSet(change))))
         });
         view
+    }
+
+    /// What it takes, in bytes, with all that will be encoded.
+    fn size(&self) -> usize {
+        let whole: usize = self.endpoints.iter().map(|endpoint| in_list(endpoint)).sum();
+        let change = self.change.as_ref().map_or(0, |(_, change)| change.len());
+        whole + change + self.endpoints.len() * size_of::<Arc<proto::Endpoint>>()
     }
 
     /// Another version is another state.
@@ -204,7 +288,7 @@ impl View {
             name: self.name.to_string(),
             version: self.version,
             since: 0,
-            endpoints: self.endpoints.clone(),
+            endpoints: listed(self.endpoints.clone()).endpoints,
             removed: Vec::new(),
         }
     }
@@ -212,7 +296,7 @@ impl View {
     fn since(&self, before: &Self) -> proto::EndpointSet {
         let by_address = |view: &Self| -> HashMap<_, _> {
             let endpoints = view.endpoints.iter();
-            endpoints.map(|e| (e.address.clone(), e.clone())).collect()
+            endpoints.map(|e| (e.address.clone(), Arc::clone(e))).collect()
         };
         let (old, new) = (by_address(before), by_address(self));
         let changed = self.endpoints.iter().filter(|e| old.get(&e.address) != Some(e));
@@ -221,25 +305,29 @@ impl View {
             name: self.name.to_string(),
             version: self.version,
             since: before.version,
-            endpoints: changed.cloned().collect(),
+            endpoints: listed(changed.cloned().collect()).endpoints,
             removed: removed.filter(|address| !new.contains_key(*address)).cloned().collect(),
         }
     }
 }
 
 /// As many as a message can hold: callers of a Service that has more use a part of it, and their sessions go on.
-fn fitting(mut endpoints: Vec<proto::Endpoint>) -> Vec<proto::Endpoint> {
+fn fitting(mut endpoints: Vec<Arc<proto::Endpoint>>) -> Vec<Arc<proto::Endpoint>> {
     // A name, two numbers, and what tells how long all of it is.
     let mut left = MAX_DISCOVERY_MESSAGE - 1024;
     let fitting = endpoints.iter().take_while(|endpoint| {
-        // The endpoint's own length, and the number of its field.
-        let length = endpoint.encoded_len() + prost::length_delimiter_len(endpoint.encoded_len()) + 1;
+        let length = in_list(endpoint);
         let fits = length <= left;
         left = left.saturating_sub(length);
         fits
     });
     endpoints.truncate(fitting.count());
     endpoints
+}
+
+/// An endpoint with its own length and the number of its field, in bytes.
+fn in_list(endpoint: &proto::Endpoint) -> usize {
+    endpoint.encoded_len() + prost::length_delimiter_len(endpoint.encoded_len()) + 1
 }
 
 /// The message of a session.
@@ -267,13 +355,21 @@ mod tests {
     }
 
     fn set(addresses: impl IntoIterator<Item = u32>) -> EndpointViews {
+        set_of(candidates(addresses))
+    }
+
+    fn local_set(list: Vec<Candidate>) -> EndpointViews {
+        set_of(Candidates { local: true, list })
+    }
+
+    fn set_of(candidates: Candidates) -> EndpointViews {
         let name = SetName {
             namespace: "shop".into(),
             service: "orders".into(),
             port: 80,
             ipv6: false,
         };
-        EndpointViews::new(name, candidates(addresses))
+        EndpointViews::new(name, candidates, Payer::default(), 0)
     }
 
     fn read(message: &Bytes) -> proto::EndpointSet {
@@ -287,10 +383,10 @@ mod tests {
     #[test]
     fn a_flap_of_one_of_a_thousand_is_small() {
         let whole = set(0..1000);
-        let first = whole.view(&Place::default());
+        let first = whole.view(&Place::default()).unwrap();
         let mut without = set(1..1000);
         without.follow(&whole);
-        let second = without.view(&Place::default());
+        let second = without.view(&Place::default()).unwrap();
         let change = second.message(Some(first.version()));
         let whole = second.message(None);
         assert_eq!(read(&change).removed, ["10.244.0.0:8080"]);
@@ -304,7 +400,7 @@ mod tests {
         assert_eq!(read(&second.message(Some(77))).since, 0);
         let mut again = set(0..1000);
         again.follow(&without);
-        let change = again.view(&Place::default()).message(Some(second.version()));
+        let change = again.view(&Place::default()).unwrap().message(Some(second.version()));
         assert!(change.len() < 250, "{}", change.len());
         assert_eq!(read(&change).endpoints.len(), 1);
     }
@@ -313,26 +409,27 @@ mod tests {
     #[test]
     fn a_message_is_never_larger_than_a_sidecar_takes() {
         let large = set(0..60_000);
-        let view = large.view(&Place::default());
+        let view = large.view(&Place::default()).unwrap();
         let message = view.message(None);
         assert!(message.len() <= MAX_DISCOVERY_MESSAGE && message.len() > MAX_DISCOVERY_MESSAGE - 2048);
+        let all = large.candidates.as_ref().unwrap().of(&Place::default());
         assert_eq!(
-            read(&message).endpoints[..],
-            large.candidates.of(&Place::default())[..view.endpoints.len()]
+            read(&message).endpoints,
+            listed(all[..view.endpoints.len()].to_vec()).endpoints
         );
         let mut less = set(1..60_000);
         less.follow(&large);
-        let change = less.view(&Place::default()).message(Some(view.version()));
+        let change = less.view(&Place::default()).unwrap().message(Some(view.version()));
         assert!(change.len() < 1024, "{}", change.len());
     }
 
     #[test]
     fn what_is_smaller_is_sent() {
         let before = set(0..3);
-        let has = before.view(&Place::default()).version();
+        let has = before.view(&Place::default()).unwrap().version();
         let mut after = set(10..13);
         after.follow(&before);
-        let sent = read(&after.view(&Place::default()).message(Some(has)));
+        let sent = read(&after.view(&Place::default()).unwrap().message(Some(has)));
         assert_eq!((sent.since, sent.endpoints.len(), sent.removed.len()), (0, 3, 0));
     }
 
@@ -343,43 +440,36 @@ mod tests {
             candidates.list[0].node = Some(node.into());
             candidates.list.remove(0)
         };
-        let local = |here: u32, there: u32| {
-            let mut set = set([]);
-            set.candidates = Candidates {
-                local: true,
-                list: vec![on("n1", here), on("n2", there)],
-            };
-            set.needs = set.candidates.needs();
-            set
-        };
+        let local = |here: u32, there: u32| local_set(vec![on("n1", here), on("n2", there)]);
         let at = |node: &str| Place {
             node: Some(node.into()),
             zone: None,
         };
         let before = local(1, 2);
-        let (here, there) = (before.view(&at("n1")), before.view(&at("n2")));
+        let (here, there) = (before.view(&at("n1")).unwrap(), before.view(&at("n2")).unwrap());
         let mut after = local(1, 3);
         after.follow(&before);
-        assert!(Arc::ptr_eq(&after.view(&at("n1")), &here));
-        assert_ne!(after.view(&at("n2")).version(), there.version());
+        assert!(Arc::ptr_eq(&after.view(&at("n1")).unwrap(), &here));
+        assert_ne!(after.view(&at("n2")).unwrap().version(), there.version());
     }
 
     /// A caller whose place becomes known, or becomes another one, gets what is there.
     #[test]
     fn views_of_different_places_have_different_versions() {
-        let mut set = set([]);
         let mut list = candidates([1, 2]).list;
         for (candidate, node) in list.iter_mut().zip(["n1", "n2"]) {
             candidate.node = Some(node.into());
         }
-        set.candidates = Candidates { local: true, list };
-        set.needs = set.candidates.needs();
+        let set = local_set(list);
         let at = |node: &str| Place {
             node: Some(node.into()),
             zone: None,
         };
-        let (here, there) = (set.view(&at("n1")), set.view(&at("n2")));
+        let (here, there) = (set.view(&at("n1")).unwrap(), set.view(&at("n2")).unwrap());
         assert_ne!(here.endpoints, there.endpoints);
         assert_ne!(here.version(), there.version());
+        // Where nobody is on the node there is nobody, on whichever.
+        let nobody = ["n3", "n4"].map(|node| set.view(&at(node)).unwrap());
+        assert!(nobody[0].endpoints.is_empty() && Arc::ptr_eq(&nobody[0], &nobody[1]));
     }
 }

@@ -83,8 +83,7 @@ impl Cluster {
     pub(crate) fn target_at(&self, address: &str, consumer: &str, place: &Place) -> Option<proto::target::Kind> {
         let address: SocketAddr = address.parse().unwrap();
         let views = self.index.watch_target(address, consumer).borrow().clone();
-        let target = views.target(place);
-        assert_eq!(target.encode_to_vec(), views.bytes(place));
+        let target = proto::Target::decode(views.view(place).unwrap().bytes).unwrap();
         assert_eq!(
             self.in_session(address, consumer, place),
             target,
@@ -101,7 +100,7 @@ impl Cluster {
             number: 0,
         };
         let routes = self.index.follow_routes(address, consumer, reader()).newest();
-        let to_sidecar::Kind::Routes(message) = told(routes.message()) else {
+        let to_sidecar::Kind::Routes(message) = told(routes.message().unwrap()) else {
             panic!("no routes");
         };
         assert_eq!(message.address, address.to_string());
@@ -114,7 +113,7 @@ impl Cluster {
                 };
                 let name = names.next().unwrap();
                 let views = self.index.follow_endpoints(name, reader()).newest();
-                let to_sidecar::Kind::EndpointSet(set) = told(views.view(place).message(None)) else {
+                let to_sidecar::Kind::EndpointSet(set) = told(views.view(place).unwrap().message(None)) else {
                     panic!("no endpoints");
                 };
                 assert_eq!((named, set.since), (&set.name, 0));

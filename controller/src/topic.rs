@@ -88,14 +88,14 @@ impl Reader {
 
 impl<V: Default> Default for Topic<V> {
     fn default() -> Self {
-        Self::new(V::default())
+        Self::new(Arc::default())
     }
 }
 
 impl<V> Topic<V> {
-    pub(crate) fn new(value: V) -> Self {
+    pub(crate) fn new(value: Arc<V>) -> Self {
         Self {
-            values: watch::Sender::new(Arc::new(value)),
+            values: watch::Sender::new(value),
             readers: Arc::default(),
         }
     }
@@ -106,8 +106,8 @@ impl<V> Topic<V> {
     }
 
     /// A new value, of which all hear.
-    pub(crate) fn replace(&self, value: V) {
-        self.values.send_replace(Arc::new(value));
+    pub(crate) fn replace(&self, value: Arc<V>) {
+        self.values.send_replace(value);
         for ((_, number), inbox) in &*self.readers.lock() {
             inbox.mark(*number);
         }
@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn each_reader_hears_of_its_own_topics_once() {
-        let (one, two) = (Topic::new("a"), Topic::new("b"));
+        let (one, two) = (Topic::new(Arc::new("a")), Topic::new(Arc::new("b")));
         let (here, there) = (Arc::new(Inbox::default()), Arc::new(Inbox::default()));
         let reader = |inbox: &Arc<Inbox>, number| Reader {
             inbox: Arc::clone(inbox),
@@ -175,12 +175,12 @@ mod tests {
         let first = one.follow(reader(&here, 1));
         let second = two.follow(reader(&here, 2));
         let other = one.follow(reader(&there, 1));
-        one.replace("c");
-        one.replace("d");
+        one.replace(Arc::new("c"));
+        one.replace(Arc::new("d"));
         assert_eq!((here.take(), here.take(), there.take()), (Some(1), None, Some(1)));
         assert_eq!((*first.newest(), *second.newest(), *other.newest()), ("d", "b", "d"));
         drop(first);
-        one.replace("e");
+        one.replace(Arc::new("e"));
         assert_eq!((here.take(), there.take()), (None, Some(1)));
         drop(other);
         assert!(one.is_unused() && !two.is_unused());

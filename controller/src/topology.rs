@@ -20,6 +20,10 @@ use outrigger_api::discovery as proto;
 use parking_lot::Mutex;
 use prost::Message;
 
+use crate::objects::ObjectName;
+use crate::room::{Payer, Refusal, Taken, depending};
+use crate::same::fingerprint;
+
 /// Where a caller runs. What is not known is `None`: no endpoint is on that node or hinted for that zone.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Place {
@@ -32,7 +36,7 @@ pub struct Place {
 /// An endpoint, and what decides who gets it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Candidate {
-    pub(crate) endpoint: proto::Endpoint,
+    pub(crate) endpoint: Arc<proto::Endpoint>,
     /// False: it terminates, and still serves.
     pub(crate) ready: bool,
     pub(crate) node: Option<Arc<str>>,
@@ -52,7 +56,7 @@ impl From<proto::Endpoint> for Candidate {
     /// Ready, and for every caller.
     fn from(endpoint: proto::Endpoint) -> Self {
         Self {
-            endpoint,
+            endpoint: endpoint.into(),
             ready: true,
             node: None,
             for_nodes: Vec::new(),
@@ -69,8 +73,20 @@ pub(crate) struct Needs {
 }
 
 impl Candidates {
+    /// What one takes, in bytes, beside its names.
+    pub(crate) const EACH: usize = 512;
+
+    /// What they take, in bytes, with one view of them all, and with what is kept of the state before.
+    pub(crate) fn size(&self) -> usize {
+        let size = |c: &Candidate| {
+            let hints = c.for_nodes.len() + c.for_zones.len();
+            Self::EACH + 2 * c.endpoint.encoded_len() + hints * size_of::<Arc<str>>()
+        };
+        self.list.iter().map(size).sum()
+    }
+
     /// The endpoints of a caller.
-    pub(crate) fn of(&self, caller: &Place) -> Vec<proto::Endpoint> {
+    pub(crate) fn of(&self, caller: &Place) -> Vec<Arc<proto::Endpoint>> {
         let chosen = if self.local {
             let here = self.list.iter().filter(|c| c.node.is_some() && c.node == caller.node);
             first_choice(here.collect())
@@ -80,7 +96,7 @@ impl Candidates {
                 .or_else(|| hinted(&usable, caller.zone.as_ref(), |c| &c.for_zones))
                 .unwrap_or(usable)
         };
-        chosen.into_iter().map(|c| c.endpoint.clone()).collect()
+        chosen.into_iter().map(|c| Arc::clone(&c.endpoint)).collect()
     }
 
     /// Whether every caller has the same endpoints.
@@ -137,77 +153,161 @@ impl Needs {
     }
 }
 
+/// The Service that a target is called as, and its port.
+pub(crate) fn service_of(target: &proto::Target) -> Option<(ObjectName, u16)> {
+    let service = match target.kind.as_ref()? {
+        proto::target::Kind::Service(service) => service.r#ref.as_ref()?,
+        proto::target::Kind::Pod(pod) => pod.service.as_ref()?,
+    };
+    let port = u16::try_from(service.port).ok()?;
+    Some((ObjectName::new(&service.namespace, &service.name), port))
+}
+
+/// An encoded message, which another one is equal to that has the same fingerprint.
+#[derive(Clone, Debug, Default)]
+pub struct Encoded {
+    /// The message.
+    pub bytes: Bytes,
+    pub(crate) fingerprint: u64,
+}
+
+impl Encoded {
+    pub(crate) fn of(message: &impl Message) -> Self {
+        let bytes: Bytes = message.encode_to_vec().into();
+        Self {
+            fingerprint: fingerprint(&bytes),
+            bytes,
+        }
+    }
+}
+
 /// What is behind an address with its endpoints, for streams of sidecars of the version before the session, and for callers
 /// wherever they run. Each view is encoded once, when the first caller of it asks, and
 /// shared by all; where no endpoint depends on the caller's place there is one view.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct TargetViews {
     /// Without the endpoints of the backends in `by_place`.
-    common: proto::Target,
+    common: Result<Encoded, Refusal>,
+    service: Option<(ObjectName, u16)>,
     /// By the index of the backend.
     by_place: Vec<(usize, Candidates)>,
     needs: Needs,
     /// At most as many as there are nodes.
-    encoded: Mutex<HashMap<Place, Bytes>>,
+    views: Mutex<HashMap<Place, (Encoded, Taken)>>,
+    payer: Payer,
+    _taken: Taken,
 }
 
 impl TargetViews {
     /// `by_place` has what depends on the caller's place, by the index of the backend, which is without endpoints in `common`.
-    pub(crate) fn new(common: proto::Target, by_place: Vec<(usize, Candidates)>) -> Self {
-        Self {
-            needs: by_place
-                .iter()
-                .fold(Needs::default(), |needs, (_, candidates)| needs.and(candidates.needs())),
-            common,
-            by_place,
-            encoded: Mutex::default(),
+    pub(crate) fn new(
+        common: &proto::Target,
+        by_place: Vec<(usize, Candidates)>,
+        payer: Payer,
+        dependencies: usize,
+    ) -> Self {
+        let encoded = Encoded::of(common);
+        let candidates: usize = by_place.iter().map(|(_, candidates)| candidates.size()).sum();
+        match payer.take(encoded.bytes.len() + candidates + depending(dependencies)) {
+            Ok(taken) => Self {
+                common: Ok(encoded),
+                service: service_of(common),
+                needs: by_place
+                    .iter()
+                    .fold(Needs::default(), |needs, (_, candidates)| needs.and(candidates.needs())),
+                by_place,
+                views: Mutex::default(),
+                payer,
+                _taken: taken,
+            },
+            Err(refusal) => Self::refused(refusal),
         }
     }
 
-    /// What every caller gets.
-    pub(crate) fn common(&self) -> &proto::Target {
-        &self.common
+    pub(crate) fn refused(refusal: Refusal) -> Self {
+        Self {
+            common: Err(refusal),
+            service: None,
+            by_place: Vec::new(),
+            needs: Needs::default(),
+            views: Mutex::default(),
+            payer: Payer::default(),
+            _taken: Taken::default(),
+        }
+    }
+
+    /// Without what depends on the caller's place.
+    pub(crate) fn common(&self) -> Result<&Encoded, Refusal> {
+        self.common.as_ref().map_err(|refusal| *refusal)
+    }
+
+    /// The Service that is called, and its port.
+    pub(crate) fn service(&self) -> Option<&(ObjectName, u16)> {
+        self.service.as_ref()
     }
 
     /// What a caller gets.
-    pub fn target(&self, caller: &Place) -> proto::Target {
-        let mut target = self.common.clone();
+    ///
+    /// # Errors
+    /// When there is no room for it, or no message holds it.
+    pub fn view(&self, caller: &Place) -> Result<Encoded, Refusal> {
+        let common = self.common()?;
+        if self.by_place.is_empty() {
+            return Ok(common.clone());
+        }
+        let caller = self.needs.of(caller);
+        let mut views = self.views.lock();
+        if let Some((view, _)) = views.get(&caller) {
+            return Ok(view.clone());
+        }
+        // As much as it can become, before it is made.
+        let most: usize = self.by_place.iter().map(|(_, candidates)| candidates.size()).sum();
+        drop(self.payer.take(common.bytes.len() + most)?);
+        let view = Encoded::of(&self.target(&common.bytes, &caller));
+        let taken = self.payer.take(view.bytes.len())?;
+        views.insert(caller, (view.clone(), taken));
+        Ok(view)
+    }
+
+    fn target(&self, common: &Bytes, caller: &Place) -> proto::Target {
+        // What was encoded here can be read.
+        let mut target = proto::Target::decode(common.clone()).unwrap_or_default();
         if let Some(proto::target::Kind::Service(service)) = &mut target.kind {
             for (index, candidates) in &self.by_place {
                 if let Some(backend) = service.backends.get_mut(*index) {
-                    let endpoints = candidates.of(caller);
-                    backend.kind = Some(proto::backend::Kind::Endpoints(proto::Endpoints { endpoints }));
+                    backend.kind = Some(proto::backend::Kind::Endpoints(listed(candidates.of(caller))));
                 }
             }
         }
         target
     }
+}
 
-    /// The same, encoded.
-    pub fn bytes(&self, caller: &Place) -> Bytes {
-        let caller = self.needs.of(caller);
-        let mut encoded = self.encoded.lock();
-        if let Some(bytes) = encoded.get(&caller) {
-            return bytes.clone();
-        }
-        let bytes: Bytes = match self.by_place.is_empty() {
-            true => self.common.encode_to_vec().into(),
-            false => self.target(&caller).encode_to_vec().into(),
-        };
-        encoded.insert(caller, bytes.clone());
-        bytes
+/// As a message has them.
+pub(crate) fn listed(endpoints: Vec<Arc<proto::Endpoint>>) -> proto::Endpoints {
+    let endpoints = endpoints.into_iter().map(Arc::unwrap_or_clone);
+    proto::Endpoints {
+        endpoints: endpoints.collect(),
     }
 }
 
 impl From<proto::Target> for TargetViews {
+    /// The same for every caller, and nobody pays for it.
     fn from(target: proto::Target) -> Self {
-        Self::new(target, Vec::new())
+        Self::new(&target, Vec::new(), Payer::default(), 0)
+    }
+}
+
+impl Default for TargetViews {
+    fn default() -> Self {
+        proto::Target::default().into()
     }
 }
 
 impl PartialEq for TargetViews {
     fn eq(&self, other: &Self) -> bool {
-        self.common == other.common && self.by_place == other.by_place
+        let common = |views: &Self| views.common().map(|common| common.bytes.clone());
+        common(self) == common(other) && self.by_place == other.by_place
     }
 }
 

@@ -4,20 +4,15 @@ use outrigger_api::discovery as proto;
 use outrigger_api::discovery::target;
 
 use super::{Candidate, Candidates, Place, TargetViews};
+use crate::room::Payer;
 
 /// "name", and then any of: "!" (terminating), "@node", ">zone" and ">>node" hints.
 fn candidate(text: &str) -> Candidate {
     let mut words = text.split(' ');
-    let mut candidate = Candidate {
-        endpoint: proto::Endpoint {
-            address: words.next().unwrap().to_owned(),
-            ..proto::Endpoint::default()
-        },
-        ready: true,
-        node: None,
-        for_nodes: Vec::new(),
-        for_zones: Vec::new(),
-    };
+    let mut candidate = Candidate::from(proto::Endpoint {
+        address: words.next().unwrap().to_owned(),
+        ..proto::Endpoint::default()
+    });
     for word in words {
         if word == "!" {
             candidate.ready = false;
@@ -51,7 +46,7 @@ fn place(text: &str) -> Place {
     }
 }
 
-fn names(endpoints: &[proto::Endpoint]) -> String {
+fn names(endpoints: &[Arc<proto::Endpoint>]) -> String {
     let names: Vec<_> = endpoints.iter().map(|e| e.address.as_str()).collect();
     names.join(" ")
 }
@@ -196,16 +191,19 @@ fn a_view_is_encoded_once_for_all_callers_that_share_it() {
         kind: Some(target::Kind::Service(service)),
     };
     let same = |views: &TargetViews, a: &str, b: &str| {
-        let (a, b) = (views.bytes(&place(a)), views.bytes(&place(b)));
-        (a == b, a.as_ptr() == b.as_ptr())
+        let view = |at| views.view(&place(at)).unwrap();
+        let (a, b) = (view(a), view(b));
+        assert_eq!(a.fingerprint == b.fingerprint, a.bytes == b.bytes);
+        (a.bytes == b.bytes, a.bytes.as_ptr() == b.bytes.as_ptr())
     };
     let one = TargetViews::from(target.clone());
     assert_eq!(same(&one, "n1/z1", "n2/z2"), (true, true));
-    let zones = TargetViews::new(target.clone(), vec![(1, candidates(false, &["a >z1", "b >z2"]))]);
+    let by_zone = |hints| TargetViews::new(&target, vec![(1, candidates(false, hints))], Payer::default(), 0);
+    let zones = by_zone(&["a >z1", "b >z2"]);
     // Nodes do not matter.
     assert_eq!(same(&zones, "n1/z1", "n2/z1"), (true, true));
     assert_eq!(same(&zones, "n1/z1", "n1/z2"), (false, false));
-    assert_eq!(zones.encoded.lock().len(), 2);
-    let changed = TargetViews::new(target, vec![(1, candidates(false, &["a >z1", "b >z1"]))]);
+    assert_eq!(zones.views.lock().len(), 2);
+    let changed = by_zone(&["a >z1", "b >z1"]);
     assert!(zones != changed);
 }

@@ -17,6 +17,7 @@ use crate::access::{Access, PodKey, nobody};
 use crate::objects::keys::KeySource;
 use crate::objects::policy::{Attachment, Policy, PolicyKind, Target, TargetKind};
 use crate::objects::{ObjectName, Pod};
+use crate::room::Room;
 use crate::store::{Dep, Deps, Store};
 
 /// Stands for policies of which nobody can say whether they select the pod.
@@ -26,7 +27,7 @@ const UNKNOWN_POD: &str = "(unknown pod)";
 type Ports = Option<BTreeSet<u16>>;
 
 /// What the pod's sidecar is told.
-pub(crate) fn access(store: &Store, key: &PodKey, deps: &mut Deps) -> Access {
+pub(crate) fn access(store: &Store, room: &Room, key: &PodKey, deps: &mut Deps) -> Access {
     let name = &key.name;
     deps.insert(Dep::Pod(name.clone()));
     deps.insert(Dep::Services(name.namespace.clone()));
@@ -64,7 +65,7 @@ pub(crate) fn access(store: &Store, key: &PodKey, deps: &mut Deps) -> Access {
     if pod.is_none() && may_be_selected(store, name) {
         told.enforced.push(nobody(UNKNOWN_POD, None));
     }
-    Access::new(told)
+    Access::new(told, &room.payer(&name.namespace))
 }
 
 /// The policies that select the pod, and at which ports, by their names. Of a pod that is not known: those for which its namespace is

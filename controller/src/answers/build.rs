@@ -1,21 +1,22 @@
-//! What is behind an address, and what is known of a pod.
+//! What is behind an address.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use outrigger_api::discovery as proto;
 use outrigger_api::discovery::Protocol;
-use outrigger_api::ports;
+use outrigger_api::{MAX_DISCOVERY_MESSAGE, ports};
+use prost::Message;
 
-use super::{endpoints, routing, traffic};
-use crate::discovery::Caller;
+use super::{endpoints, protocol, routing, traffic};
 use crate::objects::policy::PolicyKind;
 use crate::objects::route::{BackendRef, Route, RouteFilter, Rule};
-use crate::objects::{ObjectName, Pod, PortSet, Service, ServicePort, TargetPort};
+use crate::objects::{ObjectName, Pod, Service, ServicePort};
+use crate::room::{Payer, Refusal, Room, Taken, depending};
 use crate::split::{EndpointViews, Routes, SetName};
 use crate::store::{Dep, Deps, Store};
-use crate::topology::{Place, TargetViews};
+use crate::topology::{Place, TargetViews, listed};
 
 /// An index that no backend has: the share of an invalid backend is answered 500.
 const INVALID_BACKEND: u32 = u32::MAX;
@@ -24,53 +25,103 @@ const INVALID_BACKEND: u32 = u32::MAX;
 const MAX_PORTS_TOLD: usize = 64;
 
 /// What is behind an address, for clients in `consumer`.
-pub(crate) fn routes(store: &Store, (address, consumer): &(SocketAddr, Arc<str>), deps: &mut Deps) -> Routes {
-    let (target, sets) = parts(store, *address, consumer, deps);
-    Routes::new(*address, target, sets.into_iter().map(|(_, name)| name).collect())
+pub(crate) fn routes(
+    store: &Store,
+    room: &Room,
+    (address, consumer): &(SocketAddr, Arc<str>),
+    deps: &mut Deps,
+) -> Routes {
+    match parts(store, room, *address, consumer, deps) {
+        Ok(parts) => {
+            let sets = parts.sets.into_iter().map(|(_, name)| name).collect();
+            let routes = Routes::new(*address, parts.target, sets);
+            drop(parts.expected);
+            routes.paid(&parts.payer, deps.len())
+        }
+        Err(refusal) => Routes::refused(refusal),
+    }
 }
 
 /// The endpoints of one backend.
-pub(crate) fn endpoints(store: &Store, name: &SetName, deps: &mut Deps) -> EndpointViews {
-    EndpointViews::new(name.clone(), endpoints::candidates(store, deps, name))
+pub(crate) fn endpoints(store: &Store, room: &Room, name: &SetName, deps: &mut Deps) -> EndpointViews {
+    let payer = room.payer(&name.namespace);
+    match endpoints::expected(store, name, &payer) {
+        Ok(expected) => {
+            let candidates = endpoints::candidates(store, deps, name);
+            drop(expected);
+            EndpointViews::new(name.clone(), candidates, payer, deps.len())
+        }
+        Err(refusal) => EndpointViews::refused(name.clone(), refusal),
+    }
 }
 
 /// Both together, for streams of sidecars of the version before the session.
-pub(crate) fn target(store: &Store, (address, consumer): &(SocketAddr, Arc<str>), deps: &mut Deps) -> TargetViews {
-    let (mut target, sets) = parts(store, *address, consumer, deps);
+pub(crate) fn target(
+    store: &Store,
+    room: &Room,
+    (address, consumer): &(SocketAddr, Arc<str>),
+    deps: &mut Deps,
+) -> TargetViews {
+    let whole = parts(store, room, *address, consumer, deps).and_then(|parts| with_endpoints(store, parts, deps));
+    whole.unwrap_or_else(TargetViews::refused)
+}
+
+fn with_endpoints(store: &Store, mut parts: Parts, deps: &mut Deps) -> Result<TargetViews, Refusal> {
+    let mut expected = vec![parts.expected];
     let mut by_place = Vec::new();
-    if let Some(proto::target::Kind::Service(service)) = &mut target.kind {
-        for (index, name) in sets {
+    if let Some(proto::target::Kind::Service(service)) = &mut parts.target.kind {
+        for (index, name) in parts.sets {
+            expected.push(endpoints::expected(store, &name, &parts.payer)?);
             let candidates = endpoints::candidates(store, deps, &name);
-            let mut endpoints = Vec::new();
+            let mut endpoints = proto::Endpoints::default();
             if candidates.is_same_everywhere() {
-                endpoints = candidates.of(&Place::default());
+                endpoints = listed(candidates.of(&Place::default()));
             } else {
                 by_place.push((index, candidates));
             }
-            service.backends[index].kind = Some(proto::backend::Kind::Endpoints(proto::Endpoints { endpoints }));
+            service.backends[index].kind = Some(proto::backend::Kind::Endpoints(endpoints));
         }
     }
-    TargetViews::new(target, by_place)
+    drop(expected);
+    Ok(TargetViews::new(&parts.target, by_place, parts.payer, deps.len()))
 }
 
-/// What is behind an address without its endpoints, and the sets that it names, by the index of the backend.
+/// What is behind an address without its endpoints.
+struct Parts {
+    target: proto::Target,
+    /// The sets that it names, by the index of the backend.
+    sets: Vec<(usize, SetName)>,
+    /// The namespace that makes it large: where clients of another one have routes or policies of their own for it, theirs.
+    payer: Payer,
+    /// Until it is known what it takes.
+    expected: Taken,
+}
+
 fn parts(
     store: &Store,
+    room: &Room,
     address: SocketAddr,
-    consumer: &str,
+    consumer: &Arc<str>,
     deps: &mut Deps,
-) -> (proto::Target, Vec<(usize, SetName)>) {
+) -> Result<Parts, Refusal> {
     deps.insert(Dep::Ip(address.ip()));
     let mut build = Build {
         store,
         callers: consumer,
+        payer: Arc::clone(consumer),
         deps,
     };
     let mut sets = Vec::new();
+    let mut expected = Taken::default();
     let kind = if let Some((name, service)) = store.service_at(address.ip()) {
+        build.payer = Arc::clone(&name.namespace);
         let mut backends = Backends::new(address.ip().is_ipv6());
         let service = match service.ports.iter().find(|p| p.port == address.port()) {
-            Some(port) => build.service(name, service, port, &mut backends),
+            Some(port) => {
+                let (told, charged) = build.service(room, name, service, port, &mut backends)?;
+                expected = charged;
+                told
+            }
             None => build.no_such_port(name, address.port(), &mut backends),
         };
         sets = backends.sets;
@@ -79,131 +130,86 @@ fn parts(
             ..service
         }))
     } else {
-        store
-            .pod_at(address.ip())
-            .map(|(name, pod)| proto::target::Kind::Pod(build.pod(name, pod, address)))
+        store.pod_at(address.ip()).map(|(name, pod)| {
+            build.payer = Arc::clone(&name.namespace);
+            proto::target::Kind::Pod(build.pod(name, pod, address))
+        })
     };
-    (proto::Target { kind }, sets)
-}
-
-/// Where a caller runs: the pod that has the address of its connection, or, where that is nobody's (it was translated, or
-/// kubelet has not written it yet), the pod that it says it is. Either must be of the ServiceAccount of its SVID.
-pub(crate) fn place(store: &Store, caller: &Caller, deps: &mut Deps) -> Place {
-    deps.insert(Dep::Ip(caller.address));
-    let said = ObjectName {
-        namespace: caller.namespace.clone(),
-        name: caller.pod.clone(),
-    };
-    let is_callers = |(name, pod): &(&ObjectName, &Pod)| {
-        name.namespace == caller.namespace && pod.service_account == caller.service_account
-    };
-    let by_address = store.pod_at(caller.address).filter(is_callers);
-    let pod = by_address.or_else(|| store.pods.get_key_value(&said).filter(is_callers));
-    let node: Option<Arc<str>> = pod.and_then(|(_, pod)| pod.node.clone());
-    deps.insert(Dep::Pod(said));
-    deps.extend(node.clone().map(Dep::Node));
-    Place {
-        zone: node.as_ref().and_then(|node| store.nodes.get(node)?.zone.clone()),
-        node,
-    }
-}
-
-/// What is known of a pod itself.
-pub(crate) fn workload(store: &Store, name: &ObjectName, deps: &mut Deps) -> proto::Workload {
-    deps.insert(Dep::Pod(name.clone()));
-    deps.insert(Dep::Services(name.namespace.clone()));
-    deps.insert(Dep::Namespace(name.namespace.clone()));
-    deps.insert(Dep::Networks);
-    let cluster_networks = store.told_networks();
-    let Some(pod) = store.pods.get(name) else {
-        return proto::Workload {
-            cluster_networks,
-            ..proto::Workload::default()
-        };
-    };
-    let build = Build {
-        store,
-        callers: "",
-        deps,
-    };
-    let mut protocols = HashMap::new();
-    for (service_name, service) in store.services_selecting(&name.namespace, pod) {
-        for port in &service.ports {
-            let protocol = build.port_protocol(service_name, service, port);
-            let Some(target) = pod.port_behind(port).filter(|_| protocol != Protocol::Unspecified) else {
-                continue;
-            };
-            let known = protocols.entry(u32::from(target)).or_insert(protocol as i32);
-            // Where Services disagree: opaque bytes are never wrong.
-            if protocol == Protocol::Opaque {
-                *known = protocol as i32;
-            }
-        }
-    }
-    let mut opaque: BTreeSet<u32> = BTreeSet::new();
-    let annotated = pod.opaque_ports.as_ref().or_else(|| build.namespace_opaque(name));
-    opaque.extend(annotated.iter().flat_map(|ports| ports.ports()).map(u32::from));
-    for (port, protocol) in &mut protocols {
-        if opaque.contains(port) {
-            *protocol = Protocol::Opaque as i32;
-        }
-    }
-    let defaults = ports::DEFAULT_OPAQUE.map(u32::from);
-    opaque.extend(defaults.iter().filter(|port| !protocols.contains_key(*port)));
-    let by_service = protocols.iter().filter(|(_, p)| **p == Protocol::Opaque as i32);
-    opaque.extend(by_service.map(|(port, _)| *port));
-    proto::Workload {
-        opaque_ports: opaque.into_iter().collect(),
-        protocols,
-        cluster_networks,
-    }
+    Ok(Parts {
+        target: proto::Target { kind },
+        sets,
+        payer: room.payer(&build.payer),
+        expected,
+    })
 }
 
 struct Build<'a> {
     store: &'a Store,
     /// The namespace of the clients.
-    callers: &'a str,
+    callers: &'a Arc<str>,
+    /// See [`Parts::payer`].
+    payer: Arc<str>,
     deps: &'a mut Deps,
 }
 
 impl Build<'_> {
+    /// Together with what is charged for it until it is known how large it is.
     fn service(
         &mut self,
+        room: &Room,
         name: &ObjectName,
         service: &Service,
         port: &ServicePort,
         backends: &mut Backends,
-    ) -> proto::Service {
+    ) -> Result<(proto::Service, Taken), Refusal> {
         self.depend_on_service(name);
+        self.deps.insert(Dep::Routes(name.clone()));
         backends.index(self, name, port.port);
+        let mut protocol = protocol::of_port(self.store, name, service, port);
+        let ask_pods = protocol == Protocol::Unspecified;
         let routes = routing::routes_for(self.store, name, port, self.callers);
+        if routes.first().is_some_and(|route| route.is_consumer_route_of(name)) {
+            self.payer = Arc::clone(self.callers);
+        }
+        let mut expected: usize = routes.iter().map(|route| route.size()).sum();
+        if expected > MAX_DISCOVERY_MESSAGE {
+            return Err(Refusal::TooLarge);
+        }
+        if ask_pods && service.selector.is_empty() {
+            expected += depending(endpoints::count(self.store, name, port));
+        }
+        let expected = room.payer(&self.payer).take(expected)?;
         let over = routes
             .first()
             .map(|first| routing::over_budget(self.store, name, first));
-        let ordered = routing::in_order(&routes, &over.unwrap_or_default());
-        let routes = ordered
-            .into_iter()
-            .map(|(route, rule, matches)| self.rule(route, rule, matches, backends))
-            .collect();
-        let mut protocol = self.port_protocol(name, service, port);
-        if protocol == Protocol::Unspecified && endpoints::any_pod_says_opaque(self.store, self.deps, name, port) {
+        let mut left = MAX_DISCOVERY_MESSAGE;
+        let mut told = Vec::new();
+        for (route, rule, matches) in routing::in_order(&routes, &over.unwrap_or_default()) {
+            let rule = self.rule(route, rule, matches, backends);
+            // A rule may be there in many parts, and each has all its filters.
+            left = left.checked_sub(rule.encoded_len()).ok_or(Refusal::TooLarge)?;
+            told.push(rule);
+        }
+        if ask_pods && endpoints::any_pod_says_opaque(self.store, self.deps, name, service, port) {
             protocol = Protocol::Opaque;
         }
-        proto::Service {
+        let service = proto::Service {
             r#ref: Some(service_ref(name, port.port)),
             protocol: protocol.into(),
-            routes,
+            routes: told,
             backends: Vec::new(), // they are in `backends`
-            policy: traffic::of_service(self.store, name, &port.name, self.callers),
-        }
+            policy: self.policy(name, &port.name),
+        };
+        Ok((service, expected))
     }
 
     /// A port that the Service does not have. The sidecar says so to whoever calls it, where else the kernel would reset the connection.
     fn no_such_port(&mut self, name: &ObjectName, port: u16, backends: &mut Backends) -> proto::Service {
+        self.depend_on_service(name);
         backends.index(self, name, port);
         proto::Service {
             r#ref: Some(service_ref(name, port)),
-            policy: traffic::of_service(self.store, name, "", self.callers),
+            policy: self.policy(name, ""),
             ..proto::Service::default()
         }
     }
@@ -265,7 +271,6 @@ impl Build<'_> {
     }
 
     fn backend(&mut self, backend: &BackendRef, backends: &mut Backends) -> u32 {
-        self.deps.insert(Dep::Service(backend.name.clone()));
         match routing::resolve(self.store, backend) {
             Ok((name, port)) => backends.index(self, &name, port),
             Err(_) => INVALID_BACKEND,
@@ -283,10 +288,10 @@ impl Build<'_> {
             let ports = ports.filter(|p| pod.port_behind(p) == Some(address.port()));
             owners.extend(ports.map(|port| (service_name, service, port)));
         }
-        let opaque = pod.opaque_ports.as_ref().or_else(|| self.namespace_opaque(name));
+        let opaque = protocol::opaque_ports(self.store, name, pod);
         let mut said = owners
             .iter()
-            .map(|(name, service, port)| self.port_protocol(name, service, port));
+            .map(|(name, service, port)| protocol::of_port(self.store, name, service, port));
         let protocol = if opaque.is_some_and(|ports| ports.contains(address.port())) {
             Protocol::Opaque
         } else if let Some(protocol) = said.find(|p| *p != Protocol::Unspecified) {
@@ -308,28 +313,18 @@ impl Build<'_> {
             }),
             service: one_service.map(|(service, _, port)| service_ref(service, port.port)),
             policy: match one_service {
-                Some((service, _, port)) => traffic::of_service(self.store, service, &port.name, self.callers),
+                Some((service, _, port)) => self.policy(service, &port.name),
                 None => traffic::of_namespace(self.store, &name.namespace),
             },
         }
     }
 
-    /// What is spoken on a Service's port: the annotation first, then `appProtocol`, then the well-known ports.
-    fn port_protocol(&self, name: &ObjectName, service: &Service, port: &ServicePort) -> Protocol {
-        let opaque = service.opaque_ports.as_ref().or_else(|| self.namespace_opaque(name));
-        if opaque.is_some_and(|ports| ports.contains(port.port)) {
-            return Protocol::Opaque;
+    /// How a port of a Service is called by these clients.
+    fn policy(&mut self, service: &ObjectName, port: &str) -> Option<proto::Policy> {
+        if traffic::callers_say(self.store, service, port, self.callers) {
+            self.payer = Arc::clone(self.callers);
         }
-        let target_is_opaque = matches!(port.target, TargetPort::Number(n) if ports::DEFAULT_OPAQUE.contains(&n));
-        match port.protocol {
-            Some(protocol) => protocol,
-            None if target_is_opaque || ports::DEFAULT_OPAQUE.contains(&port.port) => Protocol::Opaque,
-            None => Protocol::Unspecified,
-        }
-    }
-
-    fn namespace_opaque(&self, name: &ObjectName) -> Option<&PortSet> {
-        self.store.namespaces.get(&name.namespace)?.opaque_ports.as_ref()
+        traffic::of_service(self.store, service, port, self.callers)
     }
 
     fn depend_on_service(&mut self, name: &ObjectName) {
@@ -342,7 +337,7 @@ impl Build<'_> {
     fn depend_on_policies(&mut self, name: &ObjectName) {
         let namespaces = [
             name.namespace.clone(),
-            self.callers.into(),
+            self.callers.clone(),
             self.store.own.namespace.clone(),
         ];
         let policies = namespaces.map(|namespace| Dep::Policies(PolicyKind::Traffic, namespace));
@@ -373,7 +368,7 @@ impl Backends {
         if let Some(index) = self.by_name.get(&(name.clone(), port)) {
             return *index;
         }
-        build.depend_on_service(name);
+        build.depend_on_policies(name);
         let service = build.store.services.get(name);
         let named = service.and_then(|service| service.ports.iter().find(|p| p.port == port));
         let port_name = named.map_or("", |port| &port.name);
@@ -405,7 +400,7 @@ impl Backends {
         self.list.push(proto::Backend {
             r#ref: Some(service_ref(name, port)),
             kind: Some(kind),
-            policy: traffic::of_service(build.store, name, port_name, build.callers),
+            policy: build.policy(name, port_name),
             client_affinity: service.is_some_and(|service| service.client_affinity),
         });
         self.by_name.insert((name.clone(), port), index);

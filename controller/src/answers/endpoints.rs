@@ -8,7 +8,8 @@ use outrigger_api::discovery as proto;
 use outrigger_api::ports;
 use outrigger_api::spiffe::SpiffeId;
 
-use crate::objects::{ObjectName, Pod, ServicePort, SliceEndpoint, TargetPort};
+use crate::objects::{ObjectName, Pod, Service, ServicePort, SliceEndpoint, TargetPort};
+use crate::room::{Payer, Refusal, Taken, depending};
 use crate::split::SetName;
 use crate::store::{Dep, Deps, Store};
 use crate::topology::{Candidate, Candidates};
@@ -59,11 +60,48 @@ pub(super) fn candidates(store: &Store, deps: &mut Deps, set: &SetName) -> Candi
     }
 }
 
+/// Charges what a set will take, before it is made.
+pub(super) fn expected(store: &Store, set: &SetName, payer: &Payer) -> Result<Taken, Refusal> {
+    let name = ObjectName {
+        namespace: set.namespace.clone(),
+        name: set.service.clone(),
+    };
+    let ports = store.services.get(&name).into_iter().flat_map(|service| &service.ports);
+    let endpoints: usize = ports
+        .filter(|port| port.port == set.port)
+        .map(|port| count(store, &name, port))
+        .sum();
+    payer.take(endpoints * Candidates::EACH + depending(endpoints))
+}
+
+/// How many endpoints all slices together have that have the port.
+pub(super) fn count(store: &Store, service: &ObjectName, port: &ServicePort) -> usize {
+    let slices = store.slices_of(service);
+    let in_slice = slices.map(|slice| {
+        let ports = slice.ports.iter().filter(|p| p.name == port.name);
+        ports.count() * slice.endpoints.len()
+    });
+    in_slice.sum()
+}
+
 /// Whether a pod behind the port has the port that is called in its own annotation.
-pub(super) fn any_pod_says_opaque(store: &Store, deps: &mut Deps, name: &ObjectName, port: &ServicePort) -> bool {
+pub(super) fn any_pod_says_opaque(
+    store: &Store,
+    deps: &mut Deps,
+    name: &ObjectName,
+    service: &Service,
+    port: &ServicePort,
+) -> bool {
+    let says = |pod: &Pod, number| pod.opaque_ports.as_ref().is_some_and(|ports| ports.contains(number));
+    // By its selector, and not by its endpoints: those come and go, and with each the routes would be made again.
+    if !service.selector.is_empty() {
+        deps.insert(Dep::OpaquePods(name.namespace.clone()));
+        let mut pods = store.opaque_pods(&name.namespace).filter(|pod| service.selects(pod));
+        return pods.any(|pod| pod.port_behind(port).is_some_and(|number| says(pod, number)));
+    }
     deps.insert(Dep::Slices(name.clone()));
     of_port(store, name, port).any(|(endpoint, number)| match owner(store, deps, endpoint) {
-        Owner::Pod(_, pod) => pod.opaque_ports.as_ref().is_some_and(|ports| ports.contains(number)),
+        Owner::Pod(_, pod) => says(pod, number),
         Owner::Nobody | Owner::Unknown => false,
     })
 }
@@ -103,13 +141,14 @@ fn candidate(store: &Store, deps: &mut Deps, endpoint: &SliceEndpoint, port: u16
         Owner::Nobody => (String::new(), String::new()),
         Owner::Unknown => return None,
     };
+    let told = proto::Endpoint {
+        address: SocketAddr::new(endpoint.address, port).to_string(),
+        identity,
+        zone: endpoint.zone.as_deref().unwrap_or_default().to_owned(),
+        pod,
+    };
     Some(Candidate {
-        endpoint: proto::Endpoint {
-            address: SocketAddr::new(endpoint.address, port).to_string(),
-            identity,
-            zone: endpoint.zone.as_deref().unwrap_or_default().to_owned(),
-            pod,
-        },
+        endpoint: told.into(),
         ready: endpoint.ready,
         node: endpoint.node.clone(),
         for_nodes: endpoint.for_nodes.clone(),

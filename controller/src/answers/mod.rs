@@ -5,6 +5,8 @@
 pub(crate) mod access;
 pub(crate) mod build;
 mod endpoints;
+pub(crate) mod own;
+mod protocol;
 mod routing;
 mod traffic;
 

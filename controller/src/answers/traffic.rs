@@ -20,6 +20,15 @@ pub(super) fn of_service(store: &Store, service: &ObjectName, port: &str, caller
     merged(store, layers.into_iter().chain(outer(store, &service.namespace)))
 }
 
+/// Whether clients in `callers` have a policy of their own for it.
+pub(super) fn callers_say(store: &Store, service: &ObjectName, port: &str, callers: &str) -> bool {
+    let theirs = Target::service(service).for_callers(callers);
+    let layers = [theirs.section(port), theirs];
+    layers
+        .into_iter()
+        .any(|target| store.policies.at(PolicyKind::Traffic, target).next().is_some())
+}
+
 /// How what is of no Service is called in a namespace.
 pub(super) fn of_namespace(store: &Store, namespace: &str) -> Option<proto::Policy> {
     merged(store, outer(store, namespace))

@@ -9,8 +9,9 @@ use outrigger_api::discovery::{Target, Workload, backend, target};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::{Caller, Discover, Update};
+use super::{Caller, Discover, Known};
 use crate::access::{Access, PodKey};
+use crate::room::Payer;
 use crate::split::{EndpointViews, Routes, SetName};
 use crate::topic::{Followed, Reader, Topic};
 use crate::topology::{Candidates, Place, TargetViews};
@@ -24,7 +25,7 @@ pub struct FixedTargets {
     external: watch::Sender<Arc<TargetViews>>,
     place: watch::Sender<Arc<Place>>,
     access: Topic<Access>,
-    workload: watch::Sender<Arc<Update<Workload>>>,
+    workload: watch::Sender<Arc<Known>>,
 }
 
 struct Fixed {
@@ -40,7 +41,7 @@ impl FixedTargets {
             let routes = fixed.split(address, target.clone());
             let of_address = Fixed {
                 whole: watch::Sender::new(Arc::new(target.into())),
-                routes: Topic::new(routes),
+                routes: Topic::new(Arc::new(routes)),
             };
             fixed.targets.insert(address, of_address);
         }
@@ -52,7 +53,7 @@ impl FixedTargets {
         if let Some(fixed) = self.targets.get(&address) {
             let routes = self.split(address, target.clone());
             if *fixed.routes.value() != routes {
-                fixed.routes.replace(routes);
+                fixed.routes.replace(Arc::new(routes));
             }
             fixed.whole.send_replace(Arc::new(target.into()));
         }
@@ -65,7 +66,7 @@ impl FixedTargets {
 
     /// Says who may call every workload: at first, everybody.
     pub fn set_access(&self, access: proto::Access) {
-        self.access.replace(Access::new(access));
+        self.access.replace(Arc::new(Access::new(access, &Payer::default())));
     }
 
     /// Puts the endpoints of each backend into a set of its own.
@@ -97,14 +98,14 @@ impl FixedTargets {
 
     fn set(&self, name: SetName, candidates: Candidates) {
         let mut sets = self.sets.lock();
-        let mut views = EndpointViews::new(name.clone(), candidates);
+        let mut views = EndpointViews::new(name.clone(), candidates, Payer::default(), 0);
         match sets.get(&name) {
             Some(topic) if *topic.value() == views => {}
             Some(topic) => {
                 views.follow(&topic.value());
-                topic.replace(views);
+                topic.replace(Arc::new(views));
             }
-            None => drop(sets.insert(name, Topic::new(views))),
+            None => drop(sets.insert(name, Topic::new(Arc::new(views)))),
         }
     }
 }
@@ -113,13 +114,14 @@ impl Discover for FixedTargets {
     fn follow_routes(&self, address: SocketAddr, _: &str, reader: Reader) -> Followed<Routes> {
         match self.targets.get(&address) {
             Some(fixed) => fixed.routes.follow(reader),
-            None => Topic::new(Routes::new(address, Target::default(), Vec::new())).follow(reader),
+            None => Topic::new(Arc::new(Routes::new(address, Target::default(), Vec::new()))).follow(reader),
         }
     }
 
     fn follow_endpoints(&self, name: &SetName, reader: Reader) -> Followed<EndpointViews> {
         let mut sets = self.sets.lock();
-        let nobody = || Topic::new(EndpointViews::new(name.clone(), Candidates::default()));
+        let nobody = || EndpointViews::new(name.clone(), Candidates::default(), Payer::default(), 0);
+        let nobody = || Topic::new(Arc::new(nobody()));
         sets.entry(name.clone()).or_insert_with(nobody).follow(reader)
     }
 
@@ -136,7 +138,7 @@ impl Discover for FixedTargets {
         self.access.follow(reader)
     }
 
-    fn watch_workload(&self, _: &str, _: &str) -> watch::Receiver<Arc<Update<Workload>>> {
+    fn watch_workload(&self, _: &str, _: &str) -> watch::Receiver<Arc<Known>> {
         self.workload.subscribe()
     }
 

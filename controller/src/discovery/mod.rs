@@ -10,12 +10,11 @@ mod session;
 mod streams;
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use outrigger_api::discovery::{Workload, to_sidecar};
 use outrigger_issuer::ca::Ca;
-use prost::Message;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -25,47 +24,58 @@ use self::service::DiscoveryService;
 use crate::access::{Access, PodKey};
 use crate::metrics::Metrics;
 use crate::objects::ObjectName;
+use crate::room::{Payer, Taken, Waiting};
 use crate::split::{self, EndpointViews, SetName};
 use crate::topic::{Followed, Reader};
 use crate::topology::{Place, TargetViews};
 
-/// A message, and its bytes once somebody needed them.
-#[derive(Debug, Default)]
-pub struct Update<M> {
-    /// The message.
-    pub message: M,
-    bytes: OnceLock<Bytes>,
-    in_session: OnceLock<Bytes>,
+/// What is known of a pod.
+#[derive(Debug)]
+pub struct Known {
+    /// What its sidecar is told. None: there is no room for it, and nothing is told.
+    pub workload: Option<Workload>,
+    taken: Result<Taken, Waiting>,
 }
 
-impl<M> From<M> for Update<M> {
-    fn from(message: M) -> Self {
+impl Known {
+    pub(crate) fn new(workload: Workload, payer: &Payer) -> Self {
+        let networks: usize = workload.cluster_networks.iter().map(String::len).sum();
+        let numbers = workload.opaque_ports.len() + 4 * workload.protocols.len();
+        let taken = payer.take_or_wait(numbers * size_of::<u32>() + networks);
         Self {
-            message,
-            bytes: OnceLock::new(),
-            in_session: OnceLock::new(),
+            workload: taken.is_ok().then_some(workload),
+            taken,
         }
     }
-}
 
-impl<M: PartialEq> PartialEq for Update<M> {
-    fn eq(&self, other: &Self) -> bool {
-        self.message == other.message
+    /// Whether there was no room for it, and there is now.
+    pub(crate) fn has_room_now(&self) -> bool {
+        self.taken.as_ref().is_err_and(Waiting::has_room)
     }
-}
 
-impl<M: Message> Update<M> {
-    /// The message by itself.
-    fn bytes(&self) -> Bytes {
-        self.bytes.get_or_init(|| self.message.encode_to_vec().into()).clone()
-    }
-}
-
-impl Update<Workload> {
     /// As a message of a session.
-    fn in_session(&self) -> Bytes {
-        let encode = || split::encoded(to_sidecar::Kind::Workload(self.message.clone()));
-        self.in_session.get_or_init(encode).clone()
+    fn in_session(&self) -> Option<Bytes> {
+        let workload = self.workload.clone()?;
+        Some(split::encoded(to_sidecar::Kind::Workload(workload)))
+    }
+}
+
+impl From<Workload> for Known {
+    /// Nobody pays for it.
+    fn from(workload: Workload) -> Self {
+        Self::new(workload, &Payer::default())
+    }
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Workload::default().into()
+    }
+}
+
+impl PartialEq for Known {
+    fn eq(&self, other: &Self) -> bool {
+        self.workload == other.workload
     }
 }
 
@@ -108,7 +118,7 @@ pub trait Discover: Send + Sync + 'static {
     /// Who may call a pod; kept up to date while it is followed.
     fn follow_access(&self, pod: &PodKey, reader: Reader) -> Followed<Access>;
     /// What is known of a pod.
-    fn watch_workload(&self, namespace: &str, pod: &str) -> watch::Receiver<Arc<Update<Workload>>>;
+    fn watch_workload(&self, namespace: &str, pod: &str) -> watch::Receiver<Arc<Known>>;
     /// A pod's sidecar has met a token of a key that a provider of one of the pod's policies has not, as far as is known.
     fn unknown_key(&self, pod: &PodKey, policy: &str, provider: &str);
     /// Whether the identity is still some pod's. An SVID lives on where its pod is gone, and with a copy of its key anybody could

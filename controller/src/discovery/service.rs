@@ -138,17 +138,18 @@ impl Member {
         )))
     }
 
-    /// Charges a message until it is taken.
-    pub(super) fn pay(&self, message: &Bytes, answer: Option<AnswerKind>) -> Result<(), Status> {
+    /// Charges a message. None: it costs nothing.
+    pub(super) fn charge(&self, message: &Bytes) -> Result<Option<Held>, Status> {
         let more = (message.len() as u64).saturating_sub(MESSAGE);
-        *self.unread.lock() = match more {
-            0 => None,
-            more => Some(self.share.charge(more)?),
-        };
+        (more > 0).then(|| self.share.charge(more)).transpose()
+    }
+
+    /// A message goes out, for which this is charged until it is taken.
+    pub(super) fn send(&self, held: Option<Held>, answer: Option<AnswerKind>) {
+        *self.unread.lock() = held;
         if let Some(answer) = answer {
             self.service.metrics.pushed(answer);
         }
-        Ok(())
     }
 
     /// The charge for a message that is not all taken.

@@ -5,18 +5,18 @@
 //! a mark on each thing that was wanted, and its newest state is sent when its turn comes.
 //!
 //! What is wanted is charged to the sidecar, with the sets of endpoints that are told with it, and so is each message until it is
-//! taken; a sidecar that has as much as it may is refused one address, and keeps the others.
+//! taken; a sidecar that has as much as it may is refused one address, and keeps the others. How large an answer is, somebody else
+//! pays for (`room.rs`). So a session holds on to none: what a sidecar that does not read has kept alive would be charged to him.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use futures_util::stream::{self, Stream};
-use outrigger_api::MAX_DISCOVERY_MESSAGE;
-use outrigger_api::discovery::{Feature, FromSidecar, Hello, Refused, Trust, Workload, from_sidecar, to_sidecar};
+use outrigger_api::discovery::{Feature, FromSidecar, Hello, Refused, Trust, from_sidecar, to_sidecar};
 use outrigger_issuer::ca::Ca;
 use outrigger_issuer::share::Held;
 use slab::Slab;
@@ -26,9 +26,10 @@ use tonic::server::StreamingService;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::service::{self, DiscoveryService, Member, Messages, address, respond};
-use super::{Discover, Update};
+use super::{Discover, Known};
 use crate::access::Access;
 use crate::metrics::{AnswerKind, StreamKind, Wanted};
+use crate::room::Refusal;
 use crate::split::{EndpointViews, Routes, SetName, encoded};
 use crate::topic::{Followed, Inbox, Reader};
 use crate::topology::Place;
@@ -88,7 +89,7 @@ struct Session {
     takes_tokens: bool,
     access: Followed<Access>,
     place: watch::Receiver<Arc<Place>>,
-    workload: watch::Receiver<Arc<Update<Workload>>>,
+    workload: watch::Receiver<Arc<Known>>,
     ca: watch::Receiver<Arc<Ca>>,
     targets: HashMap<SocketAddr, Target>,
     /// Those that `targets` name.
@@ -104,9 +105,15 @@ struct Session {
 struct Target {
     routes: Followed<Routes>,
     /// What was put into the queue last.
-    told: Option<Arc<Routes>>,
+    told: Option<Told>,
     _held: Held,
     _wanted: Wanted,
+}
+
+/// Which routes they were.
+struct Told {
+    routes: Weak<Routes>,
+    sets: Arc<[SetName]>,
 }
 
 /// Endpoints that the sidecar has, or gets next.
@@ -125,7 +132,8 @@ enum Next {
     Access,
     Workload,
     Set(SetName),
-    Routes(SocketAddr, Arc<Routes>),
+    /// With what is charged for it already.
+    Routes(SocketAddr, Bytes, Option<Held>),
     Gone(SetName),
     Refused(SocketAddr, Status),
 }
@@ -177,11 +185,17 @@ impl Session {
     /// The next message.
     async fn next(&mut self, requests: &mut Streaming<FromSidecar>) -> Result<Bytes, Status> {
         loop {
-            while let Some(next) = self.queue.pop_front() {
-                let Some(message) = self.message(&next) else { continue };
-                self.member.is_alive()?;
-                match self.member.pay(&message.bytes, message.answer) {
-                    Ok(()) => {
+            while let Some(mut next) = self.queue.pop_front() {
+                let paid = match self.message(&next) {
+                    Ok(Some(message)) => {
+                        self.member.is_alive()?;
+                        self.pay(&mut next, &message).map(|()| message)
+                    }
+                    Ok(None) => continue,
+                    Err(refusal) => Err(Status::resource_exhausted(refusal.reason())),
+                };
+                match paid {
+                    Ok(message) => {
                         self.sent(&next, message.version);
                         return Ok(message.bytes);
                     }
@@ -250,7 +264,7 @@ impl Session {
             return;
         };
         self.numbers.remove(target.routes.number());
-        for name in target.told.iter().flat_map(|told| told.sets()) {
+        for name in target.told.iter().flat_map(|told| &*told.sets) {
             self.release(name);
         }
     }
@@ -263,7 +277,7 @@ impl Session {
                 };
                 let newest = target.routes.newest();
                 // It may have been wanted again meanwhile.
-                if target.told.as_ref().is_none_or(|told| !Arc::ptr_eq(told, &newest)) {
+                if target.told.as_ref().is_none_or(|told| !told.are(&newest)) {
                     self.tell(address);
                 }
             }
@@ -274,28 +288,37 @@ impl Session {
 
     /// Puts the newest routes of a target into the queue, after the sets that they are the first to name.
     fn tell(&mut self, address: SocketAddr) {
-        let Some(target) = self.targets.get_mut(&address) else {
+        let Some(target) = self.targets.get(&address) else {
             return;
         };
         let routes = target.routes.newest();
-        if routes.message().len() > MAX_DISCOVERY_MESSAGE {
+        if let Err(status) = self.enqueue(address, &routes) {
             self.drop(address);
-            let status = Status::resource_exhausted("its routes are more than a message can hold");
             return self.queue.push_back(Next::Refused(address, status));
         }
+        let told = Told {
+            routes: Arc::downgrade(&routes),
+            sets: Arc::clone(routes.sets()),
+        };
+        let before = self.targets.get_mut(&address).and_then(|t| t.told.replace(told));
+        // Last, so that no set goes only to come again.
+        for name in before.iter().flat_map(|told| &*told.sets) {
+            self.release(name);
+        }
+    }
+
+    fn enqueue(&mut self, address: SocketAddr, routes: &Routes) -> Result<(), Status> {
+        let message = routes.message().map_err(|r| Status::resource_exhausted(r.reason()))?;
+        // Now, and not when its turn comes: it waits for its sets, and may be the last that has it.
+        let held = self.member.charge(&message)?;
         for (n, name) in routes.sets().iter().enumerate() {
             if let Err(status) = self.acquire(name) {
                 routes.sets()[..n].iter().for_each(|name| self.release(name));
-                self.drop(address);
-                return self.queue.push_back(Next::Refused(address, status));
+                return Err(status);
             }
         }
-        self.queue.push_back(Next::Routes(address, Arc::clone(&routes)));
-        let told = self.targets.get_mut(&address).and_then(|t| t.told.replace(routes));
-        // Last, so that no set goes only to come again.
-        for name in told.iter().flat_map(|told| told.sets()) {
-            self.release(name);
-        }
+        self.queue.push_back(Next::Routes(address, message, held));
+        Ok(())
     }
 
     fn acquire(&mut self, name: &SetName) -> Result<(), Status> {
@@ -333,13 +356,22 @@ impl Session {
         }
     }
 
-    /// Refuses what there is no room for in the memory of this sidecar's share, and goes on with the rest. What is of no address
-    /// is small: where even that has no room, the session ends.
+    fn pay(&self, next: &mut Next, message: &Message) -> Result<(), Status> {
+        let held = match next {
+            Next::Routes(_, _, held) => held.take(),
+            _ => self.member.charge(&message.bytes)?,
+        };
+        self.member.send(held, message.answer);
+        Ok(())
+    }
+
+    /// Refuses what there is no room for, and goes on with the rest. What is of no address is small: where even that has no room,
+    /// the session ends.
     fn refuse(&mut self, next: &Next, status: &Status) -> Result<(), Status> {
         let addresses: Vec<SocketAddr> = match next {
-            Next::Routes(address, _) => vec![*address],
+            Next::Routes(address, ..) => vec![*address],
             Next::Set(name) => {
-                let named = |target: &Target| target.told.iter().any(|told| told.sets().contains(name));
+                let named = |target: &Target| target.told.iter().any(|told| told.sets.contains(name));
                 let targets = self.targets.iter().filter(|(_, target)| named(target));
                 targets.map(|(address, _)| *address).collect()
             }
@@ -363,40 +395,40 @@ impl Session {
     }
 
     /// `None`: the sidecar knows it already, or need not know it any more.
-    fn message(&mut self, next: &Next) -> Option<Message> {
+    fn message(&mut self, next: &Next) -> Result<Option<Message>, Refusal> {
         let (bytes, answer) = match next {
             Next::Trust => {
                 let ca = self.ca.borrow_and_update().clone();
                 let roots = ca.bundle().iter().map(|root| root.to_vec()).collect();
                 (encoded(to_sidecar::Kind::Trust(Trust { roots })), None)
             }
-            Next::Access if !self.takes_access => return None,
+            Next::Access if !self.takes_access => return Ok(None),
             Next::Access => (
                 self.access.newest().message(self.takes_tokens),
                 Some(AnswerKind::Access),
             ),
-            Next::Workload => (
-                self.workload.borrow_and_update().in_session(),
-                Some(AnswerKind::Workload),
-            ),
+            Next::Workload => match self.workload.borrow_and_update().in_session() {
+                Some(workload) => (workload, Some(AnswerKind::Workload)),
+                None => return Ok(None),
+            },
             Next::Set(name) => {
-                let set = self.sets.get(name)?;
-                let view = set.views.newest().view(&self.place.borrow_and_update());
-                if set.sent == Some(view.version()) {
-                    return None;
-                }
-                return Some(Message {
+                let Some(set) = self.sets.get(name) else {
+                    return Ok(None);
+                };
+                let view = set.views.newest().view(&self.place.borrow_and_update())?;
+                let version = Some(view.version());
+                return Ok((set.sent != version).then(|| Message {
                     bytes: view.message(set.sent.filter(|_| self.takes_changes)),
                     answer: Some(AnswerKind::Endpoints),
-                    version: Some(view.version()),
-                });
+                    version,
+                }));
             }
-            Next::Routes(address, routes) => {
-                let told = self.targets.get(address)?.told.as_ref()?;
-                if !Arc::ptr_eq(told, routes) {
-                    return None;
+            Next::Routes(address, bytes, _) => {
+                // One of its sets may have been refused meanwhile.
+                if !self.targets.contains_key(address) {
+                    return Ok(None);
                 }
-                (routes.message(), Some(AnswerKind::Routes))
+                (bytes.clone(), Some(AnswerKind::Routes))
             }
             Next::Gone(name) => (encoded(to_sidecar::Kind::Gone(name.to_string())), None),
             Next::Refused(address, status) => {
@@ -407,11 +439,17 @@ impl Session {
                 (encoded(to_sidecar::Kind::Refused(refused)), None)
             }
         };
-        Some(Message {
+        Ok(Some(Message {
             bytes,
             answer,
             version: None,
-        })
+        }))
+    }
+}
+
+impl Told {
+    fn are(&self, routes: &Arc<Routes>) -> bool {
+        self.routes.as_ptr() == Arc::as_ptr(routes)
     }
 }
 

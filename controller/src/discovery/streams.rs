@@ -4,15 +4,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
-use outrigger_api::discovery::{WatchTargetRequest, WatchWorkloadRequest, Workload};
+use outrigger_api::discovery::{WatchTargetRequest, WatchWorkloadRequest};
 use tokio::sync::watch;
 use tonic::server::ServerStreamingService;
 use tonic::{Request, Response, Status};
 
-use super::Update;
+use super::Known;
 use super::service::{DiscoveryService, Member, Messages, address, respond};
 use crate::metrics::{AnswerKind, StreamKind};
-use crate::topology::{Place, TargetViews};
+use crate::room::Refusal;
+use crate::topology::{Encoded, Place, TargetViews};
 
 /// Answers `WatchTarget`.
 pub(super) struct Targets(DiscoveryService);
@@ -72,19 +73,20 @@ impl ServerStreamingService<WatchWorkloadRequest> for Workloads {
 
 /// Something that a caller sees by where it runs.
 trait View: Send + Sync + 'static {
-    /// The message for the caller, encoded.
-    fn view(&self, caller: &Place) -> Bytes;
+    /// The message for the caller.
+    fn view(&self, caller: &Place) -> Result<Encoded, Refusal>;
 }
 
 impl View for TargetViews {
-    fn view(&self, caller: &Place) -> Bytes {
-        self.bytes(caller)
+    fn view(&self, caller: &Place) -> Result<Encoded, Refusal> {
+        self.view(caller)
     }
 }
 
-impl View for Update<Workload> {
-    fn view(&self, _: &Place) -> Bytes {
-        self.bytes()
+impl View for Known {
+    fn view(&self, _: &Place) -> Result<Encoded, Refusal> {
+        let workload = self.workload.as_ref().ok_or(Refusal::NoRoom)?;
+        Ok(Encoded::of(workload))
     }
 }
 
@@ -106,7 +108,7 @@ fn views<V: View>(
     values: watch::Receiver<Arc<V>>,
     place: watch::Receiver<Arc<Place>>,
 ) -> impl Stream<Item = Result<Bytes, Status>> + Send + 'static {
-    let state = (member, values, place, None::<Bytes>);
+    let state = (member, values, place, None::<u64>);
     stream::unfold(state, move |(member, mut values, mut place, sent)| async move {
         loop {
             if sent.is_none() {
@@ -120,11 +122,17 @@ fn views<V: View>(
                 changed.ok()?;
             }
             let at = place.borrow_and_update().clone();
-            let bytes = values.borrow_and_update().view(&at);
+            let view = values.borrow_and_update().view(&at);
+            let view = view.map_err(|refusal| Status::resource_exhausted(refusal.reason()));
+            let now = view.as_ref().map_or(0, |view| view.fingerprint);
             // What changed may be other callers' alone.
-            if sent.as_ref() != Some(&bytes) {
-                let paid = member.is_alive().and_then(|()| member.pay(&bytes, Some(kind)));
-                return Some((paid.map(|()| bytes.clone()), (member, values, place, Some(bytes))));
+            if view.is_err() || sent != Some(now) {
+                let paid = view.and_then(|view| {
+                    member.is_alive()?;
+                    member.send(member.charge(&view.bytes)?, Some(kind));
+                    Ok(view.bytes)
+                });
+                return Some((paid, (member, values, place, Some(now))));
             }
         }
     })

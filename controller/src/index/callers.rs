@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use outrigger_api::discovery::{Feature, Workload};
+use outrigger_api::discovery::Feature;
 
 use super::watches::Watches;
 use crate::access::{Access, PodKey, Told as Policies};
-use crate::discovery::Update;
+use crate::discovery::Known;
 use crate::objects::{ObjectName, Pod};
-use crate::split::{Routes, service_of};
+use crate::split::Routes;
 use crate::topic::{Inbox, Topic};
 use crate::topology::TargetViews;
 
@@ -23,7 +23,7 @@ pub(crate) struct Callers<'a> {
     /// Of the version before the session, which understand nothing beyond it.
     streams: &'a Watches<Key, TargetViews>,
     accesses: &'a Watches<PodKey, Access>,
-    workloads: &'a Watches<ObjectName, Update<Workload>>,
+    workloads: &'a Watches<ObjectName, Known>,
     /// What they are told of each Service. Made once: there are as many policies to ask for as tenants like.
     told: OnceCell<BTreeMap<ObjectName, Vec<Told<'a>>>>,
     /// How many sessions say that they are the pod, rightly or not.
@@ -82,7 +82,7 @@ pub(crate) struct Enforcers {
     pub(crate) lacking: usize,
     /// Those that understand it, and verify no tokens.
     pub(crate) without_tokens: usize,
-    /// Those that are told less than all, because no message holds it.
+    /// Those that are told less than all, because it is too much.
     pub(crate) cut: usize,
 }
 
@@ -91,7 +91,7 @@ impl<'a> Callers<'a> {
         sessions: &'a Watches<Key, Routes>,
         streams: &'a Watches<Key, TargetViews>,
         accesses: &'a Watches<PodKey, Access>,
-        workloads: &'a Watches<ObjectName, Update<Workload>>,
+        workloads: &'a Watches<ObjectName, Known>,
     ) -> Self {
         Self {
             sessions,
@@ -176,7 +176,7 @@ impl<'a> Callers<'a> {
             Some((service, port, callers, To::Sessions(topic)))
         });
         let streams = streams.filter_map(|((_, callers), topic)| {
-            let (service, port) = service_of(topic.value().common())?;
+            let (service, port) = topic.value().service()?.clone();
             Some((service, port, callers, To::Streams(topic)))
         });
         let mut told: BTreeMap<_, Vec<_>> = BTreeMap::new();

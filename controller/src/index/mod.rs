@@ -9,11 +9,11 @@ mod keys;
 mod watches;
 
 use std::collections::{BTreeSet, HashSet};
+use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use outrigger_api::discovery::Workload;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
@@ -23,12 +23,14 @@ pub(crate) use self::callers::{Callers, Of};
 use self::keys::KeyWatch;
 use self::watches::{Answer, Watches};
 use crate::access::{Access, PodKey};
-use crate::answers::{access, build};
-use crate::discovery::{Caller, Discover, Update};
+use crate::answers::{access, build, own};
+use crate::discovery::{Caller, Discover, Known};
 use crate::metrics::{AnswerKind, Metrics};
 use crate::objects::networks::Networks;
 use crate::objects::policy::PolicyKind;
 use crate::objects::{Kind, Object, ObjectName, Pod};
+use crate::room::Room;
+use crate::same::fingerprint;
 use crate::split::{EndpointViews, Routes, SetName};
 use crate::store::{Dep, Deps, Store, Touched};
 use crate::topic::{Followed, Reader};
@@ -42,6 +44,8 @@ const SWEEP: Duration = Duration::from_secs(10);
 /// The index of one cluster.
 pub struct Index {
     inner: Mutex<Inner>,
+    /// Whoever has flushed knows that all is made anew that was changed before.
+    flushing: Mutex<()>,
     /// Something was applied.
     changed: Notify,
     synced: watch::Sender<bool>,
@@ -49,6 +53,8 @@ pub struct Index {
     statuses: watch::Sender<u64>,
     bundle_namespaces: watch::Sender<BTreeSet<Arc<str>>>,
     keys: KeyWatch,
+    /// For answers.
+    room: Room,
     metrics: Arc<Metrics>,
 }
 
@@ -62,22 +68,30 @@ struct Inner {
     targets: Watches<(SocketAddr, Arc<str>), TargetViews>,
     /// One for each pod that asks.
     places: Watches<Caller, Place>,
-    workloads: Watches<ObjectName, Update<Workload>>,
+    workloads: Watches<ObjectName, Known>,
     accesses: Watches<PodKey, Access>,
 }
 
 impl Index {
     /// An empty index of the trust domain. Somebody must drive it with [`Index::run`].
     pub fn new(trust_domain: &str, metrics: Arc<Metrics>) -> Arc<Self> {
+        Self::within(Room::default(), trust_domain, metrics)
+    }
+
+    /// The same, whose answers may take so much memory.
+    pub fn within(room: Room, trust_domain: &str, metrics: Arc<Metrics>) -> Arc<Self> {
+        metrics.watch_room(&room);
         let mut inner = Inner::default();
         inner.store.trust_domain = trust_domain.to_owned();
         Arc::new(Self {
             inner: Mutex::new(inner),
+            flushing: Mutex::default(),
             changed: Notify::new(),
             synced: watch::Sender::new(false),
             statuses: watch::Sender::new(0),
             bundle_namespaces: watch::Sender::default(),
             keys: KeyWatch::default(),
+            room,
             metrics,
         })
     }
@@ -142,58 +156,63 @@ impl Index {
                     self.flush();
                 }
                 _ = sweep.tick() => {
-                    let mut inner = self.inner.lock();
-                    inner.routes.sweep();
-                    inner.endpoints.sweep();
-                    inner.targets.sweep();
-                    inner.places.sweep();
-                    inner.workloads.sweep();
-                    inner.accesses.sweep();
-                    for (kind, answers) in [
-                        (AnswerKind::Access, inner.accesses.len()),
-                        (AnswerKind::Routes, inner.routes.len()),
-                        (AnswerKind::Endpoints, inner.endpoints.len()),
-                        (AnswerKind::Target, inner.targets.len()),
-                        (AnswerKind::Workload, inner.workloads.len()),
-                    ] {
-                        self.metrics.answers(kind, answers);
-                    }
-                    self.metrics.networks(inner.store.outside_networks());
+                    self.sweep();
+                    self.retry();
                 }
             }
         }
     }
 
+    /// Drops what nobody watches.
+    fn sweep(&self) {
+        let mut inner = self.inner.lock();
+        inner.accesses.sweep();
+        inner.routes.sweep();
+        inner.endpoints.sweep();
+        inner.targets.sweep();
+        inner.places.sweep();
+        inner.workloads.sweep();
+        for (kind, answers) in [
+            (AnswerKind::Access, inner.accesses.len()),
+            (AnswerKind::Routes, inner.routes.len()),
+            (AnswerKind::Endpoints, inner.endpoints.len()),
+            (AnswerKind::Target, inner.targets.len()),
+            (AnswerKind::Workload, inner.workloads.len()),
+        ] {
+            self.metrics.answers(kind, answers);
+        }
+        self.metrics.networks(inner.store.outside_networks());
+    }
+
+    /// Makes again what a session goes on without, where there is room for it now.
+    fn retry(&self) {
+        let room = &self.room;
+        self.rebuild(
+            |accesses| accesses.those(Access::has_room_now),
+            |inner| (&mut inner.accesses, &inner.store),
+            |store, pod, deps| access::access(store, room, pod, deps),
+        );
+        self.rebuild(
+            |workloads| workloads.those(Known::has_room_now),
+            |inner| (&mut inner.workloads, &inner.store),
+            |store, name, deps| own::known(store, room, name, deps),
+        );
+    }
+
     /// Makes all answers anew that depend on what was changed since the last time.
     pub fn flush(&self) {
+        let _alone = self.flushing.lock();
         let touched = {
             let mut inner = self.inner.lock();
-            let Inner {
-                store,
-                touched,
-                routes,
-                endpoints,
-                targets,
-                places,
-                workloads,
-                accesses,
-            } = &mut *inner;
-            let touched = std::mem::take(touched);
+            let touched = std::mem::take(&mut inner.touched);
             if touched.deps.contains(&Dep::Networks) {
-                self.metrics.networks(store.outside_networks());
+                self.metrics.networks(inner.store.outside_networks());
             }
-            // First: who must not be let in any more has the least time.
-            accesses.rebuild(&touched.deps, |pod, deps| access::access(store, pod, deps));
-            endpoints.rebuild(&touched.deps, |name, deps| build::endpoints(store, name, deps));
-            routes.rebuild(&touched.deps, |key, deps| build::routes(store, key, deps));
-            targets.rebuild(&touched.deps, |key, deps| build::target(store, key, deps));
-            places.rebuild(&touched.deps, |caller, deps| build::place(store, caller, deps));
-            workloads.rebuild(&touched.deps, |name, deps| build::workload(store, name, deps).into());
             if touched.keys {
-                self.keys.sources.send_replace(store.key_sources());
+                self.keys.sources.send_replace(inner.store.key_sources());
             }
             if touched.namespaces {
-                let namespaces = store.bundle_namespaces();
+                let namespaces = inner.store.bundle_namespaces();
                 self.bundle_namespaces.send_if_modified(|old| {
                     let changed = *old != namespaces;
                     *old = namespaces;
@@ -202,8 +221,56 @@ impl Index {
             }
             touched
         };
+        let room = &self.room;
+        // First: who must not be let in any more has the least time.
+        self.rebuild(
+            |watches| watches.stale(&touched.deps),
+            |inner| (&mut inner.accesses, &inner.store),
+            |store, pod, deps| access::access(store, room, pod, deps),
+        );
+        self.rebuild(
+            |watches| watches.stale(&touched.deps),
+            |inner| (&mut inner.endpoints, &inner.store),
+            |store, name, deps| build::endpoints(store, room, name, deps),
+        );
+        self.rebuild(
+            |watches| watches.stale(&touched.deps),
+            |inner| (&mut inner.routes, &inner.store),
+            |store, key, deps| build::routes(store, room, key, deps),
+        );
+        self.rebuild(
+            |watches| watches.stale(&touched.deps),
+            |inner| (&mut inner.targets, &inner.store),
+            |store, key, deps| build::target(store, room, key, deps),
+        );
+        self.rebuild(
+            |watches| watches.stale(&touched.deps),
+            |inner| (&mut inner.places, &inner.store),
+            own::place,
+        );
+        self.rebuild(
+            |watches| watches.stale(&touched.deps),
+            |inner| (&mut inner.workloads, &inner.store),
+            |store, name, deps| own::known(store, room, name, deps),
+        );
         if touched.statuses {
             self.statuses.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// One after the other, and others have their turn in between: a large answer takes milliseconds. What changes meanwhile is
+    /// touched for the next time.
+    fn rebuild<K: Clone + Eq + Hash, V: Answer>(
+        &self,
+        which: impl FnOnce(&mut Watches<K, V>) -> Vec<K>,
+        of: fn(&mut Inner) -> (&mut Watches<K, V>, &Store),
+        build: impl Fn(&Store, &K, &mut Deps) -> V,
+    ) {
+        let keys = which(of(&mut self.inner.lock()).0);
+        for key in keys {
+            let mut inner = self.inner.lock();
+            let (watches, store) = of(&mut inner);
+            watches.rebuild(&key, |key, deps| build(store, key, deps));
         }
     }
 
@@ -219,7 +286,8 @@ impl Index {
 
     /// What the sidecar of a pod is told of who may call it, by the objects that there are now. `None`: it cannot be read again.
     pub fn who_may_call(&self, pod: &PodKey) -> Option<outrigger_api::access::Access> {
-        self.read(|store| access::access(store, pod, &mut Deps::new())).said()
+        self.read(|store| access::access(store, &self.room, pod, &mut Deps::new()))
+            .said()
     }
 
     /// What is known of a pod.
@@ -252,15 +320,48 @@ impl Index {
     }
 }
 
-impl Answer for Routes {}
-impl Answer for TargetViews {}
-impl Answer for Place {}
-impl Answer for Access {}
-impl Answer for Update<Workload> {}
+impl Answer for Routes {
+    fn is_refused(&self) -> bool {
+        self.message().is_err()
+    }
+
+    fn fingerprint(&self) -> Option<u64> {
+        self.message().ok().map(fingerprint)
+    }
+}
 
 impl Answer for EndpointViews {
     fn replaces(&mut self, before: &Self) {
         self.follow(before);
+    }
+
+    fn is_refused(&self) -> bool {
+        self.is_refused()
+    }
+}
+
+impl Answer for TargetViews {
+    fn is_refused(&self) -> bool {
+        self.common().is_err()
+    }
+
+    fn fingerprint(&self) -> Option<u64> {
+        self.common().ok().map(|common| common.fingerprint)
+    }
+}
+
+impl Answer for Known {
+    fn fingerprint(&self) -> Option<u64> {
+        let workload = self.workload.as_ref()?;
+        Some(fingerprint((&workload.opaque_ports, workload.protocols.len())))
+    }
+}
+
+impl Answer for Place {}
+
+impl Answer for Access {
+    fn fingerprint(&self) -> Option<u64> {
+        Some(fingerprint(self.message(true)))
     }
 }
 
@@ -269,39 +370,45 @@ impl Discover for Index {
         let mut inner = self.inner.lock();
         let Inner { store, routes, .. } = &mut *inner;
         routes.follow((address, namespace.into()), reader, |key, deps| {
-            build::routes(store, key, deps)
+            build::routes(store, &self.room, key, deps)
         })
     }
 
     fn follow_endpoints(&self, name: &SetName, reader: Reader) -> Followed<EndpointViews> {
         let mut inner = self.inner.lock();
         let Inner { store, endpoints, .. } = &mut *inner;
-        endpoints.follow(name.clone(), reader, |name, deps| build::endpoints(store, name, deps))
+        endpoints.follow(name.clone(), reader, |name, deps| {
+            build::endpoints(store, &self.room, name, deps)
+        })
     }
 
     fn watch_target(&self, address: SocketAddr, namespace: &str) -> watch::Receiver<Arc<TargetViews>> {
         let mut inner = self.inner.lock();
         let Inner { store, targets, .. } = &mut *inner;
-        targets.watch((address, namespace.into()), |key, deps| build::target(store, key, deps))
+        targets.watch((address, namespace.into()), |key, deps| {
+            build::target(store, &self.room, key, deps)
+        })
     }
 
     fn watch_place(&self, caller: &Caller) -> watch::Receiver<Arc<Place>> {
         let mut inner = self.inner.lock();
         let Inner { store, places, .. } = &mut *inner;
-        places.watch(caller.clone(), |caller, deps| build::place(store, caller, deps))
+        places.watch(caller.clone(), |caller, deps| own::place(store, caller, deps))
     }
 
     fn follow_access(&self, pod: &PodKey, reader: Reader) -> Followed<Access> {
         let mut inner = self.inner.lock();
         let Inner { store, accesses, .. } = &mut *inner;
-        accesses.follow(pod.clone(), reader, |pod, deps| access::access(store, pod, deps))
+        accesses.follow(pod.clone(), reader, |pod, deps| {
+            access::access(store, &self.room, pod, deps)
+        })
     }
 
-    fn watch_workload(&self, namespace: &str, pod: &str) -> watch::Receiver<Arc<Update<Workload>>> {
+    fn watch_workload(&self, namespace: &str, pod: &str) -> watch::Receiver<Arc<Known>> {
         let mut inner = self.inner.lock();
         let Inner { store, workloads, .. } = &mut *inner;
         workloads.watch(ObjectName::new(namespace, pod), |name, deps| {
-            build::workload(store, name, deps).into()
+            own::known(store, &self.room, name, deps)
         })
     }
 

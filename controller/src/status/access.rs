@@ -113,8 +113,8 @@ pub(super) fn short(store: &Store, callers: &Callers<'_>, policy: &Policy, refer
     }
     if told.cut > 0 {
         ours.push(format!(
-            "{} sidecars are not told of it, because all policies of their pods together are more than a message holds: what is enforced \
-             is closed to everybody, what is audited is not",
+            "{} sidecars are not told of it, because all policies of their pods together are more than a message holds, or more than the \
+             namespace may take of the controller's memory: what is enforced is closed to everybody, what is audited is not",
             told.cut
         ));
     }

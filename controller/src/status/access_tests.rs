@@ -1,11 +1,15 @@
 //! What is said of AccessPolicies.
 
+use std::sync::Arc;
+
 use outrigger_api::discovery::Feature;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use super::Write;
 use super::tests::{NOW, writes};
-use crate::discovery::Discover;
+use crate::access::Access;
+use crate::discovery::{Discover, Known};
 use crate::objects::policy::PolicyKind;
 use crate::testing::{Cluster, pod_key};
 use crate::topic::{Followed, Inbox, Reader};
@@ -212,14 +216,13 @@ fn fields_that_nobody_knows_are_named() {
 
 /// A session of the pod's sidecar.
 struct Sidecar {
-    _access: Followed<crate::access::Access>,
-    _workload:
-        tokio::sync::watch::Receiver<std::sync::Arc<crate::discovery::Update<outrigger_api::discovery::Workload>>>,
+    _access: Followed<Access>,
+    _workload: watch::Receiver<Arc<Known>>,
 }
 
 fn session(cluster: &Cluster, pod: &str, account: &str, features: &[Feature]) -> Sidecar {
     let reader = Reader {
-        inbox: std::sync::Arc::new(Inbox::new(features.iter().copied())),
+        inbox: Arc::new(Inbox::new(features.iter().copied())),
         number: 0,
     };
     Sidecar {

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::entries::{Entry, To, Verdict, merged};
 use crate::answers::{OverBudget, is_displaced, resolve};
-use crate::objects::route::{Parent, Route, RouteFilter};
+use crate::objects::route::{Parent, Route};
 use crate::store::Store;
 
 /// `status.parents` as it should be. None: it is so already. `now` is RFC 3339.
@@ -67,19 +67,7 @@ fn accepted<'a>(store: &'a Store, over: &mut OverBudget<'a>, route: &Route, pare
 }
 
 fn resolved(store: &Store, route: &Route) -> Verdict {
-    let mirrors = |filters: &[RouteFilter]| {
-        let backends = filters.iter().filter_map(|filter| match filter {
-            RouteFilter::Mirror { backend, .. } => Some(backend.clone()),
-            RouteFilter::Plain(_) => None,
-        });
-        backends.collect::<Vec<_>>()
-    };
-    let references = route.rules.iter().flat_map(|rule| {
-        let backends = rule.backends.iter().map(|b| b.backend.clone());
-        let inner = rule.backends.iter().flat_map(|b| mirrors(&b.filters));
-        backends.chain(inner).chain(mirrors(&rule.filters)).collect::<Vec<_>>()
-    });
-    let mut problems: Vec<_> = references.filter_map(|b| resolve(store, &b).err()).collect();
+    let mut problems: Vec<_> = route.references().filter_map(|b| resolve(store, b).err()).collect();
     problems.dedup();
     match problems.first() {
         None => Verdict {

@@ -22,13 +22,16 @@ use crate::objects::{EndpointSlice, Kind, Namespace, Node, Object, ObjectName, P
 pub(crate) enum Dep {
     /// Who has the address.
     Ip(IpAddr),
-    /// The Service, and the routes on it.
     Service(ObjectName),
+    /// The routes on the Service, and the Services to which they lead.
+    Routes(ObjectName),
     /// The slices of the Service.
     Slices(ObjectName),
     /// Any Service of the namespace: their selectors.
     Services(Arc<str>),
     Pod(ObjectName),
+    /// Pods of the namespace that say of ports that they are opaque.
+    OpaquePods(Arc<str>),
     Node(Arc<str>),
     Namespace(Arc<str>),
     /// The labels of any namespace: who is selected by them.
@@ -59,12 +62,17 @@ pub(crate) struct Store {
     pod_ips: HashMap<IpAddr, BTreeSet<ObjectName>>,
     /// How many pods that have not ended each ServiceAccount has.
     pods_of: HashMap<ObjectName, usize>,
+    /// Those that say of ports that they are opaque.
+    opaque_pods: BTreeSet<ObjectName>,
     /// How many pods of each namespace have a sidecar.
     mesh_pods: HashMap<Arc<str>, usize>,
     pub(crate) nodes: BTreeMap<Arc<str>, Node>,
     pub(crate) namespaces: BTreeMap<Arc<str>, Namespace>,
     pub(crate) routes: BTreeMap<RouteName, Route>,
+    /// By the Services that they are on.
     routes_of: HashMap<ObjectName, BTreeSet<RouteName>>,
+    /// By the Services to which they lead. An answer with many backends need not depend on each of them.
+    routes_to: HashMap<ObjectName, BTreeSet<RouteName>>,
     pub(crate) policies: Policies,
     keys: Wanted,
     /// Fields that the CRD of a kind has not, of those that this controller knows: the API server drops them.
@@ -242,6 +250,17 @@ impl Store {
         in_namespace(&self.pods, namespace).filter(|(_, pod)| !pod.ended)
     }
 
+    /// Pods of the namespace that say of ports that they are opaque.
+    pub(crate) fn opaque_pods(&self, namespace: &Arc<str>) -> impl Iterator<Item = &Pod> {
+        let first = ObjectName {
+            namespace: namespace.clone(),
+            name: "".into(),
+        };
+        let names = self.opaque_pods.range(first..);
+        let names = names.take_while(move |name| name.namespace == *namespace);
+        names.filter_map(|name| self.pods.get(name))
+    }
+
     /// Whether a pod of the ServiceAccount exists that has not ended.
     pub(crate) fn has_pods(&self, account: &ObjectName) -> bool {
         self.pods_of.contains_key(account)
@@ -278,6 +297,12 @@ impl Store {
         touched.deps.extend(old_ips.into_iter().chain(new_ips).map(Dep::Ip));
         touched.deps.insert(Dep::Services(name.namespace.clone()));
         touched.deps.insert(Dep::Service(name.clone()));
+        let leading_here = self.routes_to.get(&name).into_iter().flatten();
+        let on = leading_here.filter_map(|route| self.routes.get(route));
+        let on = on.flat_map(|route| &route.parents);
+        touched
+            .deps
+            .extend(on.map(|parent| Dep::Routes(parent.service.clone())));
         touched.statuses = true;
         set(&mut self.services, name, service);
     }
@@ -342,6 +367,15 @@ impl Store {
             touched.namespaces = true;
         }
         touched.deps.insert(Dep::Pod(name.clone()));
+        let says_opaque = |pod: &Pod| pod.opaque_ports.is_some() && !pod.ended;
+        let says = pod.as_ref().is_some_and(says_opaque);
+        if says || old.is_some_and(says_opaque) {
+            touched.deps.insert(Dep::OpaquePods(name.namespace.clone()));
+            match says {
+                true => self.opaque_pods.insert(name.clone()),
+                false => self.opaque_pods.remove(&name),
+            };
+        }
         match pod {
             Some(pod) => drop(self.pods.insert(name, pod)),
             None => drop(self.pods.remove(&name)),
@@ -372,14 +406,21 @@ impl Store {
         let old = self.routes.get(&name);
         // A status that was written is a new version of the object, and changes nothing for clients.
         if !old.zip(route.as_ref()).is_some_and(|(old, new)| old.same_rules(new)) {
-            let services = |route: &Route| route.parents.iter().map(|p| p.service.clone()).collect::<Vec<_>>();
-            for service in old.map(services).unwrap_or_default() {
-                remove_from(&mut self.routes_of, &service, &name);
-                touched.deps.insert(Dep::Service(service));
+            for parent in old.iter().flat_map(|route| &route.parents) {
+                remove_from(&mut self.routes_of, &parent.service, &name);
+                touched.deps.insert(Dep::Routes(parent.service.clone()));
             }
-            for service in route.as_ref().map(services).unwrap_or_default() {
-                self.routes_of.entry(service.clone()).or_default().insert(name.clone());
-                touched.deps.insert(Dep::Service(service));
+            for backend in old.iter().flat_map(|route| route.references()) {
+                remove_from(&mut self.routes_to, &backend.name, &name);
+            }
+            for parent in route.iter().flat_map(|route| &route.parents) {
+                let routes = self.routes_of.entry(parent.service.clone());
+                routes.or_default().insert(name.clone());
+                touched.deps.insert(Dep::Routes(parent.service.clone()));
+            }
+            for backend in route.iter().flat_map(Route::references) {
+                let routes = self.routes_to.entry(backend.name.clone());
+                routes.or_default().insert(name.clone());
             }
         }
         set(&mut self.routes, name, route);

@@ -6,7 +6,11 @@ use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::time::Instant;
 
-use outrigger_api::discovery::{FromSidecar, from_sidecar};
+use kube::core::DynamicObject;
+use outrigger_api::discovery::{FromSidecar, from_sidecar, to_sidecar};
+use outrigger_controller::objects::Object;
+use outrigger_controller::objects::route::{Route, RouteKind};
+use outrigger_controller::room::Room;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 use tokio::sync::mpsc;
@@ -420,6 +424,141 @@ async fn who_says_much_is_heard_slowly_and_others_are_not() {
     attack.shutdown().await;
     drop(session);
     Arc::try_unwrap(server).ok().unwrap().stop().await;
+}
+
+/// What the namespace `evil` has, and one other: a Service with 1,000 ports, and a route without a port of nearly as much as etcd
+/// takes.
+fn apply_large_route(index: &Index, namespace: &str, ip: &str, rules: usize) {
+    let ports = (1000..2000).map(|port| json!({"name": format!("p{port}"), "port": port}));
+    let service = json!({
+        "metadata": {"namespace": namespace, "name": "web"},
+        "spec": {"clusterIPs": [ip], "ports": ports.collect::<Vec<_>>()},
+    });
+    let (name, service) = from_k8s::service(&serde_json::from_value(service).unwrap()).unwrap();
+    index.apply(name, service);
+    let headers = (0..20).map(|n| json!({"name": format!("x-{n}"), "value": "x".repeat(4096)}));
+    let headers = json!({"set": headers.collect::<Vec<_>>()});
+    let filter = json!({"type": "RequestHeaderModifier", "requestHeaderModifier": headers});
+    let route = json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+        "metadata": {"namespace": namespace, "name": "large"},
+        "spec": {
+            "parentRefs": [{"group": "", "kind": "Service", "name": "web"}],
+            "rules": vec![json!({"filters": [filter]}); rules],
+        },
+    });
+    let route: DynamicObject = serde_json::from_value(route).unwrap();
+    let name = from_k8s::object_name(&route.metadata);
+    let route = Route::read(RouteKind::Http, &route).unwrap();
+    index.apply(name, Object::Route(Box::new(route)));
+    index.flush();
+}
+
+/// A session that reads all answers, as fast as they come: how many addresses are told, and how many refused, in all.
+async fn say_all(channel: Channel, said: Vec<FromSidecar>, heard: watch::Sender<(usize, usize)>) {
+    let (sender, requests) = mpsc::channel(64);
+    let mut client = DiscoveryClient::new(channel);
+    let messages = client.session(ReceiverStream::new(requests)).await;
+    let mut messages = messages.unwrap().into_inner();
+    let say = async {
+        for said in said {
+            sender.send(said).await.ok();
+        }
+        std::future::pending::<()>().await;
+    };
+    let read = async {
+        while let Ok(Some(message)) = messages.message().await {
+            heard.send_modify(|(told, refused)| match message.kind {
+                Some(to_sidecar::Kind::Routes(_)) => *told += 1,
+                Some(to_sidecar::Kind::Refused(_)) => *refused += 1,
+                _ => {}
+            });
+        }
+    };
+    tokio::select! {
+        () = say => {}
+        () = read => {}
+    }
+}
+
+/// One Service with 1,000 ports and one large route: who wants all of them has the index keep them 1,000 times.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_route_on_a_thousand_ports_leaves_the_memory_to_others() {
+    const ROOM: u64 = 16 << 20;
+    let metrics = Arc::new(Metrics::default());
+    let index = Index::within(Room::new(ROOM), "cluster.local", metrics.clone());
+    // Anybody is a pod at this address.
+    for (namespace, account) in [("evil", "default"), ("shop", "orders")] {
+        let pod = json!({
+            "metadata": {"namespace": namespace, "name": account},
+            "spec": {"serviceAccountName": account, "containers": []},
+        });
+        let (name, pod) = from_k8s::pod(&serde_json::from_value(pod).unwrap()).unwrap();
+        index.apply(name, pod);
+    }
+    apply_large_route(&index, "evil", "10.96.0.1", 16);
+    apply_large_route(&index, "shop", "10.96.0.2", 1);
+    index.set_synced();
+    let server = start_with(index.clone(), Arc::default()).await;
+    let before = resident("self");
+    let wants = (1000..2000).map(|port| want(&format!("10.96.0.1:{port}")));
+    let wants: Vec<_> = said([hello("")].into_iter().chain(wants)).collect();
+    let mut attack = JoinSet::new();
+    let mut heard = Vec::new();
+    for _ in 0..2 {
+        let (sender, receiver) = watch::channel((0, 0));
+        let channel = server.connect(Some(server.svid("evil", "default"))).await;
+        attack.spawn(say_all(channel, wants.clone(), sender));
+        heard.push(receiver);
+    }
+    for heard in &mut heard {
+        let all = heard.wait_for(|(told, refused)| told + refused == 1000);
+        let (told, refused) = *tokio::time::timeout(Duration::from_secs(120), all)
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(told > 3 && refused > 900, "{told} {refused}");
+    }
+    let taken = || {
+        let text = metrics.encode();
+        let taken = text
+            .lines()
+            .find_map(|l| l.strip_prefix("outrigger_controller_answer_bytes "));
+        taken.unwrap().parse::<u64>().unwrap()
+    };
+    // A charge is compared with what was free before it.
+    let most = ROOM / 2 + (1 << 20);
+    assert!(taken() <= most, "{}", taken());
+    println!(
+        "1,000 ports: {} bytes charged, {} more in use",
+        taken(),
+        resident("self") - before
+    );
+    // When it changes, it is made again for those who were told of it, and for nobody else.
+    apply_large_route(&index, "evil", "10.96.0.1", 15);
+    for heard in &mut heard {
+        let told = heard.borrow_and_update().0;
+        let again = heard.wait_for(|(now, _)| *now > told);
+        tokio::time::timeout(Duration::from_secs(120), again)
+            .await
+            .unwrap()
+            .unwrap();
+    }
+    assert!(taken() <= most, "{}", taken());
+
+    report("a large route on many ports", &server.svids(10).await);
+    let channel = server.connect(Some(server.svid("shop", "orders"))).await;
+    let mut session = Session::open(channel, hello("")).await.unwrap();
+    let own: Vec<_> = (1000..1010).map(|port| format!("10.96.0.2:{port}")).collect();
+    for address in &own {
+        session.want(address).await;
+    }
+    session
+        .until(|s| own.iter().all(|address| s.target(address).is_some()))
+        .await;
+    attack.shutdown().await;
+    drop(session);
+    server.stop().await;
 }
 
 /// The largest of the attacks' own charges.

@@ -10,6 +10,7 @@ use outrigger_api::discovery::{
 use outrigger_controller::discovery::Caller;
 use outrigger_controller::objects::route::{Route, RouteKind};
 use outrigger_controller::objects::{Object, ObjectName};
+use prost::Message;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::mpsc;
@@ -547,7 +548,8 @@ async fn whatever_changes_a_session_is_never_between_two_states() {
             .map(|n| {
                 let address = address_of(*n);
                 let views = index.watch_target(address.parse().unwrap(), "shop").borrow().clone();
-                (address, views.target(&place))
+                let bytes = views.view(&place).unwrap().bytes;
+                (address, Target::decode(bytes).unwrap())
             })
             .collect();
         session

@@ -2,6 +2,7 @@ mod access;
 mod keys;
 mod networks;
 mod policies;
+mod room;
 mod routes;
 mod services;
 mod sessions;

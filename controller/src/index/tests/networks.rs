@@ -20,7 +20,7 @@ fn cluster(networks: &str, yaml: &str) -> (Cluster, std::sync::Arc<Metrics>) {
 fn told(cluster: &Cluster) -> Vec<String> {
     let told = |pod| {
         let watched = cluster.index.watch_workload("shop", pod);
-        watched.borrow().message.cluster_networks.clone()
+        watched.borrow().workload.as_ref().unwrap().cluster_networks.clone()
     };
     assert_eq!(told("orders-1"), told("nobody"));
     told("orders-1")

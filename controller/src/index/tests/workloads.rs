@@ -9,8 +9,9 @@ fn workload(cluster: &Cluster) -> Workload {
         .index
         .watch_workload("shop", "orders-1")
         .borrow()
-        .message
+        .workload
         .clone()
+        .unwrap()
 }
 
 const POD: &str = "

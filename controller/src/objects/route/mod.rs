@@ -14,6 +14,7 @@ use std::sync::Arc;
 use kube::core::DynamicObject;
 use outrigger_api::pattern::Cost;
 use outrigger_api::{discovery as proto, duration};
+use prost::Message;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -84,6 +85,8 @@ pub(crate) struct Rule {
     pub(crate) policy: proto::Policy,
     /// It has a part that is not known, and answers 500.
     pub(crate) broken: bool,
+    /// What it is in a message, in bytes.
+    size: usize,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -94,6 +97,18 @@ pub(crate) enum RouteFilter {
         backend: BackendRef,
         parts_per_million: u32,
     },
+}
+
+/// What a backend is in a message, or the name of a rule, in bytes.
+const IN_MESSAGE: usize = 8;
+
+impl RouteFilter {
+    fn size(&self) -> usize {
+        match self {
+            Self::Plain(kind) => kind.encoded_len(),
+            Self::Mirror { .. } => IN_MESSAGE,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -170,10 +185,31 @@ impl Route {
         self.parents == other.parents && self.rules == other.rules && self.created == other.created
     }
 
+    /// All backends that it names.
+    pub(crate) fn references(&self) -> impl Iterator<Item = &BackendRef> {
+        self.rules.iter().flat_map(|rule| {
+            let weighted = rule.backends.iter();
+            let weighted = weighted.flat_map(|w| std::iter::once(&w.backend).chain(mirrors(&w.filters)));
+            weighted.chain(mirrors(&rule.filters))
+        })
+    }
+
+    /// What it is in a message, in bytes: about as much, and often less, where its rules are told in several parts.
+    pub(crate) fn size(&self) -> usize {
+        self.rules.iter().map(|rule| rule.size).sum()
+    }
+
     /// Whether it is on Services of other namespaces, for clients of its own only.
     pub(crate) fn is_consumer_route_of(&self, service: &ObjectName) -> bool {
         self.name.namespace != service.namespace
     }
+}
+
+fn mirrors(filters: &[RouteFilter]) -> impl Iterator<Item = &BackendRef> {
+    filters.iter().filter_map(|filter| match filter {
+        RouteFilter::Mirror { backend, .. } => Some(backend),
+        RouteFilter::Plain(_) => None,
+    })
 }
 
 fn parent(reference: ParentRef, namespace: &str) -> Option<Parent> {
@@ -226,6 +262,15 @@ impl Reader {
             }),
             ..proto::Policy::default()
         };
+        let filtered = |filters: &[RouteFilter]| -> usize { filters.iter().map(RouteFilter::size).sum() };
+        let size = matches.iter().map(|(_, matched)| matched.encoded_len()).sum::<usize>()
+            + filtered(&filters)
+            + backends
+                .iter()
+                .map(|b| IN_MESSAGE + filtered(&b.filters))
+                .sum::<usize>()
+            + policy.encoded_len()
+            + IN_MESSAGE;
         Rule {
             index,
             name: rule.name.map(Arc::from),
@@ -234,6 +279,7 @@ impl Reader {
             backends,
             policy,
             broken,
+            size,
         }
     }
 
