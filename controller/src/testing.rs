@@ -10,9 +10,10 @@ use outrigger_api::discovery as proto;
 use outrigger_api::discovery::to_sidecar;
 use prost::Message;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use crate::access::PodKey;
-use crate::discovery::Discover;
+use crate::discovery::{Discover, Known};
 use crate::index::Index;
 use crate::metrics::Metrics;
 use crate::objects::{Kind, Object, ObjectName, from_k8s};
@@ -123,6 +124,12 @@ impl Cluster {
         }
         assert_eq!(names.next(), None);
         target
+    }
+
+    /// What is known of a pod, whose ServiceAccount has its name without the number at the end.
+    pub(crate) fn known(&self, namespace: &str, pod: &str) -> watch::Receiver<Arc<Known>> {
+        let account = pod.rsplit_once('-').map_or(pod, |(account, _)| account);
+        self.index.watch_workload(&pod_key(namespace, pod, account))
     }
 
     /// What a pod is told of who may call it, whose ServiceAccount has its name without the number at the end.

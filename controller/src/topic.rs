@@ -92,6 +92,16 @@ impl<V: Default> Default for Topic<V> {
     }
 }
 
+impl<V> Clone for Topic<V> {
+    /// The same one.
+    fn clone(&self) -> Self {
+        Self {
+            values: self.values.clone(),
+            readers: Arc::clone(&self.readers),
+        }
+    }
+}
+
 impl<V> Topic<V> {
     pub(crate) fn new(value: Arc<V>) -> Self {
         Self {

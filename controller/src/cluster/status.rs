@@ -114,7 +114,7 @@ impl Written {
 }
 
 fn wanted_now(index: &Index, now: &str) -> Vec<Write> {
-    index.read_with_callers(|store, callers| wanted(store, callers, now))
+    wanted(&index.snapshot(), &index.callers(), now)
 }
 
 async fn patch(client: &Client, resource: &ApiResource, write: &Write) -> kube::Result<()> {

@@ -138,7 +138,7 @@ impl Discover for FixedTargets {
         self.access.follow(reader)
     }
 
-    fn watch_workload(&self, _: &str, _: &str) -> watch::Receiver<Arc<Known>> {
+    fn watch_workload(&self, _: &PodKey) -> watch::Receiver<Arc<Known>> {
         self.workload.subscribe()
     }
 

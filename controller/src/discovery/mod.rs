@@ -118,7 +118,7 @@ pub trait Discover: Send + Sync + 'static {
     /// Who may call a pod; kept up to date while it is followed.
     fn follow_access(&self, pod: &PodKey, reader: Reader) -> Followed<Access>;
     /// What is known of a pod.
-    fn watch_workload(&self, namespace: &str, pod: &str) -> watch::Receiver<Arc<Known>>;
+    fn watch_workload(&self, pod: &PodKey) -> watch::Receiver<Arc<Known>>;
     /// A pod's sidecar has met a token of a key that a provider of one of the pod's policies has not, as far as is known.
     fn unknown_key(&self, pod: &PodKey, policy: &str, provider: &str);
     /// Whether the identity is still some pod's. An SVID lives on where its pod is gone, and with a copy of its key anybody could

@@ -170,7 +170,7 @@ impl Session {
             takes_tokens: understands(Feature::Tokens),
             access: index.follow_access(&caller.pod_key(), reader),
             place: index.watch_place(caller),
-            workload: index.watch_workload(&caller.namespace, &caller.pod),
+            workload: index.watch_workload(&caller.pod_key()),
             ca: member.service.ca.clone(),
             targets: HashMap::new(),
             sets: HashMap::new(),

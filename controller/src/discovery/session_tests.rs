@@ -66,11 +66,10 @@ async fn what_a_sidecar_understands_is_known_while_it_wants_the_address() {
     let web: SocketAddr = "10.96.0.1:80".parse().unwrap();
     let session = |features: &[Feature]| scene.session(features);
     let count = || {
-        cluster.index.read_with_callers(|_, callers| {
-            let needs = [Feature::RetryConstraint];
-            callers.count(&needs, &Of::All, |service, port, callers| {
-                (&*service.name, port, callers) == ("web", 80, "client")
-            })
+        let needs = [Feature::RetryConstraint];
+        let callers = cluster.index.callers();
+        callers.count(&needs, &Of::All, |service, port, callers| {
+            (&*service.name, port, callers) == ("web", 80, "client")
         })
     };
     let mut today = session(&[Feature::EndpointChanges, Feature::RetryConstraint]);

@@ -61,10 +61,7 @@ impl ServerStreamingService<WatchWorkloadRequest> for Workloads {
                 .member(StreamKind::Workload, request)
                 .and_then(|(mut member, asked)| {
                     member.says(&asked.namespace, &asked.pod)?;
-                    let workload = self
-                        .0
-                        .index
-                        .watch_workload(&member.caller.namespace, &member.caller.pod);
+                    let workload = self.0.index.watch_workload(&member.caller.pod_key());
                     Ok(updates(&self.0, member, AnswerKind::Workload, workload))
                 }),
         )

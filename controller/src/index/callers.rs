@@ -2,47 +2,41 @@
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use outrigger_api::discovery::Feature;
 
-use super::watches::Watches;
-use crate::access::{Access, PodKey, Told as Policies};
-use crate::discovery::Known;
+use super::Index;
+use crate::access::{PodKey, Told as Policies};
 use crate::objects::{ObjectName, Pod};
 use crate::split::Routes;
 use crate::topic::{Inbox, Topic};
 use crate::topology::TargetViews;
 
-type Key = (SocketAddr, Arc<str>);
-
-/// All sidecars that this controller tells of anything.
+/// All sidecars that this controller tells of anything. What is asked for is taken out of the index at once, and looked through while
+/// others go on with it: there are as many policies to ask for as tenants like.
 pub(crate) struct Callers<'a> {
-    sessions: &'a Watches<Key, Routes>,
-    /// Of the version before the session, which understand nothing beyond it.
-    streams: &'a Watches<Key, TargetViews>,
-    accesses: &'a Watches<PodKey, Access>,
-    workloads: &'a Watches<ObjectName, Known>,
-    /// What they are told of each Service. Made once: there are as many policies to ask for as tenants like.
-    told: OnceCell<BTreeMap<ObjectName, Vec<Told<'a>>>>,
-    /// How many sessions say that they are the pod, rightly or not.
-    sessions_of: OnceCell<HashMap<&'a ObjectName, usize>>,
+    index: &'a Index,
+    /// What they are told of each Service.
+    told: OnceCell<BTreeMap<ObjectName, Vec<Told>>>,
+    /// Those of each pod.
+    sidecars: OnceCell<HashMap<PodKey, Sidecars>>,
 }
 
 /// What callers of one namespace are told of one address.
-struct Told<'a> {
+struct Told {
     port: u16,
-    callers: &'a str,
-    to: To<'a>,
+    callers: Arc<str>,
+    to: To,
 }
 
-enum To<'a> {
-    Sessions(&'a Topic<Routes>),
-    Streams(&'a Topic<TargetViews>),
+enum To {
+    Sessions(Topic<Routes>),
+    /// Of the version before the session, which understand nothing beyond it.
+    Streams(Topic<TargetViews>),
 }
 
-impl To<'_> {
+impl To {
     fn sessions(&self) -> Vec<Arc<Inbox>> {
         match self {
             Self::Sessions(topic) => topic.readers(),
@@ -56,6 +50,16 @@ impl To<'_> {
             Self::Streams(topic) => topic.watchers(),
         }
     }
+}
+
+/// Who says that he is a pod, and has an SVID of its ServiceAccount.
+#[derive(Default)]
+struct Sidecars {
+    sessions: Vec<Arc<Inbox>>,
+    /// They are told less than all of the pod's policies.
+    cut: bool,
+    /// Sessions and streams: each asks what is known of the pod.
+    asking: usize,
 }
 
 /// Of which Services.
@@ -87,19 +91,11 @@ pub(crate) struct Enforcers {
 }
 
 impl<'a> Callers<'a> {
-    pub(super) fn new(
-        sessions: &'a Watches<Key, Routes>,
-        streams: &'a Watches<Key, TargetViews>,
-        accesses: &'a Watches<PodKey, Access>,
-        workloads: &'a Watches<ObjectName, Known>,
-    ) -> Self {
+    pub(super) fn new(index: &'a Index) -> Self {
         Self {
-            sessions,
-            streams,
-            accesses,
-            workloads,
+            index,
             told: OnceCell::new(),
-            sessions_of: OnceCell::new(),
+            sidecars: OnceCell::new(),
         }
     }
 
@@ -111,7 +107,7 @@ impl<'a> Callers<'a> {
         meant: impl Fn(&ObjectName, u16, &str) -> bool,
     ) -> Count {
         let told = self.told.get_or_init(|| self.told());
-        let services: Box<dyn Iterator<Item = (&ObjectName, &Vec<Told<'a>>)>> = match of {
+        let services: Box<dyn Iterator<Item = (&ObjectName, &Vec<Told>)>> = match of {
             Of::All => Box::new(told.iter()),
             Of::Namespace(namespace) => {
                 let services = told.range(ObjectName::new(namespace, "")..);
@@ -122,7 +118,7 @@ impl<'a> Callers<'a> {
         let mut lacks = HashMap::new();
         let mut streams = 0;
         for (service, told) in services {
-            for told in told.iter().filter(|told| meant(service, told.port, told.callers)) {
+            for told in told.iter().filter(|told| meant(service, told.port, &told.callers)) {
                 for inbox in told.to.sessions() {
                     let lacking = needs.iter().any(|feature| !inbox.understands(*feature));
                     lacks.insert(Arc::as_ptr(&inbox).addr(), lacking);
@@ -139,50 +135,63 @@ impl<'a> Callers<'a> {
 
     /// Of these pods.
     pub(crate) fn enforcers<'p>(&self, pods: impl Iterator<Item = (&'p ObjectName, &'p Pod)>) -> Enforcers {
-        let sessions_of = self.sessions_of.get_or_init(|| {
-            let mut sessions = HashMap::new();
-            for (key, topic) in self.accesses.iter() {
-                *sessions.entry(&key.name).or_default() += topic.readers().len();
-            }
-            sessions
-        });
+        let sidecars = self.sidecars.get_or_init(|| self.sidecars());
         let mut count = Enforcers::default();
         for (name, pod) in pods {
             let key = PodKey {
                 name: name.clone(),
                 service_account: Arc::clone(&pod.service_account),
             };
-            let access = self.accesses.get(&key);
-            let sessions = access.map(Topic::readers).unwrap_or_default();
-            // Each session asks for both.
-            let asking = self.workloads.get(name).map_or(0, Topic::watchers);
-            let streams = asking.saturating_sub(sessions_of.get(name).copied().unwrap_or_default());
-            let understand = sessions.iter().filter(|inbox| inbox.understands(Feature::Access));
+            let Some(of_pod) = sidecars.get(&key) else { continue };
+            let sessions = of_pod.sessions.len();
+            let streams = of_pod.asking.saturating_sub(sessions);
+            let understand = of_pod
+                .sessions
+                .iter()
+                .filter(|inbox| inbox.understands(Feature::Access));
             let verify = understand.clone().filter(|inbox| inbox.understands(Feature::Tokens));
-            count.all += sessions.len() + streams;
+            count.all += sessions + streams;
             count.without_tokens += understand.clone().count() - verify.count();
-            count.lacking += sessions.len() + streams - understand.count();
-            if access.is_some_and(|access| access.value().told() != Policies::All) {
-                count.cut += sessions.len();
-            }
+            count.lacking += sessions + streams - understand.count();
+            count.cut += if of_pod.cut { sessions } else { 0 };
         }
         count
     }
 
-    fn told(&self) -> BTreeMap<ObjectName, Vec<Told<'a>>> {
-        let (sessions, streams) = (self.sessions.iter(), self.streams.iter());
-        let sessions = sessions.filter_map(|((_, callers), topic)| {
-            let (service, port) = topic.value().service()?.clone();
-            Some((service, port, callers, To::Sessions(topic)))
-        });
-        let streams = streams.filter_map(|((_, callers), topic)| {
-            let (service, port) = topic.value().service()?.clone();
-            Some((service, port, callers, To::Streams(topic)))
-        });
+    fn told(&self) -> BTreeMap<ObjectName, Vec<Told>> {
+        let all: Vec<_> = {
+            let inner = self.index.inner.lock();
+            let sessions = inner.routes.iter().filter_map(|((_, callers), topic)| {
+                let (service, port) = topic.value().service()?.clone();
+                Some((service, port, callers.clone(), To::Sessions(topic.clone())))
+            });
+            let streams = inner.targets.iter().filter_map(|((_, callers), topic)| {
+                let (service, port) = topic.value().service()?.clone();
+                Some((service, port, callers.clone(), To::Streams(topic.clone())))
+            });
+            sessions.chain(streams).collect()
+        };
         let mut told: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for (service, port, callers, to) in sessions.chain(streams) {
+        for (service, port, callers, to) in all {
             told.entry(service).or_default().push(Told { port, callers, to });
         }
         told
+    }
+
+    fn sidecars(&self) -> HashMap<PodKey, Sidecars> {
+        let inner = self.index.inner.lock();
+        let sessions = inner.accesses.iter().map(|(key, topic)| {
+            let sidecars = Sidecars {
+                sessions: topic.readers(),
+                cut: topic.value().told() != Policies::All,
+                asking: 0,
+            };
+            (key.clone(), sidecars)
+        });
+        let mut sidecars: HashMap<_, _> = sessions.collect();
+        for (key, topic) in inner.workloads.iter() {
+            sidecars.entry(key.clone()).or_default().asking = topic.watchers();
+        }
+        sidecars
     }
 }

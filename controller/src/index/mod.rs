@@ -60,7 +60,8 @@ pub struct Index {
 
 #[derive(Default)]
 struct Inner {
-    store: Store,
+    /// Copied when it changes while somebody has a snapshot of it.
+    store: Arc<Store>,
     touched: Touched,
     routes: Watches<(SocketAddr, Arc<str>), Routes>,
     endpoints: Watches<SetName, EndpointViews>,
@@ -68,7 +69,7 @@ struct Inner {
     targets: Watches<(SocketAddr, Arc<str>), TargetViews>,
     /// One for each pod that asks.
     places: Watches<Caller, Place>,
-    workloads: Watches<ObjectName, Known>,
+    workloads: Watches<PodKey, Known>,
     accesses: Watches<PodKey, Access>,
 }
 
@@ -82,7 +83,7 @@ impl Index {
     pub fn within(room: Room, trust_domain: &str, metrics: Arc<Metrics>) -> Arc<Self> {
         metrics.watch_room(&room);
         let mut inner = Inner::default();
-        inner.store.trust_domain = trust_domain.to_owned();
+        Arc::make_mut(&mut inner.store).trust_domain = trust_domain.to_owned();
         Arc::new(Self {
             inner: Mutex::new(inner),
             flushing: Mutex::default(),
@@ -195,7 +196,7 @@ impl Index {
         self.rebuild(
             |workloads| workloads.those(Known::has_room_now),
             |inner| (&mut inner.workloads, &inner.store),
-            |store, name, deps| own::known(store, room, name, deps),
+            |store, pod, deps| own::known(store, room, &pod.name, deps),
         );
     }
 
@@ -251,7 +252,7 @@ impl Index {
         self.rebuild(
             |watches| watches.stale(&touched.deps),
             |inner| (&mut inner.workloads, &inner.store),
-            |store, name, deps| own::known(store, room, name, deps),
+            |store, pod, deps| own::known(store, room, &pod.name, deps),
         );
         if touched.statuses {
             self.statuses.send_modify(|count| *count += 1);
@@ -305,17 +306,25 @@ impl Index {
         read(&self.inner.lock().store)
     }
 
-    /// Reads the store, and who is told of what.
-    pub(crate) fn read_with_callers<T>(&self, read: impl FnOnce(&Store, &Callers<'_>) -> T) -> T {
-        let inner = self.inner.lock();
-        let callers = Callers::new(&inner.routes, &inner.targets, &inner.accesses, &inner.workloads);
-        read(&inner.store, &callers)
+    /// The store as it is now, whatever changes later. Whoever has it holds up nobody.
+    pub(crate) fn snapshot(&self) -> Arc<Store> {
+        Arc::clone(&self.inner.lock().store)
+    }
+
+    /// Who is told of what.
+    pub(crate) fn callers(&self) -> Callers<'_> {
+        Callers::new(self)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_held(&self) -> bool {
+        self.inner.is_locked()
     }
 
     fn change(&self, change: impl FnOnce(&mut Store, &mut Touched)) {
         let mut inner = self.inner.lock();
         let Inner { store, touched, .. } = &mut *inner;
-        change(store, touched);
+        change(Arc::make_mut(store), touched);
         self.changed.notify_one();
     }
 }
@@ -404,12 +413,10 @@ impl Discover for Index {
         })
     }
 
-    fn watch_workload(&self, namespace: &str, pod: &str) -> watch::Receiver<Arc<Known>> {
+    fn watch_workload(&self, pod: &PodKey) -> watch::Receiver<Arc<Known>> {
         let mut inner = self.inner.lock();
         let Inner { store, workloads, .. } = &mut *inner;
-        workloads.watch(ObjectName::new(namespace, pod), |name, deps| {
-            own::known(store, &self.room, name, deps)
-        })
+        workloads.watch(pod.clone(), |pod, deps| own::known(store, &self.room, &pod.name, deps))
     }
 
     fn unknown_key(&self, pod: &PodKey, policy: &str, provider: &str) {

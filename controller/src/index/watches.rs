@@ -147,10 +147,6 @@ impl<K: Clone + Eq + Hash, V: Answer> Watches<K, V> {
         those.map(|(key, _)| key.clone()).collect()
     }
 
-    pub(super) fn get(&self, key: &K) -> Option<&Topic<V>> {
-        self.watched.get(key).map(|watched| &watched.topic)
-    }
-
     pub(super) fn iter(&self) -> impl Iterator<Item = (&K, &Topic<V>)> {
         self.watched.iter().map(|(key, watched)| (key, &watched.topic))
     }

@@ -227,7 +227,7 @@ fn session(cluster: &Cluster, pod: &str, account: &str, features: &[Feature]) ->
     };
     Sidecar {
         _access: cluster.index.follow_access(&pod_key("shop", pod, account), reader),
-        _workload: cluster.index.watch_workload("shop", pod),
+        _workload: cluster.index.watch_workload(&pod_key("shop", pod, account)),
     }
 }
 
@@ -264,8 +264,10 @@ fn pods_that_let_everybody_in_are_counted() {
     let first = session(&cluster, "a", "api", &today);
     assert_eq!(programmed(target("api")).1, bare);
     let older = session(&cluster, "b", "api", &[Feature::EndpointChanges]);
-    let stream = cluster.index.watch_workload("shop", "web-1");
+    let stream = cluster.known("shop", "web-1");
+    // Who says that it is another pod.
     let says_another = session(&cluster, "a", "db", &[]);
+    let streams_as_another = cluster.index.watch_workload(&pod_key("shop", "a", "db"));
     let (reason, message) = programmed(target("api"));
     assert_eq!(reason, "PartiallyProgrammed");
     assert!(
@@ -279,7 +281,7 @@ fn pods_that_let_everybody_in_are_counted() {
         programmed(shop()).1
     );
     assert!(programmed(target("web")).1.starts_with("controller-a: 1 of 1 sidecars"));
-    drop((older, stream, says_another));
+    drop((older, stream, says_another, streams_as_another));
     assert_eq!(programmed(target("api")).1, bare);
     drop(first);
 }

@@ -20,9 +20,7 @@ pub(super) const NOW: &str = "2026-05-01T00:00:00Z";
 const LATER: &str = "2026-06-01T00:00:00Z";
 
 pub(super) fn writes(cluster: &Cluster, now: &str) -> Vec<Write> {
-    cluster
-        .index
-        .read_with_callers(|store, callers| wanted(store, callers, now))
+    wanted(&cluster.index.snapshot(), &cluster.index.callers(), now)
 }
 
 /// Applies the object with the status that would be written, as the API server would hand it back.
@@ -270,7 +268,7 @@ fn routes_beyond_the_budget_say_so_among_those_of_the_same_clients() {
     );
 }
 
-/// A tenant may have thousands of routes on its Service, and every look at all of them holds the index.
+/// A tenant may have thousands of routes on its Service, and a look at all of them takes time.
 #[test]
 fn a_service_is_looked_at_once_however_many_routes_it_has() {
     let [full, empty] = [(); 2].map(|()| Cluster::new());
@@ -282,15 +280,36 @@ fn a_service_is_looked_at_once_however_many_routes_it_has() {
         full.apply_value(route);
     }
     let web = ObjectName::new("shop", "web");
-    full.index.read(|full| {
-        empty.index.read(|empty| {
-            let second = &full.routes[&(RouteKind::Http, ObjectName::new("shop", "second"))];
-            let mut over = OverBudget::default();
-            assert!(over.has(full, &web, second));
-            assert!(over.has(empty, &web, second), "it was looked at again");
-            assert!(!OverBudget::default().has(empty, &web, second));
-        });
-    });
+    let [full, empty] = [full, empty].map(|cluster| cluster.index.snapshot());
+    let second = &full.routes[&(RouteKind::Http, ObjectName::new("shop", "second"))];
+    let mut over = OverBudget::default();
+    assert!(over.has(&full, &web, second));
+    assert!(over.has(&empty, &web, second), "it was looked at again");
+    assert!(!OverBudget::default().has(&empty, &web, second));
+}
+
+/// Whatever changes while conditions are made waits for nothing, and the conditions are those of one moment.
+#[test]
+fn a_snapshot_holds_nobody_up_and_does_not_change() {
+    let cluster = Cluster::new();
+    cluster.add_service("web", 1);
+    cluster.apply_value(route(on_web(), json!([{"backendRefs": [{"name": "web", "port": 80}]}])));
+    cluster.apply_value(policy("p", "2026-01-01", web(), json!({"timeouts": {"request": "1s"}})));
+    let before = writes(&cluster, NOW);
+    let snapshot = cluster.index.snapshot();
+    cluster.delete(Kind::Service, "shop", "web");
+    cluster.delete(Kind::Policy(PolicyKind::Traffic), "shop", "p");
+    cluster.delete(Kind::Pod, "shop", "web-1");
+    assert_eq!(wanted(&snapshot, &cluster.index.callers(), NOW), before);
+    let after = writes(&cluster, NOW);
+    assert_eq!(after.len(), 1);
+    assert_eq!(conditions(&after[0].status)[0].2, "NoMatchingParent");
+    // Nobody has a snapshot of what came after the first change: it is not copied again.
+    let now = |cluster: &Cluster| cluster.index.read(std::ptr::from_ref);
+    let copy = now(&cluster);
+    assert_ne!(copy, Arc::as_ptr(&snapshot));
+    cluster.add_service("web", 1);
+    assert_eq!(now(&cluster), copy);
 }
 
 fn policy(name: &str, created: &str, targets: Value, more: Value) -> Value {
@@ -697,11 +716,11 @@ fn for_one_service_the_callers_of_the_others_are_not_looked_at() {
         (Of::These([&web].into()), &["web"]),
     ] {
         let asked = RefCell::new(Vec::new());
-        let count = cluster.index.read_with_callers(|_, callers| {
-            callers.count(&[Feature::RetryConstraint], &of, |service, _, _| {
-                asked.borrow_mut().push(service.name.to_string());
-                true
-            })
+        let needs = [Feature::RetryConstraint];
+        let count = cluster.index.callers().count(&needs, &of, |service, _, _| {
+            asked.borrow_mut().push(service.name.to_string());
+            assert!(!cluster.index.is_held(), "others wait while conditions are made");
+            true
         });
         let mut asked = asked.into_inner();
         asked.sort();

@@ -8,7 +8,7 @@ use crate::objects::keys::{KeyProblem, KeySource, Keys};
 use crate::objects::policy::Policy;
 
 /// Sources, by how many providers of policies name each.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Wanted(BTreeMap<KeySource, (usize, Keys)>);
 
 impl Wanted {

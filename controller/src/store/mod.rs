@@ -2,6 +2,7 @@
 
 mod keys;
 mod networks;
+mod objects;
 mod policies;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -10,6 +11,7 @@ use std::sync::Arc;
 
 use self::keys::Wanted;
 use self::networks::ClusterNetworks;
+use self::objects::Objects;
 use self::policies::Policies;
 use crate::objects::keys::KeySource;
 use crate::objects::networks::{Holder, Networks};
@@ -49,16 +51,17 @@ pub(crate) type Deps = HashSet<Dep>;
 
 pub(crate) type RouteName = (RouteKind, ObjectName);
 
-#[derive(Default)]
+/// A copy shares the objects themselves.
+#[derive(Clone, Default)]
 pub(crate) struct Store {
     pub(crate) trust_domain: String,
     /// The controller's own pod.
     pub(crate) own: ObjectName,
-    pub(crate) services: BTreeMap<ObjectName, Service>,
+    pub(crate) services: Objects<ObjectName, Service>,
     service_ips: HashMap<IpAddr, ObjectName>,
-    slices: HashMap<ObjectName, EndpointSlice>,
+    slices: Objects<ObjectName, EndpointSlice>,
     slices_of: HashMap<ObjectName, BTreeSet<ObjectName>>,
-    pub(crate) pods: BTreeMap<ObjectName, Pod>,
+    pub(crate) pods: Objects<ObjectName, Pod>,
     pod_ips: HashMap<IpAddr, BTreeSet<ObjectName>>,
     /// How many pods that have not ended each ServiceAccount has.
     pods_of: HashMap<ObjectName, usize>,
@@ -66,9 +69,9 @@ pub(crate) struct Store {
     opaque_pods: BTreeSet<ObjectName>,
     /// How many pods of each namespace have a sidecar.
     mesh_pods: HashMap<Arc<str>, usize>,
-    pub(crate) nodes: BTreeMap<Arc<str>, Node>,
-    pub(crate) namespaces: BTreeMap<Arc<str>, Namespace>,
-    pub(crate) routes: BTreeMap<RouteName, Route>,
+    pub(crate) nodes: Objects<Arc<str>, Node>,
+    pub(crate) namespaces: Objects<Arc<str>, Namespace>,
+    pub(crate) routes: Objects<RouteName, Route>,
     /// By the Services that they are on.
     routes_of: HashMap<ObjectName, BTreeSet<RouteName>>,
     /// By the Services to which they lead. An answer with many backends need not depend on each of them.
@@ -304,7 +307,7 @@ impl Store {
             .deps
             .extend(on.map(|parent| Dep::Routes(parent.service.clone())));
         touched.statuses = true;
-        set(&mut self.services, name, service);
+        self.services.set(name, service);
     }
 
     fn set_slice(&mut self, name: ObjectName, slice: Option<EndpointSlice>, touched: &mut Touched) {
@@ -316,17 +319,12 @@ impl Store {
             touched.deps.insert(Dep::Slices(old.service.clone()));
             remove_from(&mut self.slices_of, &old.service, &name);
         }
-        match slice {
-            Some(slice) => {
-                touched.deps.insert(Dep::Slices(slice.service.clone()));
-                self.slices_of
-                    .entry(slice.service.clone())
-                    .or_default()
-                    .insert(name.clone());
-                self.slices.insert(name, slice);
-            }
-            None => drop(self.slices.remove(&name)),
+        if let Some(slice) = &slice {
+            touched.deps.insert(Dep::Slices(slice.service.clone()));
+            let slices = self.slices_of.entry(slice.service.clone());
+            slices.or_default().insert(name.clone());
         }
+        self.slices.set(name, slice);
     }
 
     fn set_pod(&mut self, name: ObjectName, pod: Option<Pod>, touched: &mut Touched) {
@@ -376,16 +374,13 @@ impl Store {
                 false => self.opaque_pods.remove(&name),
             };
         }
-        match pod {
-            Some(pod) => drop(self.pods.insert(name, pod)),
-            None => drop(self.pods.remove(&name)),
-        }
+        self.pods.set(name, pod);
     }
 
     fn set_node(&mut self, name: Arc<str>, node: Option<Node>, touched: &mut Touched) {
         if self.nodes.get(&name) != node.as_ref() {
             touched.deps.insert(Dep::Node(name.clone()));
-            set(&mut self.nodes, name, node);
+            self.nodes.set(name, node);
         }
     }
 
@@ -397,7 +392,7 @@ impl Store {
             }
             touched.deps.insert(Dep::Namespace(name.clone()));
             touched.namespaces = true;
-            set(&mut self.namespaces, name, namespace);
+            self.namespaces.set(name, namespace);
         }
     }
 
@@ -423,7 +418,7 @@ impl Store {
                 routes.or_default().insert(name.clone());
             }
         }
-        set(&mut self.routes, name, route);
+        self.routes.set(name, route);
     }
 
     fn set_policy(&mut self, kind: PolicyKind, name: ObjectName, policy: Option<Policy>, touched: &mut Touched) {
@@ -438,7 +433,7 @@ impl Store {
 
 /// The objects of one namespace.
 fn in_namespace<'a, T>(
-    objects: &'a BTreeMap<ObjectName, T>,
+    objects: &'a Objects<ObjectName, T>,
     namespace: &Arc<str>,
 ) -> impl Iterator<Item = (&'a ObjectName, &'a T)> + use<'a, T> {
     let namespace = namespace.clone();
@@ -447,7 +442,7 @@ fn in_namespace<'a, T>(
         name: "".into(),
     };
     objects
-        .range(first..)
+        .from(first)
         .take_while(move |(name, _)| name.namespace == namespace)
 }
 
@@ -457,13 +452,6 @@ fn take_one<K: Eq + std::hash::Hash>(counts: &mut HashMap<K, usize>, key: &K) {
         if *count == 0 {
             counts.remove(key);
         }
-    }
-}
-
-fn set<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
-    match value {
-        Some(value) => drop(map.insert(key, value)),
-        None => drop(map.remove(&key)),
     }
 }
 

@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use crate::objects::ObjectName;
 use crate::objects::networks::{Holder, Networks};
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct ClusterNetworks {
     configured: Networks,
     /// By the ServiceCIDR's name.

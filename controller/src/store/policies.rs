@@ -1,20 +1,21 @@
 //! Policies of all kinds, and by what they are attached to.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
+use super::objects::Objects;
 use crate::objects::ObjectName;
 use crate::objects::policy::{Policy, PolicyKind, Target};
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Policies {
-    all: BTreeMap<(PolicyKind, ObjectName), Policy>,
+    all: Objects<(PolicyKind, ObjectName), Policy>,
     /// Those that can hold, the oldest first, and those of one age by their names.
     attached: HashMap<(PolicyKind, Target), BTreeSet<(i64, ObjectName)>>,
 }
 
 impl Policies {
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Policy> {
-        self.all.values()
+        self.all.iter().map(|(_, policy)| policy)
     }
 
     pub(crate) fn get(&self, kind: PolicyKind, name: &ObjectName) -> Option<&Policy> {
@@ -28,7 +29,7 @@ impl Policies {
 
     pub(crate) fn of_namespace(&self, kind: PolicyKind, namespace: &str) -> impl Iterator<Item = &Policy> {
         let from = (kind, ObjectName::new(namespace, ""));
-        let policies = self.all.range(from..);
+        let policies = self.all.from(from);
         let policies = policies.take_while(move |((k, name), _)| *k == kind && *name.namespace == *namespace);
         policies.map(|(_, policy)| policy)
     }
@@ -43,20 +44,20 @@ impl Policies {
     /// nothing for them.
     pub(super) fn set(&mut self, kind: PolicyKind, name: ObjectName, policy: Option<Policy>) -> bool {
         let key = (kind, name);
-        let old = self.all.remove(&key);
-        let differs = match (&old, &policy) {
+        let old = self.all.get(&key);
+        let differs = match (old, &policy) {
             (Some(old), Some(new)) => !old.same_spec(new),
             (old, new) => old.is_some() || new.is_some(),
         };
         if differs {
-            for (target, entry) in old.iter().flat_map(entries) {
+            for (target, entry) in old.into_iter().flat_map(entries) {
                 super::remove_from(&mut self.attached, &(kind, target), &entry);
             }
             for (target, entry) in policy.iter().flat_map(entries) {
                 self.attached.entry((kind, target)).or_default().insert(entry);
             }
         }
-        self.all.extend(policy.map(|policy| (key, policy)));
+        self.all.set(key, policy);
         differs
     }
 }

@@ -1,4 +1,3 @@
-use crate::discovery::Discover;
 use crate::index::Index;
 use crate::metrics::Metrics;
 use crate::objects::Kind;
@@ -19,7 +18,7 @@ fn cluster(networks: &str, yaml: &str) -> (Cluster, std::sync::Arc<Metrics>) {
 /// What the sidecar of a pod is told, be it known or not.
 fn told(cluster: &Cluster) -> Vec<String> {
     let told = |pod| {
-        let watched = cluster.index.watch_workload("shop", pod);
+        let watched = cluster.known("shop", pod);
         watched.borrow().workload.as_ref().unwrap().cluster_networks.clone()
     };
     assert_eq!(told("orders-1"), told("nobody"));
@@ -82,7 +81,7 @@ fn an_address_outside_proves_the_list_wrong_until_the_list_holds_it() {
         (pod("new", &["10.244.0.2", "34.118.224.2"]), Kind::Pod, "new"),
     ] {
         let (cluster, metrics) = cluster("10.0.0.0/8", &pod("orders-1", &["10.244.0.1"]));
-        let mut stream = cluster.index.watch_workload("shop", "orders-1");
+        let mut stream = cluster.known("shop", "orders-1");
         assert_eq!(told(&cluster), ["10.0.0.0/8"]);
         stream.mark_unchanged();
         cluster.apply(&outside);

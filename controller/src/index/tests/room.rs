@@ -329,9 +329,7 @@ fn pods_that_say_much_of_themselves_leave_the_room_to_others() {
     apply(&cluster, (20..40).map(|n| pod("evil", n, &format!("{n}-65535"))));
     let watch = |namespace: &str, pods: std::ops::Range<usize>| -> Vec<_> {
         let names = pods.map(|n| format!("pod-{n}"));
-        names
-            .map(|name| cluster.index.watch_workload(namespace, &name))
-            .collect()
+        names.map(|name| cluster.known(namespace, &name)).collect()
     };
     let same = watch("same", 0..20);
     assert!(same.iter().all(|known| known.borrow().workload.is_some()));

@@ -159,7 +159,7 @@ fn labels_and_annotations_of_a_running_pod_decide_nothing() {
         cluster.apply(&orders_pod(patches[0], "", containers));
         let service = cluster.index.watch_target("10.96.0.1:80".parse().unwrap(), "client");
         let pod = cluster.index.watch_target("10.244.0.1:8080".parse().unwrap(), "client");
-        let workload = cluster.index.watch_workload("shop", "orders-1");
+        let workload = cluster.known("shop", "orders-1");
         let identity = endpoints(&cluster.service("10.96.0.1:80").backends[0])[0]
             .identity
             .clone();

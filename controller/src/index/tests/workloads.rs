@@ -1,17 +1,10 @@
 use outrigger_api::discovery::{Protocol, Workload};
 use outrigger_api::ports::DEFAULT_OPAQUE;
 
-use crate::discovery::Discover;
 use crate::testing::Cluster;
 
 fn workload(cluster: &Cluster) -> Workload {
-    cluster
-        .index
-        .watch_workload("shop", "orders-1")
-        .borrow()
-        .workload
-        .clone()
-        .unwrap()
+    cluster.known("shop", "orders-1").borrow().workload.clone().unwrap()
 }
 
 const POD: &str = "
@@ -105,7 +98,7 @@ spec: {selector: {app: orders}, ports: [{port: 80, targetPort: 5000, appProtocol
 #[test]
 fn a_service_can_say_that_a_well_known_port_is_http() {
     let cluster = Cluster::with(POD);
-    let watched = cluster.index.watch_workload("shop", "orders-1");
+    let watched = cluster.known("shop", "orders-1");
     assert!(workload(&cluster).opaque_ports.contains(&6379));
     cluster.apply(
         "
