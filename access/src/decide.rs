@@ -178,6 +178,7 @@ impl Access {
         View {
             ports: ports.into_iter().map(|port| self.view_of(Some(port))).collect(),
             others: self.view_of(None),
+            providers: self.providers.views(),
         }
     }
 
@@ -257,13 +258,15 @@ impl Access {
             return Verdict::Allowed(Some(by));
         }
         match allowing().find(|policy| policy.exclusive) {
-            Some(policy) => {
-                let with_tokens = call.with_tokens();
-                Verdict::Refused {
-                    exclusive: &policy.name,
-                    wants_token: allowing().any(|policy| policy.matching(&with_tokens).is_some()),
-                }
-            }
+            Some(policy) => Verdict::Refused {
+                exclusive: &policy.name,
+                wants_token: call.head().is_some() && {
+                    let with_tokens = call.with_tokens();
+                    // A rule asks for tokens of its own policy's providers, and few policies have any.
+                    let mut asking = allowing().filter(|policy| policy.has_providers);
+                    asking.any(|policy| policy.matching(&with_tokens).is_some())
+                },
+            },
             None => Verdict::Allowed(None),
         }
     }

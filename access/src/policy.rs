@@ -17,6 +17,8 @@ pub(crate) struct Policy {
     pub(crate) effect: Effect,
     /// Of one that allows.
     pub(crate) exclusive: bool,
+    /// Its rules may ask for tokens.
+    pub(crate) has_providers: bool,
     rules: Box<[Rule]>,
 }
 
@@ -45,6 +47,7 @@ impl Policy {
             name: message.name.as_str().into(),
             effect,
             exclusive: !message.deny && message.exclusive,
+            has_providers: !message.providers.is_empty(),
             rules: rules.collect(),
         }
     }

@@ -12,6 +12,28 @@ pub struct View {
     pub ports: Vec<PortView>,
     /// All others.
     pub others: PortView,
+    /// Whose tokens are looked at.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub providers: Vec<ProviderView>,
+}
+
+/// Who issues tokens, to one policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProviderView {
+    /// "namespace/name".
+    pub policy: String,
+    /// Its name there.
+    pub name: String,
+    /// The claim `iss`.
+    pub issuer: String,
+    /// One of them is in `aud`.
+    pub audiences: Vec<String>,
+    /// How many keys of it can be used. 0: no token of it is good.
+    pub keys: usize,
+    /// The app gets the token too.
+    pub forward: bool,
+    /// Headers that the app gets from claims, and that nobody else sets.
+    pub headers: Vec<String>,
 }
 
 /// Who may call a port.

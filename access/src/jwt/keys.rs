@@ -358,6 +358,11 @@ impl Keys {
         Self(usable.keys.into_iter().map(key).collect())
     }
 
+    /// How many can be used for one of the algorithms.
+    pub(super) fn len(&self) -> usize {
+        self.0.iter().filter(|key| !key.verifiers.is_empty()).count()
+    }
+
     /// Whether one of them has signed the message: the one that is named, or any where none is (of the first few: each try costs
     /// what a signature costs).
     ///

@@ -13,6 +13,7 @@ mod headers;
 mod jws;
 mod keys;
 mod provider;
+mod shared;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -34,6 +35,8 @@ pub use self::jws::MAX_TOKEN;
 use self::jws::Unverified;
 pub use self::keys::{Algorithm, KeySet, MAX_JWKS, MAX_KEYS, NoKeys, Reading};
 use self::provider::{Place, Provider};
+use self::shared::{SharedKeys, Signed};
+use crate::view::ProviderView;
 
 /// Why a token of a provider is refused. Its words are for a log: a client hears less ([`Failure::told`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -63,6 +66,23 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// One word for metrics, spans and logs.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Malformed => "token-malformed",
+            Self::Type => "token-type",
+            Self::Critical => "token-critical",
+            Self::Algorithm => "token-algorithm",
+            Self::UnknownKey => "token-unknown-key",
+            Self::Signature => "token-signature",
+            Self::Audience => "token-audience",
+            Self::Undated => "token-undated",
+            Self::Expired => "token-expired",
+            Self::Early => "token-early",
+            Self::Ambiguous => "token-ambiguous",
+        }
+    }
+
     /// What its bearer hears (`error_description` of RFC 6750 section 3): nothing that a policy says.
     pub fn told(self) -> &'static str {
         match self {
@@ -206,17 +226,15 @@ impl Tokens {
 
 impl Providers {
     pub(crate) fn new(message: &proto::Access) -> Arc<Self> {
-        let of = |policies: &[proto::Policy], enforced| {
+        let (mut all, mut keys) = (Vec::new(), SharedKeys::default());
+        for (policies, enforced) in [(&message.enforced, true), (&message.audited, false)] {
             let mut policies: Vec<&proto::Policy> = policies.iter().collect();
             policies.sort_by(|a, b| a.name.cmp(&b.name));
-            let providers = policies.into_iter().flat_map(|policy| {
-                let providers = policy.providers.iter();
-                providers.map(move |provider| Provider::new(policy, provider, enforced))
-            });
-            providers.collect::<Vec<_>>()
-        };
-        let mut all = of(&message.enforced, true);
-        all.extend(of(&message.audited, false));
+            for policy in policies {
+                let new = |provider| Provider::new(policy, provider, enforced, &mut keys);
+                all.extend(policy.providers.iter().map(new));
+            }
+        }
         let mut places: Vec<Place> = Vec::new();
         for place in all.iter().flat_map(|provider| &provider.places) {
             if !places.contains(place) {
@@ -233,6 +251,11 @@ impl Providers {
             policy,
             enforced,
         }
+    }
+
+    /// For people.
+    pub(crate) fn views(&self) -> Vec<ProviderView> {
+        self.all.iter().map(Provider::view).collect()
     }
 
     /// Whether tokens are looked at in requests to the port.
@@ -378,11 +401,12 @@ impl Providers {
                 return Checked::new(None, by.collect());
             }
         };
+        let mut signed = Signed::new(&header, token.message, &signature);
         let by = self.of_issuer(&token.issuer).map(|(number, provider)| {
-            // What costs most comes last.
             let alive = life.check(now, provider.skew);
-            let result = alive.and_then(|()| provider.verify(token, &header, &claims, &signature));
-            (number, result)
+            let intended = alive.and_then(|()| provider.is_for_us(&claims));
+            // What costs most comes last.
+            (number, intended.and_then(|()| signed.with(&provider.keys)))
         });
         let by: Vec<_> = by.collect();
         let good = by.iter().any(|(_, result)| result.is_ok());

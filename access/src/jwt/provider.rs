@@ -1,5 +1,7 @@
 //! Who issues tokens, and what one of its tokens must be like.
 
+use std::sync::Arc;
+
 use http::HeaderName;
 use http::header::AUTHORIZATION;
 use outrigger_api::access as proto;
@@ -7,8 +9,10 @@ use serde_json::{Map, Value};
 
 use super::Failure;
 use super::claims::ClaimName;
-use super::jws::{Header, Unverified, is_compact};
-use super::keys::{Algorithm, Keys, NotVerified};
+use super::jws::is_compact;
+use super::keys::{Algorithm, Keys};
+use super::shared::SharedKeys;
+use crate::view::ProviderView;
 
 /// A provider of one policy.
 #[derive(Debug)]
@@ -23,7 +27,7 @@ pub(super) struct Provider {
     pub(super) issuer: String,
     audiences: Vec<String>,
     /// For the algorithms that the policy names, and for no others.
-    keys: Keys,
+    pub(super) keys: Arc<Keys>,
     pub(super) places: Vec<Place>,
     pub(super) forward: bool,
     pub(super) claim_headers: Vec<(ClaimName, HeaderName)>,
@@ -67,9 +71,14 @@ impl Place {
 }
 
 impl Provider {
-    pub(super) fn new(policy: &proto::Policy, message: &proto::Provider, enforced: bool) -> Self {
+    pub(super) fn new<'a>(
+        policy: &proto::Policy,
+        message: &'a proto::Provider,
+        enforced: bool,
+        keys: &mut SharedKeys<'a>,
+    ) -> Self {
         let algorithms = message.algorithms.iter();
-        let algorithms: Vec<_> = algorithms.filter_map(|name| Algorithm::named(name)).collect();
+        let algorithms = algorithms.filter_map(|name| Algorithm::named(name)).collect();
         let claim_headers = message.claim_to_headers.iter();
         let claim_headers = claim_headers.filter_map(|header| {
             let name: HeaderName = header.header.parse().ok()?;
@@ -93,11 +102,24 @@ impl Provider {
             }),
             issuer: message.issuer.clone(),
             audiences: message.audiences.clone(),
-            keys: Keys::new(message.jwks.as_bytes(), &algorithms),
+            keys: keys.of(&message.jwks, algorithms),
             places,
             forward: message.forward,
             claim_headers: claim_headers.collect(),
             skew: (message.clock_skew_ms / 1000).try_into().unwrap_or(i64::MAX),
+        }
+    }
+
+    pub(super) fn view(&self) -> ProviderView {
+        let headers = self.claim_headers.iter();
+        ProviderView {
+            policy: self.policy.clone(),
+            name: self.name.clone(),
+            issuer: self.issuer.clone(),
+            audiences: self.audiences.clone(),
+            keys: self.keys.len(),
+            forward: self.forward,
+            headers: headers.map(|(_, header)| header.to_string()).collect(),
         }
     }
 
@@ -115,29 +137,10 @@ impl Provider {
         self.is_for(port) && self.places.contains(place)
     }
 
-    /// All but the time. The signature, which costs most, comes last.
-    ///
     /// # Errors
-    /// When it is no token of this provider.
-    pub(super) fn verify(
-        &self,
-        token: &Unverified<'_>,
-        header: &Header,
-        claims: &Map<String, Value>,
-        signature: &[u8],
-    ) -> Result<(), Failure> {
-        let algorithm = Algorithm::named(&header.algorithm).ok_or(Failure::Algorithm)?;
-        if !self.is_audience(claims) {
-            return Err(Failure::Audience);
-        }
-        let verified = self
-            .keys
-            .verify(header.kid.as_deref(), algorithm, token.message.as_bytes(), signature);
-        verified.map_err(|not| match not {
-            NotVerified::NoKey => Failure::UnknownKey,
-            NotVerified::WrongKey => Failure::Algorithm,
-            NotVerified::Signature => Failure::Signature,
-        })
+    /// When it is for somebody else.
+    pub(super) fn is_for_us(&self, claims: &Map<String, Value>) -> Result<(), Failure> {
+        self.is_audience(claims).then_some(()).ok_or(Failure::Audience)
     }
 
     /// RFC 7519 section 4.1.3: a string, or a list of strings.

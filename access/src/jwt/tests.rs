@@ -674,6 +674,54 @@ fn what_a_client_hears_is_plain() {
     }
 }
 
+/// A signature is verified once for all policies of an issuer, and each has its own say on the rest.
+#[test]
+fn providers_with_the_same_keys_share_them_and_nothing_else() {
+    let signer = Signer::new(Algorithm::Es256);
+    let of = |audience: &str| provider("login", ISSUER, audience, &[signer.jwk("k1")]);
+    let narrow = proto::Provider {
+        algorithms: vec!["EdDSA".to_owned()],
+        ..of("orders")
+    };
+    let policies = [
+        ("a", of("orders")),
+        ("b", of("web")),
+        ("c", narrow),
+        ("d", of("orders")),
+    ];
+    let policies = policies.map(|(name, provider)| policy(name, vec![provider]));
+    let mut world = World::of(signer, policies.into(), Vec::new());
+    let keys = |n: usize| Arc::as_ptr(&world.providers.all[n].keys);
+    assert!(keys(0) == keys(1) && keys(0) == keys(3) && keys(0) != keys(2));
+    let token = world.token(&claims());
+    let tokens = world.request(&mut headers(&[("authorization", &format!("Bearer {token}"))]));
+    let verified = [0, 1, 2, 3].map(|number| is_verified(&tokens, number));
+    assert_eq!(verified, [true, false, false, true]);
+}
+
+#[test]
+fn each_reason_is_a_word_and_documented() {
+    let all = [
+        Failure::Malformed,
+        Failure::Type,
+        Failure::Critical,
+        Failure::Algorithm,
+        Failure::UnknownKey,
+        Failure::Signature,
+        Failure::Audience,
+        Failure::Undated,
+        Failure::Expired,
+        Failure::Early,
+        Failure::Ambiguous,
+    ];
+    let documentation = include_str!("../../../docs/configuration.md");
+    for failure in all {
+        let code = failure.code();
+        assert!(documentation.contains(&format!("`{code}`")), "{code}");
+        assert_eq!(all.iter().filter(|other| other.code() == code).count(), 1, "{code}");
+    }
+}
+
 /// What becomes of requests to rules that ask for tokens.
 mod decided {
     use std::slice::from_ref;
