@@ -34,6 +34,7 @@ targets!(
     retry,
     route,
     spiffe,
+    token,
     trace,
 );
 

@@ -45,12 +45,11 @@ fn app() -> SocketAddr {
     address
 }
 
-fn send(stream: &mut TcpStream, times: usize) {
+fn send(stream: &mut TcpStream, times: usize, more: &str) {
+    let asks = format!("GET /orders/17 HTTP/1.1\r\nHost: orders\r\nUser-Agent: test\r\nAccept: */*\r\n{more}\r\n");
     let mut response = [0; 8192];
     for _ in 0..times {
-        stream
-            .write_all(b"GET /orders/17 HTTP/1.1\r\nHost: orders\r\nUser-Agent: test\r\nAccept: */*\r\n\r\n")
-            .unwrap();
+        stream.write_all(asks.as_bytes()).unwrap();
         let mut read = 0;
         // The head is shorter than this, and the body is 1 KiB.
         while read < 1024 || !response[..read].ends_with(&[b'x'; 1024]) {
@@ -69,22 +68,39 @@ const POLICIES: &str = "accessPolicies: [\
     {name: no-admin, spec: {action: Deny, rules: [{sources: [{type: Any}], \
         httpAttributes: [{paths: [{type: PathPrefix, value: /admin}]}]}]}}]";
 
+/// Who has a token, of an issuer whose key RFC 8037 has (appendix A.1).
+const TOKENS: &str = r#"accessPolicies: [{name: tokens, spec: {
+    jwt: {providers: [{name: login, issuer: me, audiences: [orders], algorithms: [EdDSA], claimToHeaders: [{claim: iss, header: x-issuer}],
+        jwks: {inline: '{"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}'}}]},
+    rules: [{sources: [{type: JWT, jwt: {provider: login}}]}]}}]"#;
+/// {"iss":"me","aud":"orders","exp":253402300799}
+const TOKEN: &str = "Authorization: Bearer eyJhbGciOiJFZERTQSJ9.eyJpc3MiOiJtZSIsImF1ZCI6Im9yZGVycyIsImV4cCI6MjUzNDAyMzAwNzk5fQ.\
+    h5_qt-sONr2pLzKP7dd4010xRdVkzJio4quX23rZlzsGewvW8inRNMzNjAX3Wbuk3y_RpW1xhng3r_R_JUq-CA\r\n";
+/// For one that is verified already: a list of tokens, and what the app hears.
+const OF_A_TOKEN: usize = 6;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_request_allocates_no_more_than_it_did() {
-    let without = of_each("accessPolicies: []").await;
+    let without = of_each("accessPolicies: []", "").await;
     assert!(
         without <= MOST,
         "{without} allocations for a request are more than {MOST}"
     );
-    let with = of_each(POLICIES).await;
+    let with = of_each(POLICIES, "").await;
     assert!(
         with <= without,
         "{with} allocations for a request with policies, and {without} without"
     );
+    let header = of_each("accessPolicies: []", TOKEN).await;
+    let token = of_each(TOKENS, TOKEN).await;
+    assert!(
+        token <= header + OF_A_TOKEN,
+        "{token} allocations for a request with a token, and {header} with one that nobody looks at"
+    );
 }
 
 /// How often a request allocates.
-async fn of_each(policies: &str) -> usize {
+async fn of_each(policies: &str, more: &str) -> usize {
     let authority = Authority::start(&["web", "orders"], Duration::from_secs(3600)).await;
     let inbound = Sidecar::new("orders")
         .protects(app())
@@ -97,9 +113,9 @@ async fn of_each(policies: &str) -> usize {
     let mut stream = TcpStream::connect(outbound.outbound[0]).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     tokio::task::block_in_place(|| {
-        send(&mut stream, WARM_UP);
+        send(&mut stream, WARM_UP, more);
         let region = Region::new(ALLOCATOR);
-        send(&mut stream, REQUESTS);
+        send(&mut stream, REQUESTS, more);
         let change = region.change();
         let each = (change.allocations + change.reallocations) / REQUESTS;
         println!(

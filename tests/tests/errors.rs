@@ -147,6 +147,7 @@ struct Case<'a> {
     limit: Duration,
     path: String,
     cookie: usize,
+    authorization: Option<&'static str>,
 }
 
 impl<'a> Case<'a> {
@@ -161,6 +162,7 @@ impl<'a> Case<'a> {
             limit: SOON,
             path: "/shop.Orders/Get".to_owned(),
             cookie: 0,
+            authorization: None,
         }
     }
 
@@ -178,6 +180,9 @@ impl<'a> Case<'a> {
         if self.cookie > 0 {
             let cookie = vec![b'c'; self.cookie];
             headers.insert("cookie", HeaderValue::from_bytes(&cookie).unwrap());
+        }
+        if let Some(authorization) = self.authorization {
+            headers.insert("authorization", HeaderValue::from_static(authorization));
         }
         request
     }
@@ -624,6 +629,39 @@ async fn access_denied() {
     let mut case = Case::new(&orders, web.outbound[0], Reason::AccessDenied, words);
     case.span_of = Some("orders");
     lab.told_of(case).await;
+}
+
+/// Whoever has a token of an issuer whose key nobody has.
+const DEVS: &str = r#"accessPolicies: [{name: devs, spec: {
+    jwt: {providers: [{name: login, issuer: me, audiences: [orders], jwks: {inline: '{"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}'}}]},
+    rules: [{sources: [{type: JWT, jwt: {provider: login}}]}]}}]"#;
+
+#[tokio::test]
+async fn token_required() {
+    let mut lab = Lab::new().await;
+    let orders = lab.sidecar("orders").protects(nobody()).with(DEVS);
+    let orders = orders.start(&lab.authority).await;
+    let web = lab.web(orders.inbound[0], ONCE).start(&lab.authority).await;
+    let words = "do not let this request in without a token; which of them, the log of its sidecar says";
+    lab.told(&web, web.outbound[0], Reason::TokenRequired, words).await;
+    let mut case = Case::new(&orders, web.outbound[0], Reason::TokenRequired, words);
+    case.span_of = Some("orders");
+    lab.told_of(case).await;
+}
+
+#[tokio::test]
+async fn token_invalid() {
+    let mut lab = Lab::new().await;
+    let orders = lab.sidecar("orders").protects(nobody()).with(DEVS);
+    let orders = orders.start(&lab.authority).await;
+    let web = lab.web(orders.inbound[0], ONCE).start(&lab.authority).await;
+    // {"alg":"none"}.{"iss":"me"}
+    let token = Some("Bearer eyJhbGciOiJub25lIn0.eyJpc3MiOiJtZSJ9.");
+    for (by, span_of) in [(&web, "web"), (&orders, "orders")] {
+        let mut case = Case::new(by, web.outbound[0], Reason::TokenInvalid, "the token is not valid here");
+        (case.span_of, case.authorization) = (Some(span_of), token);
+        lab.told_of(case).await;
+    }
 }
 
 #[tokio::test]

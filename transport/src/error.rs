@@ -48,6 +48,10 @@ pub enum Reason {
     PlaintextRefused,
     /// The called workload's policies do not let the caller in.
     AccessDenied,
+    /// They would have, perhaps, with a token.
+    TokenRequired,
+    /// The caller's token is not good.
+    TokenInvalid,
     /// The called sidecar does not know yet whom its workload lets in.
     AccessUnknown,
     /// The client went away before the response.
@@ -56,7 +60,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for the documentation's test.
-    pub const ALL: [Reason; 23] = [
+    pub const ALL: [Reason; 25] = [
         Reason::NoEndpoints,
         Reason::DiscoveryUnavailable,
         Reason::IdentityUnavailable,
@@ -78,6 +82,8 @@ impl Reason {
         Reason::Overloaded,
         Reason::PlaintextRefused,
         Reason::AccessDenied,
+        Reason::TokenRequired,
+        Reason::TokenInvalid,
         Reason::AccessUnknown,
         Reason::ClientClosed,
     ];
@@ -106,6 +112,8 @@ impl Reason {
             Reason::Overloaded => "overloaded",
             Reason::PlaintextRefused => "plaintext-refused",
             Reason::AccessDenied => "access-denied",
+            Reason::TokenRequired => "token-required",
+            Reason::TokenInvalid => "token-invalid",
             Reason::AccessUnknown => "access-unknown",
             Reason::ClientClosed => "client-closed",
         }
@@ -132,6 +140,7 @@ impl Reason {
             Reason::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Reason::HeadTimeout => StatusCode::REQUEST_TIMEOUT,
             Reason::PlaintextRefused | Reason::AccessDenied => StatusCode::FORBIDDEN,
+            Reason::TokenRequired | Reason::TokenInvalid => StatusCode::UNAUTHORIZED,
         }
     }
 
@@ -146,6 +155,7 @@ impl Reason {
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => 8,               // RESOURCE_EXHAUSTED
             StatusCode::NOT_FOUND => 12,                                    // UNIMPLEMENTED
             StatusCode::BAD_REQUEST | StatusCode::INTERNAL_SERVER_ERROR => 13, // INTERNAL
+            StatusCode::UNAUTHORIZED => 16,                                 // UNAUTHENTICATED
             _ => 14,                                                        // UNAVAILABLE
         }
     }

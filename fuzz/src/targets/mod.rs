@@ -28,6 +28,8 @@ pub mod route;
 #[cfg(feature = "programs")]
 pub mod spiffe;
 #[cfg(feature = "programs")]
+pub mod token;
+#[cfg(feature = "programs")]
 pub mod trace;
 
 use http::{HeaderMap, HeaderName, HeaderValue};

@@ -298,6 +298,39 @@ fn file() {
     );
 }
 
+/// Nobody fetches keys for a sidecar without a controller.
+#[test]
+fn keys_of_a_policy_stand_in_the_file() {
+    let read = |jwks: &str| {
+        let provider = format!("{{name: login, issuer: me, audiences: [orders], jwks: {jwks}}}");
+        let source = "{type: JWT, jwt: {provider: login}}";
+        let spec = format!("{{jwt: {{providers: [{provider}]}}, rules: [{{sources: [{source}]}}]}}");
+        Config::from_yaml("orders.yaml", &YAML.replace("{mode: Audit}", &spec))
+    };
+    let key = r#"{"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#;
+    assert!(read(&format!("{{inline: '{{\"keys\": [{key}]}}'}}")).is_ok());
+    for (jwks, says) in [
+        (
+            "{remote: {url: \"https://login.example.com/keys\"}}",
+            "jwks.remote: no controller fetches keys for a standalone sidecar; write the keys into the file, as jwks.inline",
+        ),
+        (
+            "{configMapRef: {name: keys}}",
+            "jwks.configMapRef: there is no cluster that has one; write the keys into the file, as jwks.inline",
+        ),
+        ("{inline: '{}'}", "jwks.inline: it is no JSON Web Key Set"),
+        (
+            "{inline: '{\"keys\": [{}]}'}",
+            "jwks.inline: none of its keys can be used: key 0: its kty is",
+        ),
+    ] {
+        let errors = read(jwks).unwrap_err();
+        let expected = format!("orders.yaml:29: accessPolicies[1].spec.jwt.providers[0].{says}");
+        let said = errors.iter().filter(|error| error.contains(".jwks.")).count();
+        assert!(errors[0].starts_with(&expected) && said == 1, "{expected}: {errors:?}");
+    }
+}
+
 /// What only a cluster could say, a file has to say itself; what is faulty starts no sidecar.
 #[test]
 fn a_policy_of_a_file_says_all_of_it() {

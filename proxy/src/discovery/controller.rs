@@ -21,6 +21,7 @@ use tonic::{Code, Status};
 
 use super::session::Session;
 use super::told::Told;
+use super::unknown_keys::UnknownKeys;
 use super::wants::Wants;
 use super::{fallback, snapshot};
 use crate::backoff::Backoff;
@@ -55,6 +56,7 @@ pub(super) struct Link {
     /// Who asks.
     pub(super) asker: Workload,
     pub(super) wants: Arc<Wants>,
+    pub(super) unknown_keys: UnknownKeys,
     targets: Arc<Shared<SocketAddr, Arc<Target>>>,
     workload: watch::Sender<Arc<WorkloadInfo>>,
     /// Who may call this pod. `None` before the controller's first word.
@@ -72,6 +74,7 @@ impl Controller {
             identity,
             asker: workload.clone(),
             wants: Arc::default(),
+            unknown_keys: UnknownKeys::default(),
             targets: Arc::new(Shared::with_worth(MAX_TARGETS, worth)),
             workload: watch::channel(Arc::default()).0,
             access: watch::channel(None).0,
@@ -149,6 +152,10 @@ impl Controller {
 
     pub(super) fn access(&self) -> watch::Receiver<Option<Arc<Access>>> {
         self.link.access.subscribe()
+    }
+
+    pub(super) fn unknown_key(&self, policy: &str, provider: &str) {
+        self.link.unknown_keys.meet(policy, provider);
     }
 
     pub(super) fn problem(&self) -> String {

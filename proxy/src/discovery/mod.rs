@@ -12,6 +12,7 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 mod told;
+mod unknown_keys;
 mod wants;
 
 use std::collections::HashMap;
@@ -131,6 +132,13 @@ impl Discovery {
         match &*self.0 {
             Source::Controller(controller) => controller.access(),
             Source::Standalone(standalone) => standalone.access.subscribe(),
+        }
+    }
+
+    /// A token of a policy's provider names a key that its keys do not have. The controller hears of it, and not of each.
+    pub fn unknown_key(&self, policy: &str, provider: &str) {
+        if let Source::Controller(controller) = &*self.0 {
+            controller.unknown_key(policy, provider);
         }
     }
 

@@ -20,7 +20,12 @@ use super::wants::Word;
 use crate::backoff::Backoff;
 
 /// What this sidecar understands.
-const FEATURES: [Feature; 3] = [Feature::EndpointChanges, Feature::RetryConstraint, Feature::Access];
+const FEATURES: [Feature; 4] = [
+    Feature::EndpointChanges,
+    Feature::RetryConstraint,
+    Feature::Access,
+    Feature::Tokens,
+];
 /// Words that are on their way. The others wait in [`super::wants::Wants`].
 const WORDS: usize = 16;
 /// Until a refused address is asked for again.
@@ -64,7 +69,18 @@ impl Session {
                 let permit = self.requests.reserve().await;
                 (permit, link.wants.word().await)
             };
+            let report = async {
+                let permit = self.requests.reserve().await;
+                (permit, link.unknown_keys.next().await)
+            };
             tokio::select! {
+                (permit, key) = report => {
+                    let Ok(permit) = permit else {
+                        return Status::unavailable("the session has ended");
+                    };
+                    let kind = Some(from_sidecar::Kind::UnknownKey(key));
+                    permit.send(FromSidecar { kind });
+                }
                 (permit, word) = say => {
                     let Ok(permit) = permit else {
                         // Its other end is read for as long as the session lives.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use http::HeaderMap;
 use http::request::Parts;
+use outrigger_access::jwt::Failure;
 use outrigger_access::{self as policy, Access, Decision, Head, Tokens, Verdict};
 use outrigger_api::spiffe::SpiffeId;
 use outrigger_proxy_transport::authority;
@@ -19,7 +20,9 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
 use super::Caller;
+use super::tokens::TokenRule;
 use crate::call::Call;
+use crate::context::Context;
 use crate::telemetry::logging::LogLimit;
 use crate::telemetry::{AccessDecision, AccessNote, Metrics};
 
@@ -37,6 +40,7 @@ pub(super) struct AccessRule {
     metrics: Arc<Metrics>,
     denied: LogLimit,
     audited: LogLimit,
+    tokens: TokenRule,
 }
 
 /// What a decision is about.
@@ -44,8 +48,17 @@ pub(super) struct AccessRule {
 pub(super) enum Subject<'a> {
     /// A connection that is not HTTP, or that is the app's own TLS.
     Bytes,
-    /// A request as the app will see it, and the headers that do not come to it because the client named them in `Connection`.
-    Request(&'a Parts, &'a HeaderMap),
+    /// A request as the app will see it.
+    Request(&'a Parts, &'a Beside),
+}
+
+/// What is asked about beside the head of a request.
+#[derive(Default)]
+pub(super) struct Beside {
+    /// The headers that do not come to the app because the client named them in `Connection`.
+    pub(super) named: HeaderMap,
+    /// What was verified.
+    tokens: Tokens,
 }
 
 /// Why something is refused.
@@ -56,16 +69,29 @@ pub(super) enum Refused {
     Denied(Box<AccessNote>),
 }
 
+/// What its client hears of a refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    Denied,
+    NoToken,
+    BadToken(Failure),
+}
+
+/// Of a request that no token came with, and that one might have let in.
+const NO_TOKEN: &str = "token-required";
+
 impl AccessRule {
-    pub(super) fn new(updates: watch::Receiver<Option<Arc<Access>>>, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(context: &Context) -> Self {
+        let updates = context.process.discovery.access();
         let current = updates.borrow().clone();
         Self {
             current: RefCell::new(current),
             updates: RefCell::new(updates),
             changed: Notify::new(),
-            metrics,
+            metrics: Arc::clone(context.metrics()),
             denied: LogLimit::default(),
             audited: LogLimit::default(),
+            tokens: TokenRule::new(&context.process),
         }
     }
 
@@ -105,33 +131,35 @@ impl AccessRule {
         }
     }
 
-    /// Lets a request in, or not.
+    /// Lets a request in, or not. Its headers become those that the app is to get, as far as tokens change them.
     ///
     /// # Errors
-    /// [`Reason::AccessDenied`] and [`Reason::AccessUnknown`].
+    /// [`Reason::AccessDenied`], [`Reason::TokenRequired`], [`Reason::TokenInvalid`] and [`Reason::AccessUnknown`].
     pub(super) fn admit(
         &self,
         caller: &Caller,
-        head: &Parts,
-        named: &HeaderMap,
+        head: &mut Parts,
+        named: HeaderMap,
         call: &mut Call,
-    ) -> Result<(), ProxyError> {
-        match self.ask(caller, Subject::Request(head, named)) {
-            Ok(note) => {
-                call.request.access = note;
-                Ok(())
-            }
-            Err(Refused::Denied(note)) => {
-                call.request.access = Some(note);
-                Err(ProxyError::new(
-                    Reason::AccessDenied,
-                    "the policies of the called workload do not let this request in; which of them, the log of its sidecar says",
-                ))
-            }
-            Err(Refused::Unknown) => Err(ProxyError::new(
+    ) -> Result<Beside, ProxyError> {
+        let access = self.current();
+        let Some(access) = access.as_deref() else {
+            return Err(ProxyError::new(
                 Reason::AccessUnknown,
                 "the called workload's sidecar has not heard yet whom it lets in; check that it reaches the controller",
-            )),
+            ));
+        };
+        let tokens = self.tokens.authenticate(access, caller.app.port(), &mut head.headers);
+        let beside = Beside { named, tokens };
+        match self.judge(access, caller, Subject::Request(head, &beside)) {
+            Ok(note) => {
+                call.request.access = note;
+                Ok(beside)
+            }
+            Err((note, answer)) => {
+                call.request.access = Some(note);
+                Err(answer.error())
+            }
         }
     }
 
@@ -141,22 +169,32 @@ impl AccessRule {
     /// Why it is refused.
     pub(super) fn ask(&self, caller: &Caller, subject: Subject<'_>) -> Result<Option<Box<AccessNote>>, Refused> {
         let access = self.current();
-        let access = access.as_ref().ok_or(Refused::Unknown)?;
+        let access = access.as_deref().ok_or(Refused::Unknown)?;
+        let judged = self.judge(access, caller, subject);
+        judged.map_err(|(note, _)| Refused::Denied(note))
+    }
+
+    fn judge(
+        &self,
+        access: &Access,
+        caller: &Caller,
+        subject: Subject<'_>,
+    ) -> Result<Option<Box<AccessNote>>, (Box<AccessNote>, Answer)> {
         if !access.selects(caller.app.port()) {
             self.let_in(caller, subject);
             return Ok(None);
         }
         let decision = decide(access, caller, subject);
-        if let Some(note) = denial(&decision) {
+        if let Some((note, answer)) = denial(&decision) {
             self.tell(caller, subject, &note);
-            return Err(Refused::Denied(note));
+            return Err((note, answer));
         }
         self.let_in(caller, subject);
         let (policy, rule) = by(&decision.verdict);
-        self.metrics.access(AccessDecision::Allowed, policy, rule);
+        self.metrics.access(AccessDecision::Allowed, policy, rule, "");
         let audited = decision.audit.iter().map(|audited| {
             let rule = audited.rule.unwrap_or_default();
-            let note = note(AccessDecision::Audited, audited.policy, rule, &decision);
+            let note = note(AccessDecision::Audited, audited.policy, rule, "");
             self.tell(caller, subject, &note);
             note
         });
@@ -190,7 +228,8 @@ impl AccessRule {
 
     /// Counts and logs that something is refused, or would be.
     pub(super) fn tell(&self, caller: &Caller, subject: Subject<'_>, note: &AccessNote) {
-        self.metrics.access(note.decision, &note.policy, &note.rule);
+        self.metrics
+            .access(note.decision, &note.policy, &note.rule, note.reason);
         let what = match subject {
             Subject::Bytes => "a connection",
             Subject::Request(..) => "a request",
@@ -206,7 +245,7 @@ impl AccessRule {
                 port = caller.app.port(),
                 policy = note.policy,
                 rule = note.rule,
-                ambiguous_path = note.ambiguous_path,
+                reason = note.reason,
                 left_out,
                 "{what} {verb}"
             );
@@ -223,11 +262,11 @@ pub(super) fn check(access: Option<&Access>, caller: &Caller, subject: Subject<'
     if !access.selects(caller.app.port()) {
         return Ok(());
     }
-    denial(&decide(access, caller, subject)).map_or(Ok(()), |note| Err(Refused::Denied(note)))
+    denial(&decide(access, caller, subject)).map_or(Ok(()), |(note, _)| Err(Refused::Denied(note)))
 }
 
 fn decide<'a>(access: &'a Access, caller: &Caller, subject: Subject<'_>) -> Decision<'a> {
-    let Subject::Request(head, named) = subject else {
+    let Subject::Request(head, Beside { named, tokens }) = subject else {
         return access.decide(&facts(caller, policy::Carries::Bytes));
     };
     let of = |headers: &HeaderMap| {
@@ -238,7 +277,7 @@ fn decide<'a>(access: &'a Access, caller: &Caller, subject: Subject<'_>) -> Deci
                 path: head.uri.path(),
                 host: authority::of(head),
                 headers,
-                tokens: &Tokens::NONE,
+                tokens,
             }),
         ))
     };
@@ -275,13 +314,34 @@ fn facts<'a>(caller: &'a Caller, carries: policy::Carries<'a>) -> policy::Facts<
     }
 }
 
-/// Who refuses. `None`: it is let in.
-fn denial(decision: &Decision<'_>) -> Option<Box<AccessNote>> {
-    if decision.verdict.is_allowed() {
-        return None;
-    }
+/// Who refuses, and what the client hears of it. `None`: it is let in.
+fn denial(decision: &Decision<'_>) -> Option<(Box<AccessNote>, Answer)> {
+    let (answer, reason) = match decision.verdict {
+        Verdict::Allowed(_) => return None,
+        Verdict::InvalidToken { why, .. } => (Answer::BadToken(why), why.code()),
+        Verdict::Refused { wants_token: true, .. } => (Answer::NoToken, NO_TOKEN),
+        _ if decision.ambiguous_path => (Answer::Denied, "ambiguous-path"),
+        Verdict::Denied(_) | Verdict::Refused { .. } => (Answer::Denied, ""),
+    };
     let (policy, rule) = by(&decision.verdict);
-    Some(note(AccessDecision::Denied, policy, rule, decision))
+    Some((note(AccessDecision::Denied, policy, rule, reason), answer))
+}
+
+impl Answer {
+    /// It says nothing of policies.
+    fn error(self) -> ProxyError {
+        match self {
+            Self::Denied => ProxyError::new(
+                Reason::AccessDenied,
+                "the policies of the called workload do not let this request in; which of them, the log of its sidecar says",
+            ),
+            Self::NoToken => ProxyError::new(
+                Reason::TokenRequired,
+                "the policies of the called workload do not let this request in without a token; which of them, the log of its sidecar says",
+            ),
+            Self::BadToken(why) => ProxyError::new(Reason::TokenInvalid, why.told()),
+        }
+    }
 }
 
 /// The policy that decided, and its rule; "" where there is none.
@@ -293,12 +353,12 @@ fn by<'a>(verdict: &Verdict<'a>) -> (&'a str, &'a str) {
     }
 }
 
-fn note(decided: AccessDecision, policy: &str, rule: &str, decision: &Decision<'_>) -> Box<AccessNote> {
+fn note(decided: AccessDecision, policy: &str, rule: &str, reason: &'static str) -> Box<AccessNote> {
     Box::new(AccessNote {
         decision: decided,
         policy: policy.to_owned(),
         rule: rule.to_owned(),
-        ambiguous_path: decision.ambiguous_path,
+        reason,
     })
 }
 
@@ -395,7 +455,11 @@ mod tests {
         ] {
             let (policy, head) = (of_header(deny), head(headers));
             let of = |enforced, audited| Access::new(&proto::Access { enforced, audited });
-            let subject = Subject::Request(&head, named);
+            let beside = Beside {
+                named: named.clone(),
+                ..Beside::default()
+            };
+            let subject = Subject::Request(&head, &beside);
             let case = format!("denies: {deny}, {headers:?}, {named:?}");
             let enforced = of(vec![policy.clone()], Vec::new());
             let decision = decide(&enforced, &caller(None), subject);

@@ -234,7 +234,7 @@ mod tests {
             decision: AccessDecision::Denied,
             policy: "shop/callers".to_owned(),
             rule: String::new(),
-            ambiguous_path: false,
+            reason: "",
         }))));
         for mtls in [Mtls::Permissive, Mtls::Strict] {
             let known = Some(&access);

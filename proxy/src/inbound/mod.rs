@@ -8,6 +8,7 @@ mod opaque;
 mod request;
 #[cfg(test)]
 mod sizes;
+mod tokens;
 
 use std::net::SocketAddr;
 use std::rc::Rc;

@@ -3,10 +3,9 @@
 mod plaintext;
 
 use std::rc::Rc;
-use std::sync::Arc;
 
 use http::request::Parts;
-use http::{HeaderMap, Request, Response};
+use http::{Request, Response};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 use outrigger_proxy_transport::body::{BodySource, ClientBody, RequestBody};
@@ -16,7 +15,7 @@ use outrigger_proxy_transport::grpc;
 use outrigger_proxy_transport::headers::{strip_hop_by_hop, strip_ours, strip_response, wants_upgrade};
 use outrigger_proxy_transport::server::{HttpVersion, ResponseBody, check, upgrade};
 
-use super::access::{AccessRule, Subject};
+use super::access::{AccessRule, Beside, Subject};
 use super::apps::AppDialer;
 use super::{Caller, State};
 use crate::call::{Call, Callee, LocalReply, Remote};
@@ -39,7 +38,7 @@ impl RequestRules {
     pub(super) fn new(context: &Context) -> Self {
         Self {
             plaintext: PlaintextRule::new(context.config()),
-            access: AccessRule::new(context.process.discovery.access(), Arc::clone(context.metrics())),
+            access: AccessRule::new(context),
         }
     }
 }
@@ -60,14 +59,14 @@ pub(super) async fn handle(
         keeps_upgrade: upgrade.is_some() && version == HttpVersion::Http1,
     };
     let mut call = begin(state, &facts, &mut head, &body);
-    let named = match apply_rules(&state.rules, &facts, &mut head, &mut call) {
-        Ok(named) => named,
+    let beside = match apply_rules(&state.rules, &facts, &mut head, &mut call) {
+        Ok(beside) => beside,
         Err(reply) => return call.reply(reply),
     };
     let upgrade = upgrade.map(|client| {
         let begun = Box::new(Begun {
             head: head.clone(),
-            named,
+            beside,
         });
         Upgrade { client, begun }
     });
@@ -88,12 +87,12 @@ struct Upgrade {
 /// What a tunnel began with: policies that change are asked about it again.
 struct Begun {
     head: Parts,
-    named: HeaderMap,
+    beside: Beside,
 }
 
 impl Begun {
     fn subject(&self) -> Subject<'_> {
-        Subject::Request(&self.head, &self.named)
+        Subject::Request(&self.head, &self.beside)
     }
 }
 
@@ -138,7 +137,7 @@ fn apply_rules(
     facts: &Facts<'_>,
     head: &mut Parts,
     call: &mut Call,
-) -> Result<HeaderMap, LocalReply> {
+) -> Result<Beside, LocalReply> {
     let RequestRules { plaintext, access } = rules;
     check(head)?;
     plaintext.admit(facts, head)?;
@@ -146,10 +145,10 @@ fn apply_rules(
     strip_ours(&mut head.headers);
     let named = access.named(facts.caller, head);
     strip_hop_by_hop(&mut head.headers, facts.keeps_upgrade);
-    access.admit(facts.caller, head, &named, call)?;
+    let beside = access.admit(facts.caller, head, named, call)?;
     // Behind all that removes what others say of it.
     facts.caller.introduction.write(&mut head.headers);
-    Ok(named)
+    Ok(beside)
 }
 
 /// Sends the request to the app; once more if that does no harm: its connection was a stale one, or refused it.

@@ -365,10 +365,13 @@ mod tests {
     fn a_refusal_by_policy_is_an_answer_as_good_as_any() {
         let plain = HeaderMap::new();
         let denied = HeaderMap::from_iter([("grpc-status".parse().unwrap(), HeaderValue::from_static("7"))]);
+        let unauthenticated = HeaderMap::from_iter([("grpc-status".parse().unwrap(), HeaderValue::from_static("16"))]);
         let unknown = HeaderMap::from_iter([("grpc-status".parse().unwrap(), HeaderValue::from_static("14"))]);
         for (status, headers, reason, expected) in [
             (403, &plain, Reason::AccessDenied, health::Answer::Good),
             (200, &denied, Reason::AccessDenied, health::Answer::Good),
+            (401, &plain, Reason::TokenRequired, health::Answer::Good),
+            (200, &unauthenticated, Reason::TokenInvalid, health::Answer::Good),
             (503, &plain, Reason::AccessUnknown, health::Answer::Unreachable),
             (200, &unknown, Reason::AccessUnknown, health::Answer::Unreachable),
         ] {

@@ -28,13 +28,6 @@ pub struct AccessNote {
     pub policy: String,
     /// The name of its rule; "" where no rule matched.
     pub rule: String,
-    /// The path can be read in more than one way, and the decision depended on it.
-    pub ambiguous_path: bool,
-}
-
-impl AccessNote {
-    /// What the policy alone does not explain.
-    pub(super) fn reason(&self) -> Option<&'static str> {
-        self.ambiguous_path.then_some("ambiguous-path")
-    }
+    /// What policy and rule alone do not explain: one of a few words, such as "ambiguous-path" and "token-expired". "": nothing.
+    pub reason: &'static str,
 }

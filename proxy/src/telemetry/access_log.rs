@@ -220,7 +220,7 @@ impl<'a> AccessFields<'a> {
             access_decision: Some(access.decision.as_str()),
             access_policy: Some(bounded(&access.policy)),
             access_rule: Some(bounded(&access.rule)).filter(|rule| !rule.is_empty()),
-            access_reason: access.reason(),
+            access_reason: Some(access.reason).filter(|reason| !reason.is_empty()),
         }
     }
 }

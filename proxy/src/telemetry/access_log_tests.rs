@@ -103,7 +103,7 @@ fn a_connection_has_a_line_too() {
             decision: AccessDecision::Denied,
             policy: "shop/nobody".to_owned(),
             rule: String::new(),
-            ambiguous_path: false,
+            reason: "",
         }),
     });
     log.flush();

@@ -7,9 +7,11 @@ mod bytes;
 mod cases;
 mod changes;
 mod hostile;
+mod issuer;
 mod scene;
 mod script;
 mod table;
+mod tokens;
 mod told;
 mod unknown;
 

@@ -2,10 +2,10 @@
 //! and somebody outside of it.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -38,6 +38,8 @@ pub(super) struct Witness {
 struct Seen {
     connections: AtomicUsize,
     requests: AtomicUsize,
+    /// Of the last request.
+    headers: Mutex<HeaderMap>,
 }
 
 impl Witness {
@@ -68,6 +70,11 @@ impl Witness {
         let seen = &self.seen;
         (seen.connections.load(SeqCst), seen.requests.load(SeqCst))
     }
+
+    /// The headers of the last request.
+    pub(super) fn heard(&self) -> HeaderMap {
+        self.seen.headers.lock().unwrap().clone()
+    }
 }
 
 async fn serve(mut stream: TcpStream, seen: Arc<Seen>) {
@@ -97,6 +104,7 @@ async fn serve(mut stream: TcpStream, seen: Arc<Seen>) {
 /// Echoes on what a request becomes, if it is to become something else.
 fn answer(seen: &Seen, mut request: Request<Incoming>) -> Response<Body> {
     seen.requests.fetch_add(1, SeqCst);
+    seen.headers.lock().unwrap().clone_from(request.headers());
     let grpc = request
         .headers()
         .get("content-type")

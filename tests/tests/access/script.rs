@@ -6,8 +6,8 @@ use std::sync::Mutex;
 use outrigger_api::access::Access;
 use outrigger_api::discovery::discovery_server::{Discovery, DiscoveryServer};
 use outrigger_api::discovery::{
-    Feature, FromSidecar, Target, ToSidecar, WatchTargetRequest, WatchWorkloadRequest, Workload, from_sidecar,
-    to_sidecar,
+    Feature, FromSidecar, Target, ToSidecar, UnknownKey, WatchTargetRequest, WatchWorkloadRequest, Workload,
+    from_sidecar, to_sidecar,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -32,6 +32,7 @@ struct State {
     workloads: Vec<mpsc::UnboundedSender<Result<Workload, Status>>>,
     /// What the last sidecar understands.
     features: Vec<i32>,
+    unknown_keys: Vec<UnknownKey>,
 }
 
 /// Which controller it is.
@@ -98,6 +99,11 @@ impl Script {
         state.workloads.clear();
     }
 
+    /// What sidecars have said of them.
+    pub(super) fn unknown_keys(&self) -> Vec<UnknownKey> {
+        self.0.lock().unwrap().unknown_keys.clone()
+    }
+
     pub(super) fn sidecar_understands(&self, feature: Feature) -> bool {
         self.0.lock().unwrap().features.contains(&feature.into())
     }
@@ -117,7 +123,9 @@ impl Discovery for Script {
         }
         tokio::spawn(async move {
             while let Ok(Some(message)) = said.message().await {
-                if let (Some(from_sidecar::Kind::Hello(hello)), Some(sender)) = (message.kind, sender.take()) {
+                if let Some(from_sidecar::Kind::UnknownKey(key)) = message.kind {
+                    script.0.lock().unwrap().unknown_keys.push(key);
+                } else if let (Some(from_sidecar::Kind::Hello(hello)), Some(sender)) = (message.kind, sender.take()) {
                     let mut state = script.0.lock().unwrap();
                     state.features = hello.features;
                     for kind in state.of_the_pod() {

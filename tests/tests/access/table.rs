@@ -212,10 +212,15 @@ fn judge(status: u16, denied: bool) -> Option<bool> {
 
 /// What the table says, as it is counted.
 fn expected(case: &Case) -> Vec<String> {
+    let reason = if case.ambiguous {
+        ",reason=\"ambiguous-path\""
+    } else {
+        ""
+    };
     let series = |decision: &str, by: &str| match by.split_once(' ') {
-        Some((policy, rule)) => format!("{{decision=\"{decision}\",policy=\"{policy}\",rule=\"{rule}\"}}"),
+        Some((policy, rule)) => format!("{{decision=\"{decision}\",policy=\"{policy}\",rule=\"{rule}\"{reason}}}"),
         None if by.is_empty() => format!("{{decision=\"{decision}\"}}"),
-        None => format!("{{decision=\"{decision}\",policy=\"{by}\"}}"),
+        None => format!("{{decision=\"{decision}\",policy=\"{by}\"{reason}}}"),
     };
     let (decision, by) = case.then.split_once(' ').unwrap_or((&case.then, ""));
     let decision = match decision {

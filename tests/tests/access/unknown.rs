@@ -83,6 +83,7 @@ async fn connections_wait_and_then_are_refused() {
     assert_eq!(soon(waiting).await.status, 200);
     assert_eq!(readiness(&scene).await.0, 200);
     assert!(scene.script.sidecar_understands(Feature::Access));
+    assert!(scene.script.sidecar_understands(Feature::Tokens));
 }
 
 /// Those that wait are served as soon as it is known, and by what was said.

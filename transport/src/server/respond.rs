@@ -1,7 +1,7 @@
 //! The one place where an error becomes a response.
 
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use super::response::ResponseBody;
@@ -25,7 +25,26 @@ pub fn error_response(error: &ProxyError, grpc: bool) -> Response<ResponseBody> 
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     headers.insert(OUTRIGGER_ERROR, HeaderValue::from_static(error.reason.code()));
+    if let Some(challenge) = challenge(error) {
+        headers.insert(WWW_AUTHENTICATE, challenge);
+    }
     response
+}
+
+/// How to come in (RFC 6750 section 3): who has brought no token hears of no error. A realm has to be named where nothing else is,
+/// and says nothing of the workload.
+fn challenge(error: &ProxyError) -> Option<HeaderValue> {
+    match error.reason {
+        Reason::TokenRequired => Some(HeaderValue::from_static(r#"Bearer realm="outrigger""#)),
+        Reason::TokenInvalid => {
+            // What `error_description` may have.
+            let is_text = |c: &char| matches!(c, ' '..='~') && !matches!(c, '"' | '\\');
+            let told: String = error.detail.chars().filter(is_text).collect();
+            let told = format!(r#"Bearer realm="outrigger", error="invalid_token", error_description="{told}""#);
+            HeaderValue::try_from(told).ok()
+        }
+        _ => None,
+    }
 }
 
 /// A response without a body, in the name of a route.
@@ -53,6 +72,17 @@ mod tests {
             let plain = error_response(&error, false);
             assert_eq!(plain.status(), reason.status());
             assert_eq!(reason_of(plain.headers()), Some(reason));
+            let challenge = match reason {
+                Reason::TokenRequired => Some(r#"Bearer realm="outrigger""#),
+                Reason::TokenInvalid => {
+                    Some(r#"Bearer realm="outrigger", error="invalid_token", error_description="why: 100 %""#)
+                }
+                _ => None,
+            };
+            assert_eq!(
+                plain.headers().get("www-authenticate").map(|v| v.as_bytes()),
+                challenge.map(str::as_bytes)
+            );
             let grpc = error_response(&error, true);
             assert_eq!(grpc.status(), 200);
             assert_eq!(grpc.headers()["grpc-status"], reason.grpc_status().to_string());

@@ -266,16 +266,6 @@ fn tokens() {
         scopes: vec!["read".to_owned()],
     });
     assert_eq!(sources(&policy.rules[0].conditions[0]), [Some(expected)]);
-
-    // A version that verifies none: who has a token is let in by nothing, and the rest of the policy stays.
-    let (mut policy, _) = read(&format!("{PROVIDER}\n{rule}"));
-    assert!(policy.leave_out_tokens());
-    let told = policy.resolve(None, &Here);
-    assert_eq!(sources(&told.rules[0].conditions[0]), [None]);
-    assert!(is_never_met(&told.rules[0]) && told.providers.is_empty());
-    let (mut policy, _) = read("rules: [{sources: [{type: Any}]}]");
-    let before = policy.clone();
-    assert!(!policy.leave_out_tokens() && policy == before);
 }
 
 /// Whether a sidecar can never find it true.

@@ -85,23 +85,6 @@ impl Unresolved {
         }
     }
 
-    /// Makes every condition on a token a faulty one, since sidecars of this version verify none: it lets nobody in, and a Deny
-    /// rule holds without it. Returns whether the policy says anything of tokens.
-    pub fn leave_out_tokens(&mut self) -> bool {
-        let mut found = !self.providers.is_empty();
-        self.providers.clear();
-        for condition in self.rules.iter_mut().flat_map(|rule| &mut rule.conditions) {
-            let Condition::Sources(any) = condition else { continue };
-            for source in any {
-                if matches!(source, Source::Known(Some(source::Kind::Jwt(_)))) {
-                    *source = Source::Known(None);
-                    found = true;
-                }
-            }
-        }
-        found
-    }
-
     /// Whether it may refuse somebody, if its decision counts.
     pub fn refuses(&self) -> bool {
         self.deny || self.exclusive

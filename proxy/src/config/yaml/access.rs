@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use outrigger_access::jwt::KeySet;
 use outrigger_api::access as proto;
 use outrigger_api::policy::access::{AccessPolicySpec, Cluster, JwksSpec};
 use outrigger_api::policy::selector::LabelSelector;
@@ -74,7 +75,7 @@ impl Reader<'_> {
             self.wrong(&format!("{path}.spec.targetRefs"), at, wrong);
         }
         let namespace = workload.namespace();
-        let (mut policy, mistakes) = spec.to_wire(&format!("{namespace}/{}", entry.name.value), namespace);
+        let (policy, mistakes) = spec.to_wire(&format!("{namespace}/{}", entry.name.value), namespace);
         for mistake in mistakes {
             self.wrong_at(at, &format!("{path}.spec.{mistake}"));
         }
@@ -87,12 +88,46 @@ impl Reader<'_> {
             let wrong = format!("namespaces have to be named, and not selected by their labels: {outside}");
             self.wrong(&format!("{path}.spec.rules"), at, &wrong);
         }
-        if policy.leave_out_tokens() {
-            self.wrong(&format!("{path}.spec.jwt"), at, "this version does not verify tokens");
-        }
+        self.keys(path, entry);
         let cluster = Standalone {
             trust_domain: workload.trust_domain(),
         };
         (policy.resolve(None, &cluster), policy.audit)
+    }
+
+    /// The keys of a policy's providers stand in the file: what else a policy may say of them, a controller would have to do.
+    fn keys(&mut self, path: &str, entry: &AccessPolicyEntry) {
+        let jwt = entry.spec.value.jwt.iter();
+        for (n, provider) in jwt.flat_map(|jwt| &jwt.providers).enumerate() {
+            let JwksSpec {
+                inline,
+                config_map_ref,
+                remote,
+            } = &provider.jwks;
+            let elsewhere = [
+                (
+                    "remote",
+                    remote.is_some(),
+                    "no controller fetches keys for a standalone sidecar",
+                ),
+                (
+                    "configMapRef",
+                    config_map_ref.is_some(),
+                    "there is no cluster that has one",
+                ),
+            ];
+            let (at, place) = (entry.spec.referenced, format!("{path}.spec.jwt.providers[{n}].jwks"));
+            for (field, _, why) in elsewhere.into_iter().filter(|(_, is_there, _)| *is_there) {
+                let what = format!("{why}; write the keys into the file, as jwks.inline");
+                self.wrong(&format!("{place}.{field}"), at, &what);
+            }
+            // What is no set at all has been said.
+            let inline_at = format!("{place}.inline");
+            if let Some(Err(why)) = inline.as_ref().map(|keys| KeySet::read(keys.as_bytes()))
+                && !self.errors.iter().any(|error| error.contains(&inline_at))
+            {
+                self.wrong(&inline_at, at, &why.to_string());
+            }
+        }
     }
 }

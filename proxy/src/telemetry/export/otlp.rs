@@ -171,8 +171,8 @@ fn access_attributes(access: &AccessNote, all: &mut Vec<KeyValue>) {
     if !access.rule.is_empty() {
         all.push(text("outrigger.access.rule", &access.rule));
     }
-    if let Some(reason) = access.reason() {
-        all.push(text("outrigger.access.reason", reason));
+    if !access.reason.is_empty() {
+        all.push(text("outrigger.access.reason", access.reason));
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the policies of this pod decided, by policy and rule.
+//! What the policies of this pod decided, by policy, rule and reason.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -28,14 +28,16 @@ pub(super) struct Series {
     pub(super) policy: Box<str>,
     /// "": none of its rules matched.
     pub(super) rule: Box<str>,
+    /// "": policy and rule say it all.
+    pub(super) reason: &'static str,
     count: AtomicU64,
 }
 
-type Key<'a> = (AccessDecision, &'a str, &'a str);
+type Key<'a> = (AccessDecision, &'a str, &'a str, &'static str);
 
 impl AccessCounters {
-    pub(super) fn count(&self, decision: AccessDecision, policy: &str, rule: &str) {
-        let (series, key) = (self.series.load(), (decision, policy, rule));
+    pub(super) fn count(&self, decision: AccessDecision, policy: &str, rule: &str, reason: &'static str) {
+        let (series, key) = (self.series.load(), (decision, policy, rule, reason));
         match find(&series, key) {
             Ok(at) => series[at].add(),
             Err(_) => self.add(key),
@@ -47,7 +49,7 @@ impl AccessCounters {
         let series = self.series.load();
         let key = match series.len() < MAX_SERIES {
             true => key,
-            false => (key.0, OVERFLOW, ""),
+            false => (key.0, OVERFLOW, "", ""),
         };
         match find(&series, key) {
             Ok(at) => series[at].add(),
@@ -82,17 +84,18 @@ fn find(series: &[Arc<Series>], key: Key<'_>) -> Result<usize, usize> {
 }
 
 impl Series {
-    fn new((decision, policy, rule): Key<'_>) -> Self {
+    fn new((decision, policy, rule, reason): Key<'_>) -> Self {
         Self {
             decision,
             policy: policy.into(),
             rule: rule.into(),
+            reason,
             count: AtomicU64::new(0),
         }
     }
 
     fn key(&self) -> Key<'_> {
-        (self.decision, &self.policy, &self.rule)
+        (self.decision, &self.policy, &self.rule, self.reason)
     }
 
     fn add(&self) {

@@ -349,6 +349,7 @@ impl Families<'_> {
                 ("decision", Some(of.decision.as_str().to_owned())),
                 ("policy", named(&of.policy)),
                 ("rule", named(&of.rule)),
+                ("reason", named(of.reason)),
             ]);
             (labels, of.total())
         });

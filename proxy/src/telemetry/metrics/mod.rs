@@ -184,8 +184,8 @@ impl Metrics {
 
     /// Policies decided on a request or a connection. `policy`: "" where none of them matched. `rule`: "" where none of its
     /// rules did.
-    pub fn access(&self, decision: AccessDecision, policy: &str, rule: &str) {
-        self.access.count(decision, policy, rule);
+    pub fn access(&self, decision: AccessDecision, policy: &str, rule: &str, reason: &'static str) {
+        self.access.count(decision, policy, rule, reason);
     }
 
     /// Policies that are not there any more are counted no more.

@@ -364,11 +364,12 @@ fn a_service_without_a_namespace_is_a_name_alone() {
 fn decisions_are_counted_by_policy_and_rule_and_bounded() {
     use AccessDecision::{Allowed, Audited, Denied};
     let metrics = Arc::new(Metrics::new());
-    metrics.access(Allowed, "shop/web", "callers");
-    metrics.access(Allowed, "shop/web", "callers");
-    metrics.access(Denied, "shop/web", "");
-    metrics.access(Allowed, "", "");
-    metrics.access(Audited, "mesh/tomorrow", "");
+    metrics.access(Allowed, "shop/web", "callers", "");
+    metrics.access(Allowed, "shop/web", "callers", "");
+    metrics.access(Denied, "shop/web", "", "");
+    metrics.access(Denied, "shop/web", "", "token-expired");
+    metrics.access(Allowed, "", "", "");
+    metrics.access(Audited, "mesh/tomorrow", "", "");
     let series = |metrics: &Arc<Metrics>| -> Vec<String> {
         let text = metrics.text();
         let lines = text
@@ -382,16 +383,17 @@ fn decisions_are_counted_by_policy_and_rule_and_bounded() {
             r#"{decision="allowed"} 1"#,
             r#"{decision="allowed",policy="shop/web",rule="callers"} 2"#,
             r#"{decision="denied",policy="shop/web"} 1"#,
+            r#"{decision="denied",policy="shop/web",reason="token-expired"} 1"#,
             r#"{decision="audited",policy="mesh/tomorrow"} 1"#,
         ]
     );
     // A policy that has gone takes its series with it, so those of the next ones have room.
     metrics.retain_access(|policy| policy == "shop/web");
-    assert_eq!(series(&metrics).len(), 3);
+    assert_eq!(series(&metrics).len(), 4);
     for n in 0..10_000 {
-        metrics.access(Denied, "shop/web", &format!("rule {n}"));
-        metrics.access(Allowed, &format!("shop/{n}"), "");
-        metrics.access(Audited, &format!("shop/{n}"), "");
+        metrics.access(Denied, "shop/web", &format!("rule {n}"), "");
+        metrics.access(Allowed, &format!("shop/{n}"), "", "");
+        metrics.access(Audited, &format!("shop/{n}"), "", "");
     }
     let all = series(&metrics);
     assert_eq!(all.len(), 200);
@@ -399,7 +401,7 @@ fn decisions_are_counted_by_policy_and_rule_and_bounded() {
         .iter()
         .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
         .sum();
-    assert_eq!(counted, 4 + 30_000, "nothing is lost");
+    assert_eq!(counted, 5 + 30_000, "nothing is lost");
     for decision in ["allowed", "denied", "audited"] {
         let overflow = format!("{{decision=\"{decision}\",policy=\"_overflow\"}}");
         assert!(all.iter().any(|line| line.starts_with(&overflow)), "{overflow}");
