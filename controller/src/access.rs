@@ -21,6 +21,8 @@ const LARGEST: usize = MAX_DISCOVERY_MESSAGE - 16;
 /// Stand for policies that no message holds together, and for those that there is no room for.
 const TOO_LARGE: &str = "(too large)";
 const NO_ROOM: &str = "(no room)";
+/// Of what more ports there are, all ports are closed: what is told instead must be small.
+const MOST_PORTS: usize = 256;
 
 /// A pod as its sidecar says it is: its name, and the ServiceAccount of the SVID.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -88,6 +90,12 @@ impl Access {
         }
     }
 
+    /// The message to a pod that has no room to be told of its policies: it is small.
+    pub(crate) fn closed(&self) -> Bytes {
+        let access = self.said().unwrap_or_default();
+        encoded(to_sidecar::Kind::Access(closed(NO_ROOM, &access)))
+    }
+
     /// What the message says.
     pub fn said(&self) -> Option<proto::Access> {
         match ToSidecar::decode(self.message.clone()).ok()?.kind? {
@@ -137,6 +145,7 @@ fn closed(name: &str, access: &proto::Access) -> proto::Access {
             None => ports = None,
         }
     }
+    let ports = ports.filter(|ports| ports.len() <= MOST_PORTS);
     let ports = ports.map(|ports| proto::Ports {
         numbers: ports.into_iter().collect(),
     });

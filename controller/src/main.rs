@@ -20,8 +20,8 @@ struct Arguments {
     /// The controller's own namespace.
     #[arg(long, env = "OUTRIGGER_NAMESPACE", default_value = "outrigger")]
     namespace: String,
-    /// The controller's own pod: kubelet makes its name the host's.
-    #[arg(long, env = "HOSTNAME", default_value = "")]
+    /// The controller's own pod. Not the host's name, which is cut at 63 characters.
+    #[arg(long, env = "OUTRIGGER_POD", default_value = "")]
     pod: String,
     /// The controller's own ServiceAccount.
     #[arg(long, env = "OUTRIGGER_SERVICE_ACCOUNT", default_value = "outrigger-controller")]

@@ -89,6 +89,7 @@ async fn write(
     present: &mut Present,
     pauses: &mut Pauses,
 ) -> Option<Instant> {
+    pauses.forget(Instant::now());
     for namespace in to_write(wanted, bundle, present) {
         if !pauses.begin(namespace, Instant::now()) {
             continue;
@@ -131,19 +132,30 @@ impl Pauses {
     /// Whether it may be written; if so, the next pause begins.
     fn begin(&mut self, namespace: &Arc<str>, now: Instant) -> bool {
         let (first, longest) = PAUSE;
-        self.0.retain(|_, pause| now < pause.until + longest);
         let length = match self.0.get(namespace) {
             Some(pause) if now < pause.until => return false,
-            Some(pause) => longest.min(pause.length * 2),
-            None => first,
+            Some(pause) if !pause.is_over(now) => longest.min(pause.length * 2),
+            _ => first,
         };
         let until = now + length;
         self.0.insert(namespace.clone(), Pause { length, until });
         true
     }
 
+    /// Forgets those that were left alone.
+    fn forget(&mut self, now: Instant) {
+        self.0.retain(|_, pause| !pause.is_over(now));
+    }
+
     fn until(&self, namespace: &Arc<str>) -> Option<Instant> {
         self.0.get(namespace).map(|pause| pause.until)
+    }
+}
+
+impl Pause {
+    /// It was left alone for the longest since its last pause.
+    fn is_over(&self, now: Instant) -> bool {
+        now >= self.until + PAUSE.1
     }
 }
 

@@ -141,5 +141,10 @@ fn each_has_a_pause_of_its_own_and_nothing_is_kept_of_one_that_is_left_alone() {
     ] {
         assert_eq!(pauses.begin(namespace, at(second)), may, "{namespace} {second}");
     }
-    assert_eq!(pauses.0.len(), 1);
+    assert_eq!(pauses.0.len(), 2);
+    pauses.forget(at(77));
+    assert_eq!(
+        pauses.0.keys().map(|namespace| &**namespace).collect::<Vec<_>>(),
+        ["one"]
+    );
 }

@@ -12,6 +12,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
@@ -22,6 +23,7 @@ use outrigger_issuer::share::Held;
 use slab::Slab;
 use tokio::sync::watch;
 use tokio::task::coop::consume_budget;
+use tokio::time::{Instant, sleep_until};
 use tonic::server::StreamingService;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -88,6 +90,8 @@ struct Session {
     /// It verifies tokens.
     takes_tokens: bool,
     access: Followed<Access>,
+    /// When it is tried again to tell it.
+    access_again: Option<Instant>,
     place: watch::Receiver<Arc<Place>>,
     workload: watch::Receiver<Arc<Known>>,
     ca: watch::Receiver<Arc<Ca>>,
@@ -126,10 +130,15 @@ struct Set {
     _held: Held,
 }
 
+/// Between attempts to tell what there was no room for.
+const RETRY: Duration = Duration::from_secs(10);
+
 /// What is to be sent. By the time that its turn comes, it may not be wanted any more.
 enum Next {
     Trust,
     Access,
+    /// Instead of it, as there is no room: nobody may call the pod.
+    Closed,
     Workload,
     Set(SetName),
     /// With what is charged for it already.
@@ -169,6 +178,7 @@ impl Session {
             takes_access: understands(Feature::Access),
             takes_tokens: understands(Feature::Tokens),
             access: index.follow_access(&caller.pod_key(), reader),
+            access_again: None,
             place: index.watch_place(caller),
             workload: index.watch_workload(&caller.pod_key()),
             ca: member.service.ca.clone(),
@@ -199,7 +209,7 @@ impl Session {
                         self.sent(&next, message.version);
                         return Ok(message.bytes);
                     }
-                    Err(status) => self.refuse(&next, &status)?,
+                    Err(status) => self.refuse(next, &status)?,
                 }
             }
             // Whoever says much that needs no answer leaves the thread to others as well.
@@ -214,6 +224,10 @@ impl Session {
                     }
                 }
                 Ok(()) = self.place.changed() => self.queue.extend(self.sets.keys().cloned().map(Next::Set)),
+                () = reached(self.access_again), if self.access_again.is_some() => {
+                    self.access_again = None;
+                    self.queue.push_back(Next::Access);
+                }
                 Ok(()) = self.workload.changed() => self.queue.push_back(Next::Workload),
                 // At once, and not with the next SVID: what is below a new root is nothing to who does not know it, and one that
                 // was taken away is trusted until then.
@@ -365,18 +379,26 @@ impl Session {
         Ok(())
     }
 
-    /// Refuses what there is no room for, and goes on with the rest. What is of no address is small: where even that has no room,
-    /// the session ends.
-    fn refuse(&mut self, next: &Next, status: &Status) -> Result<(), Status> {
-        let addresses: Vec<SocketAddr> = match next {
+    /// Refuses what there is no room for, and goes on with the rest. Whom to trust, who may call the pod, and what it is itself come before
+    /// all addresses: where there is no room for them, an address is refused in their place, until there is none left. Then nobody may
+    /// call the pod, for a while; of the rest, the session ends.
+    fn refuse(&mut self, next: Next, status: &Status) -> Result<(), Status> {
+        let addresses: Vec<SocketAddr> = match &next {
             Next::Routes(address, ..) => vec![*address],
             Next::Set(name) => {
                 let named = |target: &Target| target.told.iter().any(|told| told.sets.contains(name));
                 let targets = self.targets.iter().filter(|(_, target)| named(target));
                 targets.map(|(address, _)| *address).collect()
             }
-            Next::Trust | Next::Access | Next::Workload | Next::Gone(_) | Next::Refused(..) => {
-                return Err(status.clone());
+            Next::Access if self.targets.is_empty() => {
+                self.queue.push_front(Next::Closed);
+                self.access_again = Some(Instant::now() + RETRY);
+                Vec::new()
+            }
+            Next::Trust | Next::Access | Next::Closed | Next::Workload | Next::Gone(_) | Next::Refused(..) => {
+                let any = self.targets.keys().next().copied().ok_or_else(|| status.clone())?;
+                self.queue.push_front(next);
+                vec![any]
             }
         };
         for address in addresses {
@@ -407,6 +429,7 @@ impl Session {
                 self.access.newest().message(self.takes_tokens),
                 Some(AnswerKind::Access),
             ),
+            Next::Closed => (self.access.newest().closed(), Some(AnswerKind::Access)),
             Next::Workload => match self.workload.borrow_and_update().in_session() {
                 Some(workload) => (workload, Some(AnswerKind::Workload)),
                 None => return Ok(None),
@@ -444,6 +467,13 @@ impl Session {
             answer,
             version: None,
         }))
+    }
+}
+
+async fn reached(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

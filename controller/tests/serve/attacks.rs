@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::sessions::{Session, hello, service as service_of, want};
+use super::sessions::{Session, hello, hello_of_today, service as service_of, want};
 use super::*;
 
 /// The numbers that took the controller down. `OUTRIGGER_ATTACK=whole` asks for them; without it they are smaller.
@@ -671,6 +671,100 @@ async fn a_session_at_its_bound_goes_on_with_what_it_has() {
     session.until(|s| s.target("10.96.0.10:80").is_some()).await;
     assert!(server.number("outrigger_controller_charged_bytes") <= before + 8192.0);
     drop(session);
+    server.stop().await;
+}
+
+/// Addresses give way to it, and come back when there is room. Else a pod that has as much as it may would go on trusting a root that
+/// was taken away.
+#[tokio::test]
+async fn a_pod_at_its_bound_hears_whom_to_trust_all_the_same() {
+    let targets = Arc::<FixedTargets>::default();
+    // A pod has a fifth of it: room for its connection, its session and some addresses.
+    let ca = Ca::generate("cluster.local").unwrap();
+    let server = start_of(ca, 5 * 200 * 1024, targets.clone(), targets).await;
+    let channel = server.connect(Some(server.svid("shop", "orders"))).await;
+    let mut session = Session::open(channel, hello("")).await.unwrap();
+    let refused = |s: &Session| s.log.iter().filter(|m| m.starts_with("refused")).count();
+    let mut wanted = 0;
+    while refused(&session) == 0 {
+        session.want(&format!("11.0.0.{wanted}:80")).await;
+        wanted += 1;
+        session.next().await.unwrap();
+    }
+    session.log.clear();
+    // 31 roots are some 12 KiB.
+    let mut roots = server.ca.borrow().bundle_pem();
+    for _ in 0..30 {
+        roots += &Ca::generate("cluster.local").unwrap().bundle_pem();
+    }
+    let mut pem = server.ca.borrow().pem().clone();
+    pem.roots = Some(roots);
+    let ca = Ca::from_pem(pem, "cluster.local", std::time::SystemTime::now()).unwrap();
+    server.ca.send_replace(Arc::new(ca));
+    session.until(|s| s.roots.len() == 31).await;
+    // What was refused in its place is told behind it, and the session goes on.
+    session.until(|s| refused(s) > 2).await;
+    // They were taken, so there is room again.
+    session.want("11.0.1.1:80").await;
+    session.until(|s| s.target("11.0.1.1:80").is_some()).await;
+    drop(session);
+    server.stop().await;
+}
+
+/// Else a pod that has as much as it may would go on with policies that are not in force any more. Where no address is left to give way,
+/// nobody may call it until there is room.
+#[tokio::test]
+async fn a_pod_at_its_bound_hears_who_may_call_it_or_that_nobody_may() {
+    let policy = |name: &str| outrigger_api::access::Policy {
+        name: name.to_owned(),
+        exclusive: true,
+        rules: vec![outrigger_api::access::Rule {
+            name: "x".repeat(20 << 10),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let access = |name: &str| outrigger_api::access::Access {
+        enforced: vec![policy(name)],
+        ..Default::default()
+    };
+    let targets = Arc::<FixedTargets>::default();
+    // A pod has a fifth of it: room for its connections, its sessions and some addresses.
+    let ca = Ca::generate("cluster.local").unwrap();
+    let server = start_of(ca, 5 * 300 * 1024, targets.clone(), targets.clone()).await;
+    let open = async |hello| {
+        let channel = server.connect(Some(server.svid("shop", "orders"))).await;
+        Session::open(channel, hello).await.unwrap()
+    };
+    let refused = |s: &Session| s.log.iter().filter(|m| m.starts_with("refused")).count();
+    let mut without_addresses = open(hello_of_today("")).await;
+    without_addresses.until(|s| s.log.iter().any(|m| m == "access ")).await;
+    let mut with_addresses = open(hello("")).await;
+    let mut wanted = 0;
+    while refused(&with_addresses) == 0 {
+        with_addresses.want(&format!("11.0.0.{wanted}:80")).await;
+        wanted += 1;
+        with_addresses.next().await.unwrap();
+    }
+    targets.set_access(access("shop/first"));
+    without_addresses
+        .until(|s| s.log.iter().any(|m| m == "access (no room)"))
+        .await;
+    drop(with_addresses);
+    without_addresses
+        .until(|s| s.log.iter().any(|m| m == "access shop/first"))
+        .await;
+    // Addresses give way to it.
+    while refused(&without_addresses) == 0 {
+        without_addresses.want(&format!("11.0.1.{wanted}:80")).await;
+        wanted += 1;
+        without_addresses.next().await.unwrap();
+    }
+    without_addresses.log.clear();
+    targets.set_access(access("shop/second"));
+    without_addresses.until(|s| refused(s) > 2).await;
+    assert_eq!(without_addresses.log[0], "access shop/second");
+    drop(without_addresses);
     server.stop().await;
 }
 

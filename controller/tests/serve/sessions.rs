@@ -28,7 +28,7 @@ pub(crate) fn hello(pod: &str) -> from_sidecar::Kind {
 }
 
 /// Of a sidecar that understands who may call it.
-fn hello_of_today(pod: &str) -> from_sidecar::Kind {
+pub(crate) fn hello_of_today(pod: &str) -> from_sidecar::Kind {
     from_sidecar::Kind::Hello(Hello {
         namespace: String::new(),
         pod: pod.to_owned(),

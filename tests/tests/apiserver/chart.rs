@@ -85,6 +85,22 @@ async fn what_values_say_of_traces_and_callers_is_what_the_injector_reads() -> R
     Ok(())
 }
 
+/// By its whole name: the host's is cut at 63 characters, and then a controller takes its own word in a status for another's.
+#[tokio::test]
+#[ignore = "needs helm"]
+async fn the_controller_knows_which_pod_it_is() -> Result<()> {
+    let objects = rendered(&[]).await?;
+    let mut deployments = objects.iter().filter(|object| object["kind"] == "Deployment");
+    let controller = deployments.find(|object| object["metadata"]["name"] == "outrigger-controller");
+    let controller = controller.context("no controller")?;
+    let variables = controller.pointer("/spec/template/spec/containers/0/env");
+    let mut variables = variables.and_then(Value::as_array).context("no environment")?.iter();
+    let pod = variables.find(|variable| variable["name"] == "OUTRIGGER_POD");
+    let field = pod.and_then(|pod| pod.pointer("/valueFrom/fieldRef/fieldPath"));
+    ensure!(field == Some(&json!("metadata.name")), "{pod:?}");
+    Ok(())
+}
+
 /// Whom the NetworkPolicies let in, by the names of the ports. None is made unless it is asked for.
 #[tokio::test]
 #[ignore = "needs a kube-apiserver"]
