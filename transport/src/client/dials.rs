@@ -1,12 +1,16 @@
-//! New HTTP/1 connections to a peer sidecar, a few at a time.
+//! New HTTP/1 connections to a peer; to a sidecar, a few at a time.
 //!
 //! A handshake costs as much as several requests. When a thousand requests come at once, a thousand handshakes would keep
 //! both sidecars from answering any of them, though the first few connections could serve them all. So a request for which
 //! there is no idle connection waits for its turn: to use one that another request gives back, or to make one. It does not
-//! wait where that does not help: see [`LOOK`] and [`PATIENCE`].
+//! wait where that does not help: see [`LOOK`] and [`PATIENCE`]. To other peers a handshake costs little, and nobody waits.
+//!
+//! A connection that is being made is finished when its request has gone: clients that wait for less than a handshake takes
+//! would never get one. Only of a few such ([`MOST_LEFT`]), or clients that come and go would dial without a bound.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::future::pending;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -22,12 +26,16 @@ const AT_ONCE_THEN: usize = 1;
 const LOOK: Duration = Duration::from_millis(50);
 /// Nobody waits for longer.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Connections that are made on although their requests have gone.
+const MOST_LEFT: usize = AT_ONCE;
 
 /// The requests that wait for a connection `C` to one peer.
 pub(super) struct Dials<C>(Rc<Inner<C>>);
 
 struct Inner<C> {
     under_way: Cell<usize>,
+    /// Those of them whose requests have gone.
+    left: Cell<usize>,
     at_once: Cell<usize>,
     /// Who came first is first.
     waiting: RefCell<VecDeque<Waiting<C>>>,
@@ -50,21 +58,24 @@ pub(super) enum Turn<C> {
 }
 
 /// The right to make one connection, until it is dropped.
-pub(super) struct Dial<C>(Rc<Inner<C>>);
+pub(super) struct Dial<C> {
+    dials: Rc<Inner<C>>,
+    left: Cell<bool>,
+}
 
-impl<C> Default for Dials<C> {
-    fn default() -> Self {
+impl<C: 'static> Dials<C> {
+    /// To a peer sidecar (`mesh`), or another.
+    pub(super) fn new(mesh: bool) -> Self {
         Self(Rc::new(Inner {
             under_way: Cell::new(0),
-            at_once: Cell::new(AT_ONCE),
+            left: Cell::new(0),
+            at_once: Cell::new(if mesh { AT_ONCE } else { usize::MAX }),
             waiting: RefCell::default(),
             progress: Cell::new(false),
             watched: Cell::new(false),
         }))
     }
-}
 
-impl<C: 'static> Dials<C> {
     /// Waits for a connection, or for the right to make one.
     pub(super) async fn turn(&self) -> Turn<C> {
         if self.0.under_way.get() < self.0.at_once.get() {
@@ -152,14 +163,29 @@ impl<C> Waiting<C> {
 impl<C> Dial<C> {
     fn new(dials: &Rc<Inner<C>>) -> Self {
         dials.under_way.set(dials.under_way.get() + 1);
-        Self(Rc::clone(dials))
+        Self {
+            dials: Rc::clone(dials),
+            left: Cell::new(false),
+        }
+    }
+
+    /// Returns when the connection is not to be made any more: its request has gone, as `gone` says, and so have those of others.
+    pub(super) async fn given_up(&self, gone: impl Future<Output = ()>) {
+        gone.await;
+        let left = self.dials.left.get();
+        if left < MOST_LEFT {
+            self.dials.left.set(left + 1);
+            self.left.set(true);
+            pending::<()>().await;
+        }
     }
 }
 
 impl<C> Drop for Dial<C> {
     fn drop(&mut self) {
-        let dials = &self.0;
+        let dials = &self.dials;
         dials.under_way.set(dials.under_way.get() - 1);
+        dials.left.set(dials.left.get() - usize::from(self.left.get()));
         dials.progress.set(true);
         dials.admit();
     }
@@ -220,7 +246,7 @@ mod tests {
     #[test]
     fn what_is_given_back_goes_to_who_came_first() {
         run(async {
-            let dials = std::rc::Rc::new(Dials::default());
+            let dials = std::rc::Rc::new(Dials::new(true));
             assert_eq!(dials.give(1), Err(1), "nobody waits");
             let _busy = busy(&dials);
             let mut waiters = waiters(&dials, 3).into_iter();
@@ -243,7 +269,7 @@ mod tests {
     #[test]
     fn a_dial_that_ends_lets_the_next_begin() {
         run(async {
-            let dials = std::rc::Rc::new(Dials::default());
+            let dials = std::rc::Rc::new(Dials::new(true));
             let mut busy = busy(&dials);
             let waiters = waiters(&dials, 10);
             tokio::task::yield_now().await;
@@ -259,7 +285,7 @@ mod tests {
     #[test]
     fn who_waits_for_long_makes_no_more_than_one_at_a_time() {
         run(async {
-            let dials = std::rc::Rc::new(Dials::default());
+            let dials = std::rc::Rc::new(Dials::new(true));
             let mut busy = busy(&dials);
             let waiters = waiters(&dials, 10);
             for _ in 0..3 {
@@ -285,7 +311,7 @@ mod tests {
     #[test]
     fn where_nothing_moves_all_make_their_own() {
         run(async {
-            let dials = std::rc::Rc::new(Dials::default());
+            let dials = std::rc::Rc::new(Dials::new(true));
             let _busy = busy(&dials);
             for waiter in waiters(&dials, 50) {
                 let (got, after) = waiter.await.unwrap();
@@ -300,7 +326,7 @@ mod tests {
     #[test]
     fn nobody_waits_for_longer_than_the_patience() {
         run(async {
-            let dials = std::rc::Rc::new(Dials::default());
+            let dials = std::rc::Rc::new(Dials::new(true));
             let _busy = busy(&dials);
             let waiters = waiters(&dials, 100);
             // Connections come back, but too few of them for so many.

@@ -11,15 +11,16 @@ use std::time::Duration;
 
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::dialer::Dialer;
-use super::dials::{Dials, Turn};
+use super::dials::{Dial, Dials, Turn};
 use super::multiplex::{Multiplex, Slot};
 use crate::body::{Refused, RequestBody};
 use crate::error::{ProxyError, Reason};
 use crate::limits::{MAX_BUFFER, MAX_HEADER_BYTES};
-use crate::net::{HttpVersion, Term};
+use crate::net::{HttpVersion, Stream, Term};
 
 /// Idle HTTP/1 connections to one peer; a further one is closed. As many as come at once are kept for a while: to close and
 /// make them again costs a handshake each.
@@ -113,7 +114,7 @@ impl Pool {
         Self {
             mesh,
             http1: RefCell::default(),
-            dials: Dials::default(),
+            dials: Dials::new(mesh),
             http2: Multiplex::default(),
             generation: Cell::new(0),
         }
@@ -143,10 +144,9 @@ impl Pool {
         loop {
             let idling = match self.pop(generation) {
                 Some(idling) => idling,
-                None if !self.mesh => return self.dial(dialer).await,
                 None => match self.dials.turn().await {
                     Turn::Reuse(idling) => idling,
-                    Turn::Connect(_dial) => return self.dial(dialer).await,
+                    Turn::Connect(dial) => return self.dial(dialer, dial).await,
                 },
             };
             if idling.generation == generation
@@ -158,8 +158,36 @@ impl Pool {
         }
     }
 
-    async fn dial(self: &Rc<Self>, dialer: &impl Dialer) -> Result<Checkout, ProxyError> {
-        let stream = dialer.connect(HttpVersion::Http1).await?;
+    /// A connection that a task of its own makes. If the request has gone by then, another has it, or the next.
+    async fn dial(self: &Rc<Self>, dialer: &impl Dialer, dial: Dial<Idling>) -> Result<Checkout, ProxyError> {
+        let connecting = dialer.connect(HttpVersion::Http1);
+        let (generation, pool) = (dialer.generation(), Rc::clone(self));
+        let (mut made, mine) = oneshot::channel();
+        tokio::task::spawn_local(async move {
+            let connected = tokio::select! {
+                biased;
+                connected = pool.connect(generation, connecting) => connected,
+                () = dial.given_up(made.closed()) => return,
+            };
+            if let Err(Ok(idling)) = made.send(connected) {
+                Lease::Http1(idling).release();
+            }
+        });
+        // Its task is gone only when all of this thread's are.
+        let ends = |_| Err(ProxyError::new(Reason::ConnectFailed, "this sidecar ends"));
+        let idling = mine.await.unwrap_or_else(ends)?;
+        Ok(Checkout {
+            sender: Sender::Http1(idling),
+            reused: false,
+        })
+    }
+
+    async fn connect(
+        self: &Rc<Self>,
+        generation: u64,
+        connecting: impl Future<Output = Result<Stream, ProxyError>>,
+    ) -> Result<Idling, ProxyError> {
+        let stream = connecting.await?;
         let term = stream.term();
         let (sender, connection) = http1::Builder::new()
             .preserve_header_case(true)
@@ -176,15 +204,12 @@ impl Pool {
                 tracing::debug!(%error, "an HTTP/1 connection ended");
             }
         });
-        Ok(Checkout {
-            sender: Sender::Http1(Idling {
-                pool: Rc::clone(self),
-                sender,
-                generation: dialer.generation(),
-                term,
-                refused: None,
-            }),
-            reused: false,
+        Ok(Idling {
+            pool: Rc::clone(self),
+            sender,
+            generation,
+            term,
+            refused: None,
         })
     }
 

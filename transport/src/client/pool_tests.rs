@@ -13,7 +13,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::task::spawn_local;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::Pool;
 use crate::body::RequestBody;
@@ -42,6 +42,23 @@ struct Peer {
     handshake: Duration,
     answer: Duration,
     made: Rc<Cell<usize>>,
+    under_way: Rc<Cell<usize>>,
+}
+
+/// A handshake, until it is over or given up.
+struct UnderWay(Rc<Cell<usize>>);
+
+impl UnderWay {
+    fn new(count: &Rc<Cell<usize>>) -> Self {
+        count.set(count.get() + 1);
+        Self(Rc::clone(count))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 impl Dialer for Peer {
@@ -60,6 +77,7 @@ impl Dialer for Peer {
     fn connect(&self, _: HttpVersion) -> impl Future<Output = Result<Stream, ProxyError>> + 'static {
         let peer = self.clone();
         async move {
+            let _under_way = UnderWay::new(&peer.under_way);
             sleep(peer.handshake).await;
             peer.made.set(peer.made.get() + 1);
             Ok(connect(peer.answer))
@@ -67,20 +85,32 @@ impl Dialer for Peer {
     }
 }
 
-/// Sends `n` requests at once to a peer in the mesh, or outside of it; gives how many connections they took.
-fn burst(mesh: bool, n: usize, handshake: Duration, answer: Duration) -> usize {
+impl Peer {
+    fn new(handshake: Duration, answer: Duration) -> Self {
+        Self {
+            handshake,
+            answer,
+            made: Rc::default(),
+            under_way: Rc::default(),
+        }
+    }
+}
+
+/// On paused time, with tasks of one thread.
+fn run<T: 'static>(test: impl Future<Output = T> + 'static) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .start_paused(true)
         .build_local(tokio::runtime::LocalOptions::default());
-    runtime.unwrap().block_on(async move {
+    runtime.unwrap().block_on(test)
+}
+
+/// Sends `n` requests at once to a peer in the mesh, or outside of it; gives how many connections they took.
+fn burst(mesh: bool, n: usize, handshake: Duration, answer: Duration) -> usize {
+    run(async move {
         let pool = Rc::new(Pool::new(mesh));
-        let made = Rc::new(Cell::new(0));
-        let peer = Peer {
-            handshake,
-            answer,
-            made: Rc::clone(&made),
-        };
+        let peer = Peer::new(handshake, answer);
+        let made = Rc::clone(&peer.made);
         let requests = (0..n).map(|_| {
             let (pool, peer) = (Rc::clone(&pool), peer.clone());
             spawn_local(async move {
@@ -109,4 +139,54 @@ fn a_burst_waits_for_the_connections_that_there_are() {
 #[test]
 fn requests_that_take_long_have_all_the_connections_that_they_need() {
     assert_eq!(burst(true, 400, 10 * MS, Duration::from_secs(3)), 400);
+}
+
+#[test]
+fn clients_that_wait_for_less_than_a_handshake_takes_get_a_connection_in_the_end() {
+    for mesh in [true, false] {
+        run(async move {
+            let pool = Rc::new(Pool::new(mesh));
+            let peer = Peer::new(100 * MS, MS);
+            let mut tries = 1;
+            while timeout(30 * MS, pool.checkout(HttpVersion::Http1, &peer))
+                .await
+                .is_err()
+            {
+                tries += 1;
+                assert!(tries < 10, "nobody gets one");
+            }
+            // The fourth is there when the first connection is, and waits for its own.
+            assert_eq!(tries, 5, "it takes the first that is made");
+        });
+    }
+}
+
+#[test]
+fn of_connections_whose_requests_have_gone_few_are_made_on() {
+    for mesh in [true, false] {
+        run(async move {
+            let pool = Rc::new(Pool::new(mesh));
+            let peer = Peer::new(Duration::from_secs(1), MS);
+            let impatient = |_| {
+                let (pool, peer) = (Rc::clone(&pool), peer.clone());
+                spawn_local(async move {
+                    let got = timeout(300 * MS, pool.checkout(HttpVersion::Http1, &peer)).await;
+                    assert!(got.is_err());
+                })
+            };
+            let requests: Vec<_> = (0..100).map(impatient).collect();
+            sleep(200 * MS).await;
+            assert_eq!(peer.under_way.get(), 100, "each waits for one");
+            for request in requests {
+                request.await.unwrap();
+            }
+            sleep(MS).await;
+            assert_eq!(peer.under_way.get(), 8, "{mesh}");
+            sleep(Duration::from_secs(1)).await;
+            assert_eq!((peer.under_way.get(), peer.made.get()), (0, 8), "{mesh}");
+            // They are kept.
+            let got = timeout(MS, pool.checkout(HttpVersion::Http1, &peer)).await.unwrap();
+            assert!(got.ok().unwrap().reused);
+        });
+    }
 }
