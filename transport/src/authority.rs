@@ -10,7 +10,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use http::header::{Entry, HOST};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderValue, Method, Request, Uri, Version};
+use http::{Extensions, HeaderValue, Method, Request, Uri, Version};
 use hyper::ext::Protocol;
 
 /// What is wrong with a CONNECT.
@@ -45,7 +45,7 @@ fn settle_http1<B>(request: &mut Request<B>) {
 }
 
 fn settle_http2<B>(request: &mut Request<B>) -> Result<(), &'static str> {
-    let tunnel = is_tunnel(request);
+    let tunnel = is_tunnel(request.method(), request.extensions());
     let mut hosts = request.headers().get_all(HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() {
@@ -82,8 +82,8 @@ fn settle_http2<B>(request: &mut Request<B>) -> Result<(), &'static str> {
 }
 
 /// A CONNECT of no protocol, which has nothing but an authority. With one, it is like any other request (RFC 8441 section 4).
-fn is_tunnel<B>(request: &Request<B>) -> bool {
-    request.method() == Method::CONNECT && request.extensions().get::<Protocol>().is_none()
+fn is_tunnel(method: &Method, extensions: &Extensions) -> bool {
+    method == Method::CONNECT && extensions.get::<Protocol>().is_none()
 }
 
 /// Who translates from HTTP/1 may send `Host` in place of `:authority` (RFC 9113 section 8.3.1).
@@ -118,7 +118,8 @@ pub fn said<'a>(uri: &'a Uri, host: Option<&'a HeaderValue>) -> &'a str {
     }
 }
 
-/// Makes the request one for another authority, wherever it is said.
+/// Makes the request one for another authority, wherever it is said. A CONNECT has a port (RFC 9110 section 9.3.6): its own, where
+/// `host` names none.
 ///
 /// # Errors
 /// `host` is not a host and a port; the request is as it was.
@@ -127,13 +128,19 @@ pub fn set(request: &mut Parts, host: &HeaderValue) -> Result<(), &'static str> 
     if !is_authority(host.as_bytes()) {
         return Err(NO_HOST);
     }
+    let mut host = host.clone();
+    if is_tunnel(&request.method, &request.extensions) && !is_destination(host.as_bytes()) {
+        let port = split(of(request)).1.unwrap_or_default();
+        let with_port = [split_bytes(host.as_bytes()).0, b":", port.as_bytes()].concat();
+        host = HeaderValue::try_from(with_port).map_err(|_| NO_HOST)?;
+    }
     let http2 = request.version == Version::HTTP_2;
     if http2 || request.uri.authority().is_some() {
         let authority = Authority::try_from(host.as_bytes()).map_err(|_| NO_HOST)?;
         request.uri = with_authority(std::mem::take(&mut request.uri), authority);
     }
     if !http2 {
-        request.headers.insert(HOST, host.clone());
+        request.headers.insert(HOST, host);
     }
     Ok(())
 }
@@ -149,7 +156,9 @@ pub fn complete<B>(request: &mut Request<B>, from: Version, to: SocketAddr) {
                 vacant.insert(host);
             }
         }
-        Version::HTTP_2 if request.uri().authority().is_none() && !is_tunnel(request) => {
+        Version::HTTP_2
+            if request.uri().authority().is_none() && !is_tunnel(request.method(), request.extensions()) =>
+        {
             if let Ok(authority) = Authority::try_from(to.to_string()) {
                 *request.uri_mut() = with_authority(std::mem::take(request.uri_mut()), authority);
             }

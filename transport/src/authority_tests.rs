@@ -240,6 +240,31 @@ fn it_is_changed_wherever_it_is_said() {
 }
 
 #[test]
+fn a_connect_keeps_its_port_where_none_is_named() {
+    for (version, method, uri, said, new, after) in [
+        (ONE, "CONNECT", "a:80", &["a:80"][..], "new", "new:80"),
+        (ONE, "CONNECT", "[::1]:80", &["[::1]:80"], "new", "new:80"),
+        (ONE, "CONNECT", "a:80", &["a:80"], "[::2]", "[::2]:80"),
+        (ONE, "CONNECT", "a:80", &["a:80"], "new:", "new:80"),
+        (ONE, "CONNECT", "a:80", &["a:80"], "new:81", "new:81"),
+        (TWO, "CONNECT", "a:443", &[], "new", "new:443"),
+        (TWO, "GET", "http://a:443/", &[], "new", "new"),
+        (ONE, "GET", "/", &["a:80"], "new", "new"),
+    ] {
+        let mut head = head(request(version, method, uri, said));
+        set(&mut head, &HeaderValue::from_static(new)).unwrap();
+        assert_eq!(of(&head), after, "{version:?} {method} {uri} {new}");
+        let host: &[&str] = if version == TWO { &[] } else { &[after] };
+        assert_eq!(hosts(&head), host, "{version:?} {method} {uri} {new}");
+    }
+    let mut extended = request(TWO, "CONNECT", "http://a:80/chat", &[]);
+    extended.extensions_mut().insert(Protocol::from_static("websocket"));
+    let mut extended = head(extended);
+    set(&mut extended, &HeaderValue::from_static("new")).unwrap();
+    assert_eq!(extended.uri, "http://new/chat");
+}
+
+#[test]
 fn who_names_nobody_means_the_endpoint() {
     let to = "10.0.0.1:80".parse().unwrap();
     for (version, method, uri, said, after, host) in [

@@ -75,11 +75,12 @@ fn set_authority(request: &mut Parts, host: &HeaderValue) -> Result<(), ProxyErr
 }
 
 fn rewrite(rewrite: &Rewrite, prefix: Option<&str>, request: &mut Parts) -> Result<(), ProxyError> {
-    if let Some(path) = &rewrite.path {
+    // A CONNECT has no path, and neither has what is asked of a server as a whole.
+    let old = request.uri.path_and_query().filter(|old| *old != "*");
+    if let (Some(path), Some(old)) = (&rewrite.path, old) {
+        let new = with_query(&new_path(path, prefix, old.path()), old.query())?;
         let mut uri = std::mem::take(&mut request.uri).into_parts();
-        let old = uri.path_and_query.as_ref();
-        let new = new_path(path, prefix, old.map_or("/", PathAndQuery::path));
-        uri.path_and_query = Some(with_query(&new, old.and_then(PathAndQuery::query))?);
+        uri.path_and_query = Some(new);
         request.uri = Uri::from_parts(uri).map_err(|e| malformed(&e))?;
     }
     match &rewrite.hostname {
@@ -107,6 +108,7 @@ fn redirect(redirect: &Redirect, prefix: Option<&str>, request: &Parts) -> Resul
         .unwrap_or_default();
     let path = match &redirect.path {
         Some(path) => new_path(path, prefix, request.uri.path()),
+        None if request.uri.path() == "*" => "/".to_owned(),
         None => request.uri.path().to_owned(),
     };
     let path = with_query(&path, request.uri.query())?;
@@ -370,6 +372,52 @@ mod tests {
                 assert_eq!(request.uri.path_and_query().unwrap(), "/a?b", "{name}");
             }
         }
+    }
+
+    /// Requests with no path: what is asked of a server as a whole, and a CONNECT, which has a port whoever it is for.
+    #[test]
+    fn what_has_no_path() {
+        let rewrite = |path| Filters {
+            request_headers: vec![set("host", "set")],
+            rewrites: vec![Rewrite {
+                hostname: Some(HeaderValue::from_static("new")),
+                path: Some(path),
+            }],
+            ..Filters::default()
+        };
+        let paths = || {
+            [
+                PathModifier::ReplaceFull("/x".into()),
+                PathModifier::ReplacePrefix("/x".into()),
+            ]
+        };
+        for (version, method, uri, host, after) in [
+            (Version::HTTP_11, "CONNECT", "a:80", Some("a:80"), "new:80"),
+            (Version::HTTP_2, "CONNECT", "a:80", None, "new:80"),
+            (Version::HTTP_11, "OPTIONS", "*", Some("a:80"), "*"),
+        ] {
+            for path in paths() {
+                let mut request = Request::builder().version(version).method(method).uri(uri);
+                if let Some(host) = host {
+                    request = request.header("host", host);
+                }
+                let mut request = request.body(()).unwrap().into_parts().0;
+                let name = format!("{version:?} {method} {path:?}");
+                passes(&rewrite(path), Some("/"), &mut request);
+                assert_eq!(request.uri, after, "{name}");
+                let expected = if method == "CONNECT" { "new:80" } else { "new" };
+                assert_eq!(authority::of(&request), expected, "{name}");
+            }
+        }
+        let redirect = Filters {
+            redirect: Some(found()),
+            ..Filters::default()
+        };
+        let request = Request::options("*").header("host", "a:81").body(()).unwrap();
+        let Err(LocalReply::Response(response)) = on_request(&redirect, None, &mut request.into_parts().0) else {
+            panic!("no redirect");
+        };
+        assert_eq!(response.headers()["location"], "http://a:81/");
     }
 
     #[test]
