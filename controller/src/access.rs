@@ -109,6 +109,11 @@ impl Access {
         self.taken.as_ref().is_err_and(Waiting::has_room)
     }
 
+    /// Bytes that are charged for it.
+    pub(crate) fn charged(&self) -> u64 {
+        self.taken.as_ref().map_or(0, Taken::bytes)
+    }
+
     /// How much of it is told.
     pub fn told(&self) -> Told {
         self.told

@@ -20,7 +20,11 @@ const TOTAL: u64 = 128 << 20;
 
 /// Memory for all answers together. Its clones are the same.
 #[derive(Clone, Debug)]
-pub struct Room(Arc<Budget<Arc<str>>>);
+pub struct Room {
+    budget: Arc<Budget<Arc<str>>>,
+    /// See [`Self::instead_of`].
+    instead: u64,
+}
 
 /// Who pays for an answer. The default pays nothing.
 #[derive(Clone, Debug, Default)]
@@ -35,7 +39,7 @@ struct Account {
 /// Memory that is charged until this is dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Taken {
-    _charge: Option<Charge<Arc<str>>>,
+    charge: Option<Charge<Arc<str>>>,
 }
 
 /// An answer that there was no room for, and that is waited for.
@@ -62,7 +66,18 @@ pub(crate) fn depending(things: usize) -> usize {
 impl Room {
     /// So many bytes.
     pub fn new(total: u64) -> Self {
-        Self(Budget::new(total))
+        Self {
+            budget: Budget::new(total),
+            instead: 0,
+        }
+    }
+
+    /// For an answer that takes the place of one that was charged so many bytes: they count as free.
+    pub(crate) fn instead_of(&self, bytes: u64) -> Self {
+        Self {
+            budget: Arc::clone(&self.budget),
+            instead: bytes,
+        }
     }
 
     /// An eighth of what the container may have: half of it is for what sidecars hold, and the objects themselves need the most
@@ -85,12 +100,12 @@ impl Room {
 
     /// Bytes that are charged.
     pub(crate) fn used(&self) -> u64 {
-        self.0.used()
+        self.budget.used()
     }
 
     /// How often there was no room, since the start.
     pub(crate) fn refused(&self) -> u64 {
-        self.0.refused()
+        self.budget.refused()
     }
 }
 
@@ -105,19 +120,27 @@ impl Payer {
     pub(crate) fn take(&self, bytes: usize) -> Result<Taken, Refusal> {
         let more = bytes.saturating_sub(SMALL) as u64;
         let charge = match &self.0 {
-            Some(Account { room, holders }) if more > 0 => Some(room.0.charge(holders, more)),
+            Some(Account { room, holders }) if more > 0 => {
+                Some(room.budget.charge_instead(holders, more, room.instead))
+            }
             _ => None,
         };
         let charge = charge.transpose().map_err(|_| Refusal::NoRoom)?;
-        Ok(Taken { _charge: charge })
+        Ok(Taken { charge })
     }
-}
 
-impl Payer {
+    /// Who pays for what comes after the answer itself, which takes nothing's place.
+    pub(crate) fn afterwards(mut self) -> Self {
+        if let Some(account) = &mut self.0 {
+            account.room.instead = 0;
+        }
+        self
+    }
+
     /// The same for what somebody goes on without: it is made again when there is room.
     pub(crate) fn take_or_wait(&self, bytes: usize) -> Result<Taken, Waiting> {
         self.take(bytes).map_err(|_| Waiting {
-            payer: self.clone(),
+            payer: self.clone().afterwards(),
             bytes,
         })
     }
@@ -126,7 +149,16 @@ impl Payer {
 impl Waiting {
     /// Whether there is room now.
     pub(crate) fn has_room(&self) -> bool {
-        self.payer.take(self.bytes).is_ok()
+        let more = self.bytes.saturating_sub(SMALL) as u64;
+        let account = self.payer.0.as_ref();
+        account.is_none_or(|Account { room, holders }| room.budget.has_room(holders, more))
+    }
+}
+
+impl Taken {
+    /// Bytes that are charged.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.charge.as_ref().map_or(0, Charge::bytes)
     }
 }
 

@@ -48,7 +48,7 @@ pub struct Routes {
     message: Result<Bytes, Refusal>,
     service: Option<(ObjectName, u16)>,
     sets: Arc<[SetName]>,
-    _taken: Taken,
+    taken: Taken,
 }
 
 impl Routes {
@@ -68,7 +68,7 @@ impl Routes {
             message: Ok(message.encode_to_vec().into()),
             service,
             sets: sets.into(),
-            _taken: Taken::default(),
+            taken: Taken::default(),
         }
     }
 
@@ -78,8 +78,13 @@ impl Routes {
             message: Err(refusal),
             service: None,
             sets: Arc::default(),
-            _taken: Taken::default(),
+            taken: Taken::default(),
         }
+    }
+
+    /// Bytes that are charged for it.
+    pub(crate) fn charged(&self) -> u64 {
+        self.taken.bytes()
     }
 
     /// Paid for, or refused.
@@ -87,7 +92,7 @@ impl Routes {
         let message = self.message.as_ref().map_or(0, Bytes::len);
         let sets = self.sets.len() * size_of::<SetName>();
         match payer.take(message + sets + depending(dependencies)) {
-            Ok(taken) => self._taken = taken,
+            Ok(taken) => self.taken = taken,
             Err(refusal) => self = Self::refused(refusal),
         }
         self
@@ -130,7 +135,7 @@ pub struct EndpointViews {
     /// Of the version before: what views are compared with.
     before: Option<(Needs, HashMap<Place, Arc<View>>)>,
     payer: Payer,
-    _taken: Taken,
+    taken: Taken,
 }
 
 #[derive(Debug, Default)]
@@ -154,6 +159,11 @@ pub struct View {
 }
 
 impl EndpointViews {
+    /// Bytes that are charged for it.
+    pub(crate) fn charged(&self) -> u64 {
+        self.taken.bytes()
+    }
+
     pub(crate) fn new(name: SetName, candidates: Candidates, payer: Payer, dependencies: usize) -> Self {
         let (candidates, taken) = match payer.take(candidates.size() + depending(dependencies)) {
             Ok(taken) => (Ok(candidates), taken),
@@ -166,8 +176,8 @@ impl EndpointViews {
             candidates,
             views: Mutex::default(),
             before: None,
-            payer,
-            _taken: taken,
+            payer: payer.afterwards(),
+            taken,
         }
     }
 

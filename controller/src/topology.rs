@@ -195,10 +195,15 @@ pub struct TargetViews {
     /// At most as many as there are nodes.
     views: Mutex<HashMap<Place, (Encoded, Taken)>>,
     payer: Payer,
-    _taken: Taken,
+    taken: Taken,
 }
 
 impl TargetViews {
+    /// Bytes that are charged for it.
+    pub(crate) fn charged(&self) -> u64 {
+        self.taken.bytes()
+    }
+
     /// `by_place` has what depends on the caller's place, by the index of the backend, which is without endpoints in `common`.
     pub(crate) fn new(
         common: &proto::Target,
@@ -217,8 +222,8 @@ impl TargetViews {
                     .fold(Needs::default(), |needs, (_, candidates)| needs.and(candidates.needs())),
                 by_place,
                 views: Mutex::default(),
-                payer,
-                _taken: taken,
+                payer: payer.afterwards(),
+                taken,
             },
             Err(refusal) => Self::refused(refusal),
         }
@@ -232,7 +237,7 @@ impl TargetViews {
             needs: Needs::default(),
             views: Mutex::default(),
             payer: Payer::default(),
-            _taken: Taken::default(),
+            taken: Taken::default(),
         }
     }
 

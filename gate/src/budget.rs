@@ -51,14 +51,29 @@ impl<K: Clone + Eq + Hash> Budget<K> {
     /// # Errors
     /// When one of them would have more than its share.
     pub fn charge(self: &Arc<Self>, holders: &Arc<[Holder<K>]>, bytes: u64) -> Result<Charge<K>, OverBudget> {
+        self.charge_instead(holders, bytes, 0)
+    }
+
+    /// The same in the place of a charge of `instead` bytes to the same holders, which is dropped right after: those count as free, and
+    /// what is no more than before always fits.
+    ///
+    /// # Errors
+    /// When one of them would have more than its share.
+    pub fn charge_instead(
+        self: &Arc<Self>,
+        holders: &Arc<[Holder<K>]>,
+        bytes: u64,
+        instead: u64,
+    ) -> Result<Charge<K>, OverBudget> {
         let mut used = self.used.lock();
-        let free = self.total.saturating_sub(used.all);
+        let free = self.total.saturating_sub(used.all.saturating_sub(instead));
         let fits = holders.iter().all(|holder| {
             let has = used.by.get(&holder.key).copied().unwrap_or(0);
+            let has = has.saturating_sub(instead);
             has.saturating_add(bytes) <= free / holder.divisor.max(1)
         });
         // Without a holder, what is free is all that counts.
-        if !fits || bytes > free {
+        if bytes > instead && (!fits || bytes > free) {
             used.refused += 1;
             return Err(OverBudget);
         }
@@ -72,6 +87,17 @@ impl<K: Clone + Eq + Hash> Budget<K> {
             holders: Arc::clone(holders),
             bytes,
         })
+    }
+
+    /// Whether [`Self::charge`] would take it. Nothing is counted.
+    pub fn has_room(self: &Arc<Self>, holders: &Arc<[Holder<K>]>, bytes: u64) -> bool {
+        let used = self.used.lock();
+        let free = self.total.saturating_sub(used.all);
+        bytes <= free
+            && holders.iter().all(|holder| {
+                let has = used.by.get(&holder.key).copied().unwrap_or(0);
+                has.saturating_add(bytes) <= free / holder.divisor.max(1)
+            })
     }
 
     /// Bytes that are charged.
@@ -96,6 +122,13 @@ pub struct Charge<K: Eq + Hash> {
     budget: Arc<Budget<K>>,
     holders: Arc<[Holder<K>]>,
     bytes: u64,
+}
+
+impl<K: Eq + Hash> Charge<K> {
+    /// How many.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
 }
 
 impl<K: Eq + Hash> Drop for Charge<K> {
@@ -153,6 +186,19 @@ mod tests {
             .flat_map(|key| fill(&budget, &holders(&[("namespace", 1), (key, 4)])))
             .collect();
         assert!(one_pod.len() + sibling.len() + others.len() <= 500);
+    }
+
+    #[test]
+    fn what_takes_the_place_of_something_needs_room_for_the_difference_only() {
+        let budget = Budget::new(1000);
+        let a = holders(&[("a", 1)]);
+        let before = budget.charge(&a, 500).unwrap();
+        let _others = budget.charge(&holders(&[]), 500).unwrap();
+        assert!(budget.charge(&a, 500).is_err() && !budget.has_room(&a, 500));
+        assert!(budget.charge_instead(&a, 501, before.bytes()).is_err());
+        let after = budget.charge_instead(&a, 500, before.bytes()).unwrap();
+        drop(before);
+        assert_eq!((after.bytes(), budget.used()), (500, 1000));
     }
 
     #[test]

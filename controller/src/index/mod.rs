@@ -187,16 +187,15 @@ impl Index {
 
     /// Makes again what a session goes on without, where there is room for it now.
     fn retry(&self) {
-        let room = &self.room;
         self.rebuild(
             |accesses| accesses.those(Access::has_room_now),
             |inner| (&mut inner.accesses, &inner.store),
-            |store, pod, deps| access::access(store, room, pod, deps),
+            |store, room, pod, deps| access::access(store, room, pod, deps),
         );
         self.rebuild(
             |workloads| workloads.those(Known::has_room_now),
             |inner| (&mut inner.workloads, &inner.store),
-            |store, pod, deps| own::known(store, room, &pod.name, deps),
+            |store, room, pod, deps| own::known(store, room, &pod.name, deps),
         );
     }
 
@@ -222,37 +221,36 @@ impl Index {
             }
             touched
         };
-        let room = &self.room;
         // First: who must not be let in any more has the least time.
         self.rebuild(
             |watches| watches.stale(&touched.deps),
             |inner| (&mut inner.accesses, &inner.store),
-            |store, pod, deps| access::access(store, room, pod, deps),
+            |store, room, pod, deps| access::access(store, room, pod, deps),
         );
         self.rebuild(
             |watches| watches.stale(&touched.deps),
             |inner| (&mut inner.endpoints, &inner.store),
-            |store, name, deps| build::endpoints(store, room, name, deps),
+            |store, room, name, deps| build::endpoints(store, room, name, deps),
         );
         self.rebuild(
             |watches| watches.stale(&touched.deps),
             |inner| (&mut inner.routes, &inner.store),
-            |store, key, deps| build::routes(store, room, key, deps),
+            |store, room, key, deps| build::routes(store, room, key, deps),
         );
         self.rebuild(
             |watches| watches.stale(&touched.deps),
             |inner| (&mut inner.targets, &inner.store),
-            |store, key, deps| build::target(store, room, key, deps),
+            |store, room, key, deps| build::target(store, room, key, deps),
         );
         self.rebuild(
             |watches| watches.stale(&touched.deps),
             |inner| (&mut inner.places, &inner.store),
-            own::place,
+            |store, _, caller, deps| own::place(store, caller, deps),
         );
         self.rebuild(
             |watches| watches.stale(&touched.deps),
             |inner| (&mut inner.workloads, &inner.store),
-            |store, pod, deps| own::known(store, room, &pod.name, deps),
+            |store, room, pod, deps| own::known(store, room, &pod.name, deps),
         );
         if touched.statuses {
             self.statuses.send_modify(|count| *count += 1);
@@ -265,13 +263,15 @@ impl Index {
         &self,
         which: impl FnOnce(&mut Watches<K, V>) -> Vec<K>,
         of: fn(&mut Inner) -> (&mut Watches<K, V>, &Store),
-        build: impl Fn(&Store, &K, &mut Deps) -> V,
+        build: impl Fn(&Store, &Room, &K, &mut Deps) -> V,
     ) {
         let keys = which(of(&mut self.inner.lock()).0);
         for key in keys {
             let mut inner = self.inner.lock();
             let (watches, store) = of(&mut inner);
-            watches.rebuild(&key, |key, deps| build(store, key, deps));
+            watches.rebuild(&key, |freed, key, deps| {
+                build(store, &self.room.instead_of(freed), key, deps)
+            });
         }
     }
 
@@ -330,6 +330,10 @@ impl Index {
 }
 
 impl Answer for Routes {
+    fn charged(&self) -> u64 {
+        self.charged()
+    }
+
     fn is_refused(&self) -> bool {
         self.message().is_err()
     }
@@ -340,6 +344,10 @@ impl Answer for Routes {
 }
 
 impl Answer for EndpointViews {
+    fn charged(&self) -> u64 {
+        self.charged()
+    }
+
     fn replaces(&mut self, before: &Self) {
         self.follow(before);
     }
@@ -350,6 +358,10 @@ impl Answer for EndpointViews {
 }
 
 impl Answer for TargetViews {
+    fn charged(&self) -> u64 {
+        self.charged()
+    }
+
     fn is_refused(&self) -> bool {
         self.common().is_err()
     }
@@ -369,6 +381,10 @@ impl Answer for Known {
 impl Answer for Place {}
 
 impl Answer for Access {
+    fn charged(&self) -> u64 {
+        self.charged()
+    }
+
     fn fingerprint(&self) -> Option<u64> {
         Some(fingerprint(self.message(true)))
     }

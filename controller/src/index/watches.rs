@@ -33,6 +33,11 @@ pub(super) trait Answer: PartialEq {
         false
     }
 
+    /// Bytes that are charged for it.
+    fn charged(&self) -> u64 {
+        0
+    }
+
     /// By which an equal answer to another question is found. None: there is none.
     fn fingerprint(&self) -> Option<u64> {
         None
@@ -78,7 +83,7 @@ impl<K: Clone + Eq + Hash, V: Answer> Watches<K, V> {
                 self.depend(&key, &deps);
                 self.watched.insert(key.clone(), Watched { topic, deps });
             }
-            Some(watched) if watched.topic.value().is_refused() => self.rebuild(&key, build),
+            Some(watched) if watched.topic.value().is_refused() => self.rebuild(&key, |_, key, deps| build(key, deps)),
             Some(_) => {}
         }
         &self.watched[&key].topic
@@ -100,14 +105,18 @@ impl<K: Clone + Eq + Hash, V: Answer> Watches<K, V> {
         stale
     }
 
-    /// Makes an answer anew, and sends it if it is another.
-    pub(super) fn rebuild(&mut self, key: &K, build: impl FnOnce(&K, &mut Deps) -> V) {
+    /// Makes an answer anew, and sends it if it is another. `build` hears how many bytes are charged for the old one and are free
+    /// when the new one has come: none if it stays, because it answers other questions too or is being sent.
+    pub(super) fn rebuild(&mut self, key: &K, build: impl FnOnce(u64, &K, &mut Deps) -> V) {
         // It may have been swept away meanwhile.
         let Some(before) = self.watched.get(key).map(|watched| watched.topic.value()) else {
             return;
         };
         let mut deps = Deps::new();
-        let mut value = build(key, &mut deps);
+        // Its topic has it, and `before`.
+        let is_alone = Arc::strong_count(&before) <= 2;
+        let freed = if is_alone { before.charged() } else { 0 };
+        let mut value = build(freed, key, &mut deps);
         let value = (*before != value).then(|| {
             value.replaces(&before);
             self.shared(value)

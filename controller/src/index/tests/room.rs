@@ -393,6 +393,10 @@ fn policies_that_have_no_room_close_their_pods_until_there_is() {
     let some = count(&evil, Told::All);
     assert!((20..40).contains(&some), "{some}");
     assert_eq!(count(&evil, Told::NoRoom), 60 - some);
+    // One that becomes another, and no larger, needs no room beside itself.
+    let other = policy("evil", 0).to_string().replace("xxxx", "yyyy");
+    apply(&cluster, [serde_json::from_str(&other).unwrap()]);
+    assert_eq!((count(&evil, Told::All), evil[0].newest().told()), (some, Told::All));
     assert_eq!(count(&follow("shop", 1), Told::All), 1);
     let closed = cluster.access_of("evil", "pod-59", "default");
     let closed: Vec<_> = closed
