@@ -12,13 +12,17 @@ use aws_lc_rs::signature::{
 };
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::Serialize;
+use serde::de::DeserializeSeed;
+
+use super::members::{Members, Operations, Set, Text};
 
 /// Bytes of a JWK Set that are looked at.
 pub const MAX_JWKS: usize = 1024 * 1024;
 /// Usable keys of one provider. More are refused all together: which of them were left out would be chance.
 pub const MAX_KEYS: usize = 64;
+/// Keys of a set that are looked at, usable or not. A set that has more is refused.
+const MAX_ELEMENTS: usize = 256;
 /// Keys that are tried for a token that names none.
 const MAX_TRIES: usize = 8;
 /// Bits of an RSA modulus: fewer can be factored (NIST SP 800-131A), more is only work.
@@ -120,28 +124,34 @@ impl KeySet {
     /// Reads a JWK Set. Keys of a kind that is not known here are left out, as RFC 7517 section 5 says.
     ///
     /// # Errors
-    /// When it is no JWK Set, when it is larger than [`MAX_JWKS`], or has more than [`MAX_KEYS`] usable keys, or none.
+    /// When it is no JWK Set, when it is larger than [`MAX_JWKS`], or has more than [`MAX_KEYS`] usable keys, or none, or very many
+    /// that are not.
     pub fn read(json: &[u8]) -> Result<Reading, NoKeys> {
-        #[derive(Deserialize)]
-        struct Set {
-            keys: Vec<Value>,
-        }
         if json.len() > MAX_JWKS {
             return Err(NoKeys(format!("it is larger than {MAX_JWKS} bytes")));
         }
-        // What the parser says quotes the text, which is a stranger's.
-        let set: Set = serde_json::from_slice(json)
-            .map_err(|e| NoKeys(format!("it is no JWK Set (line {}, column {})", e.line(), e.column())))?;
         let mut reading = Reading::default();
-        for (n, key) in set.keys.into_iter().enumerate() {
-            match Jwk::read(key) {
-                Ok(key) => reading.usable.keys.push(key),
-                Err(Unusable { kid, why }) if reading.unusable.len() < MAX_KEYS => {
-                    let name = kid.map_or_else(|| format!("key {n}"), |kid| format!("key {}", quoted(&kid)));
-                    reading.unusable.push(format!("{name}: {why}"));
-                }
-                Err(_) => {}
+        let each = |n: usize, members: Option<Members>| match Jwk::read(members) {
+            Ok(key) => reading.usable.keys.push(key),
+            Err(Unusable { kid, why }) if reading.unusable.len() < MAX_KEYS => {
+                let name = kid.map_or_else(|| format!("key {n}"), |kid| format!("key {}", quoted(&kid)));
+                reading.unusable.push(format!("{name}: {why}"));
             }
+            Err(_) => {}
+        };
+        let mut json = serde_json::Deserializer::from_slice(json);
+        let set = Set {
+            most: MAX_ELEMENTS,
+            each,
+        };
+        let count = set.deserialize(&mut json).and_then(|count| json.end().map(|()| count));
+        // What the parser says quotes the text, which is a stranger's.
+        let count =
+            count.map_err(|e| NoKeys(format!("it is no JWK Set (line {}, column {})", e.line(), e.column())))?;
+        if count > MAX_ELEMENTS {
+            return Err(NoKeys(format!(
+                "it has {count} keys, usable or not; at most {MAX_ELEMENTS} are looked at"
+            )));
         }
         match reading.usable.keys.len() {
             0 if reading.unusable.is_empty() => Err(NoKeys("it has no keys".to_owned())),
@@ -171,17 +181,14 @@ impl KeySet {
     }
 }
 
-/// What of a key matters here (RFC 7517 section 4, RFC 7518 section 6, RFC 8037 section 2).
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
-#[serde(default)]
+/// A usable key: the members of its kind, none longer than it has to be.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 struct Jwk {
     kty: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     kid: Option<String>,
     #[serde(rename = "use", skip_serializing_if = "Option::is_none")]
     intended: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key_ops: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     alg: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -202,31 +209,84 @@ struct Unusable {
 }
 
 impl Jwk {
-    fn read(value: Value) -> Result<Self, Unusable> {
-        let kid = value.get("kid").and_then(Value::as_str).map(str::to_owned);
+    fn read(members: Option<Members>) -> Result<Self, Unusable> {
+        let wrong = || "a member of it has the wrong type".to_owned();
+        let members = members.ok_or_else(|| Unusable {
+            kid: None,
+            why: wrong(),
+        })?;
+        let kid = match &members.kid {
+            Text::Some(kid) => Some(kid.clone()),
+            _ => None,
+        };
         let unusable = |why: String| Unusable { kid: kid.clone(), why };
-        let jwk = Self::deserialize(value).map_err(|_| unusable("a member of it has the wrong type".to_owned()))?;
+        let text = |text: Text| match text {
+            Text::None => Ok(None),
+            Text::Some(text) => Ok(Some(text)),
+            Text::Wrong => Err(unusable(wrong())),
+        };
+        let jwk = Self {
+            kty: text(members.kty)?.unwrap_or_default(),
+            kid: text(members.kid)?,
+            intended: text(members.intended)?,
+            alg: text(members.alg)?,
+            crv: text(members.crv)?,
+            x: text(members.x)?,
+            y: text(members.y)?,
+            n: text(members.n)?,
+            e: text(members.e)?,
+        };
         if kid.as_ref().is_some_and(|kid| kid.len() > MAX_KID) {
             return Err(unusable(format!("its kid is longer than {MAX_KID} bytes")));
         }
+        // Each of them is six bytes of JSON.
+        if kid.as_ref().is_some_and(|kid| kid.contains(char::is_control)) {
+            return Err(unusable("its kid has control characters".to_owned()));
+        }
+        match members.key_ops {
+            Operations::None | Operations::Verify => {}
+            Operations::Others => return Err(unusable("its key_ops have no verify".to_owned())),
+            Operations::Wrong => return Err(unusable(wrong())),
+        }
         match jwk.verifiers(&Algorithm::ALL) {
             Ok(verifiers) if verifiers.is_empty() => Err(unusable("no algorithm is left for it".to_owned())),
-            Ok(_) => Ok(jwk),
+            Ok(_) => jwk.canonical().map_err(unusable),
             Err(why) => Err(unusable(why)),
         }
+    }
+
+    /// A usable key without the members of other kinds, and without zeros before its numbers: of both there might be any number of
+    /// bytes. The other members are of a fixed length, or one of few words.
+    fn canonical(self) -> Result<Self, String> {
+        let common = Self {
+            kty: self.kty.clone(),
+            kid: self.kid.clone(),
+            intended: self.intended.clone(),
+            alg: self.alg.clone(),
+            ..Self::default()
+        };
+        Ok(match self.kty.as_str() {
+            "RSA" => {
+                let RsaPublicKeyComponents { n, e } = self.rsa()?;
+                Self {
+                    n: Some(URL_SAFE_NO_PAD.encode(n)),
+                    e: Some(URL_SAFE_NO_PAD.encode(e)),
+                    ..common
+                }
+            }
+            kty => Self {
+                crv: self.crv.clone(),
+                x: self.x.clone(),
+                y: self.y.clone().filter(|_| kty == "EC"),
+                ..common
+            },
+        })
     }
 
     /// The key for each of the algorithms that it may be used with.
     fn verifiers(&self, among: &[Algorithm]) -> Result<Vec<(Algorithm, ParsedPublicKey)>, String> {
         if self.intended.as_deref().is_some_and(|intended| intended != "sig") {
             return Err("its use is not sig".to_owned());
-        }
-        if self
-            .key_ops
-            .as_ref()
-            .is_some_and(|ops| !ops.iter().any(|op| op == "verify"))
-        {
-            return Err("its key_ops have no verify".to_owned());
         }
         let only = match &self.alg {
             None => None,

@@ -132,6 +132,9 @@ fn what_is_wrong_with_a_key_is_said_and_the_others_are_used() {
         with("off", "x", b64([1; 32]).into()),
         with("text", "x", "=?".into()),
         with("typed", "x", 5.into()),
+        with("listed", "alg", json!(["ES256"])),
+        with("untold", "key_ops", json!([{}, "verify"])),
+        with("bell\u{7}", "crv", "P-256".into()),
         json!({"kty": "oct", "kid": "secret", "k": b64([1; 32])}),
         json!({"kty": "OKP", "kid": "448", "crv": "Ed448", "x": b64([1; 57])}),
         json!({"kid": "bare"}),
@@ -159,10 +162,13 @@ fn what_is_wrong_with_a_key_is_said_and_the_others_are_used() {
         "key \"off\": it is no valid key",
         "key \"text\": its x is not base64url",
         "key \"typed\": a member of it has the wrong type",
+        "key \"listed\": a member of it has the wrong type",
+        "key \"untold\": a member of it has the wrong type",
+        "its kid has control characters",
         "key \"secret\": its kty is \"oct\"",
         "key \"448\": its crv is \"Ed448\"",
         "key \"bare\": its kty is \"\"",
-        "key 12: a member of it has the wrong type",
+        "key 15: a member of it has the wrong type",
         "its kid is longer than 256 bytes",
         "key \"weak\": an RSA key of 1024 bits; it must have 2048 to 8192",
         "key \"huge\": an RSA key of 8200 bits",
@@ -174,7 +180,7 @@ fn what_is_wrong_with_a_key_is_said_and_the_others_are_used() {
     ] {
         assert!(why.contains(part), "{part} is not in\n{why}");
     }
-    assert_eq!(reading.unusable.len(), 21, "{why}");
+    assert_eq!(reading.unusable.len(), 24, "{why}");
     // What goes to sidecars is what can be used, without what is said beside it.
     let mut said = good;
     said["x5c"] = json!(["…"]);
@@ -205,7 +211,16 @@ fn what_is_no_set_of_keys_is_refused_as_a_whole() {
         ("{}".to_owned(), "no JWK Set"),
         (key.to_string(), "no JWK Set"),
         ("{\"keys\": {}}".to_owned(), "no JWK Set"),
-        (deep, "no JWK Set"),
+        (
+            deep,
+            "none of its keys can be used: key 0: a member of it has the wrong type",
+        ),
+        ("{\"keys\": []} more".to_owned(), "no JWK Set"),
+        ("{\"keys\": [], \"keys\": []}".to_owned(), "no JWK Set"),
+        (
+            format!("{{\"keys\": [{}0]}}", "{\"\":0},".repeat(MAX_ELEMENTS)),
+            "257 keys, usable or not",
+        ),
         (
             format!("{{\"keys\": [], \"more\": \"{}\"}}", "x".repeat(MAX_JWKS)),
             "larger than",
@@ -215,6 +230,40 @@ fn what_is_no_set_of_keys_is_refused_as_a_whole() {
         assert!(error.contains(why), "{error}");
         assert!(Keys::new(json.as_bytes(), &Algorithm::ALL).0.is_empty());
     }
+}
+
+/// What sidecars are told, and hold, is bounded by the keys and not by what is around them.
+#[test]
+fn of_a_usable_key_nothing_is_kept_that_it_does_not_need() {
+    let long = "A".repeat(20_000);
+    let mut ec = Signer::new(Algorithm::Es256).jwk("ec");
+    ec["use"] = "sig".into();
+    ec["alg"] = "ES256".into();
+    let ed = Signer::new(Algorithm::EdDsa).jwk("ed");
+    let n = [vec![0; 3_000], vec![0xff; 1024]].concat();
+    let rsa =
+        json!({"kty": "RSA", "kid": "\"".repeat(MAX_KID), "alg": "RS256", "n": b64(n), "e": b64([0, 0, 1, 0, 1])});
+    let mut canonical = vec![ec.clone(), ed.clone(), rsa.clone()];
+    canonical[2]["n"] = b64([0xff; 1024]).into();
+    canonical[2]["e"] = "AQAB".into();
+    let mut padded = [ec, ed, rsa];
+    for (name, keys) in [("n", 0..2), ("e", 0..2), ("y", 1..3), ("x", 2..3), ("crv", 2..3)] {
+        padded[keys].iter_mut().for_each(|key| key[name] = long.as_str().into());
+    }
+    for key in &mut padded {
+        key["key_ops"] = json!(["verify", long]);
+        key["d"] = long.as_str().into();
+    }
+    let usable = KeySet::read(jwks(&padded).as_bytes()).unwrap().usable;
+    let sent: Value = serde_json::from_str(&usable.to_json()).unwrap();
+    assert_eq!(sent, json!({"keys": canonical}));
+    // The longest that there can be.
+    let full = vec![padded[2].clone(); MAX_KEYS];
+    let mut largest = 0;
+    for set in full.chunks(8) {
+        largest += KeySet::read(jwks(set).as_bytes()).unwrap().usable.to_json().len();
+    }
+    assert!(largest < 128 * 1024, "{largest}");
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod claims;
 mod headers;
 mod jws;
 mod keys;
+mod members;
 mod provider;
 mod shared;
 #[cfg(test)]

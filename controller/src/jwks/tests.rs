@@ -351,7 +351,7 @@ fn of_a_set_what_verifies_is_told_and_nothing_else() {
         ("secret", "it is no JWK Set (line 1, column 1)"),
         ("{\"secret\":\"secret\"}", "it is no JWK Set (line 1, column 19)"),
         ("", "it is no JWK Set (line 1, column 0)"),
-        ("[", "it is no JWK Set (line 1, column 1)"),
+        ("[", "it is no JWK Set (line 1, column 0)"),
     ] {
         assert_eq!(usable(set), Err(why.to_owned()), "{set}");
     }
