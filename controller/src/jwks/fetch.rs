@@ -20,7 +20,7 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 
 use crate::objects::ObjectName;
@@ -60,6 +60,8 @@ struct Target<'a> {
     tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
     authority: String,
     path: &'a str,
+    /// Of the caller's time.
+    until: Instant,
 }
 
 impl<W: World> Fetcher<W> {
@@ -79,6 +81,7 @@ impl<W: World> Fetcher<W> {
     /// # Errors
     /// Why there are none, in words for a status.
     pub async fn fetch(&self, source: &KeySource) -> Result<Vec<u8>, String> {
+        let until = Instant::now() + source.timeout;
         let fetch = async {
             match &source.place {
                 KeyPlace::ConfigMap(map) => self.config_map(source, map).await,
@@ -99,6 +102,7 @@ impl<W: World> Fetcher<W> {
                             format!("{host}:{port}")
                         },
                         path,
+                        until,
                     })
                     .await
                 }
@@ -110,12 +114,13 @@ impl<W: World> Fetcher<W> {
                         tls: None,
                         authority: format!("{name}.{}:{port}", source.namespace),
                         path,
+                        until,
                     })
                     .await
                 }
             }
         };
-        match timeout(source.timeout, fetch).await {
+        match timeout_at(until, fetch).await {
             Ok(result) => result,
             Err(_) => Err(format!("no whole answer within {:?}", source.timeout)),
         }
@@ -170,7 +175,7 @@ fn config(roots: RootCertStore) -> Result<ClientConfig, rustls::Error> {
 }
 
 async fn get(target: Target<'_>) -> Result<Vec<u8>, String> {
-    let tcp = connect(&target.addresses).await?;
+    let tcp = connect(&target.addresses, target.until).await?;
     match target.tls {
         None => exchange(tcp, &target.authority, target.path).await,
         Some((config, name)) => {
@@ -196,13 +201,15 @@ fn tls_problem(error: &std::io::Error) -> &'static str {
     }
 }
 
-/// The first that takes a connection. The caller's time limit ends it.
-async fn connect(addresses: &[SocketAddr]) -> Result<TcpStream, String> {
+/// The first that takes a connection. Each has its share of the time that is left: one that never answers leaves some to the others.
+async fn connect(addresses: &[SocketAddr], until: Instant) -> Result<TcpStream, String> {
     let mut error = "the name has no address".to_owned();
-    for address in addresses {
-        match TcpStream::connect(address).await {
-            Ok(stream) => return Ok(stream),
-            Err(e) => error = format!("cannot connect to {address}: {e}"),
+    for (left, address) in (1..=addresses.len() as u32).rev().zip(addresses) {
+        let share = until.saturating_duration_since(Instant::now()) / left;
+        match timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Err(_) => error = format!("cannot connect to {address}: no answer within {share:?}"),
+            Ok(Err(e)) => error = format!("cannot connect to {address}: {e}"),
         }
     }
     Err(error)

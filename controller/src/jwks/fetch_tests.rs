@@ -367,3 +367,25 @@ async fn a_name_that_is_another_the_next_moment_changes_nothing() {
     fetcher.fetch(&server.url("login.example.com")).await.unwrap();
     assert_eq!(world.resolved.load(Ordering::Relaxed), 1);
 }
+
+/// A firewall that drops what it gets, before a server that answers.
+#[tokio::test]
+async fn an_address_that_never_answers_leaves_time_for_the_next() {
+    let silent = tokio::net::TcpSocket::new_v4().unwrap();
+    silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let silent = silent.listen(1).unwrap();
+    let address = silent.local_addr().unwrap();
+    // Of a listener that accepts nobody, the kernel lets a few wait and hears no others.
+    let mut waiting = Vec::new();
+    while let Ok(stream) = timeout(Duration::from_millis(200), TcpStream::connect(address)).await {
+        waiting.push(stream.unwrap());
+    }
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let good = server.local_addr().unwrap();
+    let until = Instant::now() + Duration::from_secs(2);
+    let within = timeout_at(until, connect(&[address, address, good], until)).await;
+    assert_eq!(within.unwrap().unwrap().peer_addr().unwrap(), good);
+    let until = Instant::now() + Duration::from_millis(100);
+    let error = connect(&[address], until).await.unwrap_err();
+    assert!(error.contains("no answer within"), "{error}");
+}
