@@ -9,9 +9,59 @@ pub fn is_namespace(name: &str) -> bool {
     (1..=63).contains(&name.len()) && name.bytes().all(inner) && !name.starts_with('-') && !name.ends_with('-')
 }
 
+/// Whether it can be the name of a ConfigMap: a subdomain of RFC 1123, labels of `[a-z0-9-]` with no `-` at either end, with dots
+/// between them, 253 bytes at most. Another one might be more than one segment of a path at the API server.
+pub fn is_subdomain(name: &str) -> bool {
+    let inner = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-');
+    let is_label = |label: &str| !label.is_empty() && !label.starts_with('-') && !label.ends_with('-');
+    name.len() <= 253 && name.split('.').all(|label| is_label(label) && label.bytes().all(inner))
+}
+
+/// Whether it can be a key of a ConfigMap: 1 to 253 of `[-._A-Za-z0-9]`.
+pub fn is_config_map_key(key: &str) -> bool {
+    let inner = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+    (1..=253).contains(&key.len()) && key.bytes().all(inner)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::is_namespace;
+    use super::{is_config_map_key, is_namespace, is_subdomain};
+
+    #[test]
+    fn names_and_keys_of_config_maps() {
+        for good in ["keys", "a", "1", "keys.v2", "a-b.c", &"a".repeat(253)] {
+            assert!(is_subdomain(good), "{good}");
+        }
+        for bad in [
+            "",
+            ".",
+            "..",
+            "-a",
+            "a-",
+            "a..b",
+            "a.",
+            ".a",
+            "a.-b",
+            "A",
+            "a_b",
+            "a/b",
+            "../secrets/a",
+            "a?b",
+            "a#b",
+            "a%2fb",
+            "é",
+            "a b",
+            &"a".repeat(254),
+        ] {
+            assert!(!is_subdomain(bad), "{bad}");
+        }
+        for good in ["jwks.json", "CA_1", "..a", &"a".repeat(253)] {
+            assert!(is_config_map_key(good), "{good}");
+        }
+        for bad in ["", "a/b", "a b", "é", "a\n", &"a".repeat(254)] {
+            assert!(!is_config_map_key(bad), "{bad}");
+        }
+    }
 
     #[test]
     fn labels_of_rfc_1123() {

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use outrigger_api::names::{is_config_map_key, is_subdomain};
 use outrigger_api::policy::access::{JwksSpec, RemoteJwksSpec};
 
 use super::{ObjectName, Service};
@@ -90,7 +91,7 @@ impl KeySource {
                 config_map_ref: Some(map),
                 remote: None,
             } => {
-                let place = KeyPlace::ConfigMap(config_map(&map.name, map.key()));
+                let place = KeyPlace::ConfigMap(config_map(&map.name, map.key())?);
                 Some(of(place, CONFIG_MAP, API_SERVER))
             }
             JwksSpec {
@@ -124,18 +125,19 @@ fn place(remote: &RemoteJwksSpec) -> Option<KeyPlace> {
         host: host.into(),
         port,
         path: path.into(),
-        ca: remote
-            .ca_config_map_ref
-            .as_ref()
-            .map(|ca| config_map(&ca.name, ca.key())),
+        ca: match &remote.ca_config_map_ref {
+            Some(ca) => Some(config_map(&ca.name, ca.key())?),
+            None => None,
+        },
     })
 }
 
-fn config_map(name: &str, key: &str) -> ConfigMapKey {
-    ConfigMapKey {
+/// `None`: there can be none of that name. It is a segment of a path at the API server, where another one could name anything.
+fn config_map(name: &str, key: &str) -> Option<ConfigMapKey> {
+    (is_subdomain(name) && is_config_map_key(key)).then(|| ConfigMapKey {
         name: name.into(),
         key: key.into(),
-    }
+    })
 }
 
 impl fmt::Display for KeyPlace {

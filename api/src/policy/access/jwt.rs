@@ -4,13 +4,14 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use schemars::JsonSchema;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::reader::{Reader, is_token};
 use crate::access as proto;
 use crate::access::token_place;
 use crate::duration;
+use crate::names::{is_config_map_key, is_subdomain};
 
 /// Of `clockSkew`.
 pub const CLOCK_SKEW: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(600);
@@ -379,12 +380,8 @@ impl Reader<'_> {
         {
             self.mistake(&format!("{at}.inline"), "it is no JSON Web Key Set, {\"keys\": […]}");
         }
-        if spec
-            .config_map_ref
-            .as_ref()
-            .is_some_and(|map| map.name.is_empty() || map.key().is_empty())
-        {
-            self.mistake(&format!("{at}.configMapRef"), "it has no name, or no key");
+        if let Some(map) = &spec.config_map_ref {
+            self.config_map(&format!("{at}.configMapRef"), &map.name, map.key());
         }
         let Some(remote) = &spec.remote else { return };
         match (&remote.url, &remote.backend_ref) {
@@ -405,10 +402,12 @@ impl Reader<'_> {
             }
             _ => self.mistake(&format!("{at}.remote"), "give a url or a backendRef"),
         }
-        let ca = remote.ca_config_map_ref.as_ref();
-        if ca.is_some_and(|ca| ca.name.is_empty() || ca.key().is_empty() || remote.url.is_none()) {
-            let why = "it has no name, or no key, or there is no url whose certificate it is for";
-            self.mistake(&format!("{at}.remote.caConfigMapRef"), why);
+        if let Some(ca) = &remote.ca_config_map_ref {
+            let ca_at = format!("{at}.remote.caConfigMapRef");
+            self.config_map(&ca_at, &ca.name, ca.key());
+            if remote.url.is_none() {
+                self.mistake(&ca_at, "there is no url whose certificate it is for");
+            }
         }
         self.duration(
             &format!("{at}.remote.cacheDuration"),
@@ -416,6 +415,18 @@ impl Reader<'_> {
             CACHE_DURATION,
         );
         self.duration(&format!("{at}.remote.timeout"), &remote.timeout, TIMEOUT);
+    }
+
+    fn config_map(&mut self, at: &str, name: &str, key: &str) {
+        if !is_subdomain(name) {
+            let why = format!("{name:?} is no name of a ConfigMap: a-z, 0-9, \"-\" and \".\", 253 of them at most");
+            self.mistake(&format!("{at}.name"), &why);
+        }
+        if !is_config_map_key(key) {
+            let why =
+                format!("{key:?} is no key of a ConfigMap: A-Z, a-z, 0-9, \"-\", \"_\" and \".\", 253 of them at most");
+            self.mistake(&format!("{at}.key"), &why);
+        }
     }
 
     fn places(&mut self, at: &str, places: Option<&[TokenPlaceSpec]>) -> Vec<proto::TokenPlace> {
@@ -471,7 +482,10 @@ impl Reader<'_> {
 }
 
 fn has_keys(text: &str) -> bool {
-    let set: Option<Value> = serde_json::from_str(text).ok();
-    let keys = set.as_ref().and_then(|set| set.get("keys")?.as_array());
-    keys.is_some_and(|keys| !keys.is_empty())
+    /// What is in it is the business of whoever uses it.
+    #[derive(Deserialize)]
+    struct Set {
+        keys: Vec<IgnoredAny>,
+    }
+    serde_json::from_str(text).is_ok_and(|set: Set| !set.keys.is_empty())
 }

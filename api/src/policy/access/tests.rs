@@ -578,7 +578,22 @@ fn each_mistake_of_a_provider_is_named_and_takes_no_token_for_valid() {
         (
             "inline: '{\"keys\": [{}]}'",
             "configMapRef: {name: ''}",
-            "jwks.configMapRef",
+            "jwks.configMapRef.name",
+        ),
+        (
+            "inline: '{\"keys\": [{}]}'",
+            "configMapRef: {name: ../secrets/a}",
+            "jwks.configMapRef.name",
+        ),
+        (
+            "inline: '{\"keys\": [{}]}'",
+            "configMapRef: {name: a, key: a/b}",
+            "jwks.configMapRef.key",
+        ),
+        (
+            "inline: '{\"keys\": [{}]}'",
+            "remote: {url: 'https://i', caConfigMapRef: {name: a, key: ''}}",
+            "jwks.remote.caConfigMapRef.key",
         ),
         ("inline: '{\"keys\": [{}]}'", "remote: {}", "jwks.remote"),
         (
@@ -604,7 +619,7 @@ fn each_mistake_of_a_provider_is_named_and_takes_no_token_for_valid() {
         (
             "inline: '{\"keys\": [{}]}'",
             "remote: {url: 'https://i', caConfigMapRef: {name: ''}}",
-            "jwks.remote.caConfigMapRef",
+            "jwks.remote.caConfigMapRef.name",
         ),
         (
             "inline: '{\"keys\": [{}]}'",
