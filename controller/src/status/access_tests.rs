@@ -335,6 +335,8 @@ fn policies_that_no_message_holds_say_so() {
     assert_eq!(said(&cluster, "p0")[1].0, "Programmed");
 }
 
+const USABLE: &str = r#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+
 /// A policy with tokens of two providers, one of whose keys have to be fetched.
 fn with_tokens() -> Value {
     let keys = json!({"remote": {"url": "https://login.example.com/keys"}});
@@ -345,7 +347,7 @@ fn with_tokens() -> Value {
         shop(),
         json!({
             "rules": [{"sources": [{"type": "JWT", "jwt": {"provider": "login"}}]}],
-            "jwt": {"providers": [provider("login", keys), provider("other", json!({"inline": "{\"keys\": [{}]}"}))]},
+            "jwt": {"providers": [provider("login", keys), provider("other", json!({"inline": USABLE}))]},
         }),
     )
 }
@@ -383,6 +385,27 @@ fn where_keys_cannot_be_fetched_the_status_says_of_which_provider_and_why() {
             "the keys of the provider login are the last that could be fetched {place}: since 1970-01-01T00:01:00Z it is gone"
         );
         assert_eq!(set(Err("it is gone"), seconds), partly(old));
+    }
+}
+
+#[test]
+fn where_no_key_of_an_inline_set_can_be_used_the_status_says_why() {
+    let cluster = cluster();
+    for (keys, why) in [
+        (
+            r#"{"keys": [{"kty": "oct", "k": "c2VjcmV0"}]}"#,
+            "none of its keys can be used: key 0: its kty is \"oct\"",
+        ),
+        (r#"{"keys": []}"#, "it has no keys"),
+        ("keys", "it is no JWK Set (line 1, column 1)"),
+    ] {
+        let mut policy = with_tokens();
+        policy["spec"]["jwt"]["providers"][1]["jwks"] = json!({ "inline": keys });
+        cluster.apply_value(policy);
+        cluster.index.flush();
+        let said = said(&cluster, "p");
+        let mistake = format!("jwt.providers[1].jwks.inline: {why}");
+        assert!(said.iter().any(|(_, message)| message.contains(&mistake)), "{said:?}");
     }
 }
 

@@ -141,8 +141,17 @@ fn sources_are_followed_as_long_as_a_policy_names_them() {
     cluster.apply(&policy("shop", "p", "other", URL));
     assert_eq!(told(&cluster, "shop", "other-1"), [""]);
     assert_ne!(sources(&cluster), first);
-    cluster.apply(&policy("shop", "p", "other", "{inline: '{\"keys\": [{}]}'}"));
-    assert_eq!(told(&cluster, "shop", "other-1"), ["{\"keys\": [{}]}"]);
+    let key = "{\"kty\":\"OKP\",\"crv\":\"Ed25519\",\"x\":\"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo\"}";
+    let inline = |keys: &str| policy("shop", "p", "other", &format!("{{inline: '{{\"keys\":[{keys}]}}'}}"));
+    // What is no key for sidecars they are not told of, wherever it stands.
+    let private = key.replace("\"x\"", "\"d\":\"secret\",\"x\"");
+    let shared = "{\"kty\":\"oct\",\"k\":\"c2VjcmV0\"}";
+    for keys in [key.to_owned(), private, format!("{shared},{key}")] {
+        cluster.apply(&inline(&keys));
+        assert_eq!(told(&cluster, "shop", "other-1"), [format!("{{\"keys\":[{key}]}}")]);
+    }
+    cluster.apply(&inline(shared));
+    assert_eq!(told(&cluster, "shop", "other-1"), [""]);
     assert!(sources(&cluster).is_empty());
     // Keys that come too late are nobody's.
     keys_come(&cluster, &first[0], "late");
