@@ -190,7 +190,7 @@ impl Index {
         self.rebuild(
             |accesses| accesses.those(Access::has_room_now),
             |inner| (&mut inner.accesses, &inner.store),
-            |store, room, pod, deps| access::access(store, room, pod, deps),
+            access::access,
         );
         self.rebuild(
             |workloads| workloads.those(Known::has_room_now),
@@ -225,22 +225,22 @@ impl Index {
         self.rebuild(
             |watches| watches.stale(&touched.deps),
             |inner| (&mut inner.accesses, &inner.store),
-            |store, room, pod, deps| access::access(store, room, pod, deps),
+            access::access,
         );
         self.rebuild(
             |watches| watches.stale(&touched.deps),
             |inner| (&mut inner.endpoints, &inner.store),
-            |store, room, name, deps| build::endpoints(store, room, name, deps),
+            build::endpoints,
         );
         self.rebuild(
             |watches| watches.stale(&touched.deps),
             |inner| (&mut inner.routes, &inner.store),
-            |store, room, key, deps| build::routes(store, room, key, deps),
+            build::routes,
         );
         self.rebuild(
             |watches| watches.stale(&touched.deps),
             |inner| (&mut inner.targets, &inner.store),
-            |store, room, key, deps| build::target(store, room, key, deps),
+            build::target,
         );
         self.rebuild(
             |watches| watches.stale(&touched.deps),
