@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
-use http::{Request, header};
+use anyhow::{Context, anyhow, ensure};
+use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
+use kube::client::UpgradeConnectionError;
 use kube::{Api, Client};
 use outrigger_api::ports;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -43,7 +44,7 @@ pub(crate) async fn connect(context: Option<String>) -> anyhow::Result<Client> {
 pub(crate) async fn sidecar_page(client: &Client, namespace: &str, pod: &str, path: &str) -> anyhow::Result<Bytes> {
     let page = async {
         let pods = Api::<Pod>::namespaced(client.clone(), namespace);
-        let mut forwarder = pods.portforward(pod, &[ports::ADMIN]).await?;
+        let mut forwarder = pods.portforward(pod, &[ports::ADMIN]).await.map_err(in_words)?;
         let stream = forwarder.take_stream(ports::ADMIN).context("no stream")?;
         let refused = forwarder.take_error(ports::ADMIN).context("no stream of errors")?;
         tokio::select! {
@@ -63,6 +64,19 @@ pub(crate) async fn sidecar_page(client: &Client, namespace: &str, pod: &str, pa
         .with_context(|| format!("it does not answer within {TIMEOUT:?}"))
         .flatten()
         .with_context(asking)
+}
+
+/// Of an upgrade that is refused, the library says a status and no more.
+fn in_words(error: kube::Error) -> anyhow::Error {
+    match error {
+        kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(StatusCode::NOT_FOUND)) => {
+            anyhow!("the pod was not found")
+        }
+        kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(StatusCode::FORBIDDEN)) => {
+            anyhow!("you may not create pods/portforward there")
+        }
+        error => error.into(),
+    }
 }
 
 async fn get(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, path: &str) -> anyhow::Result<Bytes> {
