@@ -95,8 +95,15 @@ impl Waiting {
         self.0.borrow().clone()
     }
 
-    pub(super) async fn done(&self) {
+    /// Until these have come.
+    pub(super) async fn these(&self, kinds: &[Kind]) {
+        let have_come = |waiting: &BTreeSet<Kind>| !kinds.iter().any(|kind| waiting.contains(kind));
         // The sender is `self`, so the wait does not fail.
+        let _ = self.0.subscribe().wait_for(have_come).await;
+    }
+
+    /// Until all have come.
+    pub(super) async fn all(&self) {
         let _ = self.0.subscribe().wait_for(BTreeSet::is_empty).await;
     }
 }

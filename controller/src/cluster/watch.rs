@@ -16,10 +16,20 @@ use tokio_util::sync::CancellationToken;
 use super::fill::{Fill, Waiting};
 use super::{crds, old_crds};
 use crate::index::Index;
+use crate::objects::policy::PolicyKind;
 use crate::objects::{Kind, from_k8s};
 
-/// How long the start waits for kinds that discovery can do without: those that are not Kubernetes' own, and nodes. A route kind
-/// that cannot be listed, or an older ClusterRole, must not keep the whole mesh without discovery.
+/// What the start waits for without end. Without AccessPolicies, sidecars would be told that there are none, and let everybody in;
+/// until they are told they go on with those that they know, and a new pod is closed. A cluster without that kind says so at once.
+const NEEDED: [Kind; 5] = [
+    Kind::Service,
+    Kind::EndpointSlice,
+    Kind::Pod,
+    Kind::Namespace,
+    Kind::Policy(PolicyKind::Access),
+];
+/// How long it waits for the other kinds: a route kind that cannot be listed, or nodes that an older ClusterRole does not let it list,
+/// must not keep the whole mesh without discovery.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long it waits for the keys of tokens. Without them no token is valid, and a sidecar that has heard of them from another
 /// controller, or from this one before it was restarted, would hear now that there are none.
@@ -27,18 +37,12 @@ const FIRST_KEYS: Duration = Duration::from_secs(5);
 
 /// Watches everything that the index is made from until `stop` is cancelled, and tells the index when it is complete.
 pub async fn run(client: Client, index: Arc<Index>, stop: CancellationToken) {
-    let waiting = Waiting::new([Kind::Service, Kind::EndpointSlice, Kind::Pod, Kind::Namespace]);
-    let waiting_with_patience = Waiting::new(Kind::optional().chain([Kind::Node]));
+    let waiting = Waiting::new(Kind::optional().chain(NEEDED).chain([Kind::Node]));
     let own_kinds = async {
         let fill = |kind| Fill {
             kind,
             index: index.clone(),
             waiting: waiting.clone(),
-        };
-        let nodes = Fill {
-            kind: Kind::Node,
-            index: index.clone(),
-            waiting: waiting_with_patience.clone(),
         };
         tokio::join!(
             fill(Kind::Service).follow(all::<Service>(&client), from_k8s::service),
@@ -46,17 +50,14 @@ pub async fn run(client: Client, index: Arc<Index>, stop: CancellationToken) {
             fill(Kind::Pod).follow(all::<Pod>(&client), from_k8s::pod),
             fill(Kind::Namespace).follow(all::<Namespace>(&client), from_k8s::namespace),
             // A Node's status is large and changes often; its labels do not.
-            nodes.follow(all::<PartialObjectMeta<Node>>(&client), from_k8s::node),
+            fill(Kind::Node).follow(all::<PartialObjectMeta<Node>>(&client), from_k8s::node),
         );
     };
     let complete = async {
-        waiting.done().await;
-        if tokio::time::timeout(PATIENCE, waiting_with_patience.done())
-            .await
-            .is_err()
-        {
+        waiting.these(&NEEDED).await;
+        if tokio::time::timeout(PATIENCE, waiting.all()).await.is_err() {
             tracing::error!(
-                missing = ?waiting_with_patience.kinds(),
+                missing = ?waiting.kinds(),
                 "going on without some kinds: check that the API server answers and that the ClusterRole allows list and watch"
             );
         }
@@ -69,7 +70,7 @@ pub async fn run(client: Client, index: Arc<Index>, stop: CancellationToken) {
         () = stop.cancelled() => {}
         () = index.run() => {}
         () = own_kinds => {}
-        () = crds::run(client.clone(), index.clone(), waiting_with_patience.clone()) => {}
+        () = crds::run(client.clone(), index.clone(), waiting.clone()) => {}
         () = old_crds::run(client.clone(), index.clone()) => {}
         () = complete => {}
     }
@@ -81,3 +82,7 @@ where
 {
     watcher(Api::all(client.clone()), watcher::Config::default()).default_backoff()
 }
+
+#[cfg(test)]
+#[path = "watch_tests.rs"]
+mod tests;
