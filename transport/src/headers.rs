@@ -19,16 +19,33 @@ pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
-/// Whether the client asks for another protocol on this connection. A CONNECT does as well. "h2c" (RFC 7540 section 3.2,
-/// taken back by RFC 9113; Java's client asks for it by default) is not followed: everything after it would be opaque.
+/// Whether the client asks for another protocol on this connection. A CONNECT does as well. HTTP itself ([`stays_http`]) is no
+/// other one.
 pub fn wants_upgrade(method: &Method, headers: &HeaderMap) -> bool {
     asks_for_tunnel(method, headers) && (method == Method::CONNECT || names_in_connection(headers, "upgrade"))
 }
 
 /// Whether other bytes than HTTP may follow the request; also when `Connection` does not say so.
 pub fn asks_for_tunnel(method: &Method, headers: &HeaderMap) -> bool {
-    let is_h2c = |protocol: &HeaderValue| protocol.as_bytes().eq_ignore_ascii_case(b"h2c");
-    method == Method::CONNECT || headers.get_all(UPGRADE).iter().any(|protocol| !is_h2c(protocol))
+    let upgrade = || headers.get_all(UPGRADE).iter();
+    method == Method::CONNECT
+        || (headers.contains_key(UPGRADE) && !upgrade().any(|protocols| stays_http(protocols.as_bytes())))
+}
+
+/// Whether a list of protocols has another version of HTTP: "h2c" (RFC 7540 section 3.2, taken back by RFC 9113; Java's client asks
+/// for it by default) or "HTTP/2.0". That is not followed, whatever stands beside it, because servers choose what they like: the
+/// requests in it would be opaque, and nobody would judge them.
+pub fn stays_http(list: &[u8]) -> bool {
+    protocols(list).any(|protocol| {
+        let name = protocol.split(|&b| b == b'/').next().unwrap_or_default();
+        protocol.eq_ignore_ascii_case(b"h2c") || name.eq_ignore_ascii_case(b"http")
+    })
+}
+
+/// The members of a list of protocols (RFC 9110 section 7.8).
+pub fn protocols(list: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let protocols = list.split(|&b| b == b',').map(<[u8]>::trim_ascii);
+    protocols.filter(|protocol| !protocol.is_empty())
 }
 
 /// Copies of the headers that [`strip_hop_by_hop`] will remove because the sender names them in `Connection`.
@@ -156,7 +173,10 @@ fn connection_tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::{named_for_this_hop, strip_hop_by_hop, strip_ours, strip_response, strip_trailers, wants_upgrade};
+    use super::{
+        asks_for_tunnel, named_for_this_hop, strip_hop_by_hop, strip_ours, strip_response, strip_trailers,
+        wants_upgrade,
+    };
     use http::{HeaderMap, HeaderName, HeaderValue, Method, Response};
 
     fn headers(of: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -213,6 +233,31 @@ mod tests {
         assert!(!wants_upgrade(&Method::GET, &h2c));
         strip_hop_by_hop(&mut h2c, false);
         assert!(h2c.is_empty());
+    }
+
+    #[test]
+    fn another_version_of_http_is_no_other_protocol_whatever_stands_beside_it() {
+        for (upgrade, asks) in [
+            (&["websocket"][..], true),
+            (&["IRC/6.9, RTA/x11"], true),
+            (&["xh2c", "h2c/1", "h2", "httpx/1"], true),
+            (&[""], true),
+            (&[], false),
+            (&["h2c"], false),
+            (&["H2C"], false),
+            (&["x", "h2c"], false),
+            (&["h2c", "x"], false),
+            (&["x, h2c"], false),
+            (&["x,\tH2c ,y"], false),
+            (&["HTTP/2.0"], false),
+            (&["x", "http/3, y"], false),
+            (&["HTTP"], false),
+        ] {
+            let lines: Vec<_> = upgrade.iter().map(|list| ("upgrade", *list)).collect();
+            let lines = headers(&lines);
+            assert_eq!(asks_for_tunnel(&Method::GET, &lines), asks, "{upgrade:?}");
+            assert!(asks_for_tunnel(&Method::CONNECT, &lines), "{upgrade:?}");
+        }
     }
 
     #[test]

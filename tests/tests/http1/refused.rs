@@ -343,6 +343,8 @@ async fn a_bad_answer_to_another_request_is_no_response() {
     const HEAD: &str = "HEAD / HTTP/1.1\r\nHost: a\r\n\r\n";
     const WEBSOCKET: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
     const H2C: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n";
+    const BESIDE: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\nUpgrade: h2c\r\n\r\n";
+    const LIST: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: H2C, x\r\n\r\n";
     const OLD: &str = "GET / HTTP/1.0\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
     const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n";
     for way in WAYS {
@@ -367,6 +369,8 @@ async fn a_bad_answer_to_another_request_is_no_response() {
             (WEBSOCKET, nothing),
             // Not passed on, and so not asked for.
             (H2C, SWITCHED),
+            (BESIDE, SWITCHED),
+            (LIST, SWITCHED),
             (OLD, websocket.as_str()),
         ] {
             no_answer(&scene, request, answer, "another protocol (101)").await;

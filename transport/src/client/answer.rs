@@ -5,6 +5,8 @@
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 
+use crate::headers::protocols;
+
 /// What of a request its response is held to.
 pub(super) struct Asked {
     connect: bool,
@@ -46,17 +48,13 @@ impl Asked {
     /// RFC 9110 section 7.8: the server names the protocol, one that the client named.
     fn offers(&self, headers: &HeaderMap) -> bool {
         let offered = |protocol: &[u8]| {
-            let mut all = self.offered.iter().flat_map(protocols);
+            let mut all = self.offered.iter().flat_map(|list| protocols(list.as_bytes()));
             all.any(|offered| offered.eq_ignore_ascii_case(protocol))
         };
-        let mut chosen = headers.get_all(UPGRADE).iter().flat_map(protocols).peekable();
+        let chosen = headers.get_all(UPGRADE).iter();
+        let mut chosen = chosen.flat_map(|list| protocols(list.as_bytes())).peekable();
         chosen.peek().is_some() && chosen.all(offered)
     }
-}
-
-fn protocols(list: &HeaderValue) -> impl Iterator<Item = &[u8]> {
-    let protocols = list.as_bytes().split(|&b| b == b',').map(<[u8]>::trim_ascii);
-    protocols.filter(|protocol| !protocol.is_empty())
 }
 
 /// RFC 9112 section 6.1. Whether there is one.

@@ -8,6 +8,7 @@
 
 use super::fault::{Fault, MAX_FIELDS, TWO_LENGTHS};
 use super::lines::{NO_CHUNK_SIZE, check_host, chunk_size, is_control, name_and_value, request_line};
+use crate::headers::stays_http;
 use crate::limits::MAX_HEADER_BYTES;
 
 /// The line of a chunk's size, its extensions included.
@@ -62,7 +63,10 @@ struct Head {
     host: bool,
     length: Option<u64>,
     chunked: bool,
-    tunnel: bool,
+    connect: bool,
+    upgrade: bool,
+    /// See [`stays_http`].
+    stays_http: bool,
 }
 
 impl Scanner {
@@ -152,7 +156,7 @@ impl Scanner {
                 let line = request_line(line)?;
                 self.head = Head {
                     http10: line.http10,
-                    tunnel: line.connect,
+                    connect: line.connect,
                     ..Head::default()
                 };
                 self.fields = 0;
@@ -204,8 +208,11 @@ impl Scanner {
                 }
                 check_host(value)?;
             }
-            // Not "h2c": see `wants_upgrade`. In HTTP/1.0 it says nothing (RFC 9110 section 7.8).
-            7 if is(b"upgrade") => self.head.tunnel |= !self.head.http10 && !value.eq_ignore_ascii_case(b"h2c"),
+            // In HTTP/1.0 it says nothing (RFC 9110 section 7.8).
+            7 if is(b"upgrade") => {
+                self.head.upgrade |= !self.head.http10;
+                self.head.stays_http |= stays_http(value);
+            }
             // RFC 9112 section 6.3: one number. A list of equal ones is allowed to be taken for one; nobody sends it.
             14 if is(b"content-length") => {
                 let length = value.iter().all(u8::is_ascii_digit).then_some(value);
@@ -245,7 +252,13 @@ impl Scanner {
         }
         self.section = 0;
         Ok(match head {
-            Head { tunnel: true, .. } => Expects::Anything,
+            Head { connect: true, .. } => Expects::Anything,
+            // As `asks_for_tunnel` sees it.
+            Head {
+                upgrade: true,
+                stays_http: false,
+                ..
+            } => Expects::Anything,
             Head { chunked: true, .. } => Expects::ChunkSize,
             Head { length, .. } => match length.unwrap_or(0) {
                 0 => Expects::RequestLine,
@@ -291,6 +304,7 @@ mod tests {
             // In HTTP/1.0 `Upgrade` says nothing.
             "POST / HTTP/1.0\r\nUpgrade: x\r\nContent-Length: 3\r\n\r\nabcGET / HTTP/1.0\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nX: caf\u{e9}\r\nUpgrade: h2c\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: x\r\nUpgrade: y, H2C\r\n\r\nGET / HTTP/1.1\r\nUpgrade: http/2\r\nUpgrade: x\r\nHost: a\r\n\r\n",
         ] {
             assert_eq!(passed(text.as_bytes()), (text.len(), None), "{text:?}");
             // However it is cut, the same comes out, and never a part of a head.
@@ -317,6 +331,7 @@ mod tests {
     fn what_follows_a_request_for_another_protocol_is_not_looked_at() {
         for head in [
             "CONNECT db:1 HTTP/1.1\r\nHost: db:1\r\n\r\n",
+            "CONNECT db:1 HTTP/1.1\r\nHost: db:1\r\nUpgrade: h2c\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n",
         ] {
             let mut scanner = Scanner::default();
@@ -326,6 +341,14 @@ mod tests {
             assert_eq!(scanner.tunnel(), Some(true));
             scanner.resume();
             assert!(scanner.scan(b"\0\n").fault.is_some());
+        }
+        // Another version of HTTP is none: what follows is looked at.
+        for upgrade in ["h2c", "x, h2c", "h2c\r\nUpgrade: x", "x\r\nUpgrade: HTTP/2.0"] {
+            let head = format!("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: {upgrade}\r\n\r\n");
+            let mut scanner = Scanner::default();
+            assert_eq!(scanner.scan(head.as_bytes()).free, head.len());
+            assert_eq!(scanner.tunnel(), None, "{upgrade:?}");
+            assert!(scanner.scan(b"\0\n").fault.is_some(), "{upgrade:?}");
         }
     }
 
