@@ -66,14 +66,7 @@ impl<K: Clone + Eq + Hash> Budget<K> {
         instead: u64,
     ) -> Result<Charge<K>, OverBudget> {
         let mut used = self.used.lock();
-        let free = self.total.saturating_sub(used.all.saturating_sub(instead));
-        let fits = holders.iter().all(|holder| {
-            let has = used.by.get(&holder.key).copied().unwrap_or(0);
-            let has = has.saturating_sub(instead);
-            has.saturating_add(bytes) <= free / holder.divisor.max(1)
-        });
-        // Without a holder, what is free is all that counts.
-        if bytes > instead && (!fits || bytes > free) {
+        if bytes > instead && !self.fits(&used, holders, bytes, instead) {
             used.refused += 1;
             return Err(OverBudget);
         }
@@ -91,13 +84,18 @@ impl<K: Clone + Eq + Hash> Budget<K> {
 
     /// Whether [`Self::charge`] would take it. Nothing is counted.
     pub fn has_room(self: &Arc<Self>, holders: &Arc<[Holder<K>]>, bytes: u64) -> bool {
-        let used = self.used.lock();
-        let free = self.total.saturating_sub(used.all);
-        bytes <= free
-            && holders.iter().all(|holder| {
-                let has = used.by.get(&holder.key).copied().unwrap_or(0);
-                has.saturating_add(bytes) <= free / holder.divisor.max(1)
-            })
+        self.fits(&self.used.lock(), holders, bytes, 0)
+    }
+
+    fn fits(&self, used: &Used<K>, holders: &[Holder<K>], bytes: u64, instead: u64) -> bool {
+        let free = self.total.saturating_sub(used.all.saturating_sub(instead));
+        let has_room = |holder: &Holder<K>| {
+            let has = used.by.get(&holder.key).copied().unwrap_or(0);
+            let has = has.saturating_sub(instead);
+            has.saturating_add(bytes) <= free / holder.divisor.max(1)
+        };
+        // Without a holder, what is free is all that counts.
+        bytes <= free && holders.iter().all(has_room)
     }
 
     /// Bytes that are charged.
