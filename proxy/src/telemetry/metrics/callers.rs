@@ -64,6 +64,8 @@ impl Callers {
         let all = self.all.load();
         match find(&all, key) {
             Ok(at) => self.add(&all[at].by[kind]),
+            // Before the lock: who fills all series must not make the others wait for one another.
+            Err(_) if self.series.load(Relaxed) >= MAX_SERIES => _ = self.others.fetch_add(1, Relaxed),
             Err(_) => self.add_caller(identity, port, kind),
         }
     }
@@ -73,7 +75,6 @@ impl Callers {
         let all = self.all.load();
         match find(&all, (port, identity.map(SpiffeId::as_str))) {
             Ok(at) => self.add(&all[at].by[kind]),
-            Err(_) if self.series.load(Relaxed) >= MAX_SERIES => _ = self.others.fetch_add(1, Relaxed),
             Err(at) => {
                 let mut more = Vec::clone(&all);
                 let by = Default::default();
