@@ -12,7 +12,7 @@ use crate::effect::Effect;
 use crate::facts::{Call, Caller, Carries, Facts, Head};
 use crate::jwt::{Cache, Failure, Providers, Tokens};
 use crate::policy::{Policy, numbers};
-use crate::remembered::{Judgement, Memory, Remembered, Sent};
+use crate::remembered::{Forgotten, Judgement, Memory, Remembered, Sent};
 use crate::view::{PolicyView, PortView, View};
 
 /// The policies that select a pod, joined. Without any, everybody may call.
@@ -223,7 +223,11 @@ impl Access {
         };
         let at_worst = Call::remembered(&facts, &self.providers, Memory::new(knows_method, false));
         if self.verdict(&at_worst).is_allowed() {
-            return Judgement::LetIn;
+            // A token that is not good is refused also where no rule asks for one.
+            return match matches!(calls.sent, Sent::Http(_)) && self.providers.may_refuse(calls.port) {
+                true => Judgement::Unknown(Forgotten::TOKEN),
+                false => Judgement::LetIn,
+            };
         }
         let at_best = Call::remembered(&facts, &self.providers, Memory::new(knows_method, true));
         match self.verdict(&at_best) {

@@ -90,7 +90,8 @@ impl Told {
 
     fn text(&self) -> String {
         let identity = self.identity.as_deref().unwrap_or("no identity yet");
-        let mut text = format!("{} ({identity}), mutual TLS: {}\n", self.pod, self.mtls);
+        let first = format!("{} ({identity}), mutual TLS: {}", self.pod, self.mtls);
+        let mut text = cluster::printable(&first) + "\n";
         let Some(access) = &self.access else {
             text += "\nNobody: the controller has not said yet who may call it.\n";
             return text;
@@ -109,12 +110,13 @@ impl Told {
 /// A port in a few lines, in the order of the decision.
 fn push(text: &mut String, view: &PortView) {
     let mut line = |line: String| {
-        text.push_str(&line);
+        text.push_str(&cluster::printable(&line));
         text.push('\n');
     };
+    line(String::new());
     line(match view.port {
-        Some(port) => format!("\nPort {port}"),
-        None => "\nAll other ports".to_owned(),
+        Some(port) => format!("Port {port}"),
+        None => "All other ports".to_owned(),
     });
     for policy in &view.enforced {
         let (mark, verb) = match policy.action == DENY {

@@ -25,7 +25,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::core::DynamicObject;
 use outrigger_api::labels;
 
-use crate::cluster;
+use crate::cluster::{self, printable};
 
 /// Look at a cluster's mesh and say what is wrong with it
 #[derive(Debug, clap::Args)]
@@ -232,11 +232,11 @@ impl fmt::Display for Finding {
             Level::Warning => '!',
             Level::Wrong => '✗',
         };
-        write!(f, "{mark} {}", self.text)?;
+        write!(f, "{mark} {}", printable(&self.text))?;
         if self.hint.is_empty() {
             Ok(())
         } else {
-            write!(f, "\n    {}", self.hint)
+            write!(f, "\n    {}", printable(&self.hint))
         }
     }
 }

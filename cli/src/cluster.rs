@@ -16,6 +16,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 /// One page.
 const TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_PAGE: usize = 16 * 1024 * 1024;
+/// Bytes of an answer that is no page.
+const MAX_SAID: usize = 512;
 
 /// # Errors
 /// When there is neither a kubeconfig nor a cluster around this process.
@@ -79,6 +81,19 @@ fn in_words(error: kube::Error) -> anyhow::Error {
     }
 }
 
+/// What a cluster says, for a terminal: whoever writes objects, or answers in a sidecar's place, chooses it, and must not write lines of
+/// ours or move the cursor.
+pub(crate) fn printable(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() {
+            true => safe.extend(c.escape_default()),
+            false => safe.push(c),
+        }
+    }
+    safe
+}
+
 async fn get(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, path: &str) -> anyhow::Result<Bytes> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);
@@ -90,11 +105,8 @@ async fn get(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, path:
     let body = Limited::new(response.into_body(), MAX_PAGE).collect().await;
     connection.abort();
     let body = body.map_err(|error| anyhow::anyhow!("{path}: {error}"))?.to_bytes();
-    ensure!(
-        status.is_success(),
-        "{path}: {status}: {}",
-        String::from_utf8_lossy(&body).trim()
-    );
+    let said = String::from_utf8_lossy(&body[..body.len().min(MAX_SAID)]);
+    ensure!(status.is_success(), "{path}: {status}: {}", printable(said.trim()));
     Ok(body)
 }
 

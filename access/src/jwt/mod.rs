@@ -264,6 +264,12 @@ impl Providers {
         self.all.iter().any(|provider| provider.is_for(port))
     }
 
+    /// Whether a token may be refused in requests to the port, whoever sends it.
+    pub(crate) fn may_refuse(&self, port: u16) -> bool {
+        let mut enforced = self.all.iter().filter(|provider| provider.enforced);
+        enforced.any(|provider| provider.is_for(port))
+    }
+
     /// The policy and the provider whose keys do not have the one that a token names.
     pub(crate) fn unknown_key(&self, tokens: &Tokens) -> Option<(&str, &str)> {
         let provider = self.all.get(tokens.unknown_key?)?;

@@ -146,7 +146,7 @@ pub(super) fn findings(proposed: &[Proposed], changes: &[Change], seen: &[Result
     let mut findings = of_the_file(proposed, changes);
     let mut groups: BTreeMap<Group, BTreeMap<String, u64>> = BTreeMap::new();
     let (mut unread, mut why_unread) = (Vec::new(), "");
-    let (mut others, mut shortest) = (0, u64::MAX);
+    let (mut others, mut shortest) = (0_u64, u64::MAX);
     for (change, seen) in changes.iter().zip(seen) {
         let seen = match seen {
             Ok(seen) => seen,
@@ -156,7 +156,7 @@ pub(super) fn findings(proposed: &[Proposed], changes: &[Change], seen: &[Result
                 continue;
             }
         };
-        others += seen.others;
+        others = others.saturating_add(seen.others);
         shortest = shortest.min(seen.seconds);
         for calls in &seen.callers {
             let Some(fate) = fate(change, calls) else { continue };
@@ -170,7 +170,8 @@ pub(super) fn findings(proposed: &[Proposed], changes: &[Change], seen: &[Result
                 port: calls.port,
             };
             let method = calls.method.as_deref().unwrap_or("bytes");
-            *groups.entry(group).or_default().entry(method.to_owned()).or_default() += calls.count;
+            let count = groups.entry(group).or_default().entry(method.to_owned()).or_default();
+            *count = count.saturating_add(calls.count);
         }
     }
     findings.extend(groups.iter().map(|(group, counts)| finding(group, counts)));

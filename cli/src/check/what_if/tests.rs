@@ -122,6 +122,11 @@ fn who_is_shut_out_who_is_let_in_and_what_cannot_be_judged() {
     let labelled = format!(
         "{{{ORDERS}, rules: [{{sources: [{{type: Namespace, namespace: {{selector: {{matchLabels: {{team: shop}}}}}}}}]}}]}}"
     );
+    // A token that is not good is refused whatever else lets the caller in, and bytes have none.
+    let tokens = format!(
+        "{{{ORDERS}, rules: [{{sources: [{{type: ServiceAccount, serviceAccount: {{name: \"*\"}}}}]}}], jwt: {{providers: [{{name: login, \
+         issuer: i, audiences: [a], jwks: {{configMapRef: {{name: keys, key: jwks}}}}}}]}}}}"
+    );
     let closed = "closes the port to what no policy allows";
     // The policy; who or what; what is to be said.
     for (spec, level, call, hint) in [
@@ -201,6 +206,13 @@ fn who_is_shut_out_who_is_let_in_and_what_cannot_be_judged() {
             "",
         ),
         (
+            &tokens,
+            "warning",
+            format!("{SHOP}/web at port 8080: GET 10"),
+            "(token)",
+        ),
+        (&tokens, "good", format!("{SHOP}/jobs at port 8080: bytes 2"), ""),
+        (
             &labelled,
             "good",
             format!("{SHOP}/jobs at port 8080: GET 4, bytes 2"),
@@ -274,6 +286,13 @@ fn what_is_not_known_is_said() {
         .iter()
         .map(ToString::to_string)
         .collect();
+    let wrote = json!([{"identity": null, "port": 8080, "method": "GET 1\n✓ \u{1b}[2K", "count": u64::MAX}]);
+    let wrote = [Ok(sees(&wrote, u64::MAX)), Ok(sees(&wrote, 1))];
+    let wrote: String = findings(&proposed, &changes, &wrote)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert!(wrote.contains("GET 1\\n✓ \\u{1b}[2K 18446744073709551615"), "{wrote}");
     for part in [
         "! 12 calls are not judged",
         "shop/orders-7d9c-2\n    forbidden",
