@@ -1,7 +1,7 @@
 //! Keys of the issuers of tokens: which ones the policies want, and what came of fetching them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::{Dep, Store, Touched};
 use crate::objects::keys::{KeyProblem, KeySource, Keys};
@@ -17,6 +17,10 @@ impl Wanted {
         let mut changed = false;
         // First what comes: what is in both is not forgotten.
         for source in new.into_iter().flat_map(Policy::key_sources) {
+            if !self.0.contains_key(&source) {
+                let known = self.known_at(&source);
+                self.0.insert(source.clone(), (0, known));
+            }
             let (named, _) = self.0.entry(source).or_default();
             *named += 1;
             changed |= *named == 1;
@@ -31,6 +35,22 @@ impl Wanted {
             }
         }
         changed
+    }
+
+    /// The keys of another source of the same place, which differs in how it is fetched.
+    fn known_at(&self, source: &KeySource) -> Keys {
+        let first = KeySource {
+            cache: Duration::ZERO,
+            timeout: Duration::ZERO,
+            ..source.clone()
+        };
+        let there = self.0.range(first..).map(|(other, (_, keys))| (other, keys));
+        let mut there =
+            there.take_while(|(other, _)| (&other.namespace, &other.place) == (&source.namespace, &source.place));
+        Keys {
+            jwks: there.find_map(|(_, keys)| keys.jwks.clone()),
+            problem: None,
+        }
     }
 }
 

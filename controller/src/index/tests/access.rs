@@ -6,10 +6,11 @@ use futures_util::FutureExt;
 use outrigger_api::access as proto;
 use outrigger_api::access::{condition, identity, source};
 
+use super::cluster;
 use crate::discovery::Discover;
 use crate::objects::Kind;
 use crate::objects::policy::PolicyKind;
-use crate::testing::{Cluster, pod_key};
+use crate::testing::pod_key;
 use crate::topic::{Inbox, Reader};
 
 const ANY: &str = "rules: [{sources: [{type: Any}]}]";
@@ -18,16 +19,6 @@ fn policy(namespace: &str, name: &str, target: &str, spec: &str) -> String {
     format!(
         "kind: AccessPolicy\nmetadata: {{namespace: {namespace}, name: {name}}}\nspec: {{targetRefs: [{target}], {spec}}}\n"
     )
-}
-
-/// The pods web-1 and other-1 of the namespace shop, each behind a Service of its name, and one pod of another namespace.
-fn cluster() -> Cluster {
-    let cluster = Cluster::new();
-    cluster.index.set_own("outrigger", "outrigger-controller-1");
-    cluster.add_service("web", 1);
-    cluster.add_service("other", 2);
-    cluster.add_service_in("elsewhere", "far", 3);
-    cluster
 }
 
 /// The names of the policies in force, without their namespace, and their ports.

@@ -8,6 +8,7 @@ use outrigger_api::access::{condition, source};
 use outrigger_api::discovery::{Feature, ToSidecar, to_sidecar};
 use prost::Message;
 
+use super::cluster;
 use crate::discovery::Discover;
 use crate::objects::Kind;
 use crate::objects::keys::{KeyPlace, KeySource};
@@ -26,16 +27,6 @@ fn policy(namespace: &str, name: &str, app: &str, jwks: &str) -> String {
 
 const MAP: &str = "{configMapRef: {name: keys}}";
 const URL: &str = "{remote: {url: 'https://login.example.com/keys'}}";
-
-/// The pods web-1 and other-1 of the namespace shop, and far-1 of another one.
-fn cluster() -> Cluster {
-    let cluster = Cluster::new();
-    cluster.index.set_own("outrigger", "outrigger-controller-1");
-    cluster.add_service("web", 1);
-    cluster.add_service("other", 2);
-    cluster.add_service_in("elsewhere", "far", 3);
-    cluster
-}
 
 fn sources(cluster: &Cluster) -> Vec<KeySource> {
     cluster.index.key_sources().borrow().iter().cloned().collect()
@@ -103,6 +94,26 @@ async fn keys_that_come_reach_the_pods_of_the_policy_and_nobody_else() {
     keys_come(&cluster, map, "k2");
     assert!(is_marked(&web).await && !is_marked(&other).await);
     assert_eq!(told(&cluster, "shop", "web-1"), ["k2"]);
+}
+
+/// Another timeout, or time that they are good for, is the same trust; another place is another.
+#[test]
+fn keys_are_known_by_their_place() {
+    let cluster = cluster();
+    let of = |more: &str| format!("{{remote: {{url: 'https://login.example.com/{more}}}}}");
+    cluster.apply(&policy("shop", "p", "web", &of("keys'")));
+    let [before] = &sources(&cluster)[..] else { panic!() };
+    keys_come(&cluster, before, "k1");
+    for (more, jwks) in [
+        ("keys', timeout: 9s", "k1"),
+        ("keys', cacheDuration: 1m", "k1"),
+        ("others'", ""),
+        ("keys'", ""),
+    ] {
+        cluster.apply(&policy("shop", "p", "web", &of(more)));
+        assert_eq!(told(&cluster, "shop", "web-1"), [jwks], "{more}");
+        assert_eq!(sources(&cluster).len(), 1, "{more}");
+    }
 }
 
 /// One namespace's ConfigMap is another one's object of the same name.
