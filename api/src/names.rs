@@ -5,16 +5,19 @@ pub const CONTROLLER: &str = "outrigger.dev/controller";
 
 /// Whether it can be the name of a namespace: a label of RFC 1123, 1 to 63 of `[a-z0-9-]`, with no `-` at either end.
 pub fn is_namespace(name: &str) -> bool {
-    let inner = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-');
-    (1..=63).contains(&name.len()) && name.bytes().all(inner) && !name.starts_with('-') && !name.ends_with('-')
+    name.len() <= 63 && is_label(name)
 }
 
 /// Whether it can be the name of a ConfigMap: a subdomain of RFC 1123, labels of `[a-z0-9-]` with no `-` at either end, with dots
 /// between them, 253 bytes at most. Another one might be more than one segment of a path at the API server.
 pub fn is_subdomain(name: &str) -> bool {
+    name.len() <= 253 && name.split('.').all(is_label)
+}
+
+/// Of any length.
+fn is_label(label: &str) -> bool {
     let inner = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-');
-    let is_label = |label: &str| !label.is_empty() && !label.starts_with('-') && !label.ends_with('-');
-    name.len() <= 253 && name.split('.').all(|label| is_label(label) && label.bytes().all(inner))
+    !label.is_empty() && label.bytes().all(inner) && !label.starts_with('-') && !label.ends_with('-')
 }
 
 /// Whether it can be a key of a ConfigMap: 1 to 253 of `[-._A-Za-z0-9]`.

@@ -60,16 +60,16 @@ pub enum Told {
 impl Access {
     /// All that is to be told; or as much as there is room for, and instead of the rest nobody is let in.
     pub(crate) fn new(mut access: proto::Access, payer: &Payer) -> Self {
-        let mut told = Told::All;
-        if access.encoded_len() > LARGEST && !access.audited.is_empty() {
+        let (mut told, mut size) = (Told::All, access.encoded_len());
+        if size > LARGEST && !access.audited.is_empty() {
             access.audited.clear();
-            told = Told::Enforced;
+            (told, size) = (Told::Enforced, access.encoded_len());
         }
-        if access.encoded_len() > LARGEST {
+        if size > LARGEST {
             access = closed(TOO_LARGE, &access);
-            told = Told::TooLarge;
+            (told, size) = (Told::TooLarge, access.encoded_len());
         }
-        let taken = payer.take_or_wait(access.encoded_len());
+        let taken = payer.take_or_wait(size);
         if taken.is_err() {
             access = closed(NO_ROOM, &access);
             told = Told::NoRoom;
@@ -86,7 +86,7 @@ impl Access {
     pub fn message(&self, verifies_tokens: bool) -> Bytes {
         match verifies_tokens || !self.tokens {
             true => self.message.clone(),
-            false => without_tokens(self.message.clone()),
+            false => self.said().map(without_tokens).unwrap_or_default(),
         }
     }
 

@@ -129,20 +129,20 @@ impl Payer {
         Ok(Taken { charge })
     }
 
-    /// Who pays for what comes after the answer itself, which takes nothing's place.
-    pub(crate) fn afterwards(mut self) -> Self {
-        if let Some(account) = &mut self.0 {
-            account.room.instead = 0;
-        }
-        self
-    }
-
     /// The same for what somebody goes on without: it is made again when there is room.
     pub(crate) fn take_or_wait(&self, bytes: usize) -> Result<Taken, Waiting> {
         self.take(bytes).map_err(|_| Waiting {
             payer: self.clone().afterwards(),
             bytes,
         })
+    }
+
+    /// Who pays for what comes after the answer itself, which takes nothing's place.
+    pub(crate) fn afterwards(mut self) -> Self {
+        if let Some(account) = &mut self.0 {
+            account.room.instead = 0;
+        }
+        self
     }
 }
 

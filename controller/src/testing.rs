@@ -143,10 +143,7 @@ impl Cluster {
             number: 0,
         };
         let followed = self.index.follow_access(&pod_key(namespace, pod, account), reader);
-        match proto::ToSidecar::decode(followed.newest().message(true)).unwrap().kind {
-            Some(to_sidecar::Kind::Access(access)) => access,
-            other => panic!("{other:?}"),
-        }
+        followed.newest().said().unwrap()
     }
 
     pub(crate) fn service(&self, address: &str) -> proto::Service {

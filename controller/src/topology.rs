@@ -164,7 +164,7 @@ pub(crate) fn service_of(target: &proto::Target) -> Option<(ObjectName, u16)> {
 }
 
 /// An encoded message, which another one is equal to that has the same fingerprint.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Encoded {
     /// The message.
     pub bytes: Bytes,
@@ -311,8 +311,7 @@ impl Default for TargetViews {
 
 impl PartialEq for TargetViews {
     fn eq(&self, other: &Self) -> bool {
-        let common = |views: &Self| views.common().map(|common| common.bytes.clone());
-        common(self) == common(other) && self.by_place == other.by_place
+        self.common == other.common && self.by_place == other.by_place
     }
 }
 

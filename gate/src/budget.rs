@@ -66,7 +66,7 @@ impl<K: Clone + Eq + Hash> Budget<K> {
         instead: u64,
     ) -> Result<Charge<K>, OverBudget> {
         let mut used = self.used.lock();
-        if bytes > instead && !self.fits(&used, holders, bytes, instead) {
+        if !self.fits(&used, holders, bytes, instead) {
             used.refused += 1;
             return Err(OverBudget);
         }
@@ -83,7 +83,7 @@ impl<K: Clone + Eq + Hash> Budget<K> {
     }
 
     /// Whether [`Self::charge`] would take it. Nothing is counted.
-    pub fn has_room(self: &Arc<Self>, holders: &Arc<[Holder<K>]>, bytes: u64) -> bool {
+    pub fn has_room(&self, holders: &[Holder<K>], bytes: u64) -> bool {
         self.fits(&self.used.lock(), holders, bytes, 0)
     }
 
@@ -94,8 +94,8 @@ impl<K: Clone + Eq + Hash> Budget<K> {
             let has = has.saturating_sub(instead);
             has.saturating_add(bytes) <= free / holder.divisor.max(1)
         };
-        // Without a holder, what is free is all that counts.
-        bytes <= free && holders.iter().all(has_room)
+        // What is no more than before always fits. Without a holder, what is free is all that counts.
+        bytes <= instead || (bytes <= free && holders.iter().all(has_room))
     }
 
     /// Bytes that are charged.

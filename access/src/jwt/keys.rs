@@ -257,30 +257,19 @@ impl Jwk {
 
     /// A usable key without the members of other kinds, and without zeros before its numbers: of both there might be any number of
     /// bytes. The other members are of a fixed length, or one of few words.
-    fn canonical(self) -> Result<Self, String> {
-        let common = Self {
-            kty: self.kty.clone(),
-            kid: self.kid.clone(),
-            intended: self.intended.clone(),
-            alg: self.alg.clone(),
-            ..Self::default()
-        };
-        Ok(match self.kty.as_str() {
-            "RSA" => {
-                let RsaPublicKeyComponents { n, e } = self.rsa()?;
-                Self {
-                    n: Some(URL_SAFE_NO_PAD.encode(n)),
-                    e: Some(URL_SAFE_NO_PAD.encode(e)),
-                    ..common
-                }
+    fn canonical(mut self) -> Result<Self, String> {
+        if self.kty == "RSA" {
+            let RsaPublicKeyComponents { n, e } = self.rsa()?;
+            self.n = Some(URL_SAFE_NO_PAD.encode(n));
+            self.e = Some(URL_SAFE_NO_PAD.encode(e));
+            (self.crv, self.x, self.y) = (None, None, None);
+        } else {
+            (self.n, self.e) = (None, None);
+            if self.kty != "EC" {
+                self.y = None;
             }
-            kty => Self {
-                crv: self.crv.clone(),
-                x: self.x.clone(),
-                y: self.y.clone().filter(|_| kty == "EC"),
-                ..common
-            },
-        })
+        }
+        Ok(self)
     }
 
     /// The key for each of the algorithms that it may be used with.

@@ -758,6 +758,16 @@ mod decided {
         source::Kind::Identity(proto::Identity { kind: Some(kind) })
     }
 
+    fn head<'a>(headers: &'a HeaderMap, tokens: &'a Tokens) -> Head<'a> {
+        Head {
+            method: "GET",
+            path: "/",
+            host: "orders",
+            headers,
+            tokens,
+        }
+    }
+
     struct Asked {
         world: World,
         access: Access,
@@ -793,14 +803,7 @@ mod decided {
             let tokens = self.access.authenticate(8080, &mut headers, now, &mut self.world.cache);
             let identity: Option<SpiffeId> =
                 from.map(|name| format!("spiffe://cluster.local/ns/shop/sa/{name}").parse().unwrap());
-            let head = Head {
-                method: "GET",
-                path: "/",
-                host: "orders",
-                headers: &headers,
-                tokens: &tokens,
-            };
-            self.decide(identity.as_ref(), Carries::Http(head))
+            self.decide(identity.as_ref(), Carries::Http(head(&headers, &tokens)))
         }
 
         fn decide(&self, identity: Option<&SpiffeId>, carries: Carries<'_>) -> String {
@@ -883,14 +886,7 @@ mod decided {
             let mut message = asked.world.message.clone();
             change(&mut message);
             asked.access = Access::new(&message);
-            let head = Head {
-                method: "GET",
-                path: "/",
-                host: "orders",
-                headers: &headers,
-                tokens: &tokens,
-            };
-            asked.decide(None, Carries::Http(head))
+            asked.decide(None, Carries::Http(head(&headers, &tokens)))
         };
         let first = |message: &mut proto::Access| message.enforced[0].providers.remove(0);
         assert_eq!(decided(&|_| {}), "allowed by 0");

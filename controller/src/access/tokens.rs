@@ -4,8 +4,7 @@
 use bytes::Bytes;
 use outrigger_api::access as proto;
 use outrigger_api::access::{condition, source};
-use outrigger_api::discovery::{ToSidecar, to_sidecar};
-use prost::Message;
+use outrigger_api::discovery::to_sidecar;
 
 use crate::split::encoded;
 
@@ -15,12 +14,8 @@ pub(super) fn has_tokens(access: &proto::Access) -> bool {
     { policies }.any(|policy| !policy.providers.is_empty() || sources(policy).any(is_token))
 }
 
-/// The message without them. It is made anew each time: such sidecars are few, and not for long.
-pub(super) fn without_tokens(message: Bytes) -> Bytes {
-    // It is our own.
-    let Some(to_sidecar::Kind::Access(mut access)) = ToSidecar::decode(message).unwrap_or_default().kind else {
-        return Bytes::new();
-    };
+/// The message without what it says of them. It is made anew each time: such sidecars are few, and not for long.
+pub(super) fn without_tokens(mut access: proto::Access) -> Bytes {
     for policy in access.enforced.iter_mut().chain(&mut access.audited) {
         policy.providers.clear();
         let conditions = policy.rules.iter_mut().flat_map(|rule| &mut rule.conditions);

@@ -34,11 +34,7 @@ pub(crate) fn access(store: &Store, room: &Room, key: &PodKey, deps: &mut Deps) 
     for namespace in [&name.namespace, &store.own.namespace] {
         deps.insert(Dep::Policies(PolicyKind::Access, namespace.clone()));
     }
-    // A sidecar says itself which pod it is.
-    let pod = store
-        .pods
-        .get(name)
-        .filter(|pod| pod.service_account == key.service_account);
+    let pod = pod_of(store, key);
     let mut told = proto::Access::default();
     for (policy, ports) in selecting(store, name, pod) {
         let Some(access) = policy.access() else { continue };
@@ -141,6 +137,12 @@ pub(crate) fn ports_at(store: &Store, attachment: &Attachment, pod: &Pod) -> Opt
     }
 }
 
+/// A sidecar says itself which pod it is.
+fn pod_of<'a>(store: &'a Store, key: &PodKey) -> Option<&'a Pod> {
+    let pod = store.pods.get(&key.name);
+    pod.filter(|pod| pod.service_account == key.service_account)
+}
+
 /// Where the keys are of a provider of a policy that selects the pod.
 pub(crate) fn provider_of(store: &Store, key: &PodKey, policy: &str, provider: &str) -> Option<KeySource> {
     let (namespace, name) = policy.split_once('/')?;
@@ -150,10 +152,7 @@ pub(crate) fn provider_of(store: &Store, key: &PodKey, policy: &str, provider: &
     let policy = store
         .policies
         .get(PolicyKind::Access, &ObjectName::new(namespace, name))?;
-    let pod = store
-        .pods
-        .get(&key.name)
-        .filter(|pod| pod.service_account == key.service_account);
+    let pod = pod_of(store, key);
     let selects = |attachment: &Attachment| match (&attachment.target, pod) {
         (Ok(target), _) if target.kind == TargetKind::Namespace => true,
         // Of another namespace only the whole of it counts, and Outrigger's own is the mesh's.

@@ -1,6 +1,6 @@
 //! Answers from the store: what is behind an address, in which order routes hold, and what policy is in force.
 //!
-//! Architecture Invariant: an answer depends on the store alone, and names everything it was made from.
+//! Architecture Invariant: an answer depends on the store alone, but for whether there is room for it (`room.rs`), and names everything it was made from.
 
 pub(crate) mod access;
 pub(crate) mod build;

@@ -8,6 +8,7 @@ use outrigger_api::discovery::Protocol;
 use outrigger_api::ports;
 
 use super::protocol;
+use crate::access::PodKey;
 use crate::discovery::{Caller, Known};
 use crate::objects::{ObjectName, Pod};
 use crate::room::Room;
@@ -37,8 +38,8 @@ pub(crate) fn place(store: &Store, caller: &Caller, deps: &mut Deps) -> Place {
 }
 
 /// What is known of a pod itself.
-pub(crate) fn known(store: &Store, room: &Room, name: &ObjectName, deps: &mut Deps) -> Known {
-    Known::new(workload(store, name, deps), &room.payer(&name.namespace))
+pub(crate) fn known(store: &Store, room: &Room, pod: &PodKey, deps: &mut Deps) -> Known {
+    Known::new(workload(store, &pod.name, deps), &room.payer(&pod.name.namespace))
 }
 
 fn workload(store: &Store, name: &ObjectName, deps: &mut Deps) -> proto::Workload {

@@ -17,6 +17,7 @@ use outrigger_api::discovery::{Workload, to_sidecar};
 use outrigger_issuer::ca::Ca;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 use tonic::service::Routes;
 
 pub use self::fixed::FixedTargets;
@@ -24,7 +25,7 @@ use self::service::DiscoveryService;
 use crate::access::{Access, PodKey};
 use crate::metrics::Metrics;
 use crate::objects::ObjectName;
-use crate::room::{Payer, Taken, Waiting};
+use crate::room::{Payer, Refusal, Taken, Waiting};
 use crate::split::{self, EndpointViews, SetName};
 use crate::topic::{Followed, Reader};
 use crate::topology::{Place, TargetViews};
@@ -37,6 +38,12 @@ pub struct Known {
     taken: Result<Taken, Waiting>,
 }
 
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        Self::resource_exhausted(refusal.reason())
+    }
+}
+
 impl Known {
     pub(crate) fn new(workload: Workload, payer: &Payer) -> Self {
         let networks: usize = workload.cluster_networks.iter().map(String::len).sum();
@@ -46,6 +53,11 @@ impl Known {
             workload: taken.is_ok().then_some(workload),
             taken,
         }
+    }
+
+    /// Bytes that are charged for it.
+    pub(crate) fn charged(&self) -> u64 {
+        self.taken.as_ref().map_or(0, Taken::bytes)
     }
 
     /// Whether there was no room for it, and there is now.

@@ -202,7 +202,7 @@ impl Session {
                         self.pay(&mut next, &message).map(|()| message)
                     }
                     Ok(None) => continue,
-                    Err(refusal) => Err(Status::resource_exhausted(refusal.reason())),
+                    Err(refusal) => Err(refusal.into()),
                 };
                 match paid {
                     Ok(message) => {
@@ -224,7 +224,7 @@ impl Session {
                     }
                 }
                 Ok(()) = self.place.changed() => self.queue.extend(self.sets.keys().cloned().map(Next::Set)),
-                () = reached(self.access_again), if self.access_again.is_some() => {
+                () = sleep_until(self.access_again.unwrap_or_else(Instant::now)), if self.access_again.is_some() => {
                     self.access_again = None;
                     self.queue.push_back(Next::Access);
                 }
@@ -322,7 +322,7 @@ impl Session {
     }
 
     fn enqueue(&mut self, address: SocketAddr, routes: &Routes) -> Result<(), Status> {
-        let message = routes.message().map_err(|r| Status::resource_exhausted(r.reason()))?;
+        let message = routes.message()?;
         // Now, and not when its turn comes: it waits for its sets, and may be the last that has it.
         let held = self.member.charge(&message)?;
         for (n, name) in routes.sets().iter().enumerate() {
@@ -467,13 +467,6 @@ impl Session {
             answer,
             version: None,
         }))
-    }
-}
-
-async fn reached(time: Option<Instant>) {
-    match time {
-        Some(time) => sleep_until(time).await,
-        None => std::future::pending().await,
     }
 }
 

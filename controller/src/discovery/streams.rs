@@ -120,7 +120,7 @@ fn views<V: View>(
             }
             let at = place.borrow_and_update().clone();
             let view = values.borrow_and_update().view(&at);
-            let view = view.map_err(|refusal| Status::resource_exhausted(refusal.reason()));
+            let view = view.map_err(Status::from);
             let now = view.as_ref().map_or(0, |view| view.fingerprint);
             // What changed may be other callers' alone.
             if view.is_err() || sent != Some(now) {

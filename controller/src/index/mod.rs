@@ -195,7 +195,7 @@ impl Index {
         self.rebuild(
             |workloads| workloads.those(Known::has_room_now),
             |inner| (&mut inner.workloads, &inner.store),
-            |store, room, pod, deps| own::known(store, room, &pod.name, deps),
+            own::known,
         );
     }
 
@@ -221,40 +221,31 @@ impl Index {
             }
             touched
         };
+        let deps = &touched.deps;
         // First: who must not be let in any more has the least time.
-        self.rebuild(
-            |watches| watches.stale(&touched.deps),
-            |inner| (&mut inner.accesses, &inner.store),
-            access::access,
-        );
-        self.rebuild(
-            |watches| watches.stale(&touched.deps),
-            |inner| (&mut inner.endpoints, &inner.store),
-            build::endpoints,
-        );
-        self.rebuild(
-            |watches| watches.stale(&touched.deps),
-            |inner| (&mut inner.routes, &inner.store),
-            build::routes,
-        );
-        self.rebuild(
-            |watches| watches.stale(&touched.deps),
-            |inner| (&mut inner.targets, &inner.store),
-            build::target,
-        );
-        self.rebuild(
-            |watches| watches.stale(&touched.deps),
+        self.renew(deps, |inner| (&mut inner.accesses, &inner.store), access::access);
+        self.renew(deps, |inner| (&mut inner.endpoints, &inner.store), build::endpoints);
+        self.renew(deps, |inner| (&mut inner.routes, &inner.store), build::routes);
+        self.renew(deps, |inner| (&mut inner.targets, &inner.store), build::target);
+        self.renew(
+            deps,
             |inner| (&mut inner.places, &inner.store),
             |store, _, caller, deps| own::place(store, caller, deps),
         );
-        self.rebuild(
-            |watches| watches.stale(&touched.deps),
-            |inner| (&mut inner.workloads, &inner.store),
-            |store, room, pod, deps| own::known(store, room, &pod.name, deps),
-        );
+        self.renew(deps, |inner| (&mut inner.workloads, &inner.store), own::known);
         if touched.statuses {
             self.statuses.send_modify(|count| *count += 1);
         }
+    }
+
+    /// Makes those anew that depend on one of `touched`.
+    fn renew<K: Clone + Eq + Hash, V: Answer>(
+        &self,
+        touched: &HashSet<Dep>,
+        of: fn(&mut Inner) -> (&mut Watches<K, V>, &Store),
+        build: impl Fn(&Store, &Room, &K, &mut Deps) -> V,
+    ) {
+        self.rebuild(|watches| watches.stale(touched), of, build);
     }
 
     /// One after the other, and others have their turn in between: a large answer takes milliseconds. What changes meanwhile is
@@ -372,6 +363,10 @@ impl Answer for TargetViews {
 }
 
 impl Answer for Known {
+    fn charged(&self) -> u64 {
+        self.charged()
+    }
+
     fn fingerprint(&self) -> Option<u64> {
         let workload = self.workload.as_ref()?;
         Some(fingerprint((&workload.opaque_ports, workload.protocols.len())))
@@ -432,7 +427,7 @@ impl Discover for Index {
     fn watch_workload(&self, pod: &PodKey) -> watch::Receiver<Arc<Known>> {
         let mut inner = self.inner.lock();
         let Inner { store, workloads, .. } = &mut *inner;
-        workloads.watch(pod.clone(), |pod, deps| own::known(store, &self.room, &pod.name, deps))
+        workloads.watch(pod.clone(), |pod, deps| own::known(store, &self.room, pod, deps))
     }
 
     fn unknown_key(&self, pod: &PodKey, policy: &str, provider: &str) {

@@ -54,15 +54,17 @@ pub async fn run<W: World>(index: Arc<Index>, fetcher: Fetcher<W>, metrics: Arc<
         random: Mutex::new(random),
     });
     let mut following = Following::default();
+    // Those that are there already count as a change.
+    sources.mark_changed();
     loop {
-        // The index is locked by who changes it, and is told of what is refused here.
-        let wanted = sources.borrow_and_update().clone();
-        following.update(&shared, &wanted);
         tokio::select! {
             changed = sources.changed() => {
                 if changed.is_err() {
                     return;
                 }
+                // The index is locked by who changes it, and is told of what is refused here.
+                let wanted = sources.borrow_and_update().clone();
+                following.update(&shared, &wanted);
             }
             source = asked.recv() => {
                 // Of those that were missed, sidecars say it again.

@@ -4,19 +4,13 @@ use std::time::SystemTime;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use outrigger_api::access as proto;
-use outrigger_api::discovery::{ToSidecar, to_sidecar};
-use prost::Message;
 use rand::SeedableRng;
 use rustls::RootCertStore;
 use tokio::time::sleep;
 
 use super::*;
-use crate::access::PodKey;
-use crate::discovery::Discover;
 use crate::objects::ObjectName;
 use crate::testing::Cluster;
-use crate::topic::{Inbox, Reader};
 
 /// A key of RFC 8037, by another name each time.
 fn jwks(kid: &str) -> String {
@@ -119,20 +113,8 @@ impl Running {
     /// The keys that pods of the namespace are told.
     fn told(&self, namespace: &str) -> Vec<String> {
         self.cluster.index.flush();
-        let pod = PodKey {
-            name: ObjectName::new(namespace, "pod"),
-            service_account: "default".into(),
-        };
-        let reader = Reader {
-            inbox: Arc::new(Inbox::default()),
-            number: 1,
-        };
-        let message = self.cluster.index.follow_access(&pod, reader).newest().message(true);
-        let Some(to_sidecar::Kind::Access(access)) = ToSidecar::decode(message).unwrap().kind else {
-            panic!("no access");
-        };
-        let policies: Vec<proto::Policy> = access.enforced;
-        let providers = policies.into_iter().flat_map(|policy| policy.providers);
+        let policies = self.cluster.access_of(namespace, "pod", "default").enforced.into_iter();
+        let providers = policies.flat_map(|policy| policy.providers);
         providers.map(|provider| provider.jwks).collect()
     }
 

@@ -64,7 +64,7 @@ impl Store {
         self.keys.0.keys().cloned().collect()
     }
 
-    /// Whether something is known of all keys that are wanted.
+    /// Whether the keys of all sources that are wanted are there.
     pub(crate) fn has_all_keys(&self) -> bool {
         self.keys.0.values().all(|(_, keys)| keys.jwks.is_some())
     }
