@@ -53,6 +53,8 @@ pub const PROXY_CONTAINER: &str = "outrigger-proxy";
 pub const INIT_CONTAINER: &str = "outrigger-init";
 /// In the environment of [`INIT_CONTAINER`]: what [`SKIP_INBOUND_PORTS`] said.
 pub const SKIP_INBOUND_PORTS_VARIABLE: &str = "OUTRIGGER_SKIP_INBOUND_PORTS";
+/// In the environment of the sidecar: whether it is a native one.
+pub const NATIVE_SIDECAR_VARIABLE: &str = "OUTRIGGER_NATIVE_SIDECAR";
 
 /// The audience of the projected ServiceAccount token that proves who a sidecar is.
 pub const TOKEN_AUDIENCE: &str = "outrigger";

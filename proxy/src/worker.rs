@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use outrigger_proxy_transport::drain::{Phase, Signal};
+use outrigger_proxy_transport::drain::{App, Phase, Signal};
 use outrigger_proxy_transport::net::listen::{self, Listener};
 use outrigger_proxy_transport::net::{Io, sockets};
 use outrigger_proxy_transport::room::{Arrivals, Room, Seat};
@@ -70,8 +70,9 @@ pub fn run(process: Arc<Process>, listeners: Listeners, mut signal: Signal) -> s
         // Only where connections are captured is the network namespace the app's and the sidecar's alone.
         let captured = config.captures();
         let app_lives = || captured && sockets::others_have_one();
+        let app = if config.native { App::Ended } else { App::MayLive };
         tokio::select! {
-            drained = tokio::time::timeout(deadline, context.activity.drain(app_lives)) => {
+            drained = tokio::time::timeout(deadline, context.activity.drain(app, app_lives)) => {
                 if drained.is_err() {
                     tracing::warn!(?deadline, "requests were still in flight when the time to drain was up");
                 }

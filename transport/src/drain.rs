@@ -6,8 +6,9 @@
 //! **While the app lives**, that is all. An ordinary sidecar gets the signal in the same moment as its app, which may have
 //! calls to make before it ends, on connections that it holds or on new ones. It gives a sign of life by a socket that the
 //! kernel knows of ([`crate::net::sockets`]), or by a new connection; without one for [`QUIET`], it has ended. A native
-//! sidecar gets the signal when the app has ended, and waits for nothing. Where connections are not captured (a standalone
-//! sidecar), nothing is known of the app but its connections.
+//! sidecar gets the signal when the app has ended: where no connection is open either, it ends at once ([`App::Ended`]), so
+//! that a pod that ran once is not kept. Where connections are not captured (a standalone sidecar), nothing is known of the
+//! app but its connections.
 //!
 //! **Then** idle HTTP/1 connections are closed: not within [`GRACE`] of the signal, because to close one races with the
 //! request that is on its way. When nothing is in flight and the outbound listener's connections have ended, a worker takes
@@ -37,6 +38,15 @@ const QUIET: Duration = Duration::from_secs(1);
 
 /// How long a connection that was taken last may wait for its request.
 const LAST: Duration = Duration::from_millis(500);
+
+/// What is known of the app when the signal comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum App {
+    /// It has ended: kubelet ends native sidecars last (Kubernetes, "Sidecar Containers", termination).
+    Ended,
+    /// It may have got the signal in the same moment.
+    MayLive,
+}
 
 /// Where the process is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -169,7 +179,10 @@ impl Activity {
     }
 
     /// Drains until nothing is left. The caller sets the deadline.
-    pub async fn drain(&self, app_lives: impl Fn() -> bool) {
+    pub async fn drain(&self, app: App, app_lives: impl Fn() -> bool) {
+        if app == App::Ended && self.connections.get() == 0 && !app_lives() {
+            return self.enter(Stage::Refusing);
+        }
         self.enter(Stage::Draining);
         let mut calls = self.app_calls.get();
         tokio::time::sleep(GRACE).await;
@@ -301,7 +314,7 @@ impl Drop for InFlight {
 
 #[cfg(test)]
 mod tests {
-    use super::{Activity, GRACE, LAST, LOOK, OpenConnection, Phase, QUIET, Stage, channel};
+    use super::{Activity, App, GRACE, LAST, LOOK, OpenConnection, Phase, QUIET, Stage, channel};
     use crate::room::Room;
     use std::cell::Cell;
     use std::net::Ipv4Addr;
@@ -320,7 +333,7 @@ mod tests {
         let activity = Rc::new(Activity::default());
         let connection = open(&activity, true);
         let request = activity.begin();
-        let drain = activity.drain(|| false);
+        let drain = activity.drain(App::MayLive, || false);
         tokio::pin!(drain);
         let began = Instant::now();
         assert!(timeout(GRACE * 4, &mut drain).await.is_err());
@@ -338,7 +351,7 @@ mod tests {
         // It holds an idle connection, and nothing is in flight.
         let connection = open(&activity, true);
         let lives = Cell::new(true);
-        let drain = activity.drain(|| lives.get());
+        let drain = activity.drain(App::MayLive, || lives.get());
         tokio::pin!(drain);
         assert!(timeout(LONG, &mut drain).await.is_err());
         assert_eq!(activity.stage(), Stage::Draining, "its idle connections stay open");
@@ -354,7 +367,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_app_without_a_socket_between_its_calls_lives() {
         let activity = Rc::new(Activity::default());
-        let drain = activity.drain(|| false);
+        let drain = activity.drain(App::MayLive, || false);
         tokio::pin!(drain);
         for _ in 0..100 {
             drop(open(&activity, true));
@@ -369,21 +382,40 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn with_nothing_to_wait_for_it_takes_the_time_of_grace() {
         let began = Instant::now();
-        Activity::default().drain(|| false).await;
+        Activity::default().drain(App::MayLive, || false).await;
         assert_eq!(began.elapsed(), GRACE);
         // A peer that holds a connection and sends nothing is not waited for.
         let activity = Rc::new(Activity::default());
         let _idle = open(&activity, false);
         let began = Instant::now();
-        activity.drain(|| false).await;
+        activity.drain(App::MayLive, || false).await;
         assert_eq!(began.elapsed(), GRACE + LAST);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_ends_behind_the_app_with_nothing_to_wait_for_ends_at_once() {
+        let began = Instant::now();
+        let activity = Rc::new(Activity::default());
+        activity.drain(App::Ended, || false).await;
+        assert_eq!((activity.stage(), began.elapsed()), (Stage::Refusing, Duration::ZERO));
+        // A connection that is open, of whomever, or another that lives, has the time of grace.
+        for from_app in [true, false] {
+            let activity = Rc::new(Activity::default());
+            let open = open(&activity, from_app);
+            assert!(timeout(GRACE / 2, activity.drain(App::Ended, || false)).await.is_err());
+            assert_eq!(activity.stage(), Stage::Draining);
+            drop(open);
+        }
+        let activity = Activity::default();
+        assert!(timeout(LONG, activity.drain(App::Ended, || true)).await.is_err());
+        assert_eq!(activity.stage(), Stage::Draining);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_request_that_comes_last_is_waited_for() {
         let activity = Rc::new(Activity::default());
         let connection = open(&activity, false);
-        let drain = activity.drain(|| false);
+        let drain = activity.drain(App::MayLive, || false);
         tokio::pin!(drain);
         assert!(timeout(GRACE + LAST / 2, &mut drain).await.is_err());
         assert_eq!(activity.stage(), Stage::Refusing);

@@ -147,6 +147,9 @@ impl Parts<'_> {
         }
         env.unless_empty("OUTRIGGER_OPAQUE_PORTS", &overrides.opaque_ports);
         env.value("OUTRIGGER_DRAIN_TIMEOUT", in_seconds(overrides.drain_timeout));
+        if overrides.native {
+            env.value(labels::NATIVE_SIDECAR_VARIABLE, "true");
+        }
         if self.settings.close_expired {
             env.value("OUTRIGGER_CLOSE_EXPIRED", "true");
         }

@@ -60,6 +60,7 @@ impl Env<'_> {
         let opaque_ports = self.or_default("OUTRIGGER_OPAQUE_PORTS", "", labels::parse_ports);
         let drain_timeout = self.or_default("OUTRIGGER_DRAIN_TIMEOUT", "30s", limits::drain_timeout);
         let detect_timeout = self.or_default("OUTRIGGER_DETECT_TIMEOUT", "1s", limits::detect_timeout);
+        let native = self.or_default(labels::NATIVE_SIDECAR_VARIABLE, "false", boolean);
         let close_expired = self.or_default("OUTRIGGER_CLOSE_EXPIRED", "false", boolean);
         let workers = self.or_default("OUTRIGGER_WORKERS", "1", |text| {
             limits::workers(text.parse().map_err(|_| format!("{text:?} is not a number"))?)
@@ -112,6 +113,7 @@ impl Env<'_> {
             workers: workers?,
             drain_timeout: drain_timeout?,
             detect_timeout: detect_timeout?,
+            native: native?,
             close_expired: close_expired?,
             budget: Budget::default(),
             dns_servers: None,

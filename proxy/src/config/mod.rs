@@ -49,6 +49,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// How long detection waits for a connection's first bytes, 100 ms to 60 s; then the connection is opaque.
     pub detect_timeout: Duration,
+    /// Whether it is a native sidecar: its SIGTERM says that the app has ended.
+    pub native: bool,
     /// Whether connections do not outlive the certificate of their peer.
     pub close_expired: bool,
     /// What is held for clients at most.

@@ -50,7 +50,7 @@ fn environment_with_defaults() {
     );
     assert_eq!(config.drain_timeout, Duration::from_secs(30));
     assert_eq!(config.detect_timeout, Duration::from_secs(1));
-    assert!(!config.close_expired);
+    assert!(!config.close_expired && !config.native);
     let outbound: Vec<_> = config.outbound.iter().map(|listener| listener.listen).collect();
     assert_eq!(outbound, [address("127.0.0.1:14140"), address("[::1]:14140")]);
     let inbound: Vec<_> = config.inbound.iter().map(|listener| listener.listen).collect();
@@ -102,6 +102,7 @@ fn environment_with_everything() {
         ("OUTRIGGER_DRAIN_TIMEOUT", "5s"),
         ("OUTRIGGER_DETECT_TIMEOUT", "250ms"),
         ("OUTRIGGER_CLOSE_EXPIRED", "true"),
+        ("OUTRIGGER_NATIVE_SIDECAR", "true"),
         ("OUTRIGGER_WORKERS", "2"),
     ])
     .unwrap();
@@ -129,8 +130,8 @@ fn environment_with_everything() {
     assert_eq!(config.app_probes.len(), 1);
     assert_eq!(config.opaque_ports, [3306..=3306, 9000..=9010]);
     assert_eq!(
-        (config.workers, config.access_log, config.close_expired),
-        (2, true, true)
+        (config.workers, config.access_log, config.close_expired, config.native),
+        (2, true, true, true)
     );
     assert_eq!(config.detect_timeout, Duration::from_millis(250));
 }
@@ -180,6 +181,7 @@ fn all_mistakes_of_the_environment_together() {
         ("OUTRIGGER_DRAIN_TIMEOUT", "30"),
         ("OUTRIGGER_DETECT_TIMEOUT", "10ms"),
         ("OUTRIGGER_CLOSE_EXPIRED", "yes"),
+        ("OUTRIGGER_NATIVE_SIDECAR", "1"),
         ("OUTRIGGER_WORKERS", "0"),
         ("OUTRIGGER_NAMESPACE", "Shop"),
     ];

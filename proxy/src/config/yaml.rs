@@ -210,6 +210,7 @@ impl Reader<'_> {
             workers: workers.unwrap_or(1),
             drain_timeout: drain.unwrap_or(std::time::Duration::from_secs(30)),
             detect_timeout: detect.unwrap_or(std::time::Duration::from_secs(1)),
+            native: false,
             close_expired: file.identity.close_expired,
             budget: Budget::default(),
             dns_servers: None,
