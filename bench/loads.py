@@ -1,7 +1,7 @@
 """What is put on the contenders, test by test. Each gives a dict: `n` requests (or `gb` transferred) for the CPU that they
 took, `errors`, and its figures."""
 import json, re, subprocess, time
-import lab
+import lab, policies
 
 TOOL = lab.program("outrigger-bench")
 
@@ -22,12 +22,12 @@ def address(port):
     return f"{lab.IP['server']}:{port}"
 
 
-def wrk_command(connections, seconds):
-    return ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "5s", "--latency", f"http://{address(lab.HTTP1)}/"]
+def wrk_command(connections, seconds, path="/"):
+    return ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "5s", "--latency", f"http://{address(lab.HTTP1)}{path}"]
 
 
-def wrk(connections, seconds):
-    said = run(wrk_command(connections, seconds))
+def wrk(connections, seconds, path="/", header=None):
+    said = run(wrk_command(connections, seconds, path) + (["-H", header] if header else []))
     errors = sum(map(int, re.findall(r"Non-2xx or 3xx responses: (\d+)", said)))
     for line in re.findall(r"Socket errors: (.*)", said):
         errors += sum(map(int, re.findall(r"\d+", line)))
@@ -99,8 +99,8 @@ def hold(connections):
     return {**ours("hold", "--addr", address(lab.HTTP1), "--connections", connections, "--seconds", 2), "n": connections}
 
 
-def tests(seconds):
-    """{test: its function}. `seconds` is the length of the longest."""
+def tests(seconds, with_policies):
+    """{test: its function}. `seconds` is the length of the longest. `with_policies`: the one that sends a token as well."""
     short, long = max(3, seconds // 2), max(5, seconds * 3 // 2)
     found = {
         "h1": lambda: wrk(64, seconds),
@@ -116,6 +116,8 @@ def tests(seconds):
         "hold-1000": lambda: hold(1000),
         "hold-10000": lambda: hold(10000),
     }
+    if with_policies:
+        found["h1-token"] = lambda: wrk(64, seconds, policies.WITH_TOKEN, f"Authorization: Bearer {policies.token()}")
     if lab.program("fortio"):
         found["fortio-1000"] = lambda: fortio(1000, seconds)
     return found

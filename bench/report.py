@@ -2,6 +2,8 @@
 """report.py FILE [--plot SVG]: the tables of what `bench/run --json FILE` has written."""
 import json, statistics, sys
 
+from policies import SUFFIX
+
 OURS, OTHER = "outrigger", "outrigger-other"
 LAYER_4 = "ztunnel"  # it does less: never the peer that ours is held against in HTTP
 
@@ -33,6 +35,8 @@ def largest(get):
 ROWS = [
     ("HTTP/1.1, 64 connections: requests/s", figure("h1", "per_second"), 0, False, False),
     ("… CPU µs a request", both("h1"), 1, True, False),
+    ("HTTP/1.1 with a token: requests/s", figure("h1-token", "per_second"), 0, False, False),
+    ("… CPU µs a request", both("h1-token"), 1, True, False),
     ("HTTP/1.1, 1,000 connections: requests/s", figure("h1-1000", "per_second"), 0, False, False),
     ("… CPU µs a request", both("h1-1000"), 1, True, False),
     ("HTTP/2, 8 × 8: requests/s", figure("h2", "per_second"), 0, False, False),
@@ -97,9 +101,10 @@ def tables(results):
             cells.append(f"{medians[case]:,.{digits}f}{spread}")
         if not medians:
             continue
-        peers = [value for case, value in medians.items() if case not in ("direct", OURS, OTHER) and (layer_4 or case != LAYER_4)]
+        peers = [value for case, value in medians.items() if case not in ("direct", OURS, OTHER) and not case.endswith(SUFFIX) and (layer_4 or case != LAYER_4)]
         ratio = f"{medians[OURS] / (min if less else max)(peers):.2f}" if OURS in medians and peers else "–"
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {ratio} |")
+    lines += costs(results, cases)
     lines += ["", "| | TLS, plaintext on the wire | agreed | resumed | a client without a sidecar gets | errors |", "|---" * 6 + "|"]
     for case in cases:
         own = [result for result in results if result["case"] == case]
@@ -124,10 +129,33 @@ def tables(results):
     return "\n".join(lines)
 
 
+def costs(results, cases):
+    """What policies cost a contender: its CPU for a request with them, by that without them in the same round."""
+    pairs = [(case, case + SUFFIX) for case in cases if case + SUFFIX in cases]
+    if not pairs:
+        return []
+    lines = ["", "CPU for a request with policies, by that without (median of the rounds' ratios, least–most):", "",
+             "| | " + " | ".join(case for case, _ in pairs) + " |", "|---" * (len(pairs) + 1) + "|"]
+    for test in dict.fromkeys(test for result in results for test in result["tests"]):
+        cells = []
+        for pair in pairs:
+            without, beside = ({result["round"]: result for result in results if result["case"] == case} for case in pair)
+            ratios = []
+            for number in without.keys() & beside.keys():
+                try:
+                    ratios.append(both(test)(beside[number]) / both(test)(without[number]))
+                except (KeyError, ZeroDivisionError):
+                    continue  # it failed, or its figures are of another kind
+            cells.append(f"{statistics.median(ratios):.3f} ({min(ratios):.3f}–{max(ratios):.3f})" if ratios else "–")
+        if any(cell != "–" for cell in cells):
+            lines.append(f"| {test} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def plot(results, file):
     """Requests a second and CPU for a request, as bars."""
     cases = [case for case in dict.fromkeys(result["case"] for result in results) if case != "direct"]
-    charts = [ROWS[0], ROWS[1], ROWS[12], ROWS[13]]
+    charts = [ROWS[0], ROWS[1], ROWS[14], ROWS[15]]
     bar, gap, width, label = 18, 5, 360, 90
     height = len(cases) * (bar + gap) + 40
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * (width + label + 30)}" height="{2 * height}" '

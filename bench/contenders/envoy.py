@@ -2,15 +2,17 @@
 filter, filter chains by the original port. TLS 1.3 both ways, a client certificate is required, ECDSA P-256, sessions are
 resumed. Retries and the time limit are as Istio sets them; so is the check of who calls."""
 import json
-import lab
+import lab, policies
 
 CASES = {"envoy-h1": "HTTP/1 carried as HTTP/1 between the sidecars (Istio's default)",
-         "envoy-h2": "HTTP/1 carried over HTTP/2 between the sidecars (Istio's h2UpgradePolicy: UPGRADE)"}
+         "envoy-h2": "HTTP/1 carried over HTTP/2 between the sidecars (Istio's h2UpgradePolicy: UPGRADE)",
+         "envoy-h1" + policies.SUFFIX: "as envoy-h1, with two filters of RBAC and jwt_authn (--policies)"}
 UID, OUTBOUND, INBOUND, ADMIN, SPANS = 2102, 15001, 15006, 15000, 4317
 TYPE = "type.googleapis.com/"
 FILTERS = "envoy.extensions.filters."
 TLS = TYPE + "envoy.extensions.transport_sockets.tls.v3."
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+JWT = "envoy.filters.http.jwt_authn"
 HTTP2_OPTIONS = {"max_concurrent_streams": 1000}
 
 
@@ -58,7 +60,53 @@ def cluster(name, address, port, protocol, transport=None):
     return made
 
 
-def http_manager(name, pod, tracing):
+def rbac(action, rules):
+    return {"name": f"rbac-{action}", "typed_config": {
+        "@type": TYPE + FILTERS + "http.rbac.v3.RBAC", "rules": {"action": action, "policies": rules}}}
+
+
+def any_of(kind, some):
+    """`kind`: permissions ("rules") or principals ("ids")."""
+    return some[0] if len(some) == 1 else {f"or_{kind}": {kind: some}}
+
+
+def policy(rule):
+    """A rule in the words of Envoy's RBAC, as istiod writes those of an AuthorizationPolicy."""
+    permissions, principals = [], []
+    if rule["methods"]:
+        permissions.append(any_of("rules", [
+            {"header": {"name": ":method", "string_match": {"exact": method}}} for method in rule["methods"]]))
+    if rule["path"]:
+        kind, value = rule["path"]
+        # By whole segments, as ours: "/a" and what is below "/a/".
+        matches = [{"exact": value}] + ([{"prefix": value + "/"}] if kind == "prefix" else [])
+        permissions.append(any_of("rules", [{"url_path": {"path": match}} for match in matches]))
+    if rule["accounts"]:
+        principals.append(any_of("ids", [
+            {"authenticated": {"principal_name": {"exact": identity(account)}}} for account in rule["accounts"]]))
+    if "groups" in rule:
+        principals.append(any_of("ids", [{"sourced_metadata": {"metadata_matcher": {
+            "filter": JWT, "path": [{"key": "token"}, {"key": "groups"}],
+            "value": {"list_match": {"one_of": {"string_match": {"exact": group}}}}}}} for group in rule["groups"]]))
+    return {"permissions": [{"and_rules": {"rules": permissions}} if permissions else {"any": True}],
+            "principals": [{"and_ids": {"ids": principals}} if principals else {"any": True}]}
+
+
+def access():
+    """Of policies.py: the token is verified where there is one, and kept as verified."""
+    provider = {"issuer": policies.ISSUER, "audiences": [policies.AUDIENCE], "forward": True, "payload_in_metadata": "token",
+                "local_jwks": {"inline_string": policies.jwks()}, "jwt_cache_config": {"jwt_cache_size": 100}}
+    either = {"requires_any": {"requirements": [{"provider_name": "login"}, {"allow_missing": {}}]}}
+    tokens = {"name": JWT, "typed_config": {
+        "@type": TYPE + FILTERS + "http.jwt_authn.v3.JwtAuthentication", "providers": {"login": provider},
+        "rules": [{"match": {"prefix": "/"}, "requires": either}]}}
+    # Envoy goes through the policies in the order of their names.
+    denied, allowed = ({f"{n:02}-{rule['name']}": policy(rule) for n, rule in enumerate(rules)}
+                       for rules in (policies.DENY, policies.ALLOW))
+    return [tokens, rbac("DENY", denied), rbac("ALLOW", allowed)]
+
+
+def http_manager(name, case, pod, tracing):
     route = {"cluster": name, "timeout": "15s"}
     filters = [{"name": "router", "typed_config": {"@type": TYPE + FILTERS + "http.router.v3.Router"}}]
     manager = {"@type": TYPE + FILTERS + "network.http_connection_manager.v3.HttpConnectionManager",
@@ -76,8 +124,7 @@ def http_manager(name, pod, tracing):
         manager["set_current_client_cert_details"] = {"subject": True, "uri": True}
         allow = {"permissions": [{"any": True}],
                  "principals": [{"authenticated": {"principal_name": {"exact": identity("client")}}}]}
-        filters.insert(0, {"name": "rbac", "typed_config": {
-            "@type": TYPE + FILTERS + "http.rbac.v3.RBAC", "rules": {"action": "ALLOW", "policies": {"client": allow}}}})
+        filters[:0] = access() if case.endswith(policies.SUFFIX) else [rbac("ALLOW", {"client": allow})]
     if tracing:
         manager["tracing"] = {"random_sampling": {"value": 1.0}, "provider": {"name": "otel", "typed_config": {
             "@type": TYPE + "envoy.config.trace.v3.OpenTelemetryConfig", "service_name": pod,
@@ -104,7 +151,7 @@ def config(case, pod, tracing):
             clusters.append(cluster(name, lab.IP["server"], port, between, transport))
         else:
             clusters.append(cluster(name, "127.0.0.1", port, app))
-        network = {"name": "http", "typed_config": http_manager(name, pod, tracing)} if app else tcp_proxy(name)
+        network = {"name": "http", "typed_config": http_manager(name, case, pod, tracing)} if app else tcp_proxy(name)
         chain = {"filter_chain_match": {"destination_port": port}, "filters": [network]}
         if pod == "server":
             chain["transport_socket"] = {"name": "tls", "typed_config": {

@@ -1,8 +1,9 @@
 """Outrigger as it is injected: its own capture, its controller with fixed answers, and every default."""
-import os, time
-import lab
+import json, os, time
+import lab, policies
 
-CASES = {"outrigger": "as injected: every default but the place that spans go to"}
+CASES = {"outrigger": "as injected: every default but the place that spans go to",
+         "outrigger" + policies.SUFFIX: "the same with AccessPolicies (--policies)"}
 OTHER = "outrigger-other"
 # Two builds, round by round: runs one after the other differ by more than most changes give.
 if lab.program(OTHER):
@@ -26,10 +27,38 @@ def csv(ports):
     return ",".join(map(str, ports))
 
 
+def rule(rule):
+    said = {"name": rule["name"], "sources": [{"type": "Any"}]}
+    if rule["accounts"]:
+        said["sources"] = [{"type": "ServiceAccount", "serviceAccount": {"name": name}} for name in rule["accounts"]]
+    if "groups" in rule:
+        claims = [{"name": "groups", "values": rule["groups"]}]
+        said["requires"] = [{"type": "JWT", "jwt": {"provider": "login", "claims": claims}}]
+    http = {}
+    if rule["methods"]:
+        http["methods"] = rule["methods"]
+    if rule["path"]:
+        kind, value = rule["path"]
+        http["paths"] = [{"type": {"exact": "Exact", "prefix": "PathPrefix"}[kind], "value": value}]
+    return {**said, "httpAttributes": [http]} if http else said
+
+
+def access_policies():
+    """The specs of two AccessPolicies."""
+    provider = {"name": "login", "issuer": policies.ISSUER, "audiences": [policies.AUDIENCE], "jwks": {"inline": policies.jwks()}}
+    return [{"targetRefs": [], "action": "Deny", "rules": [rule(r) for r in policies.DENY]},
+            {"targetRefs": [], "jwt": {"providers": [provider]}, "rules": [rule(r) for r in policies.ALLOW]}]
+
+
 def prepare(processes, case, tracing):
-    processes.start("outrigger-control", lab.inside("control", [
-        lab.program("outrigger-bench"), "control", "--addr", f"{lab.IP['control']}:{CONTROLLER}", "--out", f"{lab.WORK}/outrigger",
-        "--server", lab.IP["server"], "--ports", csv(lab.HTTP_PORTS), "--opaque", csv(lab.TCP_PORTS)]))
+    command = [lab.program("outrigger-bench"), "control", "--addr", f"{lab.IP['control']}:{CONTROLLER}", "--out",
+               f"{lab.WORK}/outrigger", "--server", lab.IP["server"], "--ports", csv(lab.HTTP_PORTS), "--opaque", csv(lab.TCP_PORTS)]
+    if case.endswith(policies.SUFFIX):
+        file = f"{lab.WORK}/{case}.json"
+        with open(file, "w") as f:
+            json.dump(access_policies(), f, indent=1)
+        command += ["--policies", file]
+    processes.start("outrigger-control", lab.inside("control", command))
     # It listens last; what asks before that tries again, which is not what is measured.
     with lab.Inside("control"):
         end = time.monotonic() + 5

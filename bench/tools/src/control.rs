@@ -2,14 +2,17 @@
 //! for each port.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use outrigger_api::access::{Access, Ports};
 use outrigger_api::discovery::backend::Kind as BackendKind;
 use outrigger_api::discovery::target::Kind as TargetKind;
 use outrigger_api::discovery::{Backend, Endpoint, Endpoints, Protocol, Service, ServiceRef, Target};
+use outrigger_api::policy::access::{AccessPolicySpec, Cluster, JwksSpec};
+use outrigger_api::policy::selector::LabelSelector;
 use outrigger_api::spiffe::SpiffeId;
 use outrigger_controller::discovery::{self, Discover, FixedTargets};
 use outrigger_controller::metrics::Metrics;
@@ -41,6 +44,9 @@ pub(crate) struct Options {
     /// Further ports, whose bytes are not looked at.
     #[arg(long, value_delimiter = ',')]
     opaque: Vec<u16>,
+    /// The specs of AccessPolicies, as a JSON array: who may call `ports`.
+    #[arg(long)]
+    policies: Option<PathBuf>,
 }
 
 pub(crate) async fn run(options: Options) -> Result<()> {
@@ -70,7 +76,11 @@ pub(crate) async fn run(options: Options) -> Result<()> {
         ttl: TTL,
         metrics: metrics.issuer(),
     };
-    let discovery: Arc<dyn Discover> = Arc::new(FixedTargets::new(targets));
+    let fixed = FixedTargets::new(targets);
+    if let Some(file) = &options.policies {
+        fixed.set_access(access(file, &options.ports).with_context(|| file.display().to_string())?);
+    }
+    let discovery: Arc<dyn Discover> = Arc::new(fixed);
     let listener = TcpListener::bind(options.addr)
         .await
         .with_context(|| options.addr.to_string())?;
@@ -78,6 +88,43 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     let discovery = discovery::routes(discovery, metrics, ca, stop.clone());
     serve(listener, tls, issuer, discovery, stop).await?;
     Ok(())
+}
+
+/// The policies of a file, for these ports of every pod.
+fn access(file: &Path, ports: &[u16]) -> Result<Access> {
+    let specs: Vec<AccessPolicySpec> = serde_json::from_slice(&std::fs::read(file)?)?;
+    let mut access = Access::default();
+    for (number, spec) in specs.iter().enumerate() {
+        let (policy, mistakes) = spec.to_wire(&format!("{NAMESPACE}/{number}"), NAMESPACE);
+        ensure!(mistakes.is_empty(), "policy {number}: {mistakes:?}");
+        let mut policy = policy.resolve(None, &NoCluster);
+        policy.ports = Some(Ports {
+            numbers: ports.iter().map(|port| u32::from(*port)).collect(),
+        });
+        access.enforced.push(policy);
+    }
+    Ok(access)
+}
+
+/// What policies do not say themselves, the file has to say.
+struct NoCluster;
+
+impl Cluster for NoCluster {
+    fn trust_domain(&self) -> &str {
+        TRUST_DOMAIN
+    }
+
+    fn namespaces(&self, _: &LabelSelector) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn port(&self, _: &str) -> Option<u16> {
+        None
+    }
+
+    fn jwks(&self, keys: &JwksSpec) -> String {
+        keys.inline.clone().unwrap_or_default()
+    }
 }
 
 fn service(endpoint: SocketAddr, protocol: Protocol, identity: &str) -> Target {

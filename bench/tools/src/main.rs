@@ -6,6 +6,7 @@ mod linkerd;
 mod load;
 mod renew;
 mod server;
+mod token;
 
 use clap::Parser;
 use tokio::task::LocalSet;
@@ -15,6 +16,8 @@ use tokio::task::LocalSet;
 enum Command {
     /// Makes a CA and a certificate for each pod.
     Certs(certs::Options),
+    /// Makes a key of an issuer of tokens, and one token.
+    Token(token::Options),
     /// Is Outrigger's controller, with fixed answers.
     Control(control::Options),
     /// Is Linkerd's control plane, with fixed answers.
@@ -34,6 +37,7 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Command::parse() {
         Command::Certs(options) => certs::run(&options),
+        Command::Token(options) => token::run(&options),
         Command::Control(options) => on_one_thread(control::run(options)),
         Command::LinkerdControl(options) => on_one_thread(linkerd::run(options)),
         Command::Http2Server(options) => on_one_thread(server::run(options)),
