@@ -1,5 +1,6 @@
 //! What fetching keys needs of the cluster: names, ConfigMaps and Services.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use futures_util::future::BoxFuture;
 use hickory_resolver::TokioResolver;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
+use tokio::net::TcpStream;
 
 use crate::index::Index;
 use crate::jwks::{World, may_be_called};
@@ -59,12 +61,21 @@ impl Cluster {
 }
 
 impl World for Cluster {
+    type Stream = TcpStream;
+
     fn resolve<'a>(&'a self, host: &'a str) -> BoxFuture<'a, Result<Vec<IpAddr>, String>> {
         self.addresses(host).boxed()
     }
 
-    fn may_call(&self, address: IpAddr) -> bool {
-        may_be_called(address)
+    fn forbidden(&self, address: IpAddr) -> Option<IpAddr> {
+        if !may_be_called(address) {
+            return Some(address);
+        }
+        self.index.endpoint_behind(address, |endpoint| !may_be_called(endpoint))
+    }
+
+    fn connect(&self, address: SocketAddr) -> BoxFuture<'_, io::Result<TcpStream>> {
+        TcpStream::connect(address).boxed()
     }
 
     fn config_map<'a>(&'a self, map: ObjectName, key: &'a str) -> BoxFuture<'a, Result<String, String>> {
@@ -73,5 +84,41 @@ impl World for Cluster {
 
     fn service(&self, service: ObjectName, port: u16) -> Result<SocketAddr, String> {
         self.index.service_address(&service, port)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+    use crate::testing;
+
+    /// What is sent to a Service's address goes where its slices say, which a tenant may have written.
+    #[tokio::test]
+    async fn a_service_is_no_way_to_what_policies_must_not_reach() {
+        let cluster = testing::Cluster::new();
+        cluster.add_service("keycloak", 1);
+        let service = tower::service_fn(|request: http::Request<kube::client::Body>| async move {
+            Ok::<_, Infallible>(http::Response::new(request.into_body()))
+        });
+        let world = Cluster::new(Client::new(service, "outrigger"), Arc::clone(&cluster.index));
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert_eq!(world.forbidden(ip("10.96.0.1")), None);
+        assert_eq!(world.forbidden(ip("127.0.0.1")), Some(ip("127.0.0.1")));
+        for address in ["100.100.100.200", "169.254.169.254", "127.0.0.1"] {
+            cluster.apply(&format!(
+                "
+kind: EndpointSlice
+metadata: {{namespace: shop, name: by-hand, labels: {{kubernetes.io/service-name: keycloak}}}}
+addressType: IPv4
+ports: [{{name: http, port: 80}}]
+endpoints: [{{addresses: ['{address}']}}]
+"
+            ));
+            assert_eq!(world.forbidden(ip("10.96.0.1")), Some(ip(address)));
+            assert_eq!(world.forbidden(ip("10.96.0.2")), None, "no Service has that address");
+        }
     }
 }

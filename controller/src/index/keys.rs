@@ -1,7 +1,7 @@
 //! The keys of tokens' issuers, between the policies, who fetches them, and the sidecars.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{broadcast, watch};
@@ -64,6 +64,18 @@ impl Index {
     /// Why it cannot be, in words for a status.
     pub(crate) fn service_address(&self, service: &ObjectName, port: u16) -> Result<SocketAddr, String> {
         self.read(|store| address_of(store.services.get(service), &service.name, port))
+    }
+
+    /// Where kube-proxy may send what is sent to the address, if that is a Service's: the first of its endpoints of which this is so.
+    pub(crate) fn endpoint_behind(&self, address: IpAddr, is_it: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
+        self.read(|store| {
+            let (service, _) = store.service_at(address)?;
+            let mut slices = store.slices_of(service);
+            slices.find_map(|slice| {
+                let endpoints = slice.endpoints.iter().map(|endpoint| endpoint.address);
+                endpoints.chain(slice.left_out).find(|address| is_it(*address))
+            })
+        })
     }
 
     /// A sidecar's word that a provider of one of its pod's policies has a key that is not known. What is of other pods is no business

@@ -7,10 +7,11 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair,
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 use tokio_rustls::TlsAcceptor;
 
+use super::super::get::{NOT_HTTP, connect};
 use super::super::may_be_called;
 use super::*;
 
@@ -146,20 +147,30 @@ struct Fake {
     names: HashMap<&'static str, Vec<IpAddr>>,
     maps: HashMap<&'static str, String>,
     service: Option<SocketAddr>,
+    /// Where Services lead to.
+    leads: HashMap<IpAddr, IpAddr>,
     /// Tests serve on loopback.
     with_loopback: bool,
     resolved: AtomicUsize,
 }
 
 impl World for Arc<Fake> {
+    type Stream = TcpStream;
+
     fn resolve<'a>(&'a self, host: &'a str) -> BoxFuture<'a, Result<Vec<IpAddr>, String>> {
         self.resolved.fetch_add(1, Ordering::Relaxed);
         let found = self.names.get(host).cloned();
         async move { found.ok_or_else(|| "no such name".to_owned()) }.boxed()
     }
 
-    fn may_call(&self, address: IpAddr) -> bool {
-        may_be_called(address) || (self.with_loopback && address.is_loopback())
+    fn forbidden(&self, address: IpAddr) -> Option<IpAddr> {
+        let behind = self.leads.get(&address).copied().unwrap_or(address);
+        let permitted = may_be_called(behind) || (self.with_loopback && behind.is_loopback());
+        (!permitted).then_some(behind)
+    }
+
+    fn connect(&self, address: SocketAddr) -> BoxFuture<'_, io::Result<TcpStream>> {
+        TcpStream::connect(address).boxed()
     }
 
     fn config_map<'a>(&'a self, map: ObjectName, _: &'a str) -> BoxFuture<'a, Result<String, String>> {
@@ -179,6 +190,7 @@ fn around(server: &Server) -> Fake {
         names: [("login.example.com", vec![server.address.ip()])].into(),
         maps: [("ca", server.ca.clone())].into(),
         service: Some(server.address),
+        leads: HashMap::new(),
         with_loopback: true,
         resolved: AtomicUsize::new(0),
     }
@@ -187,7 +199,7 @@ fn around(server: &Server) -> Fake {
 async fn fetch(world: Fake, source: &KeySource) -> Result<String, String> {
     let fetcher = Fetcher::new(Arc::new(world), RootCertStore::empty()).unwrap();
     let fetched = fetcher.fetch(source).await;
-    fetched.map(|bytes| String::from_utf8(bytes).unwrap())
+    fetched.map(|fetched| String::from_utf8(fetched.bytes).unwrap())
 }
 
 #[tokio::test]
@@ -222,6 +234,18 @@ async fn keys_are_had_over_https_from_a_service_and_from_a_config_map() {
     assert_eq!(fetch(world, &map("keys")).await.as_deref(), Ok(KEYS));
     let missing = fetch(around(&server), &map("keys")).await;
     assert_eq!(missing, Err("there is no ConfigMap keys".to_owned()));
+}
+
+#[tokio::test]
+async fn a_set_may_have_any_size_up_to_the_bound() {
+    for size in [SMALL - 1, SMALL, SMALL + 1, 3 * SMALL, MAX_JWKS] {
+        let body = format!("{KEYS}{}", " ".repeat(size - KEYS.len()));
+        for says in [ok("", &body), Says::Bytes(format!("HTTP/1.1 200 OK\r\n\r\n{body}"))] {
+            let server = Server::start(true, says).await;
+            let fetched = fetch(around(&server), &server.url("login.example.com")).await;
+            assert!(fetched == Ok(body.clone()), "{size}");
+        }
+    }
 }
 
 /// What a server says, and what it must not be able to make of it.
@@ -304,6 +328,11 @@ async fn a_certificate_must_be_of_the_policys_ca_and_for_the_host() {
         (with(Some(&server.ca)), public, "not of an authority that is trusted"),
         (with(Some("")), server.url("login.example.com"), "has no certificate"),
         (
+            with(Some(&server.ca.repeat(MAX_CA / server.ca.len() + 1))),
+            server.url("login.example.com"),
+            "is larger than 262144 bytes",
+        ),
+        (
             with(Some("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")),
             server.url("login.example.com"),
             "is no PEM of certificates",
@@ -353,6 +382,15 @@ async fn what_policies_must_not_reach_is_not_connected_to() {
     });
     let error = fetch(strict(vec![]), &service).await.unwrap_err();
     assert!(error.contains("127.0.0.1 is not called"), "{error}");
+    // What kube-proxy makes of a Service's address is what is called.
+    let metadata: IpAddr = [100, 100, 100, 200].into();
+    let mut world = around(&plain);
+    world.leads.insert(own, metadata);
+    let error = fetch(world, &service).await.unwrap_err();
+    assert!(
+        error.starts_with("100.100.100.200 is not called (127.0.0.1 leads there)"),
+        "{error}"
+    );
     for server in [&server, &plain] {
         assert_eq!(server.connections.load(Ordering::Relaxed), 0);
     }
@@ -383,9 +421,10 @@ async fn an_address_that_never_answers_leaves_time_for_the_next() {
     let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let good = server.local_addr().unwrap();
     let until = Instant::now() + Duration::from_secs(2);
-    let within = timeout_at(until, connect(&[address, address, good], until)).await;
+    let world = Arc::new(around(&Server::start(false, Says::Nothing).await));
+    let within = timeout_at(until, connect(&world, &[address, address, good], until)).await;
     assert_eq!(within.unwrap().unwrap().peer_addr().unwrap(), good);
     let until = Instant::now() + Duration::from_millis(100);
-    let error = connect(&[address], until).await.unwrap_err();
+    let error = connect(&world, &[address], until).await.unwrap_err();
     assert!(error.contains("no answer within"), "{error}");
 }

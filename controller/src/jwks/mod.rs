@@ -2,11 +2,13 @@
 //!
 //! Each source has a task, which fetches, waits as long as the keys are good, and fetches again; sooner, and at most once a minute,
 //! when a sidecar has met a token of a key that is not known. What was fetched last stays while nothing better comes. Whoever writes
-//! policies can make the controller wait for servers that never answer: so each namespace has a bounded number of sources, and of
-//! fetches at one time; and where all that may be under way are, namespaces take turns.
+//! policies can make the controller wait for servers that never answer, and read what is no set of keys: so each namespace has a bounded
+//! number of sources, and of fetches at one time; and what costs more than the wait for an answer is done in turns by namespace, each for
+//! a short while ([`fetch`]). What is read is read beside the threads that serve sidecars, one set after the other.
 
 mod addresses;
 mod fetch;
+mod get;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -14,7 +16,6 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use outrigger_access::jwt::KeySet;
-use outrigger_gate::{Crowded, Room, Turns};
 use outrigger_issuer::clock;
 use parking_lot::Mutex;
 use rand::Rng;
@@ -24,7 +25,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 
 pub use self::addresses::may_be_called;
-pub use self::fetch::{Fetcher, World};
+pub use self::fetch::{Fetched, Fetcher, World};
 use crate::index::Index;
 use crate::metrics::Metrics;
 use crate::objects::keys::KeySource;
@@ -33,11 +34,6 @@ use crate::objects::keys::KeySource;
 pub const MAX_SOURCES: usize = 64;
 /// Fetches of one namespace at one time.
 const PER_NAMESPACE: usize = 2;
-/// Fetches at one time: each may hold a megabyte. Those that wait are bounded by the sources.
-const FETCHES: Room = Room {
-    working: 32,
-    waiting: 65_536,
-};
 /// From one fetch to the next that sidecars asked for.
 const ASKED: Duration = Duration::from_secs(60);
 /// After failures.
@@ -50,7 +46,6 @@ pub async fn run<W: World>(index: Arc<Index>, fetcher: Fetcher<W>, metrics: Arc<
         index,
         fetcher,
         metrics,
-        turns: Turns::new(FETCHES),
         random: Mutex::new(random),
     });
     let mut following = Following::default();
@@ -80,7 +75,6 @@ struct Shared<W> {
     index: Arc<Index>,
     fetcher: Fetcher<W>,
     metrics: Arc<Metrics>,
-    turns: Turns<Arc<str>>,
     random: Mutex<SmallRng>,
 }
 
@@ -154,17 +148,20 @@ async fn follow<W: World>(shared: Arc<Shared<W>>, source: KeySource, fetches: Ar
         let result = {
             // It is never closed.
             let _own = fetches.acquire().await;
-            match shared.turns.turn(Arc::clone(&source.namespace)).await {
-                Ok(_turn) => {
-                    // This answers all that was asked until now.
-                    let _ = asked.notified().now_or_never();
-                    shared.fetcher.fetch(&source).await
+            // This answers all that was asked until now.
+            let _ = asked.notified().now_or_never();
+            match shared.fetcher.fetch(&source).await {
+                Ok(fetched) => {
+                    let of = source.clone();
+                    shared
+                        .fetcher
+                        .read(&source, fetched, move |json| usable(&of, json))
+                        .await
                 }
-                Err(Crowded) => Err("too much waits to be fetched".to_owned()),
+                Err(why) => Err(why),
             }
         };
         let ended = Instant::now();
-        let result = result.and_then(|json| usable(&source, &json));
         shared.metrics.keys_fetched(result.is_ok());
         failures = if result.is_ok() { 0 } else { failures + 1 };
         shared.index.set_keys(&source, result, clock::now());

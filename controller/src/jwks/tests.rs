@@ -1,4 +1,5 @@
-use std::net::{IpAddr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
@@ -6,6 +7,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use rand::SeedableRng;
 use rustls::RootCertStore;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::time::sleep;
 
 use super::*;
@@ -19,7 +21,7 @@ fn jwks(kid: &str) -> String {
     )
 }
 
-/// ConfigMaps, and how they are asked for.
+/// ConfigMaps, and how they are asked for; and servers, of the namespaces whose name begins with "evil" and of the others.
 #[derive(Clone, Default)]
 struct Maps(Arc<Asked>);
 
@@ -30,17 +32,36 @@ struct Asked {
     /// How long an answer takes, by namespace; else it is there at once.
     slow: Mutex<Option<(Arc<str>, Duration)>>,
     count: AtomicUsize,
+    servers: Mutex<Option<(Says, Says)>>,
     /// Those that are under way, by namespace, and the most that were.
     under_way: Mutex<HashMap<Arc<str>, (usize, usize)>>,
 }
 
 impl World for Maps {
+    type Stream = DuplexStream;
+
     fn resolve<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Vec<IpAddr>, String>> {
-        unreachable!("there are only ConfigMaps")
+        unreachable!("nothing has a name")
     }
 
-    fn may_call(&self, _: IpAddr) -> bool {
-        false
+    fn forbidden(&self, _: IpAddr) -> Option<IpAddr> {
+        None
+    }
+
+    fn connect(&self, address: SocketAddr) -> BoxFuture<'_, io::Result<DuplexStream>> {
+        let servers = self.0.servers.lock();
+        let (hostile, honest) = servers.clone().unwrap();
+        drop(servers);
+        async move {
+            let says = if address.ip() == EVIL { hostile } else { honest };
+            let Says { connects: true, .. } = says else {
+                return std::future::pending().await;
+            };
+            let (ours, theirs) = tokio::io::duplex(4096);
+            tokio::spawn(serve(theirs, says.answer));
+            Ok(ours)
+        }
+        .boxed()
     }
 
     fn config_map<'a>(&'a self, map: ObjectName, _: &'a str) -> BoxFuture<'a, Result<String, String>> {
@@ -64,9 +85,40 @@ impl World for Maps {
         .boxed()
     }
 
-    fn service(&self, _: ObjectName, _: u16) -> Result<SocketAddr, String> {
-        unreachable!("there are only ConfigMaps")
+    fn service(&self, service: ObjectName, port: u16) -> Result<SocketAddr, String> {
+        let is_evil = service.namespace.starts_with("evil");
+        Ok(SocketAddr::new(if is_evil { EVIL } else { GOOD }, port))
     }
+}
+
+const EVIL: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
+const GOOD: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
+
+/// What a server does: it answers with these bytes, and then leaves the connection open.
+#[derive(Clone)]
+struct Says {
+    connects: bool,
+    answer: String,
+}
+
+fn says(answer: &str) -> Says {
+    Says {
+        connects: true,
+        answer: answer.to_owned(),
+    }
+}
+
+async fn serve(mut stream: DuplexStream, answer: String) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        match stream.read_u8().await {
+            Ok(byte) => head.push(byte),
+            Err(_) => return,
+        }
+    }
+    let _ = stream.write_all(answer.as_bytes()).await;
+    // Until the other end goes away.
+    let _ = stream.read_u8().await;
 }
 
 impl Maps {
@@ -148,6 +200,37 @@ spec:
     )
 }
 
+/// The same with keys at a Service, which has half a minute to answer.
+fn policy_of_service(namespace: &str, name: &str) -> String {
+    let service = "remote: {backendRef: {name: login, port: 80, path: /";
+    policy(namespace, name, "NAME").replace(
+        "configMapRef: {name: NAME}",
+        &format!("{service}{name}}}, timeout: 30s}}"),
+    )
+}
+
+/// A ConfigMap.
+fn source(namespace: &str, cache: Duration) -> KeySource {
+    KeySource {
+        namespace: namespace.into(),
+        place: crate::objects::keys::KeyPlace::ConfigMap(crate::objects::keys::ConfigMapKey {
+            name: "orders".into(),
+            key: "jwks.json".into(),
+        }),
+        cache,
+        timeout: Duration::from_secs(1),
+    }
+}
+
+fn shared(running: &Running) -> Shared<Maps> {
+    Shared {
+        index: Arc::clone(&running.cluster.index),
+        fetcher: Fetcher::new(running.maps.clone(), RootCertStore::empty()).unwrap(),
+        metrics: Arc::default(),
+        random: Mutex::new(SmallRng::seed_from_u64(1)),
+    }
+}
+
 const MINUTE: Duration = Duration::from_secs(60);
 
 #[tokio::test(start_paused = true)]
@@ -187,7 +270,7 @@ async fn the_last_good_keys_stay_while_there_is_nothing_better() {
     assert_eq!(running.maps.count(), asked);
 }
 
-/// Else a sidecar that is told by a controller that has just begun would hear that there are none.
+/// Else a sidecar that begins with a controller that has just begun would hear that there are none.
 #[tokio::test(start_paused = true)]
 async fn the_start_waits_for_keys_and_not_for_long() {
     for (slow, waits) in [(None, 0), (Some(2), 2), (Some(100), 5)] {
@@ -214,27 +297,40 @@ async fn what_fails_is_asked_for_less_and_less_often() {
     assert!((30..=41).contains(&rest), "{rest}");
 }
 
+/// A megabyte of keys takes milliseconds of a processor, which all namespaces share.
+#[tokio::test(start_paused = true)]
+async fn sets_are_read_one_after_the_other() {
+    let running = Running::start(&[]).await;
+    let shared = Arc::new(shared(&running));
+    let held = shared.fetcher.reads.0.turn("evil".into()).await.ok().unwrap();
+    let order = Arc::new(Mutex::new(Vec::new()));
+    for namespace in ["evil", "evil", "evil", "shop"] {
+        let (shared, order) = (Arc::clone(&shared), Arc::clone(&order));
+        tokio::spawn(async move {
+            let source = source(namespace, MINUTE);
+            let fetched = shared.fetcher.fetch(&source).await.ok().unwrap();
+            let read = shared.fetcher.read(&source, fetched, move |json| {
+                order.lock().push(namespace);
+                Ok(json.len())
+            });
+            assert_eq!(read.await, Ok(jwks("one").len()));
+        });
+        sleep(Duration::from_millis(1)).await;
+    }
+    sleep(MINUTE).await;
+    assert_eq!((shared.fetcher.reads.0.waiting(), order.lock().len()), (4, 0));
+    drop(held);
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(*order.lock(), ["evil", "shop", "evil", "evil"]);
+}
+
 /// However many sidecars say it, and however often: who sends tokens of made-up keys makes nobody ask more.
 #[tokio::test(start_paused = true)]
 async fn a_key_that_sidecars_do_not_know_is_asked_for_at_most_once_a_minute() {
     let running = Running::start(&[]).await;
     // ConfigMaps are looked at twice a minute anyway; a URL would not be for a day.
-    let source = KeySource {
-        namespace: "shop".into(),
-        place: crate::objects::keys::KeyPlace::ConfigMap(crate::objects::keys::ConfigMapKey {
-            name: "orders".into(),
-            key: "jwks.json".into(),
-        }),
-        cache: Duration::from_secs(86_400),
-        timeout: Duration::from_secs(1),
-    };
-    let shared = Arc::new(Shared {
-        index: Arc::clone(&running.cluster.index),
-        fetcher: Fetcher::new(running.maps.clone(), RootCertStore::empty()).unwrap(),
-        metrics: Arc::default(),
-        turns: Turns::new(FETCHES),
-        random: Mutex::new(SmallRng::seed_from_u64(1)),
-    });
+    let source = source("shop", Duration::from_secs(86_400));
+    let shared = Arc::new(shared(&running));
     let mut following = Following::default();
     following.update(&shared, &[source.clone()].into());
     sleep(Duration::from_secs(10)).await;
@@ -275,6 +371,51 @@ async fn a_namespace_whose_servers_never_answer_holds_up_no_other() {
         sources.by_ref().filter(|keys| keys.problem.is_some()).count()
     });
     assert_eq!(refused, 6);
+}
+
+/// Sixteen of them had all turns there were, once, for half a minute each time.
+#[tokio::test(start_paused = true)]
+async fn places_that_are_silent_hold_up_no_other_namespace_however_many_there_are() {
+    let answer = |body: &str| format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let cut = |body: &str, at: usize| says(&answer(body)[..at]);
+    let small = jwks("good");
+    let large = format!("{small}{}", " ".repeat(200_000));
+    let deaf = Says {
+        connects: false,
+        answer: String::new(),
+    };
+    for (what, hostile, namespaces, honest, seconds) in [
+        ("connections that are never made", deaf.clone(), 16, &small, 0),
+        ("requests that are never answered", says(""), 16, &small, 0),
+        ("heads that never end", says("HTTP/1.1 200 OK\r\n"), 16, &small, 0),
+        ("bodies that never come", cut(&large, 50), 16, &small, 0),
+        ("large bodies that never end", cut(&large, 100_000), 16, &small, 0),
+        // In turn with them.
+        ("connections that are never made", deaf, 200, &small, 8),
+        ("requests that are never answered", says(""), 200, &small, 8),
+        ("large bodies that never end", cut(&large, 100_000), 16, &large, 8),
+    ] {
+        let running = Running::start(&[]).await;
+        *running.maps.0.servers.lock() = Some((hostile, says(&answer(honest))));
+        for n in 0..namespaces {
+            let namespace = format!("evil{n}");
+            for name in ["a", "b", "c"] {
+                running.cluster.apply(&policy_of_service(&namespace, name));
+            }
+        }
+        sleep(Duration::from_secs(1)).await;
+        let before = Instant::now();
+        running.cluster.apply(&policy_of_service("shop", "orders"));
+        while running.told("shop") != [small.clone()] {
+            sleep(Duration::from_millis(10)).await;
+            assert!(before.elapsed() < MINUTE, "{what}, {namespaces}: never");
+        }
+        let took = before.elapsed();
+        assert!(
+            took <= Duration::from_millis(seconds * 1_000 + 100),
+            "{what}, {namespaces}: {took:?}"
+        );
+    }
 }
 
 #[test]

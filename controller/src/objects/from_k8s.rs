@@ -61,18 +61,34 @@ pub fn endpoint_slice(slice: &discovery::EndpointSlice) -> Option<(ObjectName, O
         return None;
     }
     let ports = slice.ports.iter().flatten().filter(|p| is_tcp(p.protocol.as_deref()));
-    let endpoints = slice.endpoints.iter();
+    let mut left_out = None;
+    let endpoints = slice.endpoints.iter().filter(|endpoint| {
+        let address = first_address(endpoint);
+        let why = address.and_then(|address| Some((address, why_no_backend(address)?)));
+        if let Some((address, why)) = why {
+            tracing::warn!(namespace = %name.namespace, %address, "an endpoint is left out: it is {why}");
+            left_out = Some(address);
+        }
+        why.is_none()
+    });
+    let endpoints = endpoints.filter_map(|e| slice_endpoint(e, &name.namespace)).collect();
     let kept = EndpointSlice {
         service: ObjectName::new(&name.namespace, service),
-        endpoints: endpoints.filter_map(|e| slice_endpoint(e, &name.namespace)).collect(),
+        endpoints,
         ports: ports
             .map(|p| SlicePort {
                 name: p.name.as_deref().unwrap_or_default().into(),
                 port: p.port.and_then(|port| u16::try_from(port).ok()),
             })
             .collect(),
+        left_out,
     };
     Some((name, Object::EndpointSlice(kept)))
+}
+
+/// All addresses of one endpoint are the same endpoint; the API says to use the first.
+fn first_address(endpoint: &discovery::Endpoint) -> Option<IpAddr> {
+    endpoint.addresses.first()?.parse().ok()
 }
 
 /// `None`: it cannot be called.
@@ -94,14 +110,8 @@ fn slice_endpoint(endpoint: &discovery::Endpoint, namespace: &str) -> Option<Sli
     let for_nodes = hints.and_then(|h| h.for_nodes.as_ref()).into_iter().flatten();
     let for_zones = hints.and_then(|h| h.for_zones.as_ref()).into_iter().flatten();
     usable.then_some(())?;
-    // All addresses of one endpoint are the same endpoint; the API says to use the first.
-    let address: IpAddr = endpoint.addresses.first()?.parse().ok()?;
-    if let Some(why) = why_no_backend(address) {
-        tracing::warn!(namespace, %address, "an endpoint is left out: it is {why}");
-        return None;
-    }
     Some(SliceEndpoint {
-        address,
+        address: first_address(endpoint)?,
         ready: ready && !terminating,
         node: endpoint.node_name.as_deref().map(Arc::from),
         zone: endpoint.zone.as_deref().map(Arc::from),

@@ -13,7 +13,7 @@ use super::{ObjectName, Service};
 /// How often a ConfigMap is looked at: nothing says that it has changed.
 const CONFIG_MAP: Duration = Duration::from_secs(30);
 /// For an answer of the API server.
-const API_SERVER: Duration = Duration::from_secs(10);
+pub(crate) const API_SERVER: Duration = Duration::from_secs(10);
 
 /// Keys that have to be fetched, for the policies of one namespace: what one namespace fetches is never another one's.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -122,6 +122,8 @@ pub struct EndpointSlice {
     pub service: ObjectName,
     pub endpoints: Vec<SliceEndpoint>,
     pub ports: Vec<SlicePort>,
+    /// One of those that nobody may call, if there are any: kube-proxy does not leave it out.
+    pub left_out: Option<IpAddr>,
 }
 
 /// An endpoint that may be called; others are not kept.
