@@ -199,7 +199,7 @@ impl Cluster for OfPod<'_> {
 
     fn jwks(&self, keys: &JwksSpec) -> String {
         let source = KeySource::new(self.policies, keys);
-        let fetched = source.and_then(|source| self.store.keys_at(&source)?.jwks.as_deref());
+        let fetched = source.and_then(|source| self.store.keys_at(&source)?.jwks());
         fetched.or(keys.inline.as_deref()).unwrap_or_default().to_owned()
     }
 }

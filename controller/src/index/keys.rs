@@ -46,7 +46,7 @@ impl Index {
 
     /// What came of fetching: a JWK Set of usable keys, or why there is none, in words for a status.
     pub(crate) fn set_keys(&self, source: &KeySource, result: Result<String, String>, now: SystemTime) {
-        self.change(|store, touched| store.set_keys(source, result, now, touched));
+        self.change(|store, touched| store.set_keys(source, result, &self.room, now, touched));
         self.keys.results.send_modify(|count| *count += 1);
     }
 

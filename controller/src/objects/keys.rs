@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use outrigger_api::names::{is_config_map_key, is_subdomain};
 use outrigger_api::policy::access::{JwksSpec, RemoteJwksSpec};
@@ -88,6 +88,32 @@ impl KeySource {
         match spec {
             JwksSpec {
                 inline: None,
+    /// A word for whose keys these are: the same as long as the place is the same, for all controllers, and never for another place.
+    /// It tells nothing of the place, which a sidecar of another namespace need not know.
+    pub(crate) fn word(&self) -> String {
+        let numbers;
+        let mut fields = vec![&*self.namespace];
+        match &self.place {
+            KeyPlace::ConfigMap(ConfigMapKey { name, key }) => fields.extend(["configMap", name, key]),
+            KeyPlace::Url { host, port, path, ca } => {
+                numbers = port.to_string();
+                fields.extend(["url", host, &numbers, path]);
+                fields.extend(ca.iter().flat_map(|ca| [&*ca.name, &*ca.key]));
+            }
+            KeyPlace::Service { name, port, path } => {
+                numbers = port.to_string();
+                fields.extend(["service", name, &numbers, path]);
+            }
+        }
+        let mut digest = Context::new(&SHA256);
+        for field in fields {
+            // With its length before it, no two lists of fields are the same bytes.
+            digest.update(&(field.len() as u64).to_be_bytes());
+            digest.update(field.as_bytes());
+        }
+        URL_SAFE_NO_PAD.encode(digest.finish())
+    }
+
                 config_map_ref: Some(map),
                 remote: None,
             } => {

@@ -366,6 +366,7 @@ fn where_keys_cannot_be_fetched_the_status_says_of_which_provider_and_why() {
         said(&cluster, "p")
     };
     let place = "(https://login.example.com/keys)";
+    let earlier = "; sidecars that were told keys of this place before go on with those";
     let accepted = ("Accepted".to_owned(), "In force".to_owned());
     let partly = |message: String| {
         [
@@ -373,10 +374,11 @@ fn where_keys_cannot_be_fetched_the_status_says_of_which_provider_and_why() {
             ("PartiallyProgrammed".to_owned(), format!("controller-a: {message}")),
         ]
     };
-    let none = format!("no token of the provider login is valid before its keys have been fetched {place}");
+    let none = format!("no token of the provider login is valid before its keys have been fetched {place}{earlier}");
     assert_eq!(said(&cluster, "p"), partly(none));
-    let failed =
-        format!("no token of the provider login is valid, because its keys cannot be fetched {place}: it is gone");
+    let failed = format!(
+        "no token of the provider login is valid, because its keys cannot be fetched {place}: it is gone{earlier}"
+    );
     assert_eq!(set(Err("it is gone"), 0), partly(failed));
     let programmed = ("Programmed".to_owned(), "All that it says is in force".to_owned());
     assert_eq!(set(Ok("keys"), 1), [accepted.clone(), programmed]);

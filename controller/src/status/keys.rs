@@ -3,9 +3,12 @@
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::objects::keys::{KeyProblem, KeySource, Keys};
+use crate::objects::keys::KeySource;
 use crate::objects::policy::Policy;
-use crate::store::Store;
+use crate::store::{KeyProblem, Keys, Store};
+
+/// A controller that has begun does not know what another one has told.
+const EARLIER: &str = "; sidecars that were told keys of this place before go on with those";
 
 /// Each provider whose keys cannot be fetched now, and why.
 pub(super) fn problems(store: &Store, policy: &Policy) -> Vec<String> {
@@ -16,24 +19,24 @@ pub(super) fn problems(store: &Store, policy: &Policy) -> Vec<String> {
         match store.keys_at(&source)? {
             Keys {
                 problem: None,
-                jwks: Some(_),
+                fetched: Some(_),
             } => None,
             Keys {
                 problem: None,
-                jwks: None,
+                fetched: None,
             } => Some(format!(
-                "no token of the provider {name} is valid before its keys have been fetched ({place})"
+                "no token of the provider {name} is valid before its keys have been fetched ({place}){EARLIER}"
             )),
             Keys {
                 problem: Some(problem),
-                jwks: None,
+                fetched: None,
             } => Some(format!(
-                "no token of the provider {name} is valid, because its keys cannot be fetched ({place}): {}",
+                "no token of the provider {name} is valid, because its keys cannot be fetched ({place}): {}{EARLIER}",
                 problem.why
             )),
             Keys {
                 problem: Some(problem),
-                jwks: Some(_),
+                fetched: Some(_),
             } => Some(format!(
                 "the keys of the provider {name} are the last that could be fetched ({place}): since {} {}",
                 since(problem),

@@ -1,11 +1,68 @@
 //! Keys of the issuers of tokens: which ones the policies want, and what came of fetching them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::{Dep, Store, Touched};
-use crate::objects::keys::{KeyProblem, KeySource, Keys};
+use crate::objects::keys::KeySource;
 use crate::objects::policy::Policy;
+use crate::room::{Room, Taken};
+
+/// What is known of the keys of one source.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Keys {
+    /// The last that came.
+    pub(crate) fetched: Option<Arc<KeptKeys>>,
+    /// Why there is nothing newer.
+    pub(crate) problem: Option<KeyProblem>,
+}
+
+/// Keys that came, and the memory that they take.
+#[derive(Debug)]
+pub(crate) struct KeptKeys {
+    /// The usable ones as a JWK Set.
+    jwks: String,
+    taken: Taken,
+}
+
+impl KeptKeys {
+    /// Charges them, in the place of `before`.
+    ///
+    /// # Errors
+    /// When there is no room, in words for a status.
+    pub(crate) fn new(jwks: String, room: &Room, namespace: &Arc<str>, before: Option<&Self>) -> Result<Self, String> {
+        let instead = before.map_or(0, |before| before.taken.bytes());
+        let taken = room.instead_of(instead).payer(namespace).take(jwks.len());
+        let taken = taken.map_err(|_| {
+            "there is no room for them: the namespace takes as much of the controller's memory as it may (fewer or smaller sets of \
+             keys and routes, or more memory for the controller, controller.resources)"
+                .to_owned()
+        })?;
+        Ok(Self { jwks, taken })
+    }
+}
+
+impl PartialEq for KeptKeys {
+    fn eq(&self, other: &Self) -> bool {
+        self.jwks == other.jwks
+    }
+}
+
+impl Keys {
+    /// The usable ones as a JWK Set: the last that came.
+    pub(crate) fn jwks(&self) -> Option<&str> {
+        self.fetched.as_ref().map(|kept| &*kept.jwks)
+    }
+}
+
+/// Why keys cannot be had.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct KeyProblem {
+    pub(crate) since: SystemTime,
+    /// In words for a status.
+    pub(crate) why: String,
+}
 
 /// Sources, by how many providers of policies name each.
 #[derive(Clone, Default)]
@@ -48,7 +105,7 @@ impl Wanted {
         let mut there =
             there.take_while(|(other, _)| (&other.namespace, &other.place) == (&source.namespace, &source.place));
         Keys {
-            jwks: there.find_map(|(_, keys)| keys.jwks.clone()),
+            fetched: there.find_map(|(_, keys)| keys.fetched.clone()),
             problem: None,
         }
     }
@@ -66,14 +123,15 @@ impl Store {
 
     /// Whether the keys of all sources that are wanted are there.
     pub(crate) fn has_all_keys(&self) -> bool {
-        self.keys.0.values().all(|(_, keys)| keys.jwks.is_some())
+        self.keys.0.values().all(|(_, keys)| keys.fetched.is_some())
     }
 
-    /// What came of fetching. Where nothing came, what came last stays.
+    /// What came of fetching. Where nothing came, or nothing that there is room for, what came last stays.
     pub(crate) fn set_keys(
         &mut self,
         source: &KeySource,
         result: Result<String, String>,
+        room: &Room,
         now: SystemTime,
         touched: &mut Touched,
     ) {
@@ -81,10 +139,14 @@ impl Store {
             return; // nobody wants them any more
         };
         let before = keys.clone();
-        match result {
-            Ok(jwks) => {
-                if keys.jwks.as_deref() != Some(&*jwks) {
-                    keys.jwks = Some(jwks.into());
+        let kept = result.and_then(|jwks| match keys.jwks() == Some(&*jwks) {
+            true => Ok(None),
+            false => KeptKeys::new(jwks, room, &source.namespace, keys.fetched.as_deref()).map(Some),
+        });
+        match kept {
+            Ok(new) => {
+                if let Some(new) = new {
+                    keys.fetched = Some(Arc::new(new));
                     touched.deps.insert(Dep::Keys(source.clone()));
                 }
                 keys.problem = None;

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use self::keys::Wanted;
+pub(crate) use self::keys::{KeyProblem, Keys};
 use self::networks::ClusterNetworks;
 use self::objects::Objects;
 use self::policies::Policies;

@@ -10,9 +10,11 @@ use prost::Message;
 
 use super::cluster;
 use crate::discovery::Discover;
+use crate::index::Index;
 use crate::objects::Kind;
 use crate::objects::keys::{KeyPlace, KeySource};
 use crate::objects::policy::PolicyKind;
+use crate::room::Room;
 use crate::testing::{Cluster, pod_key};
 use crate::topic::{Followed, Inbox, Reader};
 
@@ -192,6 +194,72 @@ fn a_sidecar_that_verifies_no_tokens_is_told_of_conditions_that_it_does_not_unde
     assert_eq!(kinds(&old), [None, unauthenticated.clone()]);
     assert!(matches!(kinds(&new)[0], Some(source::Kind::Jwt(_))));
     assert_eq!((&old.name, kinds(&new).pop()), (&new.name, Some(unauthenticated)));
+}
+
+/// What fetched keys take is charged to their namespace, and what has no room leaves those that came before.
+#[test]
+fn keys_of_one_namespace_leave_the_room_to_others() {
+    const LARGE: usize = 100 << 10;
+    let index = Index::within(Room::new(2 << 20), "cluster.local", Arc::default());
+    let cluster = Cluster { index };
+    for n in 0..40 {
+        cluster.apply(&policy(
+            "evil",
+            &format!("p{n}"),
+            "a",
+            &format!("{{configMapRef: {{name: k{n}}}}}"),
+        ));
+    }
+    cluster.apply(&policy("shop", "p", "web", MAP));
+    let problems = |namespace: &str| {
+        let of_it = sources(&cluster)
+            .into_iter()
+            .filter(|source| &*source.namespace == namespace);
+        let problems = of_it.map(|source| cluster.index.read(|store| store.keys_at(&source)?.problem.clone()));
+        problems.flatten().map(|problem| problem.why).collect::<Vec<_>>()
+    };
+    let come = |namespace: &str, bytes: usize| {
+        for source in sources(&cluster)
+            .iter()
+            .filter(|source| &*source.namespace == namespace)
+        {
+            keys_come(&cluster, source, &"k".repeat(bytes));
+        }
+    };
+    come("evil", LARGE);
+    let refused = problems("evil");
+    // It has as much as is left to others.
+    assert_eq!(refused.len(), 30);
+    assert!(refused[0].starts_with("there is no room for them"), "{refused:?}");
+    come("shop", LARGE);
+    assert_eq!(problems("shop"), [""; 0]);
+    // What is no more than before has its room; what is more has none, and changes nothing.
+    come("evil", LARGE);
+    assert_eq!(problems("evil").len(), refused.len());
+    come("evil", 4 * LARGE);
+    assert_eq!(problems("evil").len(), 40);
+    let kept = cluster.index.read(|store| {
+        let of_evil = store
+            .key_sources()
+            .into_iter()
+            .filter(|source| &*source.namespace == "evil");
+        { of_evil }
+            .filter(|source| {
+                store
+                    .keys_at(source)
+                    .unwrap()
+                    .jwks()
+                    .is_some_and(|keys| keys.len() == LARGE)
+            })
+            .count()
+    });
+    assert_eq!(kept, 40 - refused.len());
+    // With the policies all of it is given back.
+    for n in 0..40 {
+        cluster.delete(Kind::Policy(PolicyKind::Access), "evil", &format!("p{n}"));
+    }
+    cluster.delete(Kind::Policy(PolicyKind::Access), "shop", "p");
+    assert_eq!(cluster.index.room.used(), 0);
 }
 
 #[test]
