@@ -97,8 +97,14 @@ impl Verdict<'_> {
 impl Access {
     /// Compiles what the controller says. Nothing in it is an error: what is faulty is unknown.
     pub fn new(message: &proto::Access) -> Self {
+        Self::after(message, &Self::default())
+    }
+
+    /// The same of what it says after what it has said before: keys of tokens that it does not know yet, as after a restart, are those
+    /// of before where they are fetched from the same place.
+    pub fn after(message: &proto::Access, before: &Self) -> Self {
         let mut access = Self {
-            providers: Providers::new(message),
+            providers: Providers::after(message, &before.providers),
             ..Self::default()
         };
         let providers = Arc::clone(&access.providers);

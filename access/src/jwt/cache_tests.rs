@@ -27,7 +27,7 @@ impl World {
         };
         Self {
             signer,
-            providers: Providers::new(&message),
+            providers: Providers::after(&message, &Providers::default()),
             cache: Cache::default(),
         }
     }

@@ -226,8 +226,9 @@ impl Tokens {
 }
 
 impl Providers {
-    pub(crate) fn new(message: &proto::Access) -> Arc<Self> {
-        let (mut all, mut keys) = (Vec::new(), SharedKeys::default());
+    /// Those of a message after `before`.
+    pub(crate) fn after(message: &proto::Access, before: &Self) -> Arc<Self> {
+        let (mut all, mut keys) = (Vec::new(), SharedKeys::after(&before.all));
         for (policies, enforced) in [(&message.enforced, true), (&message.audited, false)] {
             let mut policies: Vec<&proto::Policy> = policies.iter().collect();
             policies.sort_by(|a, b| a.name.cmp(&b.name));

@@ -26,8 +26,11 @@ pub(super) struct Provider {
     ports: Option<Vec<u16>>,
     pub(super) issuer: String,
     audiences: Vec<String>,
-    /// For the algorithms that the policy names, and for no others.
+    /// For these algorithms, which the policy names, and for no others.
     pub(super) keys: Arc<Keys>,
+    pub(super) algorithms: Vec<Algorithm>,
+    /// Where the keys are fetched from, in a word. Empty: they are not.
+    pub(super) keys_place: String,
     pub(super) places: Vec<Place>,
     pub(super) forward: bool,
     pub(super) claim_headers: Vec<(ClaimName, HeaderName)>,
@@ -78,7 +81,7 @@ impl Provider {
         keys: &mut SharedKeys<'a>,
     ) -> Self {
         let algorithms = message.algorithms.iter();
-        let algorithms = algorithms.filter_map(|name| Algorithm::named(name)).collect();
+        let algorithms: Vec<_> = algorithms.filter_map(|name| Algorithm::named(name)).collect();
         let claim_headers = message.claim_to_headers.iter();
         let claim_headers = claim_headers.filter_map(|header| {
             let name: HeaderName = header.header.parse().ok()?;
@@ -102,7 +105,9 @@ impl Provider {
             }),
             issuer: message.issuer.clone(),
             audiences: message.audiences.clone(),
-            keys: keys.of(&message.jwks, algorithms),
+            keys: keys.of(message, &algorithms),
+            algorithms,
+            keys_place: message.jwks_place.clone(),
             places,
             forward: message.forward,
             claim_headers: claim_headers.collect(),

@@ -2,23 +2,43 @@
 
 use std::sync::Arc;
 
+use outrigger_api::access as proto;
+
 use super::Failure;
 use super::jws::Header;
 use super::keys::{Algorithm, Keys, NotVerified};
+use super::provider::Provider;
 
 /// All keys of a state, while it is read.
-#[derive(Default)]
-pub(super) struct SharedKeys<'a>(Vec<(&'a str, Vec<Algorithm>, Arc<Keys>)>);
+pub(super) struct SharedKeys<'a> {
+    known: Vec<(&'a str, Vec<Algorithm>, Arc<Keys>)>,
+    /// The providers of the state before this one.
+    before: &'a [Provider],
+}
 
 impl<'a> SharedKeys<'a> {
-    /// Of a JWK Set, for these algorithms.
-    pub(super) fn of(&mut self, jwks: &'a str, algorithms: Vec<Algorithm>) -> Arc<Keys> {
+    pub(super) fn after(before: &'a [Provider]) -> Self {
+        Self {
+            known: Vec::new(),
+            before,
+        }
+    }
+
+    /// Of a provider's JWK Set, for these algorithms. Where it is not known yet, that of before from the same place.
+    pub(super) fn of(&mut self, provider: &'a proto::Provider, algorithms: &[Algorithm]) -> Arc<Keys> {
+        let (jwks, place) = (&*provider.jwks, &*provider.jwks_place);
+        if jwks.is_empty() && !place.is_empty() {
+            let same = |of: &&Provider| of.keys_place == place && of.algorithms == algorithms;
+            if let Some(before) = self.before.iter().find(same) {
+                return Arc::clone(&before.keys);
+            }
+        }
         let same = |(set, of, _): &&(&str, Vec<Algorithm>, Arc<Keys>)| *set == jwks && *of == algorithms;
-        if let Some((_, _, keys)) = self.0.iter().find(same) {
+        if let Some((_, _, keys)) = self.known.iter().find(same) {
             return Arc::clone(keys);
         }
-        let keys = Arc::new(Keys::new(jwks.as_bytes(), &algorithms));
-        self.0.push((jwks, algorithms, Arc::clone(&keys)));
+        let keys = Arc::new(Keys::new(jwks.as_bytes(), algorithms));
+        self.known.push((jwks, algorithms.to_owned(), Arc::clone(&keys)));
         keys
     }
 }

@@ -103,6 +103,7 @@ pub(crate) fn provider(name: &str, issuer: &str, audience: &str, keys: &[Value])
             .map(|algorithm| algorithm.name().to_owned())
             .collect(),
         jwks: jwks(keys),
+        jwks_place: String::new(),
         from: Vec::new(),
         forward: true,
         claim_to_headers: Vec::new(),

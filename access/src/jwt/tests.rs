@@ -30,7 +30,7 @@ impl World {
         Self {
             signer,
             cache: Cache::default(),
-            providers: Providers::new(&message),
+            providers: Providers::after(&message, &Providers::default()),
             message,
             now: NOW,
         }
@@ -39,7 +39,7 @@ impl World {
     /// The state with its first provider changed.
     fn change(&mut self, change: impl FnOnce(&mut proto::Provider)) {
         change(&mut self.message.enforced[0].providers[0]);
-        self.providers = Providers::new(&self.message);
+        self.providers = Providers::after(&self.message, &Providers::default());
     }
 
     fn token(&self, claims: &Value) -> String {
@@ -445,12 +445,12 @@ fn a_token_is_for_the_providers_of_its_issuer_whose_policies_are_for_the_port() 
     }
     // Of an audited policy's issuer alone: never refused.
     world.message.enforced.clear();
-    world.providers = Providers::new(&world.message);
+    world.providers = Providers::after(&world.message, &Providers::default());
     let token = world.token(&claims());
     assert_eq!(world.bearer(&token), Ok(false));
     assert!(world.providers.are_for(8080));
     world.message.audited.clear();
-    world.providers = Providers::new(&world.message);
+    world.providers = Providers::after(&world.message, &Providers::default());
     assert!(!world.providers.are_for(8080));
 }
 
@@ -580,7 +580,7 @@ fn the_app_hears_what_was_verified_and_nothing_that_came_in() {
 
     // Where the policy is only tried, nothing changes.
     world.message.audited = std::mem::take(&mut world.message.enforced);
-    world.providers = Providers::new(&world.message);
+    world.providers = Providers::after(&world.message, &Providers::default());
     let mut audited = lines(&[("authorization", &token)]);
     assert_eq!(result(&world.request(&mut audited)), Ok(true));
     assert_eq!(audited, lines(&[("authorization", &token)]));
@@ -672,6 +672,52 @@ fn what_a_client_hears_is_plain() {
         assert!(failure.told().bytes().all(|b| b.is_ascii_alphabetic() || b == b' '));
         assert!(!failure.to_string().is_empty());
     }
+}
+
+/// A controller that was started again has not fetched any keys yet: what a sidecar knows of the same place is good.
+#[test]
+fn keys_that_are_not_known_yet_are_those_of_before_from_the_same_place() {
+    let signer = Signer::new(Algorithm::Es256);
+    let at = |place: &str, keys: &[Value]| proto::Provider {
+        jwks_place: place.to_owned(),
+        jwks: if keys.is_empty() { String::new() } else { jwks(keys) },
+        ..provider("login", ISSUER, "orders", &[])
+    };
+    let one = [signer.jwk("k1")];
+    let state = |provider: &proto::Provider, before: &Providers| {
+        let message = proto::Access {
+            enforced: vec![policy("a", vec![provider.clone()])],
+            audited: Vec::new(),
+        };
+        Providers::after(&message, before)
+    };
+    let keys = |providers: &Providers| providers.all[0].keys.len();
+    let first = state(&at("p", &one), &Providers::default());
+    assert_eq!(keys(&first), 1);
+    let narrow = proto::Provider {
+        algorithms: vec!["EdDSA".to_owned()],
+        ..at("p", &[])
+    };
+    for (next, then) in [
+        (at("p", &[]), 1),
+        (at("other", &[]), 0),
+        // None, and not: none yet.
+        (at("", &[]), 0),
+        // What the policy says of algorithms is never what it said before.
+        (narrow, 0),
+        (at("p", &one), 1),
+    ] {
+        assert_eq!(keys(&state(&next, &first)), then, "{next:?}");
+    }
+    // Through any number of restarts, and not by another place.
+    let later = state(&at("p", &[]), &state(&at("p", &[]), &first));
+    assert_eq!(keys(&later), 1);
+    let back = state(&at("p", &[]), &state(&at("other", &[]), &first));
+    assert_eq!(keys(&back), 0);
+    // Without a state before there are none, and a state that knows no places has none to give.
+    assert_eq!(keys(&state(&at("p", &[]), &Providers::default())), 0);
+    let old = state(&at("", &one), &Providers::default());
+    assert_eq!((keys(&old), keys(&state(&at("", &[]), &old))), (1, 0));
 }
 
 /// A signature is verified once for all policies of an issuer, and each has its own say on the rest.

@@ -244,9 +244,14 @@ pub struct Provider {
     /// Of signatures, asymmetric ones ("RS256"); the token does not choose. None: no token is valid.
     #[prost(string, repeated, tag = "4")]
     pub algorithms: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// A JSON Web Key Set (RFC 7517). Empty: the controller has none yet, and no token is valid.
+    /// A JSON Web Key Set (RFC 7517). Empty: no token is valid, unless `jwks_place` says that it is not known yet.
     #[prost(string, tag = "5")]
     pub jwks: ::prost::alloc::string::String,
+    /// A word for where the keys are fetched from: the same for the same place, never for another. Empty: they are not fetched.
+    /// With it and without `jwks`, the controller has not fetched any since it began: a sidecar goes on with those that it was told
+    /// last for the same place and the same algorithms, if the message before this one had the place too.
+    #[prost(string, tag = "10")]
+    pub jwks_place: ::prost::alloc::string::String,
     /// Where the token is looked for; more than one of the issuer is refused. None: `Authorization: Bearer`.
     #[prost(message, repeated, tag = "6")]
     pub from: ::prost::alloc::vec::Vec<TokenPlace>,

@@ -202,4 +202,8 @@ impl Cluster for OfPod<'_> {
         let fetched = source.and_then(|source| self.store.keys_at(&source)?.jwks());
         fetched.or(keys.inline.as_deref()).unwrap_or_default().to_owned()
     }
+
+    fn jwks_place(&self, keys: &JwksSpec) -> String {
+        KeySource::new(self.policies, keys).map_or_else(String::new, |source| source.word())
+    }
 }

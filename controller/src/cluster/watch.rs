@@ -31,8 +31,8 @@ const NEEDED: [Kind; 5] = [
 /// How long it waits for the other kinds: a route kind that cannot be listed, or nodes that an older ClusterRole does not let it list,
 /// must not keep the whole mesh without discovery.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How long it waits for the keys of tokens. Without them no token is valid, and a sidecar that has heard of them from another
-/// controller, or from this one before it was restarted, would hear now that there are none.
+/// How long it waits for the keys of tokens. Without them no token is valid in a sidecar that has just begun. (One that has heard of them
+/// from another controller, or from this one before it was restarted, goes on with those.)
 const FIRST_KEYS: Duration = Duration::from_secs(5);
 
 /// Watches everything that the index is made from until `stop` is cancelled, and tells the index when it is complete.

@@ -5,6 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_lc_rs::digest::{Context, SHA256};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use outrigger_api::names::{is_config_map_key, is_subdomain};
 use outrigger_api::policy::access::{JwksSpec, RemoteJwksSpec};
 
@@ -58,24 +61,6 @@ pub struct ConfigMapKey {
     pub key: Arc<str>,
 }
 
-/// What is known of the keys of one source.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Keys {
-    /// The usable ones as a JWK Set: the last that came.
-    pub jwks: Option<Arc<str>>,
-    /// Why there is nothing newer.
-    pub problem: Option<KeyProblem>,
-}
-
-/// Why keys cannot be had.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)]
-pub struct KeyProblem {
-    pub since: SystemTime,
-    /// In words for a status.
-    pub why: String,
-}
-
 impl KeySource {
     /// `None`: they stand in the policy itself, or it is not valid.
     pub fn new(namespace: &Arc<str>, spec: &JwksSpec) -> Option<Self> {
@@ -88,6 +73,21 @@ impl KeySource {
         match spec {
             JwksSpec {
                 inline: None,
+                config_map_ref: Some(map),
+                remote: None,
+            } => {
+                let place = KeyPlace::ConfigMap(config_map(&map.name, map.key())?);
+                Some(of(place, CONFIG_MAP, API_SERVER))
+            }
+            JwksSpec {
+                inline: None,
+                config_map_ref: None,
+                remote: Some(remote),
+            } => Some(of(place(remote)?, remote.cache_duration(), remote.timeout())),
+            _ => None,
+        }
+    }
+
     /// A word for whose keys these are: the same as long as the place is the same, for all controllers, and never for another place.
     /// It tells nothing of the place, which a sidecar of another namespace need not know.
     pub(crate) fn word(&self) -> String {
@@ -112,21 +112,6 @@ impl KeySource {
             digest.update(field.as_bytes());
         }
         URL_SAFE_NO_PAD.encode(digest.finish())
-    }
-
-                config_map_ref: Some(map),
-                remote: None,
-            } => {
-                let place = KeyPlace::ConfigMap(config_map(&map.name, map.key())?);
-                Some(of(place, CONFIG_MAP, API_SERVER))
-            }
-            JwksSpec {
-                inline: None,
-                config_map_ref: None,
-                remote: Some(remote),
-            } => Some(of(place(remote)?, remote.cache_duration(), remote.timeout())),
-            _ => None,
-        }
     }
 
     /// An object of the policies' namespace.
@@ -190,5 +175,67 @@ pub(crate) fn address_of(service: Option<&Service>, name: &str, port: u16) -> Re
     match service.ports.iter().any(|known| known.port == port) {
         true => Ok(SocketAddr::new(*ip, port)),
         false => Err(format!("the Service {name} has no TCP port {port}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn each_place_has_its_word_and_how_it_is_fetched_does_not_count() {
+        let map = |name: &str, key: &str| ConfigMapKey {
+            name: name.into(),
+            key: key.into(),
+        };
+        let url = |host: &str, port, path: &str, ca| KeyPlace::Url {
+            host: host.into(),
+            port,
+            path: path.into(),
+            ca,
+        };
+        let service = |name: &str, port, path: &str| KeyPlace::Service {
+            name: name.into(),
+            port,
+            path: path.into(),
+        };
+        let places = [
+            KeyPlace::ConfigMap(map("a", "b")),
+            KeyPlace::ConfigMap(map("ab", "")),
+            url("a", 443, "/", None),
+            url("a", 444, "/", None),
+            url("a", 443, "/b", None),
+            url("b", 443, "/", None),
+            url("a", 443, "/", Some(map("a", "b"))),
+            url("a", 443, "/", Some(map("a", "c"))),
+            service("a", 80, "/"),
+            service("a", 81, "/"),
+            service("a", 8, "0/"),
+            service("b", 80, "/"),
+        ];
+        let word = |namespace: &str, place: &KeyPlace, seconds| {
+            let source = KeySource {
+                namespace: namespace.into(),
+                place: place.clone(),
+                cache: Duration::from_secs(seconds),
+                timeout: Duration::from_secs(seconds),
+            };
+            source.word()
+        };
+        let words: HashSet<String> = places
+            .iter()
+            .flat_map(|place| ["shop", "bank"].map(|namespace| word(namespace, place, 1)))
+            .collect();
+        assert_eq!(words.len(), 2 * places.len());
+        for place in &places {
+            assert!(words.contains(&word("shop", place, 2)), "{place}");
+        }
+        // What another version of the controller says must be the same.
+        assert_eq!(
+            word("shop", &places[0], 1),
+            "6bLTO-RgUzTbXyTQJsf7CwomkdAUIr1Q6TtIVxaZ0vY"
+        );
     }
 }

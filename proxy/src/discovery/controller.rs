@@ -265,7 +265,9 @@ impl Link {
 
     /// Who may call this pod from now on.
     pub(super) fn publish_access(&self, message: &proto_access::Access) {
-        self.access.send_replace(Some(Arc::new(Access::new(message))));
+        let before = self.access.borrow().clone().unwrap_or_default();
+        self.access
+            .send_replace(Some(Arc::new(Access::after(message, &before))));
     }
 
     /// The controller does not say who may call this pod: its version has no policies, and everybody may. What one that has them

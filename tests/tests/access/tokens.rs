@@ -327,6 +327,38 @@ async fn other_keys_are_for_the_next_request() {
     assert!(matches!(soon(chat.read(&mut [0; 1])).await, Ok(0) | Err(_)));
 }
 
+/// It was restarted, and where the keys are nobody answers just now.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_controller_that_has_no_keys_yet_takes_none_away() {
+    let (scene, issuer) = (Scene::new().await, Issuer::new("k1"));
+    let told = |jwks: &str, place: &str| {
+        let mut access = policies_of(&format!("[{}]", policy(&issuer, "")));
+        let provider = &mut access.enforced[0].providers[0];
+        (provider.jwks, provider.jwks_place) = (jwks.to_owned(), place.to_owned());
+        scene.is_told(access)
+    };
+    let token = issuer.token(&claims());
+    let keys = issuer.jwks();
+    for (jwks, place, status) in [
+        ("", "a", 401),
+        (&*keys, "a", 200),
+        ("", "a", 200),
+        ("", "a", 200),
+        // Of another place, and of none that is fetched, it knows nothing; nor of this one any more.
+        ("", "b", 401),
+        ("", "a", 401),
+        (&*keys, "a", 200),
+        ("", "", 401),
+        ("", "a", 401),
+    ] {
+        told(jwks, place).await;
+        for tongue in [Tongue::One, Tongue::Two] {
+            let seen = call(tongue, &scene.web, &bearer(&token)).await;
+            assert_eq!(seen.status, status, "{place:?}, {} bytes", jwks.len());
+        }
+    }
+}
+
 /// A key that a provider has begun to use is asked for, and no more often than once in ten seconds for a provider.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_unknown_keys_is_told_to_the_controller_once() {

@@ -346,7 +346,9 @@ impl Reader<'_> {
             issuer: spec.issuer.clone(),
             audiences,
             algorithms: if sound { algorithms } else { Vec::new() },
-            jwks: String::new(), // what it is, the cluster says
+            // What they are, the cluster says.
+            jwks: String::new(),
+            jwks_place: String::new(),
             from,
             forward: spec.forward.unwrap_or(true),
             claim_to_headers,

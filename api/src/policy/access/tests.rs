@@ -230,6 +230,7 @@ fn tokens() {
         audiences: vec!["a".to_owned()],
         algorithms: vec!["RS256".to_owned(), "ES256".to_owned()],
         jwks: "{\"keys\": [{}]}".to_owned(),
+        jwks_place: String::new(),
         from: Vec::new(),
         forward: true,
         claim_to_headers: Vec::new(),

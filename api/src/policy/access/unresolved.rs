@@ -58,6 +58,10 @@ pub trait Cluster {
     fn port(&self, name: &str) -> Option<u16>;
     /// A JSON Web Key Set. "": there is none yet.
     fn jwks(&self, keys: &JwksSpec) -> String;
+    /// A word for where it is fetched from. "": nobody fetches it.
+    fn jwks_place(&self, _: &JwksSpec) -> String {
+        String::new()
+    }
 }
 
 impl Unresolved {
@@ -125,6 +129,7 @@ impl Unresolved {
         });
         let providers = self.providers.iter().map(|(provider, keys)| proto::Provider {
             jwks: cluster.jwks(keys),
+            jwks_place: cluster.jwks_place(keys),
             ..provider.clone()
         });
         proto::Policy {

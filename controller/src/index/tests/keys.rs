@@ -118,6 +118,27 @@ fn keys_are_known_by_their_place() {
     }
 }
 
+/// Whoever has keys of the same place goes on with them, and whoever has those of another one does not.
+#[test]
+fn what_is_not_fetched_yet_is_told_by_its_place() {
+    let cluster = cluster();
+    let providers = |jwks: &str| {
+        cluster.apply(&policy("shop", "p", "web", jwks));
+        let policies = cluster.access("shop", "web-1").enforced.into_iter();
+        let mut providers = policies.flat_map(|policy| policy.providers);
+        let provider = providers.next().unwrap();
+        (provider.jwks, provider.jwks_place)
+    };
+    let (none, place) = providers(URL);
+    assert!(none.is_empty() && place == sources(&cluster)[0].word());
+    keys_come(&cluster, &sources(&cluster)[0], "k");
+    assert_eq!(providers(URL), ("k".to_owned(), place.clone()));
+    let (none, other) = providers(MAP);
+    assert!(none.is_empty() && !other.is_empty() && other != place);
+    let (some, inline) = providers("{inline: '{}'}");
+    assert_eq!((&*some, &*inline), ("", ""), "nothing is said of before");
+}
+
 /// One namespace's ConfigMap is another one's object of the same name.
 #[test]
 fn a_namespace_has_its_own_keys() {
