@@ -8,4 +8,5 @@ pub mod mesh;
 pub mod netns;
 pub mod probed;
 pub mod program;
+pub mod provider;
 pub mod soak;

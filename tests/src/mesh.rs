@@ -79,6 +79,16 @@ impl Authority {
         Self::serving(names, lifetime, beside).await
     }
 
+    /// The same, with whatever discovery it is when it begins: it may be another one when it has come back.
+    pub async fn with_changing_discovery(
+        names: &[&str],
+        lifetime: Duration,
+        discovery: impl Fn() -> Arc<dyn Discover> + Send + Sync + 'static,
+    ) -> Self {
+        let beside: Beside = Arc::new(move |ca, stop| discovery::routes(discovery(), Arc::default(), ca, stop));
+        Self::serving(names, lifetime, Some(beside)).await
+    }
+
     /// The same, with a service that a test has written.
     pub async fn with_service(names: &[&str], lifetime: Duration, service: Routes) -> Self {
         let beside: Beside = Arc::new(move |_, _| service.clone());

@@ -1,76 +1,15 @@
 //! The keys of tokens: a controller with the rights that the chart gives it fetches them where policies say.
 
-use std::net::{IpAddr, UdpSocket};
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use outrigger_tests::kube::{Kubectl, eventually};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+use outrigger_tests::provider::Provider;
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
 
 use super::{namespace, run};
 
 const SOON: Duration = Duration::from_secs(30);
-
-/// A provider of tokens on an address of this machine that is not loopback, which no policy may name.
-struct Provider {
-    child: Child,
-    /// "https://10.0.0.1:8443/".
-    issuer: String,
-    /// PEM.
-    ca: String,
-    _files: TempDir,
-}
-
-impl Provider {
-    async fn start() -> Result<Self> {
-        let address = own_address()?;
-        let mut ca = CertificateParams::default();
-        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate()?)?;
-        let mut params = CertificateParams::new(Vec::new())?;
-        params.subject_alt_names.push(SanType::IpAddress(address));
-        let key = KeyPair::generate()?;
-        let files = tempfile::tempdir()?;
-        let (cert, private) = (files.path().join("cert.pem"), files.path().join("key.pem"));
-        std::fs::write(&cert, params.signed_by(&key, &ca)?.pem())?;
-        std::fs::write(&private, key.serialize_pem())?;
-        let mut child = Command::new("oidc-provider")
-            .args(["-listen", &format!("{address}:0")])
-            .arg("-cert")
-            .arg(cert)
-            .arg("-key")
-            .arg(private)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .context("oidc-provider is not on the PATH: tests/cluster/build oidc")?;
-        let stdout = child.stdout.take().context("no output")?;
-        let mut issuer = String::new();
-        BufReader::new(stdout).read_line(&mut issuer).await?;
-        Ok(Self {
-            child,
-            issuer: issuer.trim().to_owned(),
-            ca: ca.pem(),
-            _files: files,
-        })
-    }
-}
-
-/// The one that this machine would call others from.
-fn own_address() -> Result<IpAddr> {
-    let socket = UdpSocket::bind("0.0.0.0:0")?;
-    // Nothing is sent.
-    socket
-        .connect("192.0.2.1:9")
-        .context("this machine has no address but loopback")?;
-    Ok(socket.local_addr()?.ip())
-}
 
 /// A policy that lets in whoever has a token of this provider.
 fn policy(jwks: Value) -> Value {
@@ -141,7 +80,7 @@ fn the_keys_of_a_policys_providers_are_fetched_where_it_says() -> Result<()> {
         shop.apply(&map("login-ca", json!({"ca.crt": provider.ca}))).await?;
         shop.apply(&with(Some("login-ca"))).await?;
         is_said(&shop, ALL).await?;
-        provider.child.kill().await?;
+        provider.stop().await?;
         is_said(&shop, "are the last that could be fetched").await?;
         controller.stop().await
     })
