@@ -24,8 +24,10 @@ pub mod path;
 mod policy;
 pub mod remembered;
 mod source;
+mod unmet;
 pub mod view;
 
 pub use decide::{Access, Audited, By, Decision, Verdict};
 pub use facts::{Caller, Carries, Facts, Head};
 pub use jwt::Tokens;
+pub use unmet::met_by_nothing;

@@ -3,6 +3,7 @@
 
 use regex_automata::meta;
 use regex_automata::util::syntax;
+use regex_syntax::hir::literal::{ExtractKind, Extractor};
 use regex_syntax::hir::{Hir, Look};
 
 pub use regex_syntax::escape;
@@ -20,6 +21,15 @@ pub struct Pattern {
     compiled: meta::Regex,
     /// As it was written.
     text: Box<str>,
+}
+
+/// What a value begins with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Beginning {
+    /// May be empty.
+    pub text: Box<[u8]>,
+    /// Nothing follows.
+    pub is_all: bool,
 }
 
 /// What the patterns of one target may still take.
@@ -61,6 +71,19 @@ impl Pattern {
     /// have any, RFC 9110 section 5.5) is one that no pattern names, U+FFFD.
     pub fn is_match(&self, value: &[u8]) -> bool {
         self.compiled.is_match(&*String::from_utf8_lossy(value))
+    }
+
+    /// All that a value begins with that the pattern may match. `None`: that is too much to list, or anything.
+    pub fn beginnings(&self) -> Option<Vec<Beginning>> {
+        let mut extractor = Extractor::new();
+        extractor.kind(ExtractKind::Prefix);
+        let hir = syntax::parse(&self.text).ok()?;
+        let found = extractor.extract(&hir);
+        let beginning = |literal: &regex_syntax::hir::literal::Literal| Beginning {
+            text: literal.as_bytes().into(),
+            is_all: literal.is_exact(),
+        };
+        Some(found.literals()?.iter().map(beginning).collect())
     }
 
     /// What it takes.
@@ -178,6 +201,32 @@ mod tests {
         assert!(matches("", "") && !matches("", "a"));
         assert!(matches("(?i)/a", "/A") && matches("(?m)a$", "a") && !matches("(?m)a$", "a\nb"));
         assert!(matches("ü.", "üß"));
+    }
+
+    #[test]
+    fn what_it_begins_with() {
+        for (pattern, expected) in [
+            ("/a", Some("/a.")),
+            ("^/a$|/b.*", Some("/a. /b")),
+            ("(?i)/a", Some("/A. /a.")),
+            ("/[ab]", Some("/a. /b.")),
+            ("", Some(".")),
+            ("a{2,3}", Some("aa")),
+            (".*", None),
+            ("[^/]+", None),
+            // Of nothing there is no beginning.
+            ("[a&&b]", Some("")),
+        ] {
+            let pattern = Budget::default().compile(pattern).unwrap();
+            let beginnings = pattern.beginnings().map(|beginnings| {
+                let texts = beginnings.iter().map(|beginning| {
+                    let end = if beginning.is_all { "." } else { "" };
+                    format!("{}{end}", String::from_utf8_lossy(&beginning.text))
+                });
+                texts.collect::<Vec<_>>().join(" ")
+            });
+            assert_eq!(beginnings.as_deref(), expected, "{}", pattern.as_str());
+        }
     }
 
     /// Of percent-encoding.

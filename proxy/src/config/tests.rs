@@ -355,6 +355,10 @@ fn a_policy_of_a_file_says_all_of_it() {
             "accessPolicies[1].spec.rules[0].sources: ",
         ),
         ("{action: Deny}".to_owned(), "accessPolicies[1].spec.rules: "),
+        (
+            "{rules: [{sources: [{type: Any}], httpAttributes: [{paths: [{type: Exact, value: /a//b}]}]}]}".to_owned(),
+            "accessPolicies[1].spec.rules[0].httpAttributes[0].paths[0].value: no request meets",
+        ),
     ] {
         let errors = wrong(&spec);
         let expected = format!("orders.yaml:29: {says}");

@@ -181,6 +181,14 @@ fn the_crd_takes_what_is_valid_and_refuses_what_is_not() -> Result<()> {
                 "Unsupported value",
             ),
             (http(json!({"headers": [{"name": "a b", "value": "c"}]})), "name"),
+            (
+                http(json!({"headers": [{"name": "a", "value": "b\nc"}]})),
+                "headers[0].value",
+            ),
+            (
+                http(json!({"paths": [{"type": "RegularExpression", "value": "/a\u{1}"}]})),
+                "paths[0].value",
+            ),
             (http(json!({"hosts": ["*"]})), "hosts"),
             (http(json!({"grpc": {}})), "at least 1 propert"),
             (

@@ -7,6 +7,10 @@ use super::{GrpcSpec, HeaderSpec, HttpAttributesSpec, PathSpec};
 use crate::access as proto;
 use crate::access::http_condition;
 use crate::discovery::{NamedMatch, StringMatch, string_match};
+use crate::pattern::Beginning;
+
+/// Headers that only sidecars write.
+const OURS: &str = "outrigger-";
 
 impl Reader<'_> {
     pub(super) fn http(&mut self, at: &str, spec: &HttpAttributesSpec) -> proto::HttpMatch {
@@ -79,7 +83,7 @@ impl Reader<'_> {
         let type_ = self.one_of(&format!("{at}.type"), &spec.type_, &types)?;
         let value = spec.value.clone();
         if type_ == "RegularExpression" {
-            return self.pattern(&format!("{at}.value"), value);
+            return self.pattern(&format!("{at}.value"), value, Some(is_beginning_of_path));
         }
         if !value.starts_with('/') {
             return self.none(&format!("{at}.value"), format!("{value:?} does not begin with /"));
@@ -103,11 +107,20 @@ impl Reader<'_> {
         if !is_token(&spec.name) {
             return self.none(&format!("{at}.name"), format!("{:?} is no header's name", spec.name));
         }
+        if spec.name.to_ascii_lowercase().starts_with(OURS) {
+            let why = format!("sidecars take away headers named {OURS}…, before policies look at them");
+            return self.none(&format!("{at}.name"), why);
+        }
         let value = match type_ {
+            // RFC 9110 section 5.5.
+            "Exact" if spec.value.bytes().any(is_control) => {
+                let why = format!("{:?} is no header's value: it has control characters", spec.value);
+                return self.none(&format!("{at}.value"), why);
+            }
             "Exact" => StringMatch {
                 kind: Some(string_match::Kind::Exact(spec.value.clone())),
             },
-            _ => self.pattern(&format!("{at}.value"), spec.value.clone())?,
+            _ => self.pattern(&format!("{at}.value"), spec.value.clone(), None)?,
         };
         Some(http_condition::Kind::Header(NamedMatch {
             name: spec.name.clone(),
@@ -115,13 +128,25 @@ impl Reader<'_> {
         }))
     }
 
-    fn pattern(&mut self, at: &str, text: String) -> Option<StringMatch> {
-        match self.patterns.compile(&text) {
-            Ok(_) => Some(StringMatch {
-                kind: Some(string_match::Kind::Regex(text)),
-            }),
-            Err(why) => self.none(at, why.to_string()),
+    /// `may_begin`: whether a value may begin so.
+    fn pattern(&mut self, at: &str, text: String, may_begin: Option<fn(&Beginning) -> bool>) -> Option<StringMatch> {
+        // What is meant can be written ("\x01"); as it is, it shows in no terminal.
+        if text.bytes().any(is_control) {
+            return self.none(at, format!("{text:?} has control characters"));
         }
+        let pattern = match self.patterns.compile(&text) {
+            Ok(pattern) => pattern,
+            Err(why) => return self.none(at, why.to_string()),
+        };
+        if let Some(may_begin) = may_begin
+            && let Some(beginnings) = pattern.beginnings()
+            && !beginnings.iter().any(may_begin)
+        {
+            return self.none(at, format!("no path begins as {text:?} does: they begin with /"));
+        }
+        Some(StringMatch {
+            kind: Some(string_match::Kind::Regex(text)),
+        })
     }
 
     fn grpc(&mut self, at: &str, spec: &GrpcSpec) -> Option<http_condition::Kind> {
@@ -144,6 +169,16 @@ impl Reader<'_> {
         }
         Some(http_condition::Kind::Grpc(proto::GrpcMethod { service, method }))
     }
+}
+
+/// "*" is the path of an OPTIONS request for the server as a whole (RFC 9112 section 3.2.4), and CONNECT has none.
+fn is_beginning_of_path(beginning: &Beginning) -> bool {
+    matches!(*beginning.text, [] | [b'/' | b'*', ..])
+}
+
+/// What no header has.
+fn is_control(byte: u8) -> bool {
+    byte < b' ' && byte != b'\t' || byte == 0x7f
 }
 
 fn is_host(text: &str) -> bool {

@@ -310,7 +310,7 @@ pub struct PathSpec {
     #[schemars(extend("enum" = ["Exact", "PathPrefix", "RegularExpression"]))]
     pub type_: String,
     /// The path.
-    #[schemars(length(min = 1, max = 1024))]
+    #[schemars(length(min = 1, max = 1024), regex(pattern = r"^[^\x00-\x1F\x7F]*$"))]
     pub value: String,
 }
 
@@ -318,7 +318,7 @@ pub struct PathSpec {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HeaderSpec {
-    /// Its name, in any case; for `Host` there is `hosts`.
+    /// Its name, in any case; for `Host` there is `hosts`, and `outrigger-…` no client can send.
     #[schemars(length(max = 256), regex(pattern = "^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"))]
     pub name: String,
     /// `Exact` (default) or `RegularExpression` (RE2, all of the value).
@@ -326,7 +326,7 @@ pub struct HeaderSpec {
     #[schemars(extend("enum" = ["Exact", "RegularExpression"]))]
     pub type_: Option<String>,
     /// Its value. Of several lines an Allow rule wants it in each, a Deny rule in any.
-    #[schemars(length(min = 1, max = 1024))]
+    #[schemars(length(min = 1, max = 1024), regex(pattern = r"^[^\x00-\x08\x0A-\x1F\x7F]*$"))]
     pub value: String,
 }
 

@@ -440,6 +440,26 @@ fn each_mistake_of_a_rule_is_named_and_lets_nobody_in() {
             http("{headers: [{name: a, type: RegularExpression, value: '['}]}"),
             "httpAttributes[0].headers[0].value",
         ),
+        (
+            http("{headers: [{name: Outrigger-Client-Id, value: a}]}"),
+            "httpAttributes[0].headers[0].name",
+        ),
+        (
+            http(r#"{headers: [{name: a, value: "a\rb"}]}"#),
+            "httpAttributes[0].headers[0].value",
+        ),
+        (
+            http(r#"{headers: [{name: a, type: RegularExpression, value: "a\x7fb"}]}"#),
+            "httpAttributes[0].headers[0].value",
+        ),
+        (
+            http(r#"{paths: [{type: RegularExpression, value: "/a\nb"}]}"#),
+            "httpAttributes[0].paths[0].value",
+        ),
+        (
+            http("{paths: [{type: RegularExpression, value: 'orders/.*|carts'}]}"),
+            "httpAttributes[0].paths[0].value",
+        ),
         (http("{hosts: []}"), "httpAttributes[0].hosts"),
         (http("{hosts: ['a:80']}"), "httpAttributes[0].hosts[0]"),
         (http("{hosts: ['*']}"), "httpAttributes[0].hosts[0]"),

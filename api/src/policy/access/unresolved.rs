@@ -1,5 +1,7 @@
 //! A policy, read, whose conditions on the cluster are open.
 
+use std::collections::BTreeSet;
+
 use super::JwksSpec;
 use crate::access as proto;
 use crate::access::{condition, identity, source};
@@ -110,6 +112,25 @@ impl Unresolved {
             _ => None,
         });
         names.flatten().map(String::as_str)
+    }
+
+    /// The ports, of those that it selects, at which it may let somebody in or refuse him; `None`: all. `number` is that of a container's
+    /// port.
+    pub fn ports(&self, number: impl Fn(&str) -> Option<u16>) -> Option<BTreeSet<u16>> {
+        if self.exclusive {
+            return None;
+        }
+        let mut ports = BTreeSet::new();
+        for rule in &self.rules {
+            let mut named = rule.conditions.iter().filter_map(|condition| match condition {
+                Condition::Ports { numbers, names } => Some((numbers, names)),
+                _ => None,
+            });
+            let (numbers, names) = named.next()?;
+            ports.extend(numbers.iter().filter_map(|&number| u16::try_from(number).ok()));
+            ports.extend(names.iter().filter_map(|name| number(name)));
+        }
+        Some(ports)
     }
 
     /// Its providers, by name, and where the keys of each are.

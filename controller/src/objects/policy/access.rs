@@ -2,6 +2,7 @@
 
 use kube::CustomResourceExt;
 use outrigger_access::jwt::KeySet;
+use outrigger_access::met_by_nothing;
 use outrigger_api::discovery::Feature;
 use outrigger_api::policy::access::{AccessPolicy, AccessPolicySpec, Unresolved};
 use serde::Deserialize;
@@ -32,6 +33,7 @@ fn compile(name: &ObjectName, spec: Value, unknown: &[String]) -> Result<Compile
                     *mistake = format!("{at}: {why}");
                 }
             }
+            mistakes.extend(met_by_nothing(&spec));
             (policy, mistakes)
         }
         Err(e) => {

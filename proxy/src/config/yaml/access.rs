@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use outrigger_access::jwt::KeySet;
+use outrigger_access::met_by_nothing;
 use outrigger_api::access as proto;
 use outrigger_api::policy::access::{AccessPolicySpec, Cluster, JwksSpec};
 use outrigger_api::policy::selector::LabelSelector;
@@ -76,7 +77,7 @@ impl Reader<'_> {
         }
         let namespace = workload.namespace();
         let (policy, mistakes) = spec.to_wire(&format!("{namespace}/{}", entry.name.value), namespace);
-        for mistake in mistakes {
+        for mistake in mistakes.into_iter().chain(met_by_nothing(spec)) {
             self.wrong_at(at, &format!("{path}.spec.{mistake}"));
         }
         let outside = "there is no cluster that could say it";
