@@ -208,6 +208,7 @@ mod tests {
     #[test]
     fn what_no_message_holds_lets_nobody_in() {
         let small = policy("small", None, 10);
+        let first = |most: u32| (1..=most).collect::<Vec<_>>();
         let all = proto::Access {
             enforced: vec![small.clone()],
             audited: vec![small.clone()],
@@ -235,6 +236,18 @@ mod tests {
             ),
             // The order changes nothing.
             (vec![policy("large", Some(&[80]), LARGE), small], None),
+            // Of more ports than are told, all.
+            (
+                vec![
+                    policy("a", Some(&first(255)), 1),
+                    policy("large", Some(&[1, 256]), LARGE),
+                ],
+                Some(first(256)),
+            ),
+            (
+                vec![policy("a", Some(&first(256)), 1), policy("large", Some(&[257]), LARGE)],
+                None,
+            ),
         ] {
             let none = told(proto::Access {
                 enforced: policies,

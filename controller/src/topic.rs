@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use outrigger_api::discovery::Feature;
 use parking_lot::Mutex;
@@ -13,6 +14,8 @@ use tokio::sync::{Notify, watch};
 pub struct Inbox {
     /// What the sidecar understands, each once.
     features: BTreeSet<i32>,
+    /// What it was told last of who may call it is that nobody may, because its pod has no room for more.
+    closed: AtomicBool,
     marked: Mutex<HashSet<usize>>,
     changed: Notify,
 }
@@ -55,6 +58,14 @@ impl Inbox {
 
     pub(crate) fn understands(&self, feature: Feature) -> bool {
         self.features.contains(&feature.into())
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_closed(&self, closed: bool) {
+        self.closed.store(closed, Ordering::Relaxed);
     }
 
     /// Waits for a number.

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::index::Index;
 use crate::metrics::Metrics;
 use crate::objects::{Kind, ObjectName};
-use crate::status::{Write, wanted};
+use crate::status::{Absent, Write, wanted};
 use outrigger_issuer::clock;
 
 /// How long changes are gathered.
@@ -38,13 +38,13 @@ pub async fn run(client: Client, index: Arc<Index>, metrics: Arc<Metrics>) {
     if synced.wait_for(|&synced| synced).await.is_err() {
         return;
     }
-    let mut written = Written::default();
+    let (mut written, mut absent) = (Written::default(), Absent::default());
     loop {
         changes.borrow_and_update();
         let now = OffsetDateTime::from(clock::now());
         let now = now.replace_nanosecond(0).unwrap_or(now);
         let now = now.format(&Rfc3339).unwrap_or_default();
-        for write in written.due(wanted_now(&index, &now), Instant::now()) {
+        for write in written.due(wanted_now(&index, &mut absent, &now), Instant::now()) {
             // Whatever has a status to write has one.
             let Some(resource) = write.kind.resource() else {
                 continue;
@@ -113,8 +113,10 @@ impl Written {
     }
 }
 
-fn wanted_now(index: &Index, now: &str) -> Vec<Write> {
-    wanted(&index.snapshot(), &index.callers(), now)
+fn wanted_now(index: &Index, absent: &mut Absent, now: &str) -> Vec<Write> {
+    let (store, callers) = (index.snapshot(), index.callers());
+    absent.look(&store, &callers, Instant::now());
+    wanted(&store, &callers, absent, now)
 }
 
 async fn patch(client: &Client, resource: &ApiResource, write: &Write) -> kube::Result<()> {

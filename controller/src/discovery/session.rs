@@ -409,10 +409,15 @@ impl Session {
     }
 
     fn sent(&mut self, next: &Next, version: Option<u64>) {
-        if let Next::Set(name) = next
-            && let Some(set) = self.sets.get_mut(name)
-        {
-            set.sent = version;
+        match next {
+            Next::Set(name) => {
+                if let Some(set) = self.sets.get_mut(name) {
+                    set.sent = version;
+                }
+            }
+            Next::Access => self.inbox.set_closed(false),
+            Next::Closed => self.inbox.set_closed(true),
+            _ => {}
         }
     }
 

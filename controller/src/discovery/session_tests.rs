@@ -85,6 +85,23 @@ async fn what_a_sidecar_understands_is_known_while_it_wants_the_address() {
 }
 
 #[tokio::test]
+async fn what_a_pod_without_room_is_told_of_its_policies_is_known_until_it_is_told_all() {
+    let scene = Scene::new();
+    let mut session = scene.session(&[Feature::Access]);
+    session.queue.clear();
+    let status = Status::resource_exhausted("");
+    session.refuse(Next::Access, &status).unwrap();
+    let closed = session.queue.pop_front().unwrap();
+    assert!(matches!(closed, Next::Closed));
+    assert!(!session.inbox.is_closed());
+    for (next, is_closed) in [(closed, true), (Next::Trust, true), (Next::Access, false)] {
+        assert!(session.message(&next).is_ok_and(|message| message.is_some()));
+        session.sent(&next, None);
+        assert_eq!(session.inbox.is_closed(), is_closed);
+    }
+}
+
+#[tokio::test]
 async fn a_sidecar_says_that_it_does_not_know_a_key() {
     let scene = Scene::new();
     scene.cluster.index.set_own("outrigger", "controller");

@@ -53,11 +53,10 @@ impl To {
 }
 
 /// Who says that he is a pod, and has an SVID of its ServiceAccount.
-#[derive(Default)]
 struct Sidecars {
     sessions: Vec<Arc<Inbox>>,
-    /// They are told less than all of the pod's policies.
-    cut: bool,
+    /// How much they are told of the pod's policies.
+    told: Policies,
     /// Sessions and streams: each asks what is known of the pod.
     asking: usize,
 }
@@ -86,8 +85,10 @@ pub(crate) struct Enforcers {
     pub(crate) lacking: usize,
     /// Those that understand it, and verify no tokens.
     pub(crate) without_tokens: usize,
-    /// Those that are told less than all, because it is too much.
-    pub(crate) cut: usize,
+    /// Those that are told that nobody may call, because there is no room for all that is in force.
+    pub(crate) closed: usize,
+    /// Those that are told of what is in force, and not of what is only audited.
+    pub(crate) without_audited: usize,
 }
 
 impl<'a> Callers<'a> {
@@ -153,9 +154,28 @@ impl<'a> Callers<'a> {
             count.all += sessions + streams;
             count.without_tokens += understand.clone().count() - verify.count();
             count.lacking += sessions + streams - understand.count();
-            count.cut += if of_pod.cut { sessions } else { 0 };
+            let closed = match of_pod.told {
+                Policies::TooLarge | Policies::NoRoom => sessions,
+                Policies::All | Policies::Enforced => of_pod.sessions.iter().filter(|inbox| inbox.is_closed()).count(),
+            };
+            count.closed += closed;
+            if of_pod.told == Policies::Enforced {
+                count.without_audited += sessions - closed;
+            }
         }
         count
+    }
+
+    /// Whether the pod's sidecar is connected to this controller.
+    pub(crate) fn hears(&self, name: &ObjectName, pod: &Pod) -> bool {
+        let key = PodKey {
+            name: name.clone(),
+            service_account: Arc::clone(&pod.service_account),
+        };
+        let sidecars = self.sidecars.get_or_init(|| self.sidecars());
+        sidecars
+            .get(&key)
+            .is_some_and(|of_pod| of_pod.asking > 0 || !of_pod.sessions.is_empty())
     }
 
     fn told(&self) -> BTreeMap<ObjectName, Vec<Told>> {
@@ -183,14 +203,19 @@ impl<'a> Callers<'a> {
         let sessions = inner.accesses.iter().map(|(key, topic)| {
             let sidecars = Sidecars {
                 sessions: topic.readers(),
-                cut: topic.value().told() != Policies::All,
+                told: topic.value().told(),
                 asking: 0,
             };
             (key.clone(), sidecars)
         });
         let mut sidecars: HashMap<_, _> = sessions.collect();
         for (key, topic) in inner.workloads.iter() {
-            sidecars.entry(key.clone()).or_default().asking = topic.watchers();
+            let of_pod = sidecars.entry(key.clone()).or_insert_with(|| Sidecars {
+                sessions: Vec::new(),
+                told: Policies::All,
+                asking: 0,
+            });
+            of_pod.asking = topic.watchers();
         }
         sidecars
     }

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use outrigger_api::policy::access::Unresolved;
 use serde_json::Value;
 
-use super::keys;
 use super::policy::said_by_another;
+use super::uncaptured::Uncaptured;
+use super::{Absent, keys};
 use crate::answers::ports_at;
 use crate::index::Callers;
 use crate::objects::policy::{Attachment, Policy, TargetKind};
@@ -82,16 +83,32 @@ fn nowhere(store: &Store, access: &Unresolved, attachment: &Attachment, pods: &[
 
 /// Which of its pods do not enforce it, or not as it is written. Each controller knows its own sidecars: the first that says it goes on,
 /// as with other policies.
-pub(super) fn short(store: &Store, callers: &Callers<'_>, policy: &Policy, reference: &Value) -> Option<String> {
+pub(super) fn short(
+    store: &Store,
+    callers: &Callers<'_>,
+    absent: &Absent,
+    policy: &Policy,
+    reference: &Value,
+) -> Option<String> {
     if let Some(message) = said_by_another(store, policy, reference) {
         return Some(message.to_owned());
     }
     let attachment = policy.attachments.iter().find(|a| a.reference == *reference)?;
-    let pods = || selected(store, attachment);
-    let (mut all, mut bare) = (0, 0);
-    for (_, pod) in pods() {
+    // A Service may select none of a pod's ports.
+    let has_ports = |pod: &Pod| {
+        ports_at(store, attachment, pod)
+            .flatten()
+            .is_none_or(|ports| !ports.is_empty())
+    };
+    let pods = || selected(store, attachment).filter(|(_, pod)| has_ports(pod));
+    let access = policy.access()?;
+    let (mut all, mut bare, mut away) = (0, 0, 0);
+    let mut uncaptured = Uncaptured::default();
+    for (name, pod) in pods() {
         all += 1;
         bare += usize::from(!pod.in_mesh);
+        away += usize::from(absent.has(name));
+        uncaptured.add(store, access, attachment, pod);
     }
     let told = callers.enforcers(pods());
     let mut ours = Vec::new();
@@ -102,20 +119,29 @@ pub(super) fn short(store: &Store, callers: &Callers<'_>, policy: &Policy, refer
             told.lacking, told.all
         ));
     }
-    let has_providers = policy
-        .access()
-        .is_some_and(|access| access.providers().next().is_some());
-    if told.without_tokens > 0 && has_providers {
+    if away > 0 {
+        ours.push(format!(
+            "no controller has told the sidecars of {away} of {all} pods anything for a minute or more: they go on with the policies that \
+             they were told last, and let nobody in where they were told none"
+        ));
+    }
+    if told.without_tokens > 0 && access.providers().next().is_some() {
         ours.push(format!(
             "{} of {} sidecars that it tells of the policy are older, and verify no tokens: there, a rule that asks for one lets nobody in",
             told.without_tokens, told.all
         ));
     }
-    if told.cut > 0 {
+    let not_told = told.closed + if access.audit { told.without_audited } else { 0 };
+    if not_told > 0 {
+        let instead = match access.audit {
+            true => "nothing is audited there",
+            false => {
+                "where policies of their pods refuse anybody, they let nobody in; and at all ports of a pod where these select more than 256"
+            }
+        };
         ours.push(format!(
-            "{} sidecars are not told of it, because all policies of their pods together are more than a message holds, or more than the \
-             namespace may take of the controller's memory: what is enforced is closed to everybody, what is audited is not",
-            told.cut
+            "{not_told} sidecars are not told of it, because all policies of their pods together are more than a message holds, or more \
+             than the namespace, or the pod, may take of the controller's memory: {instead}"
         ));
     }
     ours.extend(keys::problems(store, policy));
@@ -126,6 +152,7 @@ pub(super) fn short(store: &Store, callers: &Callers<'_>, policy: &Policy, refer
     if bare > 0 {
         parts.push(format!("{bare} of {all} pods have no sidecar, and let everybody in"));
     }
+    parts.extend(uncaptured.text(all));
     (!parts.is_empty()).then(|| parts.join("; "))
 }
 

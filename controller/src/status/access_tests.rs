@@ -14,7 +14,7 @@ use crate::objects::policy::PolicyKind;
 use crate::testing::{Cluster, pod_key};
 use crate::topic::{Followed, Inbox, Reader};
 
-fn policy(name: &str, target: Value, more: Value) -> Value {
+pub(super) fn policy(name: &str, target: Value, more: Value) -> Value {
     let mut spec = json!({"targetRefs": [target], "rules": [{"sources": [{"type": "Any"}]}]});
     spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     json!({
@@ -36,11 +36,11 @@ fn pod(name: &str, app: &str, sidecar: bool) -> Value {
     })
 }
 
-fn shop() -> Value {
+pub(super) fn shop() -> Value {
     json!({"kind": "Namespace", "name": "shop"})
 }
 
-fn cluster() -> Cluster {
+pub(super) fn cluster() -> Cluster {
     let cluster = Cluster::new();
     cluster.index.set_own("outrigger", "controller-a");
     cluster.add_service("web", 1);
@@ -48,7 +48,7 @@ fn cluster() -> Cluster {
 }
 
 /// What is written of the policy: (reason, message) of the conditions at its first target.
-fn said(cluster: &Cluster, name: &str) -> Vec<(String, String)> {
+pub(super) fn said(cluster: &Cluster, name: &str) -> Vec<(String, String)> {
     let writes = writes(cluster, NOW);
     let write = writes.iter().find(|write| &*write.name.name == name).unwrap();
     let conditions = write.status["ancestors"][0]["conditions"].as_array().unwrap().iter();
@@ -135,6 +135,34 @@ fn reasons() {
             "In force as far as it opens nothing: what is faulty lets nobody in where it allows, and is left out where it denies. \
              rules[0].sources: ",
         ),
+        (
+            shop(),
+            json!({"rules": [{"sources": [{"type": "Any"}], "httpAttributes": [{"paths": [
+                {"type": "Exact", "value": "/"}, {"type": "PathPrefix", "value": "/a%2Fb"}]}]}]}),
+            "Invalid",
+            "rules[0].httpAttributes[0].paths[1].value: no request meets \"/a%2Fb\"",
+        ),
+        (
+            shop(),
+            json!({"rules": [{"sources": [{"type": "Any"}], "httpAttributes": [{"ambiguousPaths": "Match", "paths": [
+                {"type": "PathPrefix", "value": "/a%2Fb"}]}]}]}),
+            "Accepted",
+            "In force",
+        ),
+        (
+            shop(),
+            json!({"action": "Deny", "rules": [{"sources": [{"type": "Any"}], "httpAttributes": [{"paths": [
+                {"type": "PathPrefix", "value": "/a%2Fb"}]}]}]}),
+            "Accepted",
+            "In force",
+        ),
+        (
+            shop(),
+            json!({"rules": [{"sources": [{"type": "Any"}], "httpAttributes": [{"headers": [
+                {"name": "outrigger-client-id", "value": "a"}]}]}]}),
+            "Invalid",
+            "rules[0].httpAttributes[0].headers[0].name: ",
+        ),
         (shop(), json!({"rules": [{"sources": "Any"}]}), "Invalid", ". spec: "),
     ] {
         let cluster = cluster();
@@ -215,17 +243,20 @@ fn fields_that_nobody_knows_are_named() {
 }
 
 /// A session of the pod's sidecar.
-struct Sidecar {
+pub(super) struct Sidecar {
+    inbox: Arc<Inbox>,
     _access: Followed<Access>,
     _workload: watch::Receiver<Arc<Known>>,
 }
 
-fn session(cluster: &Cluster, pod: &str, account: &str, features: &[Feature]) -> Sidecar {
+pub(super) fn session(cluster: &Cluster, pod: &str, account: &str, features: &[Feature]) -> Sidecar {
+    let inbox = Arc::new(Inbox::new(features.iter().copied()));
     let reader = Reader {
-        inbox: Arc::new(Inbox::new(features.iter().copied())),
+        inbox: Arc::clone(&inbox),
         number: 0,
     };
     Sidecar {
+        inbox,
         _access: cluster.index.follow_access(&pod_key("shop", pod, account), reader),
         _workload: cluster.index.watch_workload(&pod_key("shop", pod, account)),
     }
@@ -331,8 +362,55 @@ fn policies_that_no_message_holds_say_so() {
     );
     let access = cluster.access("shop", "web-1");
     assert_eq!(access.enforced[0].name, "(too large)");
+    assert!(one[1].1.ends_with("more than 256"), "{}", one[1].1);
     drop(session);
     assert_eq!(said(&cluster, "p0")[1].0, "Programmed");
+}
+
+#[test]
+fn policies_in_audit_mode_that_give_way_say_so_and_those_in_force_do_not() {
+    let cluster = cluster();
+    let _session = session(&cluster, "web-1", "web", &[Feature::Access]);
+    let name = "n".repeat(250);
+    let sources: Vec<_> = (0..16)
+        .map(|n| json!({"type": "ServiceAccount", "serviceAccount": {"name": format!("{name}{n}")}}))
+        .collect();
+    let rules: Vec<_> = (0..64).map(|_| json!({"sources": sources})).collect();
+    for n in 0..20 {
+        cluster.apply_value(policy(
+            &format!("p{n}"),
+            shop(),
+            json!({"rules": rules, "mode": "Audit"}),
+        ));
+    }
+    cluster.apply_value(policy("in-force", shop(), json!({})));
+    cluster.index.flush();
+    let message = said(&cluster, "p0").remove(1).1;
+    assert!(
+        message.starts_with("controller-a: 1 sidecars are not told of it"),
+        "{message}"
+    );
+    assert!(message.ends_with("memory: nothing is audited there"), "{message}");
+    assert_eq!(said(&cluster, "in-force")[1].0, "Programmed");
+}
+
+/// Where the pod's own connections take all that it may (`discovery::session`).
+#[test]
+fn a_sidecar_that_is_told_nobody_for_want_of_room_is_counted() {
+    let cluster = cluster();
+    let sidecar = session(&cluster, "web-1", "web", &[Feature::Access]);
+    cluster.apply_value(policy("p", shop(), json!({})));
+    cluster.index.flush();
+    assert_eq!(said(&cluster, "p")[1].0, "Programmed");
+    sidecar.inbox.set_closed(true);
+    let (reason, message) = said(&cluster, "p").remove(1);
+    assert_eq!(reason, "PartiallyProgrammed");
+    assert!(
+        message.starts_with("controller-a: 1 sidecars are not told of it"),
+        "{message}"
+    );
+    sidecar.inbox.set_closed(false);
+    assert_eq!(said(&cluster, "p")[1].0, "Programmed");
 }
 
 const USABLE: &str = r#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;

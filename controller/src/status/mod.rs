@@ -1,13 +1,16 @@
 //! What the conditions of routes and policies should say. `cluster::status` writes them.
 
+mod absent;
 mod access;
 mod entries;
 mod keys;
 mod policy;
 mod route;
+mod uncaptured;
 
 use serde_json::{Value, json};
 
+pub(crate) use self::absent::Absent;
 use self::entries::{To, conditions, merged};
 use crate::answers::OverBudget;
 use crate::index::Callers;
@@ -26,7 +29,7 @@ pub(crate) struct Write {
 }
 
 /// All statuses that are not as they should be. `now` is RFC 3339.
-pub(crate) fn wanted(store: &Store, callers: &Callers<'_>, now: &str) -> Vec<Write> {
+pub(crate) fn wanted(store: &Store, callers: &Callers<'_>, absent: &Absent, now: &str) -> Vec<Write> {
     let mut over = OverBudget::default();
     let routes = store.routes.iter().filter_map(|((kind, name), route)| {
         Some(Write {
@@ -44,16 +47,16 @@ pub(crate) fn wanted(store: &Store, callers: &Callers<'_>, now: &str) -> Vec<Wri
             kind: Kind::Policy(policy.kind),
             name: policy.name.clone(),
             resource_version: policy.resource_version.clone(),
-            status: of_policy(store, callers, policy, now)?,
+            status: of_policy(store, callers, absent, policy, now)?,
         })
     });
     routes.chain(policies).collect()
 }
 
 /// None: it is so already, as far as its CRD has room for it.
-fn of_policy(store: &Store, callers: &Callers<'_>, policy: &Policy, now: &str) -> Option<Value> {
+fn of_policy(store: &Store, callers: &Callers<'_>, absent: &Absent, policy: &Policy, now: &str) -> Option<Value> {
     let dropped = store.old_crds.get(&policy.kind).map(Vec::as_slice).unwrap_or_default();
-    let entries = policy::entries(store, callers, policy);
+    let entries = policy::entries(store, callers, absent, policy);
     let summary = policy::summary(policy, &entries, dropped);
     let conditions = conditions(&[summary], &policy.conditions, policy.generation, now);
     let ancestors = merged(To::Ancestor, &entries, &policy.ancestors, policy.generation, now);
@@ -66,6 +69,9 @@ fn of_policy(store: &Store, callers: &Callers<'_>, policy: &Policy, now: &str) -
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod access_tests;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod enforced_tests;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;

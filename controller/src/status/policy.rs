@@ -1,10 +1,12 @@
 //! What has become of a policy at each of its targets, and in all (Gateway API, GEP-713).
 
+use std::borrow::Cow;
+
 use outrigger_api::policy::crd::APPLY;
 use serde_json::Value;
 
-use super::access;
 use super::entries::{Entry, Verdict, is_ours};
+use super::{Absent, access};
 use crate::answers::is_overridden;
 use crate::index::{Callers, Of};
 use crate::objects::ObjectName;
@@ -15,13 +17,18 @@ const ACCEPTED: &str = "Accepted";
 const PROGRAMMED: &str = "Programmed";
 const PARTIALLY: &str = "PartiallyProgrammed";
 
+/// Mistakes that a status names, and bytes of each: a condition has room for them (`entries::clipped`).
+const MOST_MISTAKES: usize = 16;
+const LONGEST_MISTAKE: usize = 224;
+
 /// One for each target.
-pub(super) fn entries(store: &Store, callers: &Callers<'_>, policy: &Policy) -> Vec<Entry> {
+pub(super) fn entries(store: &Store, callers: &Callers<'_>, absent: &Absent, policy: &Policy) -> Vec<Entry> {
     let entry = |attachment: &Attachment| {
         let accepted = accepted(store, policy, attachment);
         // Where it is not accepted, nobody carries it out.
         let target = attachment.target.as_ref().ok().filter(|_| accepted.ok);
-        let programmed = target.map(|target| programmed(store, callers, policy, (target, &attachment.reference)));
+        let programmed =
+            target.map(|target| programmed(store, callers, absent, policy, (target, &attachment.reference)));
         Entry {
             reference: attachment.reference.clone(),
             verdicts: [accepted].into_iter().chain(programmed).collect(),
@@ -91,6 +98,7 @@ fn accepted(store: &Store, policy: &Policy, attachment: &Attachment) -> Verdict 
 fn programmed(
     store: &Store,
     callers: &Callers<'_>,
+    absent: &Absent,
     policy: &Policy,
     (target, reference): (&Target, &Value),
 ) -> Verdict {
@@ -110,7 +118,7 @@ fn programmed(
         return verdict(PROGRAMMED, "OldCRD", old_crd(dropped));
     }
     let short = match policy.access() {
-        Some(_) => access::short(store, callers, policy, reference),
+        Some(_) => access::short(store, callers, absent, policy, reference),
         None => lacking(store, callers, policy, (target, reference)),
     };
     if let Some(message) = short {
@@ -262,7 +270,25 @@ fn invalid(policy: &Policy) -> String {
         }
         None => "Not in force",
     };
-    format!("{holds}. {}", policy.mistakes().join("; "))
+    let mistakes = policy.mistakes();
+    let named: Vec<_> = mistakes
+        .iter()
+        .take(MOST_MISTAKES)
+        .map(|mistake| shortened(mistake))
+        .collect();
+    let mut message = format!("{holds}. {}", named.join("; "));
+    if mistakes.len() > named.len() {
+        message += &format!("; and {} more mistakes", mistakes.len() - named.len());
+    }
+    message
+}
+
+fn shortened(mistake: &str) -> Cow<'_, str> {
+    let start = &mistake[..mistake.floor_char_boundary(LONGEST_MISTAKE)];
+    match start.len() < mistake.len() {
+        true => format!("{start}…").into(),
+        false => start.into(),
+    }
 }
 
 fn verdict(type_: &'static str, reason: &'static str, message: String) -> Verdict {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use outrigger_api::discovery::Feature;
 use serde_json::{Value, json};
 
-use super::{Kind, Write, wanted};
+use super::{Absent, Kind, Write, wanted};
 use crate::answers::OverBudget;
 use crate::discovery::Discover;
 use crate::index::Of;
@@ -20,7 +20,12 @@ pub(super) const NOW: &str = "2026-05-01T00:00:00Z";
 const LATER: &str = "2026-06-01T00:00:00Z";
 
 pub(super) fn writes(cluster: &Cluster, now: &str) -> Vec<Write> {
-    wanted(&cluster.index.snapshot(), &cluster.index.callers(), now)
+    wanted(
+        &cluster.index.snapshot(),
+        &cluster.index.callers(),
+        &Absent::default(),
+        now,
+    )
 }
 
 /// Applies the object with the status that would be written, as the API server would hand it back.
@@ -300,7 +305,10 @@ fn a_snapshot_holds_nobody_up_and_does_not_change() {
     cluster.delete(Kind::Service, "shop", "web");
     cluster.delete(Kind::Policy(PolicyKind::Traffic), "shop", "p");
     cluster.delete(Kind::Pod, "shop", "web-1");
-    assert_eq!(wanted(&snapshot, &cluster.index.callers(), NOW), before);
+    assert_eq!(
+        wanted(&snapshot, &cluster.index.callers(), &Absent::default(), NOW),
+        before
+    );
     let after = writes(&cluster, NOW);
     assert_eq!(after.len(), 1);
     assert_eq!(conditions(&after[0].status)[0].2, "NoMatchingParent");
