@@ -1,8 +1,9 @@
 //! What is sent, where it is HTTP.
 
+use std::borrow::Cow;
 use std::fmt;
 
-use http::header::{CONTENT_TYPE, HOST};
+use http::header::{CONTENT_TYPE, COOKIE, HOST};
 use http::{HeaderMap, HeaderName};
 use outrigger_api::access as proto;
 use outrigger_api::access::http_condition;
@@ -216,7 +217,13 @@ impl PathMatch {
         let value = match message.kind.as_ref().ok_or(Faulty)? {
             string_match::Kind::Exact(path) => PathValue::Exact(text(path)?.into()),
             string_match::Kind::PathPrefix(path) => PathValue::Prefix(without_slashes(&text(path)?).into()),
-            string_match::Kind::Regex(pattern) => PathValue::Pattern(patterns.compile(pattern).map_err(|_| Faulty)?),
+            string_match::Kind::Regex(pattern) => {
+                let compiled = match effect {
+                    Effect::Allow => patterns.compile(pattern),
+                    Effect::Deny => patterns.compile_any_case(pattern),
+                };
+                PathValue::Pattern(compiled.map_err(|_| Faulty)?)
+            }
         };
         Ok(Self { value, take_ambiguous })
     }
@@ -256,7 +263,10 @@ impl PathValue {
                 Some((start, rest)) => are_equal(prefix, start) && matches!(rest, [] | [b'/', ..]),
                 None => false,
             },
-            Self::Pattern(pattern) => pattern.is_match(path),
+            // One of a Deny rule is compiled for any case.
+            Self::Pattern(pattern) => {
+                pattern.is_match(path) || (effect == Effect::Deny && pattern.is_match(without_slashes(path)))
+            }
         }
     }
 }
@@ -277,13 +287,23 @@ impl Text {
 
     fn is_met(&self, name: &HeaderName, headers: &HeaderMap, effect: Effect) -> bool {
         let mut lines = headers.get_all(name).iter().map(|line| line.as_bytes());
+        let are_cookies = name == COOKIE && headers.contains_key(COOKIE);
         match effect {
-            Effect::Allow => headers.contains_key(name) && lines.all(|line| self.is(line)),
-            // Several lines are one list, and one line may be the whole list (RFC 9110 section 5.3).
-            Effect::Deny => lines.any(|line| {
-                let mut members = line.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
-                self.is(line) || members.any(|member| self.is(member))
-            }),
+            // Whatever an app takes of several lines of cookies, one of them or all together: the rule means it.
+            Effect::Allow => {
+                let is_met = headers.contains_key(name) && lines.all(|line| self.is(line));
+                is_met && (!are_cookies || self.is(&joined_cookies(headers)))
+            }
+            // Several lines are one list, and one line may be the whole list (RFC 9110 section 5.3). Cookies have semicolons for it
+            // (RFC 9113 section 8.2.3).
+            Effect::Deny => {
+                let separates = |&byte: &u8| byte == b',' || (are_cookies && byte == b';');
+                let is_met = lines.any(|line| {
+                    let mut members = line.split(separates).map(<[u8]>::trim_ascii);
+                    self.is(line) || members.any(|member| self.is(member))
+                });
+                is_met || (are_cookies && self.is(&joined_cookies(headers)))
+            }
         }
     }
 
@@ -292,6 +312,17 @@ impl Text {
             Self::Exact(wanted) => **wanted == *value,
             Self::Pattern(pattern) => pattern.is_match(value),
         }
+    }
+}
+
+/// All cookies of a request in one line, as apps are given them.
+fn joined_cookies(headers: &HeaderMap) -> Cow<'_, [u8]> {
+    let mut lines = headers.get_all(COOKIE).iter().map(|line| line.as_bytes());
+    let first = lines.next().unwrap_or_default();
+    let rest: Vec<&[u8]> = lines.collect();
+    match rest.is_empty() {
+        true => Cow::Borrowed(first),
+        false => Cow::Owned([&[first][..], &rest].concat().join(&b"; "[..])),
     }
 }
 

@@ -5,7 +5,7 @@
 //! not met by a path that could be read otherwise: it is *ambiguous*. A Deny rule asks whether any reading is the one that it
 //! refuses ([`readings`]). What goes to the app is the path as it came, always.
 //!
-//! What is no matter of reading is left to the rule: letters of two cases are two letters here.
+//! What is no matter of reading is left to the rule: letters of two cases are two letters here, and one to a Deny rule.
 
 mod readings;
 

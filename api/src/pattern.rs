@@ -115,9 +115,21 @@ impl Budget {
     /// # Errors
     /// When it is no pattern, or there is no budget for it.
     pub fn compile(&mut self, pattern: &str) -> Result<Pattern, PatternError> {
+        self.compile_by(pattern, syntax::Config::new())
+    }
+
+    /// The same of one that is met in any case of letters, but where it says `(?-i)` itself. It may cost more than [`Self::compile`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn compile_any_case(&mut self, pattern: &str) -> Result<Pattern, PatternError> {
+        self.compile_by(pattern, syntax::Config::new().case_insensitive(true))
+    }
+
+    fn compile_by(&mut self, pattern: &str, config: syntax::Config) -> Result<Pattern, PatternError> {
         self.patterns = self.patterns.checked_sub(1).ok_or(PatternError::TooMany)?;
         let limit = MAX_COMPILED.min(self.bytes);
-        let compiled = compile(pattern, limit);
+        let compiled = compile(pattern, &config, limit);
         let bytes = match &compiled {
             Ok(pattern) => pattern.cost().bytes,
             Err(PatternError::TooLarge) => limit,
@@ -165,9 +177,9 @@ pub fn part(pattern: &str) -> Result<String, PatternError> {
     Ok(printed)
 }
 
-fn compile(pattern: &str, limit: usize) -> Result<Pattern, PatternError> {
+fn compile(pattern: &str, config: &syntax::Config, limit: usize) -> Result<Pattern, PatternError> {
     // By itself, and its ends around it then: "a)|(b" would be valid once it was wrapped as text.
-    let whole = syntax::parse(pattern).map_err(|error| PatternError::Syntax(error.to_string()))?;
+    let whole = syntax::parse_with(pattern, config).map_err(|error| PatternError::Syntax(error.to_string()))?;
     let whole = Hir::concat(vec![Hir::look(Look::Start), whole, Hir::look(Look::End)]);
     let config = meta::Config::new()
         .nfa_size_limit(Some(limit))
@@ -226,6 +238,23 @@ mod tests {
                 texts.collect::<Vec<_>>().join(" ")
             });
             assert_eq!(beginnings.as_deref(), expected, "{}", pattern.as_str());
+        }
+    }
+
+    #[test]
+    fn in_any_case_where_that_is_asked_for() {
+        for (pattern, text, expected) in [
+            ("/a[b-d]", "/AC", true),
+            ("/a|/b", "/B", true),
+            ("/a|/b", "/c", false),
+            ("/ü", "/Ü", true),
+            ("/(?-i:a)b", "/AB", false),
+            ("/(?-i:a)b", "/aB", true),
+        ] {
+            let compiled = Budget::default().compile_any_case(pattern).unwrap();
+            assert_eq!(compiled.is_match(text.as_bytes()), expected, "{pattern} and {text}");
+            assert_eq!(compiled.as_str(), pattern);
+            assert!(!matches(pattern, text), "{pattern} and {text}");
         }
     }
 

@@ -7,7 +7,7 @@ use super::{GrpcSpec, HeaderSpec, HttpAttributesSpec, PathSpec};
 use crate::access as proto;
 use crate::access::http_condition;
 use crate::discovery::{NamedMatch, StringMatch, string_match};
-use crate::pattern::Beginning;
+use crate::pattern::{Beginning, Pattern, PatternError};
 
 /// Headers that only sidecars write.
 const OURS: &str = "outrigger-";
@@ -83,7 +83,12 @@ impl Reader<'_> {
         let type_ = self.one_of(&format!("{at}.type"), &spec.type_, &types)?;
         let value = spec.value.clone();
         if type_ == "RegularExpression" {
-            return self.pattern(&format!("{at}.value"), value, Some(is_beginning_of_path));
+            // As the sidecar compiles it: a path of a Deny rule is met in any case of letters.
+            let compiled = match self.deny {
+                true => self.patterns.compile_any_case(&value),
+                false => self.patterns.compile(&value),
+            };
+            return self.pattern(&format!("{at}.value"), value, compiled, Some(is_beginning_of_path));
         }
         if !value.starts_with('/') {
             return self.none(&format!("{at}.value"), format!("{value:?} does not begin with /"));
@@ -120,7 +125,10 @@ impl Reader<'_> {
             "Exact" => StringMatch {
                 kind: Some(string_match::Kind::Exact(spec.value.clone())),
             },
-            _ => self.pattern(&format!("{at}.value"), spec.value.clone(), None)?,
+            _ => {
+                let compiled = self.patterns.compile(&spec.value);
+                self.pattern(&format!("{at}.value"), spec.value.clone(), compiled, None)?
+            }
         };
         Some(http_condition::Kind::Header(NamedMatch {
             name: spec.name.clone(),
@@ -129,12 +137,18 @@ impl Reader<'_> {
     }
 
     /// `may_begin`: whether a value may begin so.
-    fn pattern(&mut self, at: &str, text: String, may_begin: Option<fn(&Beginning) -> bool>) -> Option<StringMatch> {
+    fn pattern(
+        &mut self,
+        at: &str,
+        text: String,
+        compiled: Result<Pattern, PatternError>,
+        may_begin: Option<fn(&Beginning) -> bool>,
+    ) -> Option<StringMatch> {
         // What is meant can be written ("\x01"); as it is, it shows in no terminal.
         if text.bytes().any(is_control) {
             return self.none(at, format!("{text:?} has control characters"));
         }
-        let pattern = match self.patterns.compile(&text) {
+        let pattern = match compiled {
             Ok(pattern) => pattern,
             Err(why) => return self.none(at, why.to_string()),
         };

@@ -23,6 +23,7 @@ impl AccessPolicySpec {
         let mut reader = Reader {
             namespace,
             providers: Vec::new(),
+            deny: false,
             patterns: pattern::Budget::default(),
             mistakes: Vec::new(),
         };
@@ -36,6 +37,8 @@ pub(super) struct Reader<'a> {
     namespace: &'a str,
     /// Those that rules may ask for.
     providers: Vec<&'a str>,
+    /// Whether its rules deny.
+    pub(super) deny: bool,
     pub(super) patterns: pattern::Budget,
     pub(super) mistakes: Vec<String>,
 }
@@ -45,6 +48,7 @@ impl<'a> Reader<'a> {
         let action = self.one_of("action", spec.action.as_deref().unwrap_or("Allow"), &ACTIONS);
         let mode = self.one_of("mode", spec.mode.as_deref().unwrap_or("Enforce"), &MODES);
         let deny = action == Some("Deny");
+        self.deny = deny;
         if deny && spec.exclusive.is_some() {
             self.mistake("exclusive", "only a policy that allows can be");
         }

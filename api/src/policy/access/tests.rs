@@ -700,6 +700,22 @@ fn patterns_are_bounded() {
     assert_eq!(never_met, [false, false, false, false, true]);
 }
 
+/// As the sidecar counts it: in any case of letters a pattern takes more.
+#[test]
+fn a_pattern_of_a_deny_rule_is_bounded_as_it_is_compiled() {
+    let pattern = (100..2000)
+        .step_by(100)
+        .map(|n| format!("/[a-z]{{{n}}}"))
+        .find(|text| crate::pattern::Budget::default().compile_any_case(text).is_err())
+        .unwrap();
+    for (action, mistaken) in [("Allow", 0), ("Deny", 1)] {
+        let (_, mistakes) = read(&format!(
+            "{{action: {action}, rules: [{{sources: [{{type: Any}}], httpAttributes: [{{paths: [{{type: RegularExpression, value: '{pattern}'}}]}}]}}]}}"
+        ));
+        assert_eq!(mistakes.len(), mistaken, "{action} {pattern}: {mistakes:?}");
+    }
+}
+
 #[test]
 fn a_url_has_a_host_a_port_and_a_path_and_nothing_that_a_server_could_read_otherwise() {
     let https = |url: &str| {
