@@ -1,6 +1,7 @@
 //! Headers that a proxy has an opinion about.
 
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 
 /// Carries the code of an error that a sidecar answered itself.
@@ -42,10 +43,39 @@ pub fn stays_http(list: &[u8]) -> bool {
     })
 }
 
+/// Whether TLS may begin where the request ends (RFC 2817 section 3): what follows is HTTP again, which nobody but the app can read.
+pub fn asks_for_tls(headers: &HeaderMap) -> bool {
+    let mut lines = headers.get_all(UPGRADE).iter();
+    lines.any(|list| {
+        protocols(list.as_bytes()).any(|protocol| {
+            let name = protocol.split(|&b| b == b'/').next().unwrap_or_default();
+            name.trim_ascii().eq_ignore_ascii_case(b"tls")
+        })
+    })
+}
+
 /// The members of a list of protocols (RFC 9110 section 7.8).
 pub fn protocols(list: &[u8]) -> impl Iterator<Item = &[u8]> {
     let protocols = list.split(|&b| b == b',').map(<[u8]>::trim_ascii);
     protocols.filter(|protocol| !protocol.is_empty())
+}
+
+/// Several lines of cookies become one. In HTTP/2 a client may cut them at will, for the sake of compression, and whoever reads them as HTTP
+/// is given them whole (RFC 9113 section 8.2.3): routes, policies, and apps.
+pub fn join_cookies(headers: &mut HeaderMap) {
+    let mut lines = headers.get_all(COOKIE).iter();
+    let (Some(first), Some(second)) = (lines.next(), lines.next()) else {
+        return;
+    };
+    let all: Vec<&HeaderValue> = [first, second].into_iter().chain(lines).collect();
+    // One that is not to be in a table of compression, by its sender's word (RFC 7541 section 7.1.3).
+    let is_sensitive = all.iter().any(|line| line.is_sensitive());
+    let bytes: Vec<&[u8]> = all.iter().map(|line| line.as_bytes()).collect();
+    // What were values are one together.
+    if let Ok(mut joined) = HeaderValue::from_maybe_shared(Bytes::from(bytes.join(&b"; "[..]))) {
+        joined.set_sensitive(is_sensitive);
+        headers.insert(COOKIE, joined);
+    }
 }
 
 /// Copies of the headers that [`strip_hop_by_hop`] will remove because the sender names them in `Connection`.
@@ -174,8 +204,8 @@ fn connection_tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::{
-        asks_for_tunnel, named_for_this_hop, strip_hop_by_hop, strip_ours, strip_response, strip_trailers,
-        wants_upgrade,
+        asks_for_tls, asks_for_tunnel, join_cookies, named_for_this_hop, strip_hop_by_hop, strip_ours, strip_response,
+        strip_trailers, wants_upgrade,
     };
     use http::{HeaderMap, HeaderName, HeaderValue, Method, Response};
 
@@ -257,6 +287,49 @@ mod tests {
             let lines = headers(&lines);
             assert_eq!(asks_for_tunnel(&Method::GET, &lines), asks, "{upgrade:?}");
             assert!(asks_for_tunnel(&Method::CONNECT, &lines), "{upgrade:?}");
+        }
+    }
+
+    #[test]
+    fn cookies_are_one_line() {
+        for (lines, joined) in [
+            (&[][..], &[][..]),
+            (&["a=1; b=2"], &["a=1; b=2"]),
+            (&["a=1", "b=2"], &["a=1; b=2"]),
+            (&["a=1", "b=2; c=3", "a=1"], &["a=1; b=2; c=3; a=1"]),
+        ] {
+            let of = |lines: &[&'static str]| {
+                let mut all = headers(&[("x", "1"), ("x", "2")]);
+                all.extend(headers(&lines.iter().map(|line| ("cookie", *line)).collect::<Vec<_>>()));
+                all
+            };
+            let mut all = of(lines);
+            join_cookies(&mut all);
+            assert_eq!(all, of(joined));
+        }
+        let mut all = headers(&[("cookie", "a=1")]);
+        let mut secret = HeaderValue::from_static("b=2");
+        secret.set_sensitive(true);
+        all.append("cookie", secret);
+        join_cookies(&mut all);
+        assert!(all["cookie"].is_sensitive());
+    }
+
+    #[test]
+    fn tls_that_is_asked_for_is_seen_wherever_it_stands() {
+        for (upgrade, asks) in [
+            (&["TLS/1.0"][..], true),
+            (&["tls/1.3"], true),
+            (&["TLS"], true),
+            (&["websocket, TLS/1.2"], true),
+            (&["websocket", "\ttLs /1.2 ,x"], true),
+            (&["websocket"], false),
+            (&["xtls/1", "tls1.2", "x/tls"], false),
+            (&[""], false),
+            (&[], false),
+        ] {
+            let lines: Vec<_> = upgrade.iter().map(|list| ("upgrade", *list)).collect();
+            assert_eq!(asks_for_tls(&headers(&lines)), asks, "{upgrade:?}");
         }
     }
 

@@ -66,7 +66,8 @@ async fn come_through_as_they_are() {
         let (uri, headers) = heads.0.lock().unwrap().pop().unwrap();
         assert_eq!(uri.to_string(), "http://Orders.shop:8080/a%2Fb//c;d?e=f&g=%00");
         assert_eq!(values(&headers, "te"), [b"trailers"]);
-        assert_eq!(values(&headers, "cookie"), [b"crumb=1", b"crumb=2", b"crumb=3"]);
+        // RFC 9113 section 8.2.3.
+        assert_eq!(values(&headers, "cookie"), [b"crumb=1; crumb=2; crumb=3"]);
         assert_eq!(values(&headers, "x-many"), [&b"one"[..], b"two", b"", b"four, five"]);
         assert_eq!(values(&headers, "x-some-bin"), [b"AAECAw=="]);
         assert_eq!(values(&headers, "x-latin"), [b"caf\xe9"]);

@@ -26,7 +26,7 @@ use crate::authority;
 use crate::body::ClientBody;
 use crate::drain::{OpenConnection, Stage};
 use crate::executor::LocalExecutor;
-use crate::headers::asks_for_tunnel;
+use crate::headers::{asks_for_tunnel, join_cookies};
 use crate::limits::{CONNECTION_WINDOW, MAX_BUFFER, STREAM_WINDOW};
 use crate::net::detect::{Peeked, http2_opening, peek};
 use crate::net::{HttpVersion, Standing, Stream};
@@ -188,6 +188,7 @@ where
 {
     let head = request.method() == Method::HEAD;
     settle(&mut request);
+    join_cookies(request.headers_mut());
     // Held for as long as the head may be: until there is an answer.
     let share = waiting.share_for(request.uri(), request.headers());
     if share.is_none() {
