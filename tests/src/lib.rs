@@ -9,4 +9,5 @@ pub mod netns;
 pub mod probed;
 pub mod program;
 pub mod provider;
+pub mod routes;
 pub mod soak;

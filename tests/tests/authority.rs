@@ -13,10 +13,11 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use outrigger_proxy::app::RunningProxy;
 use outrigger_proxy::discovery::{DiscoveryConfig, StaticTargets};
 use outrigger_proxy::model::{
-    Backend, Endpoint, Endpoints, Filters, HeaderModifier, HostnameMatch, PathMatch, Protocol, Redirect, RequestRules,
-    Rewrite, Route, RouteMatch, RouteRules, Service, ServiceName, Target, ValueMatch, WeightedBackend,
+    Backend, Endpoint, Endpoints, Filters, HeaderModifier, HostnameMatch, PathMatch, Protocol, Redirect, Rewrite,
+    Route, RouteMatch, Service, ServiceName, Target, ValueMatch,
 };
 use outrigger_tests::mesh::{App, Authority, Body, Collector, SOON, Sidecar, attribute, id, text};
+use outrigger_tests::routes::route;
 use tokio::net::TcpStream;
 
 /// How a client says whom its request is for.
@@ -99,31 +100,12 @@ fn path_is(path: &str) -> RouteMatch {
     }
 }
 
-fn route(matches: RouteMatch, filters: Filters) -> Route {
-    Route {
-        name: "shop/orders/0".into(),
-        hostnames: Vec::new(),
-        matches: vec![matches],
-        backends: vec![WeightedBackend {
-            backend: Some(0),
-            weight: 1,
-            filters: Filters::default(),
-        }],
-        rules: RouteRules {
-            request: RequestRules {
-                filters,
-                ..RequestRules::default()
-            },
-            ..RouteRules::default()
-        },
-    }
-}
-
 fn header(name: &'static str, value: &'static str) -> (HeaderName, HeaderValue) {
     (HeaderName::from_static(name), HeaderValue::from_static(value))
 }
 
 fn routes() -> Vec<Route> {
+    let route = |of: RouteMatch, filters| route(vec![of], Some(0), filters);
     let named = |by: &'static str| Filters {
         response_headers: vec![HeaderModifier {
             set: vec![header("x-by", by)],

@@ -13,13 +13,13 @@ use outrigger_proxy::app::RunningProxy;
 use outrigger_proxy::config::Config;
 use outrigger_proxy::discovery::{DiscoveryConfig, StaticTargets};
 use outrigger_proxy::model::{
-    Backend, Endpoint, Endpoints, Filters, PathMatch, PathModifier, Protocol, RequestRules, Rewrite, Route, RouteMatch,
-    RouteRules, Service, ServiceName, Target, WeightedBackend,
+    Backend, Endpoint, Endpoints, Filters, PathModifier, Protocol, Rewrite, Route, Service, ServiceName, Target,
 };
 use outrigger_proxy_transport::error::Reason;
 use outrigger_tests::mesh::{
     App, Authority, Body, Collector, Http, SOON, Seen, Sidecar, attribute, id, metric, request,
 };
+use outrigger_tests::routes::{below, route};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -283,29 +283,6 @@ fn service(routes: Vec<Route>, backend: Arc<Backend>) -> Service {
     }
 }
 
-fn route(prefix: &str, filters: Filters, backend: Option<usize>) -> Route {
-    Route {
-        name: "shop/orders/0".into(),
-        hostnames: Vec::new(),
-        matches: vec![RouteMatch {
-            path: Some(PathMatch::Prefix(prefix.to_owned())),
-            ..RouteMatch::default()
-        }],
-        backends: vec![WeightedBackend {
-            backend,
-            weight: 1,
-            filters: Filters::default(),
-        }],
-        rules: RouteRules {
-            request: RequestRules {
-                filters,
-                ..RequestRules::default()
-            },
-            ..RouteRules::default()
-        },
-    }
-}
-
 #[tokio::test]
 async fn no_endpoints() {
     let mut lab = Lab::new().await;
@@ -500,7 +477,7 @@ async fn attempt_timeout() {
 async fn no_route() {
     let mut lab = Lab::new().await;
     let backend = backend(&[nobody()]);
-    let routes = vec![route("/elsewhere", Filters::default(), Some(0))];
+    let routes = vec![route(vec![below("/elsewhere")], Some(0), Filters::default())];
     let web = lab.routed(service(routes, backend)).await;
     let case = Case::new(
         &web,
@@ -515,7 +492,10 @@ async fn no_route() {
 async fn invalid_backend() {
     let mut lab = Lab::new().await;
     let web = lab
-        .routed(service(vec![route("", Filters::default(), None)], backend(&[nobody()])))
+        .routed(service(
+            vec![route(vec![below("")], None, Filters::default())],
+            backend(&[nobody()]),
+        ))
         .await;
     let words = "a backend of route shop/orders/0 does not exist; check its backendRefs";
     let case = Case::new(&web, web.outbound[0], Reason::InvalidBackend, words);
@@ -547,7 +527,7 @@ async fn bad_request() {
         ..Filters::default()
     };
     let backend = backend(&[nobody()]);
-    let routes = vec![route("/a", filters, Some(0))];
+    let routes = vec![route(vec![below("/a")], Some(0), filters)];
     let web = lab.routed(service(routes, backend)).await;
     let words = "the request's URI cannot be rewritten as its route says";
     let mut case = Case::new(&web, web.outbound[0], Reason::BadRequest, words).unsent();

@@ -14,12 +14,13 @@ use outrigger_proxy::app::RunningProxy;
 use outrigger_proxy::config::{Config, LetIn, Plaintext};
 use outrigger_proxy::discovery::{DiscoveryConfig, StaticTargets};
 use outrigger_proxy::model::{
-    Backend, Endpoint, Endpoints, Filters, HeaderModifier, Mirror, PathMatch, PathModifier, Protocol, Redirect,
-    RequestRules, Rewrite, Route, RouteMatch, RouteRules, Service, ServiceName, Target, WeightedBackend,
+    Backend, Endpoint, Endpoints, Filters, HeaderModifier, Mirror, PathModifier, Protocol, Redirect, Rewrite, Route,
+    Service, ServiceName, Target,
 };
 use outrigger_tests::mesh::{
     App, Authority, Collector, Http, SOON, Sidecar, attribute, id, metric, request, status, text,
 };
+use outrigger_tests::routes::{below, route};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
@@ -414,15 +415,10 @@ async fn routes_filters_and_mirrors() {
         set: vec![(HeaderName::from_static(name), HeaderValue::from_static(value))],
         ..HeaderModifier::default()
     };
-    let with = |filters| RouteRules {
-        request: RequestRules {
-            filters,
-            ..RequestRules::default()
-        },
-        ..RouteRules::default()
-    };
-    let rewritten = Route {
-        rules: with(Filters {
+    let rewritten = route(
+        vec![below("/api")],
+        Some(0),
+        Filters {
             request_headers: vec![set("x-canary", "yes")],
             response_headers: vec![set("x-from", "route")],
             rewrites: vec![Rewrite {
@@ -434,11 +430,12 @@ async fn routes_filters_and_mirrors() {
                 parts_per_million: 1_000_000,
             }],
             ..Filters::default()
-        }),
-        ..route("/api", 0)
-    };
-    let moved = Route {
-        rules: with(Filters {
+        },
+    );
+    let moved = route(
+        vec![below("/old")],
+        Some(0),
+        Filters {
             redirect: Some(Redirect {
                 scheme: None,
                 hostname: Some("new.example".into()),
@@ -447,9 +444,8 @@ async fn routes_filters_and_mirrors() {
                 status: StatusCode::MOVED_PERMANENTLY,
             }),
             ..Filters::default()
-        }),
-        ..route("/old", 0)
-    };
+        },
+    );
     let web = Sidecar::new("web")
         .calls("web", "http1", &[(app.address, None)], "{}")
         .start_with(&authority, |config| {
@@ -498,23 +494,6 @@ fn backend(of: &str, addresses: &[SocketAddr]) -> Arc<Backend> {
         endpoints: Endpoints::Known(addresses.iter().map(endpoint).collect()),
         client_affinity: false,
     })
-}
-
-fn route(prefix: &str, to: usize) -> Route {
-    Route {
-        name: prefix.into(),
-        hostnames: Vec::new(),
-        matches: vec![RouteMatch {
-            path: Some(PathMatch::Prefix(prefix.to_owned())),
-            ..RouteMatch::default()
-        }],
-        backends: vec![WeightedBackend {
-            backend: Some(to),
-            weight: 1,
-            filters: Filters::default(),
-        }],
-        rules: RouteRules::default(),
-    }
 }
 
 fn service(routes: Vec<Route>, backends: Vec<Arc<Backend>>) -> Service {

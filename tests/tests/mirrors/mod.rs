@@ -24,10 +24,10 @@ use outrigger_api::spiffe::SpiffeId;
 use outrigger_proxy::app::RunningProxy;
 use outrigger_proxy::discovery::{DiscoveryConfig, StaticTargets};
 use outrigger_proxy::model::{
-    AttemptRules, Backend, Endpoint, Endpoints, Filters, Mirror, Protocol, RequestRules, RetryPolicy, Route,
-    RouteRules, Service, ServiceName, Target, WeightedBackend,
+    Backend, Endpoint, Endpoints, Filters, Mirror, Protocol, RetryPolicy, Service, ServiceName, Target,
 };
 use outrigger_tests::mesh::{App, Authority, Body, SOON, Sidecar, id, metric, text};
+use outrigger_tests::routes::route;
 use tokio::net::TcpSocket;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -135,29 +135,10 @@ fn service(protocol: Protocol, attempts: u32, app: SocketAddr, mirrors: &[(Socke
             .collect(),
         ..Filters::default()
     };
-    let retry = RetryPolicy {
+    let mut route = route(Vec::new(), Some(0), filters);
+    route.rules.attempt.retry = RetryPolicy {
         attempts,
         ..RetryPolicy::default()
-    };
-    let route = Route {
-        name: "all".into(),
-        hostnames: Vec::new(),
-        matches: Vec::new(),
-        backends: vec![WeightedBackend {
-            backend: Some(0),
-            weight: 1,
-            filters: Filters::default(),
-        }],
-        rules: RouteRules {
-            request: RequestRules {
-                filters,
-                ..RequestRules::default()
-            },
-            attempt: AttemptRules {
-                retry,
-                ..AttemptRules::default()
-            },
-        },
     };
     Service {
         name: name("orders"),
