@@ -16,9 +16,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use kube::Client;
 
-use super::Level;
-
-/// Prints a line for each finding. The exit code is 1 when somebody would be refused.
+/// Prints a line for each finding. The exit code is 1 when somebody would be refused, and else 3 when not all could be judged.
 ///
 /// # Errors
 /// When the file is faulty, or the cluster does not let the user look.
@@ -30,17 +28,11 @@ pub(super) async fn run(client: &Client, own_namespace: &str, file: &Path) -> an
     let cluster = gather::cluster(client, own_namespace).await?;
     let changes = judge::changes(&cluster, &proposed)?;
     let seen = gather::callers(client, &changes).await;
-    let findings = judge::findings(&proposed, &changes, &seen);
-    for finding in &findings {
+    let report = judge::report(&proposed, &changes, &seen);
+    for finding in &report.findings {
         println!("{finding}");
     }
-    let wrong = findings.iter().any(|finding| finding.level == Level::Wrong);
-    println!(
-        "\n{}",
-        match wrong {
-            true => "Somebody would be shut out who calls now.",
-            false => "Nobody would be shut out of whom that is known.",
-        }
-    );
-    Ok(ExitCode::from(u8::from(wrong)))
+    let outcome = report.outcome();
+    println!("\n{}", outcome.text());
+    Ok(ExitCode::from(outcome.exit_code()))
 }

@@ -18,7 +18,7 @@ use outrigger_controller::objects::{Object, ObjectName, from_k8s};
 use serde::Deserialize;
 
 use super::file::Proposed;
-use crate::check::{Finding, good, some, warning, with_ready_sidecar, wrong};
+use crate::check::{Finding, Level, good, some, warning, with_ready_sidecar, wrong};
 
 /// What the controller knows of, as far as policies depend on it.
 #[derive(Debug)]
@@ -141,8 +141,57 @@ enum Fate {
     LetIn,
 }
 
+/// All that is to be said.
+#[derive(Debug)]
+pub(super) struct Report {
+    pub(super) findings: Vec<Finding>,
+    /// All calls that were counted could be judged.
+    pub(super) is_complete: bool,
+}
+
+/// What the command comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    NobodyShutOut,
+    SomebodyShutOut,
+    /// Nobody, of those who could be judged.
+    NotAllJudged,
+}
+
+impl Report {
+    pub(super) fn outcome(&self) -> Outcome {
+        if self.findings.iter().any(|finding| finding.level == Level::Wrong) {
+            return Outcome::SomebodyShutOut;
+        }
+        match self.is_complete {
+            true => Outcome::NobodyShutOut,
+            false => Outcome::NotAllJudged,
+        }
+    }
+}
+
+impl Outcome {
+    pub(super) fn exit_code(self) -> u8 {
+        match self {
+            Self::NobodyShutOut => 0,
+            Self::SomebodyShutOut => 1,
+            // 2 is a mistake on the command line.
+            Self::NotAllJudged => 3,
+        }
+    }
+
+    /// For people.
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Self::NobodyShutOut => "Nobody would be shut out of whom that is known.",
+            Self::SomebodyShutOut => "Somebody would be shut out who calls now.",
+            Self::NotAllJudged => "Not all who call could be judged; nobody of the others would be shut out.",
+        }
+    }
+}
+
 /// What is to be said of it.
-pub(super) fn findings(proposed: &[Proposed], changes: &[Change], seen: &[Result<Seen, String>]) -> Vec<Finding> {
+pub(super) fn report(proposed: &[Proposed], changes: &[Change], seen: &[Result<Seen, String>]) -> Report {
     let mut findings = of_the_file(proposed, changes);
     let mut groups: BTreeMap<Group, BTreeMap<String, u64>> = BTreeMap::new();
     let (mut unread, mut why_unread) = (Vec::new(), "");
@@ -175,9 +224,11 @@ pub(super) fn findings(proposed: &[Proposed], changes: &[Change], seen: &[Result
         }
     }
     findings.extend(groups.iter().map(|(group, counts)| finding(group, counts)));
+    let unknown = groups.keys().any(|group| matches!(group.fate, Fate::Unknown(_)));
+    let is_complete = others == 0 && unread.is_empty() && !unknown;
     if others > 0 {
         findings.push(warning(
-            format!("{others} calls are not judged: their callers are more than a sidecar tells apart"),
+            format!("{others} calls cannot be judged: their callers are more than a sidecar tells apart"),
             "mode: Audit counts and logs each of them",
         ));
     }
@@ -194,7 +245,7 @@ pub(super) fn findings(proposed: &[Proposed], changes: &[Change], seen: &[Result
             ago(shortest)
         )));
     }
-    findings
+    Report { findings, is_complete }
 }
 
 /// What is to be known of the policies themselves.

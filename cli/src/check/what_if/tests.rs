@@ -5,7 +5,7 @@ use kube::core::DynamicObject;
 use serde_json::{Value, json};
 
 use super::file::policies;
-use super::judge::{Change, Cluster, Seen, changes, findings};
+use super::judge::{Change, Cluster, Outcome, Seen, changes, report};
 use crate::check::Level;
 
 fn of<T: serde::de::DeserializeOwned>(value: Value) -> T {
@@ -86,7 +86,7 @@ fn found(now: &[&str], then: &str) -> Vec<String> {
     let proposed = policies("new.yaml", then, "shop").unwrap();
     let changes = changes(&cluster, &proposed).unwrap();
     let seen: Vec<_> = changes.iter().map(|_| Ok(sees(&callers(), 0))).collect();
-    let written = findings(&proposed, &changes, &seen).into_iter().map(|finding| {
+    let written = report(&proposed, &changes, &seen).findings.into_iter().map(|finding| {
         let level = match finding.level {
             Level::Good => "good",
             Level::Warning => "warning",
@@ -282,25 +282,59 @@ fn what_is_not_known_is_said() {
     let changes: Vec<Change> = changes(&cluster, &proposed).unwrap();
     assert_eq!(changes.len(), 2, "web is not selected");
     let seen = [Ok(sees(&json!([]), 12)), Err("forbidden".to_owned())];
-    let texts: Vec<String> = findings(&proposed, &changes, &seen)
+    let texts: Vec<String> = report(&proposed, &changes, &seen)
+        .findings
         .iter()
         .map(ToString::to_string)
         .collect();
     let wrote = json!([{"identity": null, "port": 8080, "method": "GET 1\n✓ \u{1b}[2K", "count": u64::MAX}]);
     let wrote = [Ok(sees(&wrote, u64::MAX)), Ok(sees(&wrote, 1))];
-    let wrote: String = findings(&proposed, &changes, &wrote)
+    let wrote: String = report(&proposed, &changes, &wrote)
+        .findings
         .iter()
         .map(ToString::to_string)
         .collect();
     assert!(wrote.contains("GET 1\\n✓ \\u{1b}[2K 18446744073709551615"), "{wrote}");
     for part in [
-        "! 12 calls are not judged",
+        "! 12 calls cannot be judged",
         "shop/orders-7d9c-2\n    forbidden",
         "✓ 2 pods would be told of it",
         "2 hours ago",
     ] {
         assert!(texts.iter().any(|text| text.contains(part)), "{part}: {texts:#?}");
     }
+}
+
+/// Nobody takes an exit code of 0 for a look at all callers when it was none.
+#[test]
+fn what_could_not_be_judged_is_in_the_exit_code() {
+    let cluster = cluster(&[]);
+    let web = format!("{{{ORDERS}, rules: [{{sources: [{WEB}]}}]}}");
+    let paths = format!(
+        "{{{ORDERS}, rules: [{{sources: [{WEB}], httpAttributes: [{{paths: [{{type: PathPrefix, value: /orders}}]}}]}}]}}"
+    );
+    let calls = |name: &str| json!([{"identity": format!("{SHOP}/{name}"), "port": 8080, "method": "GET", "count": 1}]);
+    let (web_calls, jobs_calls) = (calls("web"), calls("jobs"));
+    for (spec, callers, others, other_pod, expected) in [
+        (&web, &web_calls, 0, true, Outcome::NobodyShutOut),
+        (&web, &web_calls, 1, true, Outcome::NotAllJudged),
+        (&web, &web_calls, 0, false, Outcome::NotAllJudged),
+        (&paths, &web_calls, 0, true, Outcome::NotAllJudged),
+        (&web, &jobs_calls, 0, true, Outcome::SomebodyShutOut),
+        (&web, &jobs_calls, 1, false, Outcome::SomebodyShutOut),
+    ] {
+        let proposed = policies("new.yaml", &access("new", spec), "shop").unwrap();
+        let changes = changes(&cluster, &proposed).unwrap();
+        let other_pod = if other_pod {
+            Ok(sees(&json!([]), 0))
+        } else {
+            Err("forbidden".to_owned())
+        };
+        let report = report(&proposed, &changes, &[Ok(sees(callers, others)), other_pod]);
+        assert_eq!(report.outcome(), expected, "{spec}: {callers}, {others}");
+    }
+    let all = [Outcome::NobodyShutOut, Outcome::SomebodyShutOut, Outcome::NotAllJudged];
+    assert_eq!(all.map(Outcome::exit_code), [0, 1, 3]);
 }
 
 /// File, line, field, and what is wrong.
