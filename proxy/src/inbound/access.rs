@@ -8,14 +8,14 @@ use std::cell::{Ref, RefCell};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderMap;
 use http::request::Parts;
+use http::{HeaderMap, Method};
 use outrigger_access::jwt::Failure;
 use outrigger_access::{self as policy, Access, Decision, Head, Tokens, Verdict};
 use outrigger_api::spiffe::SpiffeId;
 use outrigger_proxy_transport::authority;
 use outrigger_proxy_transport::error::{ProxyError, Reason};
-use outrigger_proxy_transport::headers::named_for_this_hop;
+use outrigger_proxy_transport::headers::{asks_for_tls, named_for_this_hop};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
@@ -181,7 +181,6 @@ impl AccessRule {
         subject: Subject<'_>,
     ) -> Result<Option<Box<AccessNote>>, (Box<AccessNote>, Answer)> {
         if !access.selects(caller.app.port()) {
-            self.let_in(caller, subject);
             return Ok(None);
         }
         let decision = decide(access, caller, subject);
@@ -189,7 +188,6 @@ impl AccessRule {
             self.tell(caller, subject, &note);
             return Err((note, answer));
         }
-        self.let_in(caller, subject);
         let (policy, rule) = by(&decision.verdict);
         self.metrics.access(AccessDecision::Allowed, policy, rule, "");
         let audited = decision.audit.iter().map(|audited| {
@@ -202,11 +200,9 @@ impl AccessRule {
         Ok(audited.reduce(|first, _| first))
     }
 
-    fn let_in(&self, caller: &Caller, subject: Subject<'_>) {
-        let method = match subject {
-            Subject::Bytes => None,
-            Subject::Request(head, _) => Some(&head.method),
-        };
+    /// The app has taken what was let in: a request of this method, or a connection of bytes. Before that nothing is counted: of ports that
+    /// nobody listens at, anybody could make a series.
+    pub(super) fn count(&self, caller: &Caller, method: Option<&Method>) {
         let callers = self.metrics.callers();
         callers.count(caller.peer.as_ref(), caller.app.port(), method);
     }
@@ -282,23 +278,35 @@ fn decide<'a>(access: &'a Access, caller: &Caller, subject: Subject<'_>) -> Deci
         ))
     };
     let mut decision = of(&head.headers);
-    if named.is_empty() || !decision.verdict.is_allowed() {
-        return decision;
-    }
     // RFC 9110 section 7.6.1 lets a client remove what a proxy before it may have written. What does not come to the app opens
     // nothing; what would be refused with it is refused.
-    let mut all = head.headers.clone();
-    all.extend(named.clone());
-    let with_them = of(&all);
-    if let Verdict::Denied(_) = with_them.verdict {
-        return with_them;
+    if !named.is_empty() && decision.verdict.is_allowed() {
+        let mut all = head.headers.clone();
+        all.extend(named.clone());
+        let with_them = of(&all);
+        if let Verdict::Denied(_) = with_them.verdict {
+            return with_them;
+        }
+        add_audits(&mut decision, with_them);
     }
-    for audited in with_them.audit {
-        if decision.audit.iter().all(|other| other.policy != audited.policy) {
+    // What follows is the app's own TLS, with requests in it that nobody asks about: so it is let in as that, or not at all.
+    if asks_for_tls(&head.headers) && decision.verdict.is_allowed() {
+        let of_bytes = access.decide(&facts(caller, policy::Carries::Bytes));
+        if !of_bytes.verdict.is_allowed() {
+            return of_bytes;
+        }
+        add_audits(&mut decision, of_bytes);
+    }
+    decision
+}
+
+/// What audited policies would refuse of another reading of the same request.
+fn add_audits<'a>(decision: &mut Decision<'a>, other: Decision<'a>) {
+    for audited in other.audit {
+        if decision.audit.iter().all(|known| known.policy != audited.policy) {
             decision.audit.push(audited);
         }
     }
-    decision
 }
 
 /// The address is the TCP peer's. A pod that calls itself has its own.
@@ -429,6 +437,34 @@ mod tests {
                 conditions: conditions.map(|kind| proto::Condition { kind: Some(kind) }).into(),
             }],
             ..proto::Policy::default()
+        }
+    }
+
+    /// A rule that needs HTTP lets no TLS of the app in, also where a request asks for it.
+    #[test]
+    fn tls_within_a_request_is_for_whom_bytes_are_for() {
+        let request = |upgrade: &'static str| {
+            let request = http::Request::get("/").header("x", "1").header("upgrade", upgrade);
+            request.body(()).unwrap().into_parts().0
+        };
+        let mut of_bytes = of_header(false);
+        of_bytes.rules[0].conditions.truncate(1);
+        for (policy, upgrade, allowed) in [
+            (of_header(false), "websocket", true),
+            (of_header(false), "TLS/1.3", false),
+            (of_header(false), "websocket, tls/1.2", false),
+            (of_bytes.clone(), "TLS/1.3", true),
+        ] {
+            let (head, beside) = (request(upgrade), Beside::default());
+            let subject = Subject::Request(&head, &beside);
+            let of = |enforced, audited| Access::new(&proto::Access { enforced, audited });
+            let enforced = of(vec![policy.clone()], Vec::new());
+            let decision = decide(&enforced, &caller(None), subject);
+            assert_eq!(decision.verdict.is_allowed(), allowed, "{upgrade}");
+            let audited = of(Vec::new(), vec![policy]);
+            let decision = decide(&audited, &caller(None), subject);
+            assert!(decision.verdict.is_allowed());
+            assert_eq!(decision.audit.is_empty(), allowed, "{upgrade}");
         }
     }
 

@@ -90,6 +90,8 @@ async fn carry_bytes(state: &State, caller: &Caller, client: &mut Stream, server
             return state.reset(client, caller, &Refusal::Access(refused));
         }
     };
+    // There is a connection to the app.
+    access.count(caller, None);
     let meter = state.context.process.telemetry.tunnel(Box::new(caller.ends()));
     if let Some(note) = note {
         meter.note(*note);

@@ -53,10 +53,12 @@ pub(super) async fn handle(
 ) -> Response<ResponseBody> {
     let upgrade = wants_upgrade(request.method(), request.headers()).then(|| hyper::upgrade::on(&mut request));
     let (mut head, body) = request.into_parts();
+    let keeps_upgrade = upgrade.is_some() && version == HttpVersion::Http1;
+    let is_bare = body.is_end_stream() && upgrade.is_none();
     let facts = Facts {
         caller,
-        is_bare: body.is_end_stream() && upgrade.is_none(),
-        keeps_upgrade: upgrade.is_some() && version == HttpVersion::Http1,
+        is_probe: state.rules.plaintext.is_probe(caller, &head, is_bare, keeps_upgrade),
+        keeps_upgrade,
     };
     let mut call = begin(state, &facts, &mut head, &body);
     let beside = match apply_rules(&state.rules, &facts, &mut head, &mut call) {
@@ -71,8 +73,10 @@ pub(super) async fn handle(
         Upgrade { client, begun }
     });
 
+    // Behind all that removes what others say of it, and that looks at what they say.
+    caller.introduction.write(&mut head.headers);
     call.propagate(&mut head.headers);
-    match send_to_app(caller, pool, version, head, body, &call).await {
+    match send_to_app(&state.rules.access, caller, pool, version, head, body, &call).await {
         Ok((response, lease)) => respond(state, caller, call, response, lease, upgrade),
         Err(error) => call.fail(&error),
     }
@@ -84,7 +88,8 @@ struct Upgrade {
     begun: Box<Begun>,
 }
 
-/// What a tunnel began with: policies that change are asked about it again.
+/// What a tunnel began with: policies that change are asked about it again. It is what they were asked about before, without what the app
+/// is told of its caller.
 struct Begun {
     head: Parts,
     beside: Beside,
@@ -102,7 +107,7 @@ fn begin(state: &State, facts: &Facts<'_>, head: &mut Parts, body: &ClientBody) 
     let in_flight = state.context.activity.begin();
     let mut call = Call::begin(telemetry, callee, head, body.received(), in_flight);
     let context = &mut call.request.context;
-    if context.parent.is_none() && state.rules.plaintext.is_probe(facts, head) {
+    if context.parent.is_none() && facts.is_probe {
         // A trace every few seconds that nobody asked for would bury the others.
         context.sampled = false;
     }
@@ -122,8 +127,8 @@ impl Remote for Caller {
 /// What rules decide from, beside the head of the request.
 struct Facts<'a> {
     caller: &'a Rc<Caller>,
-    /// It has neither a body nor an upgrade.
-    is_bare: bool,
+    /// Kubelet's own, as far as anybody can tell.
+    is_probe: bool,
     /// The request may become another protocol's connection.
     keeps_upgrade: bool,
 }
@@ -140,19 +145,17 @@ fn apply_rules(
 ) -> Result<Beside, LocalReply> {
     let RequestRules { plaintext, access } = rules;
     check(head)?;
-    plaintext.admit(facts, head)?;
+    plaintext.admit(facts)?;
     // Before policies look at headers: nobody forges what a sidecar says.
     strip_ours(&mut head.headers);
     let named = access.named(facts.caller, head);
     strip_hop_by_hop(&mut head.headers, facts.keeps_upgrade);
-    let beside = access.admit(facts.caller, head, named, call)?;
-    // Behind all that removes what others say of it.
-    facts.caller.introduction.write(&mut head.headers);
-    Ok(beside)
+    Ok(access.admit(facts.caller, head, named, call)?)
 }
 
 /// Sends the request to the app; once more if that does no harm: its connection was a stale one, or refused it.
 async fn send_to_app(
+    access: &AccessRule,
     caller: &Caller,
     pool: &Rc<Pool>,
     version: HttpVersion,
@@ -165,6 +168,9 @@ async fn send_to_app(
     let mut again = false;
     loop {
         let checkout = checkout(caller, pool, version).await?;
+        if !again {
+            access.count(caller, Some(&head.method));
+        }
         if let Some(timeout) = timeout {
             grpc::set_timeout(&mut head.headers, timeout.saturating_sub(call.started.elapsed()));
         }

@@ -83,6 +83,12 @@ const H2C: &str = "GET /admin HTTP/1.1\r\nHost: a\r\nConnection: close, upgrade,
                    HTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n";
 const H2C_IN: &str = "GET /public HTTP/1.1\r\nHost: a\r\nConnection: close, upgrade, http2-settings\r\nUpgrade: h2c\r\n\
                       HTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n";
+/// What would follow it is HTTP that nobody but the app can read (RFC 2817).
+const TLS_WITHIN: &str = "GET /public HTTP/1.1\r\nHost: a\r\nUpgrade: TLS/1.3\r\nConnection: close, upgrade\r\n\r\n";
+const TLS_BESIDE: &str = "GET /public HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nUpgrade: x, tls/1.2\r\nConnection: close, upgrade\r\n\r\n";
+const TLS_OPTIONS: &str = "OPTIONS * HTTP/1.1\r\nHost: a\r\nUpgrade: TLS/1.0\r\nConnection: close, upgrade\r\n\r\n";
+/// It asks for nothing: `Connection` does not say so.
+const TLS_NAMED: &str = "GET /public HTTP/1.1\r\nHost: a\r\nUpgrade: TLS/1.3\r\nConnection: close\r\n\r\n";
 const ABSOLUTE: &str = "GET http://b/admin HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
 const HOP: &str = "GET / HTTP/1.1\r\nHost: a\r\nX-Debug: 1\r\nConnection: close, X-Debug\r\n\r\n";
 const HOP_KEY: &str = "GET / HTTP/1.1\r\nHost: a\r\nX-Key: secret\r\nConnection: close, x-key\r\n\r\n";
@@ -235,6 +241,11 @@ async fn what_becomes_of_each() {
         (vec![&public], Hand("outrigger/h1"), Raw(BEHIND_CRLF), Denied),
         (vec![&public], Web, Raw(H2C), Denied),
         (vec![&public], Web, Raw(H2C_IN), In),
+        (vec![&public], Web, Raw(TLS_WITHIN), Denied),
+        (vec![&public], Web, Raw(TLS_BESIDE), Denied),
+        (vec![&public], Hand("outrigger/h1"), Raw(TLS_WITHIN), Denied),
+        (vec![&public], Web, Raw(TLS_OPTIONS), Denied),
+        (vec![&public], Web, Raw(TLS_NAMED), In),
         (vec![&public], Web, Raw(ABSOLUTE), Denied),
         (vec![&public], Web, Raw(CONNECT), Denied),
         // Paths that servers read in several ways meet no rule that allows, and each that denies.
@@ -250,6 +261,7 @@ async fn what_becomes_of_each() {
         (vec![&no_admin], Web, Get("/x/%2e%2e/admin"), Denied),
         (vec![&no_admin], Web, Get("/ADMIN"), Denied),
         (vec![&no_admin], Web, Get("/administrator"), In),
+        (vec![&no_admin], Web, Raw(TLS_WITHIN), Denied),
         (vec![&no_admin], Web, Two("/admin"), Denied),
         (vec![&no_admin], Stranger, Raw(BEHIND_CRLF), Reset),
         (vec![&no_admin], Web, Raw(ABSOLUTE), Denied),

@@ -3,6 +3,7 @@
 use http::{Method, Request};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use outrigger_proxy::config::ForwardedFor;
 use outrigger_tests::mesh::{Http, metric, text};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -106,6 +107,21 @@ async fn a_tunnel_lasts_as_long_as_the_request_that_began_it_is_let_in() {
     // The HTTP/2 connection of the caller's sidecar, which had the tunnel, carries others.
     scene.enforces(WEB).await;
     soon(echoes(&mut connect(&scene).await)).await.unwrap();
+}
+
+/// And not by what the app was told of its caller since then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_is_asked_about_as_it_was_when_it_began() {
+    const BEFORE: &str = "[{name: before, spec: {rules: [{sources: [{type: Any}], httpAttributes: [{headers: [{name: x-forwarded-for, value: 192.0.2.1}]}]}]}}]";
+    const BEHIND: &str = "[{name: behind, spec: {rules: [{sources: [{type: Any}], httpAttributes: [{headers: [{name: x-forwarded-for, type: RegularExpression, value: \"192.*\"}]}]}]}}]";
+    let scene = Scene::with(|config| config.forwarded_for = ForwardedFor::Append).await;
+    scene.enforces(BEFORE).await;
+    let mut tunnel = chat(&scene, "X-Forwarded-For: 192.0.2.1\r\n").await;
+    assert_eq!(scene.app.heard()["x-forwarded-for"], "192.0.2.1, 127.0.0.1");
+    for policies in [BEHIND, BEFORE, BEHIND] {
+        scene.enforces(policies).await;
+        soon(echoes(&mut tunnel)).await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -278,3 +278,34 @@ async fn a_sidecar_counts_whom_it_has_let_in() {
     );
     assert_eq!(page["others"], 0);
 }
+
+/// A port that nobody listens at: whoever tries ports, methods and protocols fills no series.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_app_has_not_taken_is_not_counted() {
+    let authority = Authority::start(&["orders"], DAY).await;
+    // Bound, and not listening: it is nobody else's meanwhile.
+    let nobody = tokio::net::TcpSocket::new_v4().unwrap();
+    nobody.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let orders = Sidecar::new("orders").protects(nobody.local_addr().unwrap());
+    let orders = orders.start(&authority).await;
+    let to = orders.inbound[0];
+    for method in [Method::GET, Method::POST, Method::from_bytes(b"JUNK").unwrap()] {
+        for http in [Http::one, Http::two] {
+            let seen = http().send(request(method.clone(), to, "/", "")).await.unwrap();
+            assert_eq!(seen.error(), Some("app-unavailable"), "{method}");
+        }
+    }
+    let mut grpc = request(Method::POST, to, "/shop.Orders/Get", "");
+    let kind = "application/grpc".parse().unwrap();
+    grpc.headers_mut().insert("content-type", kind);
+    let seen = Http::two().send(grpc).await.unwrap();
+    assert_eq!(seen.error(), Some("app-unavailable"));
+    let mut bytes = tokio::net::TcpStream::connect(to).await.unwrap();
+    bytes.write_all(b"\0word").await.unwrap();
+    super::soon(bytes.read_to_end(&mut Vec::new())).await.unwrap_err();
+
+    let page = Http::one().get(orders.admin, "/callers").await.body;
+    let page: serde_json::Value = serde_json::from_slice(&page).unwrap();
+    assert_eq!(page["callers"], serde_json::json!([]));
+    assert_eq!(page["others"], 0);
+}

@@ -6,7 +6,7 @@ use outrigger_api::probes::GRPC_HEALTH;
 use outrigger_proxy_transport::error::{ProxyError, Reason};
 use outrigger_proxy_transport::server::PLAINTEXT_REFUSED;
 
-use super::Facts;
+use super::{Caller, Facts};
 use crate::config::{Config, LetIn, Mtls, Plaintext};
 
 /// See the module.
@@ -27,27 +27,29 @@ impl PlaintextRule {
     ///
     /// # Errors
     /// [`Reason::PlaintextRefused`].
-    pub(super) fn admit(&self, facts: &Facts<'_>, head: &Parts) -> Result<(), ProxyError> {
-        if facts.caller.peer.is_some() || self.mtls == Mtls::Permissive || self.is_probe(facts, head) {
+    pub(super) fn admit(&self, facts: &Facts<'_>) -> Result<(), ProxyError> {
+        if facts.caller.peer.is_some() || self.mtls == Mtls::Permissive || facts.is_probe {
             return Ok(());
         }
         Err(ProxyError::new(Reason::PlaintextRefused, PLAINTEXT_REFUSED))
     }
 
     /// Whether it is what kubelet asks the app itself, in plaintext. Nobody can be told apart from kubelet, so it is no more
-    /// than kubelet's own request: no other method, query, body or upgrade.
-    pub(super) fn is_probe(&self, facts: &Facts<'_>, head: &Parts) -> bool {
+    /// than kubelet's own request: no other method, query, body or upgrade. `is_bare`: it has neither a body nor an upgrade.
+    pub(super) fn is_probe(&self, caller: &Caller, head: &Parts, is_bare: bool, keeps_upgrade: bool) -> bool {
+        if caller.peer.is_some() {
+            return false;
+        }
         let path = head.uri.path();
         let target = head.uri.path_and_query().map_or(path, |p| p.as_str());
-        let get = head.method == Method::GET && facts.is_bare;
+        let get = head.method == Method::GET && is_bare;
         let is = |what: &Plaintext| match what {
             Plaintext::Connection => false,
             Plaintext::Get(declared) => get && target == declared,
             Plaintext::GetPath(declared) => get && (path == declared || target == declared),
-            Plaintext::GrpcHealth => head.method == Method::POST && target == GRPC_HEALTH && !facts.keeps_upgrade,
+            Plaintext::GrpcHealth => head.method == Method::POST && target == GRPC_HEALTH && !keeps_upgrade,
         };
-        let caller = facts.caller;
-        caller.peer.is_none() && self.let_in.iter().any(|e| e.port == caller.app.port() && is(&e.what))
+        self.let_in.iter().any(|e| e.port == caller.app.port() && is(&e.what))
     }
 }
 
@@ -109,24 +111,22 @@ mod tests {
                     introduction: Introduction::default(),
                 })
             };
-            let facts = |caller| Facts {
-                caller,
-                is_bare,
-                keeps_upgrade: false,
-            };
             let (plain, mesh) = (from(None), from(Some("spiffe://cluster.local/ns/shop/sa/web")));
             let what = format!("{method} {target} at {port}");
-            assert_eq!(strict.is_probe(&facts(&plain), &head), is_probe, "{what}");
-            assert_eq!(strict.admit(&facts(&plain), &head).is_ok(), is_probe, "{what}");
-            assert!(!strict.is_probe(&facts(&mesh), &head), "{what}");
-            assert!(strict.admit(&facts(&mesh), &head).is_ok(), "{what}");
-            assert!(permissive.admit(&facts(&plain), &head).is_ok(), "{what}");
-            let upgrade = Facts {
-                is_bare: false,
-                keeps_upgrade: true,
-                ..facts(&plain)
-            };
-            assert!(!strict.is_probe(&upgrade, &head), "{what}, with an upgrade");
+            for (rule, caller, probe, admitted) in [
+                (&strict, &plain, is_probe, is_probe),
+                (&strict, &mesh, false, true),
+                (&permissive, &plain, false, true),
+            ] {
+                let facts = Facts {
+                    caller,
+                    is_probe: rule.is_probe(caller, &head, is_bare, false),
+                    keeps_upgrade: false,
+                };
+                assert_eq!(facts.is_probe, probe, "{what}");
+                assert_eq!(rule.admit(&facts).is_ok(), admitted, "{what}");
+            }
+            assert!(!strict.is_probe(&plain, &head, false, true), "{what}, with an upgrade");
         }
     }
 }
