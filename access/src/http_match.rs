@@ -289,11 +289,9 @@ impl Text {
         let mut lines = headers.get_all(name).iter().map(|line| line.as_bytes());
         let are_cookies = name == COOKIE && headers.contains_key(COOKIE);
         match effect {
-            // Whatever an app takes of several lines of cookies, one of them or all together: the rule means it.
-            Effect::Allow => {
-                let is_met = headers.contains_key(name) && lines.all(|line| self.is(line));
-                is_met && (!are_cookies || self.is(&joined_cookies(headers)))
-            }
+            // As apps are given them.
+            Effect::Allow if are_cookies => self.is(&joined_cookies(headers)),
+            Effect::Allow => headers.contains_key(name) && lines.all(|line| self.is(line)),
             // Several lines are one list, and one line may be the whole list (RFC 9110 section 5.3). Cookies have semicolons for it
             // (RFC 9113 section 8.2.3).
             Effect::Deny => {
