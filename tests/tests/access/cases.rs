@@ -160,14 +160,6 @@ async fn what_becomes_of_each() {
         "",
         &[rule(ANY, &http("headers: [{name: x-key, value: secret}]"))],
     );
-    let forged = policy(
-        "forged",
-        "",
-        &[rule(
-            ANY,
-            &http("headers: [{name: outrigger-client-id, type: RegularExpression, value: .*}]"),
-        )],
-    );
     let forwarded = policy(
         "forwarded",
         "",
@@ -276,7 +268,6 @@ async fn what_becomes_of_each() {
         (vec![&key], Stranger, With("x-key", "secret"), In),
         (vec![&key], Stranger, Raw(HOP_KEY), Denied),
         (vec![&key], Stranger, Raw(TWO_KEYS), Denied),
-        (vec![&forged], Stranger, Raw(FORGED), Denied),
         (vec![&forwarded], Stranger, Raw(FORGED), Denied),
         (vec![&web], Stranger, Raw(FORGED), Denied),
         (vec![&host], Stranger, Raw(FOLDED), In),
