@@ -11,6 +11,7 @@ mod injector;
 mod keys;
 mod rights;
 mod roots;
+mod tokens;
 
 use std::future::Future;
 use std::time::Duration;

@@ -1,12 +1,11 @@
 //! Suites that others wrote: h2spec against the listeners of sidecars, h2specd against their connections to a server, and the
-//! gRPC project's interop client and server with sidecars in between. And a provider of tokens that others wrote, and what it issues.
+//! gRPC project's interop client and server with sidecars in between.
 //!
-//! `tests/cluster/build conformance oidc` makes the programs. They are looked for on the PATH.
+//! `tests/cluster/build conformance` makes the programs. They are looked for on the PATH.
 
 mod h2spec;
 mod h2specd;
 mod interop;
-mod tokens;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
