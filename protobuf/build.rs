@@ -7,6 +7,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             &[
                 "outrigger/identity/v1/identity.proto",
                 "outrigger/access/v1/access.proto",
+                "outrigger/limits/v1/limits.proto",
                 "outrigger/discovery/v1/discovery.proto",
             ][..],
         ),

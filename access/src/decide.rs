@@ -289,7 +289,7 @@ impl Access {
         let refusals = audited.filter_map(|policy| {
             let rule = policy.matching(call);
             let refuses = match policy.effect {
-                Effect::Deny => rule.is_some(),
+                Effect::Deny | Effect::Limit => rule.is_some(),
                 Effect::Allow => policy.exclusive && rule.is_none() && by.is_none(),
             };
             refuses.then_some(Audited {
@@ -309,7 +309,7 @@ impl Plan {
     fn add(&mut self, policy: Arc<Policy>, audited: bool) {
         let list = match (audited, policy.effect) {
             (true, _) => &mut self.audited,
-            (false, Effect::Deny) => &mut self.deny,
+            (false, Effect::Deny | Effect::Limit) => &mut self.deny,
             (false, Effect::Allow) => &mut self.allow,
         };
         // A port may be written twice.

@@ -125,7 +125,7 @@ impl HttpCondition {
             Self::Methods(methods) => methods.iter().any(|method| match effect {
                 Effect::Allow => **method == *head.method,
                 // There are frameworks that do not care.
-                Effect::Deny => method.eq_ignore_ascii_case(head.method),
+                Effect::Deny | Effect::Limit => method.eq_ignore_ascii_case(head.method),
             }),
             Self::Paths(paths) => paths.iter().any(|path| path.is_met(call, effect)),
             Self::Header(name, value) => value.is_met(name, head.headers, effect),
@@ -145,7 +145,7 @@ impl HttpCondition {
             Self::Methods(_) => (!memory.knows_method).then_some(Forgotten::METHOD),
             Self::Paths(paths) => {
                 // All that is below "/", but for an Allow rule "*", which is a path too (RFC 9112 section 3.2.4).
-                let whatever = effect == Effect::Deny && paths.iter().any(|path| path.value.is_any_path());
+                let whatever = effect.is_wide() && paths.iter().any(|path| path.value.is_any_path());
                 (!whatever).then_some(Forgotten::PATH)
             }
             Self::Header(..) => Some(Forgotten::HEADER),
@@ -209,7 +209,7 @@ impl PathMatch {
     ) -> Result<Self, Faulty> {
         let text = |path: &str| {
             let normal = path::normal_of_rule(path).ok_or(Faulty)?.into_bytes();
-            Ok(match effect == Effect::Deny && !take_ambiguous {
+            Ok(match effect.is_wide() && !take_ambiguous {
                 true => path::decoded(&normal),
                 false => normal,
             })
@@ -220,7 +220,7 @@ impl PathMatch {
             string_match::Kind::Regex(pattern) => {
                 let compiled = match effect {
                     Effect::Allow => patterns.compile(pattern),
-                    Effect::Deny => patterns.compile_any_case(pattern),
+                    Effect::Deny | Effect::Limit => patterns.compile_any_case(pattern),
                 };
                 PathValue::Pattern(compiled.map_err(|_| Faulty)?)
             }
@@ -240,7 +240,9 @@ impl PathMatch {
         match effect {
             Effect::Allow if path.is_ambiguous() => self.value.is_any_path(),
             Effect::Allow => self.value.is_met(normal, effect),
-            Effect::Deny => self.value.is_any_path() || path.may_be(|reading| self.value.is_met(reading, effect)),
+            Effect::Deny | Effect::Limit => {
+                self.value.is_any_path() || path.may_be(|reading| self.value.is_met(reading, effect))
+            }
         }
     }
 }
@@ -255,7 +257,7 @@ impl PathValue {
     fn is_met(&self, path: &[u8], effect: Effect) -> bool {
         let are_equal = |one: &[u8], other: &[u8]| match effect {
             Effect::Allow => one == other,
-            Effect::Deny => without_slashes(one).eq_ignore_ascii_case(without_slashes(other)),
+            Effect::Deny | Effect::Limit => without_slashes(one).eq_ignore_ascii_case(without_slashes(other)),
         };
         match self {
             Self::Exact(wanted) => are_equal(wanted, path),
@@ -265,7 +267,7 @@ impl PathValue {
             },
             // One of a Deny rule is compiled for any case.
             Self::Pattern(pattern) => {
-                pattern.is_match(path) || (effect == Effect::Deny && pattern.is_match(without_slashes(path)))
+                pattern.is_match(path) || (effect.is_wide() && pattern.is_match(without_slashes(path)))
             }
         }
     }
@@ -294,7 +296,7 @@ impl Text {
             Effect::Allow => headers.contains_key(name) && lines.all(|line| self.is(line)),
             // Several lines are one list, and one line may be the whole list (RFC 9110 section 5.3). Cookies have semicolons for it
             // (RFC 9113 section 8.2.3).
-            Effect::Deny => {
+            Effect::Deny | Effect::Limit => {
                 let separates = |&byte: &u8| byte == b',' || (are_cookies && byte == b';');
                 let is_met = lines.any(|line| {
                     let mut members = line.split(separates).map(<[u8]>::trim_ascii);
@@ -336,7 +338,7 @@ impl GrpcMethod {
                 is_call && !path.is_ambiguous() && self.is_named_by(path.normal().as_bytes())
             }
             // What the app takes for a call is the app's business.
-            Effect::Deny => path.may_be(|reading| self.begins(reading)),
+            Effect::Deny | Effect::Limit => path.may_be(|reading| self.begins(reading)),
         }
     }
 

@@ -30,7 +30,7 @@ struct Rule {
 }
 
 #[derive(Debug)]
-enum Condition {
+pub(crate) enum Condition {
     Ports(Box<[u16]>),
     Sources(Sources),
     Http(HttpMatches),
@@ -72,7 +72,7 @@ impl Policy {
     pub(crate) fn view(&self, port: Option<u16>) -> PolicyView {
         let action = match self.effect {
             Effect::Allow => ALLOW,
-            Effect::Deny => DENY,
+            Effect::Deny | Effect::Limit => DENY,
         };
         PolicyView {
             name: self.name.to_string(),
@@ -90,7 +90,7 @@ impl Rule {
         let conditions = effect.all_of(&message.conditions, condition);
         let mut conditions = match (conditions, effect) {
             (Ok(conditions), _) => conditions,
-            (Err(Faulty), Effect::Allow) => return None,
+            (Err(Faulty), Effect::Allow | Effect::Limit) => return None,
             (Err(Faulty), Effect::Deny) => Box::default(),
         };
         // What costs least is asked first.
@@ -125,7 +125,7 @@ impl Rule {
 }
 
 impl Condition {
-    fn new(
+    pub(crate) fn new(
         message: &proto::Condition,
         effect: Effect,
         providers: ProvidersOf<'_>,
@@ -138,7 +138,7 @@ impl Condition {
         }
     }
 
-    fn is_met(&self, call: &Call<'_>, effect: Effect) -> bool {
+    pub(crate) fn is_met(&self, call: &Call<'_>, effect: Effect) -> bool {
         match self {
             Self::Ports(ports) => ports.contains(&call.facts.port),
             Self::Sources(sources) => sources.are_met(call, effect),

@@ -195,7 +195,7 @@ impl Networks {
             any: effect.any_of(&message.cidrs, |cidr| network(cidr))?,
             // An exception that is unknown leaves what it is an exception of unknown.
             except: match effect {
-                Effect::Allow => except.collect::<Result<_, _>>()?,
+                Effect::Allow | Effect::Limit => except.collect::<Result<_, _>>()?,
                 Effect::Deny => except.filter_map(Result::ok).collect(),
             },
         })

@@ -23,6 +23,8 @@ pub use generated::access::v1 as access;
 pub use generated::discovery::v1 as discovery;
 /// `outrigger.identity.v1`: CSR in, SVID out.
 pub use generated::identity::v1 as identity;
+/// `outrigger.limits.v1`: how much a pod takes.
+pub use generated::limits::v1 as limits;
 
 /// The largest message of a discovery session, in bytes: some 40,000 endpoints of a Service. The controller sends none that is larger, and a
 /// sidecar takes none.
@@ -40,6 +42,11 @@ mod generated {
     pub mod discovery {
         pub mod v1 {
             include!("generated/outrigger.discovery.v1.rs");
+        }
+    }
+    pub mod limits {
+        pub mod v1 {
+            include!("generated/outrigger.limits.v1.rs");
         }
     }
     pub mod identity {

@@ -20,9 +20,10 @@ macro_rules! code {
     };
 }
 
-const ALL: [Code; 5] = [
+const ALL: [Code; 6] = [
     code!("api/src/generated", "outrigger.identity.v1.rs"),
     code!("api/src/generated", "outrigger.access.v1.rs"),
+    code!("api/src/generated", "outrigger.limits.v1.rs"),
     code!("api/src/generated", "outrigger.discovery.v1.rs"),
     code!("examples/shop-app/src/generated", "shop.v1.rs"),
     code!("examples/shop-app/src/generated", "grpc.health.v1.rs"),

@@ -17,7 +17,7 @@ use outrigger_proxy::model::{
 };
 use outrigger_proxy_transport::error::Reason;
 use outrigger_tests::mesh::{
-    App, Authority, Body, Collector, Http, SOON, Seen, Sidecar, attribute, id, metric, request,
+    App, Authority, Body, Collector, Http, SOON, Seen, Sidecar, attribute, id, metric, request, text,
 };
 use outrigger_tests::routes::{below, route};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -607,6 +607,24 @@ async fn access_denied() {
     let words = "do not let this request in; which of them, the log of its sidecar says";
     lab.told(&web, web.outbound[0], Reason::AccessDenied, words).await;
     let mut case = Case::new(&orders, web.outbound[0], Reason::AccessDenied, words);
+    case.span_of = Some("orders");
+    lab.told_of(case).await;
+}
+
+#[tokio::test]
+async fn rate_limited() {
+    let mut lab = Lab::new().await;
+    // The one request an hour is gone after the first call.
+    let one = "rateLimitPolicies: [{name: one, spec: {limits: [{rate: {requests: 1, interval: 1h}, scope: Pod}]}}]";
+    let app = App::start(|_| async { Response::new(text("")) }).await;
+    let orders = lab.sidecar("orders").protects(app.address).with(one);
+    let orders = orders.start(&lab.authority).await;
+    let web = lab.web(orders.inbound[0], ONCE).start(&lab.authority).await;
+    let first = Http::one().get(web.outbound[0], "/").await;
+    assert_eq!(first.status, 200);
+    let words = "takes no more such requests for now; try again in";
+    lab.told(&web, web.outbound[0], Reason::RateLimited, words).await;
+    let mut case = Case::new(&orders, web.outbound[0], Reason::RateLimited, words);
     case.span_of = Some("orders");
     lab.told_of(case).await;
 }

@@ -24,6 +24,7 @@ mod gateway_api;
 mod http1;
 mod http2;
 mod lifecycle;
+mod limits;
 mod mesh;
 mod mesh_http;
 mod mirrors;

@@ -52,6 +52,8 @@ pub enum Reason {
     TokenRequired,
     /// The caller's token is not good.
     TokenInvalid,
+    /// The called workload takes no more such requests for now.
+    RateLimited,
     /// The called sidecar does not know yet whom its workload lets in.
     AccessUnknown,
     /// The client went away before the response.
@@ -60,7 +62,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for the documentation's test.
-    pub const ALL: [Reason; 25] = [
+    pub const ALL: [Reason; 26] = [
         Reason::NoEndpoints,
         Reason::DiscoveryUnavailable,
         Reason::IdentityUnavailable,
@@ -84,6 +86,7 @@ impl Reason {
         Reason::AccessDenied,
         Reason::TokenRequired,
         Reason::TokenInvalid,
+        Reason::RateLimited,
         Reason::AccessUnknown,
         Reason::ClientClosed,
     ];
@@ -114,6 +117,7 @@ impl Reason {
             Reason::AccessDenied => "access-denied",
             Reason::TokenRequired => "token-required",
             Reason::TokenInvalid => "token-invalid",
+            Reason::RateLimited => "rate-limited",
             Reason::AccessUnknown => "access-unknown",
             Reason::ClientClosed => "client-closed",
         }
@@ -141,6 +145,7 @@ impl Reason {
             Reason::HeadTimeout => StatusCode::REQUEST_TIMEOUT,
             Reason::PlaintextRefused | Reason::AccessDenied => StatusCode::FORBIDDEN,
             Reason::TokenRequired | Reason::TokenInvalid => StatusCode::UNAUTHORIZED,
+            Reason::RateLimited => StatusCode::TOO_MANY_REQUESTS,
         }
     }
 
@@ -152,7 +157,7 @@ impl Reason {
         match self.status() {
             StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT => 4, // DEADLINE_EXCEEDED
             StatusCode::FORBIDDEN => 7,                                     // PERMISSION_DENIED
-            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => 8,               // RESOURCE_EXHAUSTED
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE | StatusCode::TOO_MANY_REQUESTS => 8, // RESOURCE_EXHAUSTED
             StatusCode::NOT_FOUND => 12,                                    // UNIMPLEMENTED
             StatusCode::BAD_REQUEST | StatusCode::INTERNAL_SERVER_ERROR => 13, // INTERNAL
             StatusCode::UNAUTHORIZED => 16,                                 // UNAUTHENTICATED

@@ -89,7 +89,7 @@ pub struct UnknownKey {
 /// A kind that the sidecar does not know is passed over.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ToSidecar {
-    #[prost(oneof = "to_sidecar::Kind", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "to_sidecar::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub kind: ::core::option::Option<to_sidecar::Kind>,
 }
 /// Nested message and enum types in `ToSidecar`.
@@ -113,6 +113,9 @@ pub mod to_sidecar {
         /// empty: a session in which a Workload comes first is of a controller that knows no AccessPolicy.
         #[prost(message, tag = "7")]
         Access(super::super::super::access::v1::Access),
+        /// How much this pod takes. In every session it comes before the first Access, so that who knows whom to let in knows how much as well.
+        #[prost(message, tag = "8")]
+        Limits(super::super::super::limits::v1::Limits),
     }
 }
 /// Whom to trust from now on, in the place of all roots that came before, here or with an SVID.
@@ -511,6 +514,8 @@ pub enum Feature {
     /// `access.v1.Provider`: tokens are verified. To who does not, nobody has a token: a source that asks for one has to be sent
     /// without a kind, since a Deny rule that asks for one would hold for nobody.
     Tokens = 4,
+    /// `ToSidecar.limits`. Who does not understand it limits nothing.
+    RateLimits = 5,
 }
 impl Feature {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -524,6 +529,7 @@ impl Feature {
             Self::RetryConstraint => "FEATURE_RETRY_CONSTRAINT",
             Self::Access => "FEATURE_ACCESS",
             Self::Tokens => "FEATURE_TOKENS",
+            Self::RateLimits => "FEATURE_RATE_LIMITS",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -534,6 +540,7 @@ impl Feature {
             "FEATURE_RETRY_CONSTRAINT" => Some(Self::RetryConstraint),
             "FEATURE_ACCESS" => Some(Self::Access),
             "FEATURE_TOKENS" => Some(Self::Tokens),
+            "FEATURE_RATE_LIMITS" => Some(Self::RateLimits),
             _ => None,
         }
     }

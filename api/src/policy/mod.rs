@@ -3,6 +3,7 @@
 pub mod access;
 #[cfg(feature = "kube")]
 pub mod crd;
+pub mod limits;
 pub mod selector;
 mod traffic;
 

@@ -107,6 +107,11 @@ impl Session {
                 self.log
                     .push(format!("access {}", names.collect::<Vec<_>>().join(", ")));
             }
+            to_sidecar::Kind::Limits(limits) => {
+                let names = limits.policies.iter().map(|policy| policy.name.as_str());
+                self.log
+                    .push(format!("limits {}", names.collect::<Vec<_>>().join(", ")));
+            }
             to_sidecar::Kind::EndpointSet(set) => self.take(set),
             to_sidecar::Kind::Routes(routes) => {
                 let target = routes.target.unwrap();

@@ -369,6 +369,32 @@ fn a_policy_of_a_file_says_all_of_it() {
     }
 }
 
+/// The same of limits.
+#[test]
+fn a_limit_of_a_file_says_all_of_it() {
+    let read = |spec: &str| {
+        let limits = format!("rateLimitPolicies:\n- {{name: p, spec: {spec}}}\naccessLog: true");
+        Config::from_yaml("orders.yaml", &YAML.replace("accessLog: true", &limits))
+    };
+    let limit = |more: &str| format!("{{limits: [{{rate: {{requests: 5, interval: 1s}}, {more}}}]}}");
+    let config = read(&limit("scope: Pod")).unwrap();
+    let DiscoveryConfig::Standalone(targets) = config.discovery else {
+        panic!("a file is standalone");
+    };
+    assert_eq!(targets.limits.policies[0].name, "shop/p");
+    let selects = "scope: Pod, matches: [{sources: [{type: Namespace, namespace: {selector: {}}}]}]";
+    for (spec, says) in [
+        (limit("scope: Service"), "spec.limits: the scope has to be Pod"),
+        (limit(selects), "spec.limits: namespaces have to be named"),
+        (limit("scope: Global"), "spec.limits[0].scope: \"Global\" is none of"),
+        ("{}".to_owned(), "spec.limits: name at least one"),
+    ] {
+        let errors = read(&spec).unwrap_err();
+        let says = format!("rateLimitPolicies[0].{says}");
+        assert!(errors.len() == 1 && errors[0].contains(&says), "{says}: {errors:?}");
+    }
+}
+
 #[test]
 fn all_mistakes_of_a_file_together_with_their_lines() {
     let text = YAML

@@ -1,6 +1,7 @@
 //! The file of a standalone sidecar.
 
 mod access;
+mod rate_limits;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
 
 use self::access::AccessPolicyEntry;
+use self::rate_limits::RateLimitPolicyEntry;
 use super::{Config, Destination, InboundDestination, InboundListener, Mtls, OutboundListener, limits};
 use crate::discovery::{DiscoveryConfig, StaticTargets};
 use crate::dns::HostPort;
@@ -49,6 +51,8 @@ struct File {
     services: Vec<ServiceEntry>,
     #[serde(default)]
     access_policies: Vec<AccessPolicyEntry>,
+    #[serde(default)]
+    rate_limit_policies: Vec<RateLimitPolicyEntry>,
     tracing: Option<TracingEntry>,
     #[serde(default)]
     access_log: bool,
@@ -155,6 +159,7 @@ impl Reader<'_> {
         let folder = Path::new(self.name).parent().unwrap_or(Path::new("")).to_owned();
         let services = self.services(&file.services, &file.workload);
         let access = self.access(&file.access_policies, &file.workload);
+        let limits = self.rate_limits(&file.rate_limit_policies, &file.workload);
         let outbound = self.outbound(&file.outbound, &services);
         let inbound = self.inbound(&file.inbound);
         let workload_id = self.workload(&file.workload);
@@ -198,7 +203,11 @@ impl Reader<'_> {
                 token_file: folder.join(file.identity.token_file),
                 roots: FirstRoots::File(folder.join(file.identity.trust_bundle_file)),
             },
-            discovery: DiscoveryConfig::Standalone(StaticTargets { services, access }),
+            discovery: DiscoveryConfig::Standalone(StaticTargets {
+                services,
+                access,
+                limits,
+            }),
             tracing,
             access_log: file.access_log,
             log: log.unwrap_or_else(|| "info".to_owned()),

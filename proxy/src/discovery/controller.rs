@@ -7,6 +7,7 @@ use std::time::Duration;
 use outrigger_access::Access;
 use outrigger_api::access as proto_access;
 use outrigger_api::discovery::{self as proto, Trust};
+use outrigger_api::limits as proto_limits;
 use outrigger_proxy_transport::error::{ProxyError, Reason};
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
@@ -19,6 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+use super::limits::Limits;
 use super::session::Session;
 use super::told::Told;
 use super::unknown_keys::UnknownKeys;
@@ -61,6 +63,8 @@ pub(super) struct Link {
     workload: watch::Sender<Arc<WorkloadInfo>>,
     /// Who may call this pod. `None` before the controller's first word.
     access: watch::Sender<Option<Arc<Access>>>,
+    /// How much this pod takes.
+    limits: Arc<Limits>,
     /// Of the newest credentials; `None` while there are none.
     channel: watch::Sender<Option<Channel>>,
     /// What went wrong last, until something goes well.
@@ -78,6 +82,7 @@ impl Controller {
             targets: Arc::new(Shared::with_worth(MAX_TARGETS, worth)),
             workload: watch::channel(Arc::default()).0,
             access: watch::channel(None).0,
+            limits: Arc::new(Limits::new(&proto_limits::Limits::default())),
             channel: watch::channel(None).0,
             problem: Mutex::new(None),
         });
@@ -154,6 +159,10 @@ impl Controller {
         self.link.access.subscribe()
     }
 
+    pub(super) fn limits(&self) -> Arc<Limits> {
+        Arc::clone(&self.link.limits)
+    }
+
     pub(super) fn unknown_key(&self, policy: &str, provider: &str) {
         self.link.unknown_keys.meet(policy, provider);
     }
@@ -178,6 +187,7 @@ impl Controller {
             "problem": *self.link.problem.lock(),
             "workload": snapshot::workload(&self.link.workload.borrow()),
             "access": self.link.access.borrow().as_deref().map(snapshot::access),
+            "limits": self.link.limits.view(),
             "targets": targets.collect::<serde_json::Map<_, _>>(),
         })
     }
@@ -268,6 +278,11 @@ impl Link {
         let before = self.access.borrow().clone().unwrap_or_default();
         self.access
             .send_replace(Some(Arc::new(Access::after(message, &before))));
+    }
+
+    /// How much this pod takes from now on.
+    pub(super) fn publish_limits(&self, message: &proto_limits::Limits) {
+        self.limits.update(message);
     }
 
     /// The controller does not say who may call this pod: its version has no policies, and everybody may. What one that has them

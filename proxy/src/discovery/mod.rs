@@ -5,6 +5,7 @@
 
 mod controller;
 mod fallback;
+mod limits;
 #[cfg(test)]
 mod recorded_tests;
 mod session;
@@ -22,11 +23,13 @@ use std::time::Duration;
 
 use outrigger_access::Access;
 use outrigger_api::access as proto;
+use outrigger_api::limits as proto_limits;
 use outrigger_api::spiffe::SpiffeId;
 use outrigger_proxy_transport::error::{ProxyError, Reason};
 use tokio::sync::watch;
 
 use self::controller::Controller;
+pub use self::limits::Limits;
 use crate::dns::{HostPort, Resolver};
 use crate::identity::Identity;
 use crate::identity::channel::Dialer;
@@ -43,11 +46,12 @@ pub enum DiscoveryConfig {
     Standalone(StaticTargets),
 }
 
-/// The services of a standalone file, by name, and who may call its own app.
+/// The services of a standalone file, by name, and who may call its own app, and how much.
 #[derive(Clone, Debug, Default)]
 pub struct StaticTargets {
     pub services: HashMap<Arc<str>, Arc<Target>>,
     pub access: proto::Access,
+    pub limits: proto_limits::Limits,
 }
 
 /// What is asked for.
@@ -73,6 +77,7 @@ struct Standalone {
     external: watch::Sender<Arc<Target>>,
     workload: watch::Sender<Arc<WorkloadInfo>>,
     access: watch::Sender<Option<Arc<Access>>>,
+    limits: Arc<Limits>,
 }
 
 impl Discovery {
@@ -135,6 +140,14 @@ impl Discovery {
         }
     }
 
+    /// How much this very pod takes: nothing is limited until it is known. Where the controller is lost later, the last word stays.
+    pub fn limits(&self) -> Arc<Limits> {
+        match &*self.0 {
+            Source::Controller(controller) => controller.limits(),
+            Source::Standalone(standalone) => Arc::clone(&standalone.limits),
+        }
+    }
+
     /// A token of a policy's provider names a key that its keys do not have. The controller hears of it, and not of each.
     pub fn unknown_key(&self, policy: &str, provider: &str) {
         if let Source::Controller(controller) = &*self.0 {
@@ -169,6 +182,7 @@ impl Standalone {
             external: watch::channel(Arc::new(Target::External)).0,
             workload: watch::channel(Arc::default()).0,
             access: watch::channel(Some(Arc::new(Access::new(&targets.access)))).0,
+            limits: Arc::new(Limits::new(&targets.limits)),
         }
     }
 
@@ -178,6 +192,7 @@ impl Standalone {
         serde_json::json!({
             "source": "file",
             "access": self.access.borrow().as_deref().map(snapshot::access),
+            "limits": self.limits.view(),
             "targets": targets.collect::<serde_json::Map<_, _>>(),
         })
     }

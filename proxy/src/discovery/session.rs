@@ -20,11 +20,12 @@ use super::wants::Word;
 use crate::backoff::Backoff;
 
 /// What this sidecar understands.
-const FEATURES: [Feature; 4] = [
+const FEATURES: [Feature; 5] = [
     Feature::EndpointChanges,
     Feature::RetryConstraint,
     Feature::Access,
     Feature::Tokens,
+    Feature::RateLimits,
 ];
 /// Words that are on their way. The others wait in [`super::wants::Wants`].
 const WORDS: usize = 16;
@@ -179,6 +180,8 @@ fn apply(link: &Link, told: &mut Told, refused: &mut Refusals, message: ToSideca
         Some(to_sidecar::Kind::Access(access)) if told.access(&access) => link.publish_access(&access),
         // It is what is known.
         Some(to_sidecar::Kind::Access(_)) => {}
+        Some(to_sidecar::Kind::Limits(limits)) if told.limits(&limits) => link.publish_limits(&limits),
+        Some(to_sidecar::Kind::Limits(_)) => {}
         Some(to_sidecar::Kind::Workload(workload)) => {
             // It comes behind who may call, where that is said.
             if !told.says_access() {

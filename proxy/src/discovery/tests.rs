@@ -506,8 +506,43 @@ async fn from_an_older_controller_to_a_newer_one_and_back() {
         proto::Feature::RetryConstraint,
         proto::Feature::Access,
         proto::Feature::Tokens,
+        proto::Feature::RateLimits,
     ];
     assert_eq!(state.hellos[0].features, features.map(i32::from));
+}
+
+/// How much the pod takes.
+#[tokio::test]
+async fn limits_are_those_that_were_said_last() {
+    let bench = Bench::new().await;
+    bench.service.set("10.96.0.1:80", message(&[]));
+    bench.discovery.watch(key("10.96.0.1:80"), LONG).await.unwrap();
+    let limits = bench.discovery.limits();
+    assert!(limits.is_empty());
+    let rate = outrigger_api::limits::Rate {
+        requests: 1,
+        interval_ms: 1000,
+        burst: 1,
+    };
+    let policy = outrigger_api::limits::Policy {
+        name: "shop/p".to_owned(),
+        limits: vec![outrigger_api::limits::Limit {
+            rate: Some(rate),
+            ..outrigger_api::limits::Limit::default()
+        }],
+        ..outrigger_api::limits::Policy::default()
+    };
+    for (n, policies) in [(2, vec![policy]), (3, Vec::new())] {
+        let (some, none) = (!policies.is_empty(), policies.is_empty());
+        let kind = Some(to_sidecar::Kind::Limits(outrigger_api::limits::Limits { policies }));
+        let sent = bench.service.0.lock().sessions[0].0.try_send(Ok(ToSidecar { kind }));
+        sent.unwrap();
+        // Messages come in their order, so the one of the other target is the last.
+        let address = format!("10.96.0.{n}:80");
+        bench.service.set(&address, message(&[]));
+        bench.discovery.watch(key(&address), LONG).await.unwrap();
+        assert_eq!((limits.has_policy("shop/p"), limits.is_empty()), (some, none));
+    }
 }
 
 /// What is told again, is not compiled again, and nobody who watches it hears of it.

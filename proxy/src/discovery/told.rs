@@ -1,4 +1,5 @@
-//! What the controller has told in a session: routes and endpoints, which come apart, put together; and who may call this pod.
+//! What the controller has told in a session: routes and endpoints, which come apart, put together; and who may call this pod, and how
+//! much it takes.
 //!
 //! A set of endpoints that changes changes nothing else: the routes of its targets, with their compiled patterns, stay. What a
 //! new session tells again is compiled only where it is another.
@@ -10,6 +11,7 @@ use std::sync::Arc;
 
 use outrigger_api::access::Access;
 use outrigger_api::discovery::{self as proto, backend, target};
+use outrigger_api::limits::Limits;
 use prost::Message;
 
 use crate::model::{Backend, Endpoint, Endpoints, Service, Target, from_proto};
@@ -21,6 +23,8 @@ pub(super) struct Told {
     sets: HashMap<String, Set>,
     /// Of the message that said last who may call this pod.
     access: Option<u64>,
+    /// Of the message that said last how much this pod takes.
+    limits: Option<u64>,
     /// Whether this session has said it.
     says_access: bool,
     /// Its keys are random, so that nobody can write two routes that count as the same.
@@ -92,6 +96,12 @@ impl Told {
         self.says_access = true;
         let digest = self.hasher.hash_one(message.encode_to_vec());
         self.access.replace(digest) != Some(digest)
+    }
+
+    /// How much this pod takes. Whether that is another word than the last one.
+    pub(super) fn limits(&mut self, message: &Limits) -> bool {
+        let digest = self.hasher.hash_one(message.encode_to_vec());
+        self.limits.replace(digest) != Some(digest)
     }
 
     /// Whether this session has said who may call this pod.

@@ -265,18 +265,7 @@ fn decide<'a>(access: &'a Access, caller: &Caller, subject: Subject<'_>) -> Deci
     let Subject::Request(head, Beside { named, tokens }) = subject else {
         return access.decide(&facts(caller, policy::Carries::Bytes));
     };
-    let of = |headers: &HeaderMap| {
-        access.decide(&facts(
-            caller,
-            policy::Carries::Http(Head {
-                method: head.method.as_str(),
-                path: head.uri.path(),
-                host: authority::of(head),
-                headers,
-                tokens,
-            }),
-        ))
-    };
+    let of = |headers: &HeaderMap| access.decide(&request(caller, head, headers, tokens));
     let mut decision = of(&head.headers);
     // RFC 9110 section 7.6.1 lets a client remove what a proxy before it may have written. What does not come to the app opens
     // nothing; what would be refused with it is refused.
@@ -307,6 +296,22 @@ fn add_audits<'a>(decision: &mut Decision<'a>, other: Decision<'a>) {
             decision.audit.push(audited);
         }
     }
+}
+
+/// Of a request that is let in, as the app will see it.
+pub(super) fn facts_of<'a>(caller: &'a Caller, head: &'a Parts, beside: &'a Beside) -> policy::Facts<'a> {
+    request(caller, head, &head.headers, &beside.tokens)
+}
+
+fn request<'a>(caller: &'a Caller, head: &'a Parts, headers: &'a HeaderMap, tokens: &'a Tokens) -> policy::Facts<'a> {
+    let head = Head {
+        method: head.method.as_str(),
+        path: head.uri.path(),
+        host: authority::of(head),
+        headers,
+        tokens,
+    };
+    facts(caller, policy::Carries::Http(head))
 }
 
 /// The address is the TCP peer's. A pod that calls itself has its own.

@@ -4,6 +4,7 @@ mod access;
 mod admit;
 mod apps;
 mod introduction;
+mod limits;
 mod opaque;
 mod request;
 #[cfg(test)]
@@ -66,6 +67,7 @@ impl State {
         self.peers.sweep(now, &self.context.process.identity);
         self.apps.sweep(now);
         self.rules.access.take_update();
+        self.rules.limits.sweep();
     }
 
     fn admit(&self, caller: &Caller, carries: Carries) -> Admission {

@@ -17,6 +17,7 @@ use outrigger_proxy_transport::server::{HttpVersion, ResponseBody, check, upgrad
 
 use super::access::{AccessRule, Beside, Subject};
 use super::apps::AppDialer;
+use super::limits::{Left, LimitRule};
 use super::{Caller, State};
 use crate::call::{Call, Callee, LocalReply, Remote};
 use crate::context::Context;
@@ -31,6 +32,7 @@ pub(super) struct RequestRules {
     plaintext: PlaintextRule,
     /// For connections of bytes as well.
     pub(super) access: AccessRule,
+    pub(super) limits: LimitRule,
 }
 
 impl RequestRules {
@@ -39,6 +41,7 @@ impl RequestRules {
         Self {
             plaintext: PlaintextRule::new(context.config()),
             access: AccessRule::new(context),
+            limits: LimitRule::new(context),
         }
     }
 }
@@ -61,8 +64,8 @@ pub(super) async fn handle(
         keeps_upgrade,
     };
     let mut call = begin(state, &facts, &mut head, &body);
-    let beside = match apply_rules(&state.rules, &facts, &mut head, &mut call) {
-        Ok(beside) => beside,
+    let (beside, left) = match apply_rules(&state.rules, &facts, &mut head, &mut call) {
+        Ok(admitted) => admitted,
         Err(reply) => return call.reply(reply),
     };
     let upgrade = upgrade.map(|client| {
@@ -77,7 +80,7 @@ pub(super) async fn handle(
     caller.introduction.write(&mut head.headers);
     call.propagate(&mut head.headers);
     match send_to_app(&state.rules.access, caller, pool, version, head, body, &call).await {
-        Ok((response, lease)) => respond(state, caller, call, response, lease, upgrade),
+        Ok((response, lease)) => respond(state, caller, call, response, left, lease, upgrade),
         Err(error) => call.fail(&error),
     }
 }
@@ -133,7 +136,8 @@ struct Facts<'a> {
     keeps_upgrade: bool,
 }
 
-/// All that may change or answer a request before it is sent, in its order. Gives what policies were asked about beside its head.
+/// All that may change or answer a request before it is sent, in its order. Gives what policies were asked about beside its head, and
+/// what its response says of limits.
 ///
 /// # Errors
 /// What answers the request in place of the app.
@@ -142,15 +146,22 @@ fn apply_rules(
     facts: &Facts<'_>,
     head: &mut Parts,
     call: &mut Call,
-) -> Result<Beside, LocalReply> {
-    let RequestRules { plaintext, access } = rules;
+) -> Result<(Beside, Option<Box<Left>>), LocalReply> {
+    let RequestRules {
+        plaintext,
+        access,
+        limits,
+    } = rules;
     check(head)?;
     plaintext.admit(facts)?;
     // Before policies look at headers: nobody forges what a sidecar says.
     strip_ours(&mut head.headers);
     let named = access.named(facts.caller, head);
     strip_hop_by_hop(&mut head.headers, facts.keeps_upgrade);
-    Ok(access.admit(facts.caller, head, named, call)?)
+    let beside = access.admit(facts.caller, head, named, call)?;
+    // Only who is let in takes anything.
+    let left = limits.admit(facts.caller, head, &beside, call)?;
+    Ok((beside, left))
 }
 
 /// Sends the request to the app; once more if that does no harm: its connection was a stale one, or refused it.
@@ -210,6 +221,7 @@ fn respond(
     caller: &Rc<Caller>,
     call: Call,
     mut response: Response<Incoming>,
+    left: Option<Box<Left>>,
     lease: Lease,
     upgrade: Option<Upgrade>,
 ) -> Response<ResponseBody> {
@@ -220,6 +232,9 @@ fn respond(
     strip_response(&mut response);
     // Only a sidecar's own word may say that a request was not processed.
     strip_ours(response.headers_mut());
+    if let Some(left) = left {
+        left.say(response.headers_mut());
+    }
     let grpc = call.request.is_grpc();
     let response = response.map(|body| ResponseBody::streaming(body, grpc, false).with_lease(lease));
     call.respond(response, ())

@@ -17,7 +17,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::tunnel::TunnelEnd;
-use super::{AccessNote, Metrics, RequestEnd};
+use super::{AccessNote, LimitNote, Metrics, RequestEnd};
 use crate::model::ServiceName;
 
 /// Lines that wait at most.
@@ -170,6 +170,8 @@ struct Line<'a> {
     request_id: Option<&'a str>,
     #[serde(flatten)]
     access: AccessFields<'a>,
+    #[serde(flatten)]
+    limit: LimitFields<'a>,
 }
 
 impl<'a> Line<'a> {
@@ -196,6 +198,7 @@ impl<'a> Line<'a> {
             trace_id: format!("{:032x}", u128::from_be_bytes(request.context.trace_id)),
             request_id: request.request_id().map(bounded),
             access: AccessFields::of(request.access.as_deref()),
+            limit: LimitFields::of(request.limit.as_deref()),
         }
     }
 }
@@ -221,6 +224,28 @@ impl<'a> AccessFields<'a> {
             access_policy: Some(bounded(&access.policy)),
             access_rule: Some(bounded(&access.rule)).filter(|rule| !rule.is_empty()),
             access_reason: Some(access.reason).filter(|reason| !reason.is_empty()),
+        }
+    }
+}
+
+/// Where a limit refuses a request, or would.
+#[derive(Default, Serialize)]
+struct LimitFields<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit_decision: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit_policy: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<&'a str>,
+}
+
+impl<'a> LimitFields<'a> {
+    fn of(note: Option<&'a LimitNote>) -> Self {
+        let Some(note) = note else { return Self::default() };
+        Self {
+            limit_decision: Some(note.decision.as_str()),
+            limit_policy: Some(bounded(&note.policy)),
+            limit: Some(bounded(&note.limit)),
         }
     }
 }

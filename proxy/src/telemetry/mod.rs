@@ -8,6 +8,7 @@ mod access_log;
 pub mod context;
 mod export;
 mod ids;
+mod limit;
 pub mod logging;
 pub mod metrics;
 mod request;
@@ -23,6 +24,7 @@ use outrigger_proxy_transport::error::Reason;
 
 pub use access::{AccessDecision, AccessNote};
 pub use context::TraceContext;
+pub use limit::{LimitDecision, LimitNote};
 pub use metrics::{Metrics, ServiceMetrics};
 pub use request::{AttemptEnd, Direction, Peer, Protocol, RequestEnd, RequestInfo, SpanStart, Status, request_id};
 pub use span::{SpanKind, SpanRecord};

@@ -13,7 +13,7 @@ use outrigger_proxy_transport::headers::REQUEST_ID;
 use outrigger_proxy_transport::server::{Ended, reason_of};
 use tokio::time::Instant;
 
-use super::{AccessNote, ServiceMetrics, TraceContext};
+use super::{AccessNote, LimitNote, ServiceMetrics, TraceContext};
 use crate::model::ServiceName;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -91,6 +91,8 @@ pub struct RequestInfo {
     pub context: TraceContext,
     /// Inbound: what policies say of it, where they refuse it or would.
     pub access: Option<Box<AccessNote>>,
+    /// Inbound: the limit that refuses it, or would.
+    pub limit: Option<Box<LimitNote>>,
 }
 
 impl RequestInfo {
@@ -118,6 +120,7 @@ impl RequestInfo {
             request_id,
             context,
             access: None,
+            limit: None,
         }
     }
 

@@ -7,8 +7,8 @@ use outrigger_proxy_transport::error::Reason;
 
 use crate::model::ServiceName;
 
-use super::AccessNote;
 use super::request::{AttemptEnd, Direction, Protocol};
+use super::{AccessNote, LimitNote};
 
 /// Which side of a call a span is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +52,8 @@ pub struct SpanRecord {
     pub mtls: bool,
     /// What policies say, where they refuse the request or would.
     pub access: Option<Box<AccessNote>>,
+    /// The limit that refuses it, or would.
+    pub limit: Option<Box<LimitNote>>,
 }
 
 impl SpanRecord {
@@ -86,6 +88,7 @@ impl SpanRecord {
             request_id: request.request_id().map(str::to_owned),
             mtls: peer.identity.is_some(),
             access: request.access.clone(),
+            limit: request.limit.clone(),
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::pattern::{Beginning, Pattern, PatternError};
 const OURS: &str = "outrigger-";
 
 impl Reader<'_> {
-    pub(super) fn http(&mut self, at: &str, spec: &HttpAttributesSpec) -> proto::HttpMatch {
+    pub(in crate::policy) fn http(&mut self, at: &str, spec: &HttpAttributesSpec) -> proto::HttpMatch {
         let mut all = Vec::new();
         if let Some(methods) = &spec.methods {
             let before = self.mistakes.len();

@@ -20,30 +20,35 @@ use crate::spiffe::SpiffeId;
 impl AccessPolicySpec {
     /// The policy `name` ("namespace/name") of a namespace, and all mistakes in it, each with the path of its field.
     pub fn to_wire(&self, name: &str, namespace: &str) -> (Unresolved, Vec<String>) {
-        let mut reader = Reader {
-            namespace,
-            providers: Vec::new(),
-            deny: false,
-            patterns: pattern::Budget::default(),
-            mistakes: Vec::new(),
-        };
+        let mut reader = Reader::new(namespace);
         let policy = reader.policy(name, self);
         (policy, reader.mistakes)
     }
 }
 
-pub(super) struct Reader<'a> {
+pub(in crate::policy) struct Reader<'a> {
     /// The policy's own.
     namespace: &'a str,
     /// Those that rules may ask for.
     providers: Vec<&'a str>,
-    /// Whether its rules deny.
-    pub(super) deny: bool,
+    /// Whether its rules deny, or what it is about is read as by those that do.
+    pub(in crate::policy) deny: bool,
     pub(super) patterns: pattern::Budget,
-    pub(super) mistakes: Vec<String>,
+    pub(in crate::policy) mistakes: Vec<String>,
 }
 
 impl<'a> Reader<'a> {
+    /// Of policies of this namespace, which have no providers of tokens so far.
+    pub(in crate::policy) fn new(namespace: &'a str) -> Self {
+        Self {
+            namespace,
+            providers: Vec::new(),
+            deny: false,
+            patterns: pattern::Budget::default(),
+            mistakes: Vec::new(),
+        }
+    }
+
     fn policy(&mut self, name: &str, spec: &'a AccessPolicySpec) -> Unresolved {
         let action = self.one_of("action", spec.action.as_deref().unwrap_or("Allow"), &ACTIONS);
         let mode = self.one_of("mode", spec.mode.as_deref().unwrap_or("Enforce"), &MODES);
@@ -100,7 +105,7 @@ impl<'a> Reader<'a> {
         policy
     }
 
-    fn target(&mut self, at: &str, target: &AccessTargetRef) {
+    pub(in crate::policy) fn target(&mut self, at: &str, target: &AccessTargetRef) {
         let is_pod = target.kind == "Pod";
         if is_pod != target.selector.is_some() {
             self.mistake(
@@ -158,7 +163,7 @@ impl<'a> Reader<'a> {
         Some(list)
     }
 
-    fn sources(&mut self, at: &str, sources: &[SourceSpec]) -> Vec<Source> {
+    pub(in crate::policy) fn sources(&mut self, at: &str, sources: &[SourceSpec]) -> Vec<Source> {
         let sources = sources.iter().enumerate();
         let sources = sources.map(|(n, source)| {
             self.source(&format!("{at}[{n}]"), source)
@@ -343,7 +348,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) fn one_of<'b>(&mut self, at: &str, value: &str, values: &[&'b str]) -> Option<&'b str> {
+    pub(in crate::policy) fn one_of<'b>(&mut self, at: &str, value: &str, values: &[&'b str]) -> Option<&'b str> {
         let known = values.iter().find(|known| **known == value).copied();
         if known.is_none() {
             self.mistake(at, &format!("{value:?} is none of {}", values.join(", ")));
@@ -351,11 +356,11 @@ impl<'a> Reader<'a> {
         known
     }
 
-    pub(super) fn mistake(&mut self, at: &str, why: &str) {
+    pub(in crate::policy) fn mistake(&mut self, at: &str, why: &str) {
         self.mistakes.push(format!("{at}: {why}"));
     }
 
-    pub(super) fn none<T>(&mut self, at: &str, why: String) -> Option<T> {
+    pub(in crate::policy) fn none<T>(&mut self, at: &str, why: String) -> Option<T> {
         self.mistake(at, &why);
         None
     }
@@ -419,7 +424,7 @@ fn is_port_name(name: &str) -> bool {
 }
 
 /// RFC 9110 section 5.6.2.
-pub(super) fn is_token(text: &str) -> bool {
+pub(in crate::policy) fn is_token(text: &str) -> bool {
     let is_char = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     !text.is_empty() && text.bytes().all(is_char)
 }

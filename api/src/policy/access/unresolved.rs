@@ -27,7 +27,7 @@ pub(super) struct Rule {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Condition {
+pub(in crate::policy) enum Condition {
     /// None: it is faulty.
     Known(Option<condition::Kind>),
     Sources(Vec<Source>),
@@ -38,7 +38,7 @@ pub(super) enum Condition {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Source {
+pub(in crate::policy) enum Source {
     /// None: it is faulty.
     Known(Option<source::Kind>),
     /// None: any of the namespace.
@@ -169,7 +169,7 @@ impl Unresolved {
 }
 
 impl Condition {
-    fn resolve(&self, cluster: &impl Cluster) -> proto::Condition {
+    pub(in crate::policy) fn resolve(&self, cluster: &impl Cluster) -> proto::Condition {
         let kind = match self {
             Self::Known(kind) => kind.clone(),
             Self::Sources(any) => {
@@ -189,7 +189,7 @@ impl Condition {
 }
 
 impl Source {
-    fn resolve(&self, cluster: &impl Cluster) -> proto::Source {
+    pub(in crate::policy) fn resolve(&self, cluster: &impl Cluster) -> proto::Source {
         let trust_domain = cluster.trust_domain();
         let namespaces = |names| {
             source::Kind::Namespaces(proto::Namespaces {

@@ -20,8 +20,8 @@ pub(super) struct AccessPolicyEntry {
 }
 
 /// What a policy in a cluster may ask it.
-struct Standalone<'a> {
-    trust_domain: &'a str,
+pub(super) struct Standalone<'a> {
+    pub(super) trust_domain: &'a str,
 }
 
 impl Cluster for Standalone<'_> {

@@ -162,6 +162,11 @@ fn attributes(record: &SpanRecord, failure: Option<&str>) -> Vec<KeyValue> {
     if let Some(access) = &record.access {
         access_attributes(access, &mut all);
     }
+    if let Some(limit) = &record.limit {
+        all.push(text("outrigger.limit.decision", limit.decision.as_str()));
+        all.push(text("outrigger.limit.policy", &limit.policy));
+        all.push(text("outrigger.limit.name", &limit.limit));
+    }
     all
 }
 

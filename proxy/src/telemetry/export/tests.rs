@@ -53,6 +53,7 @@ fn record() -> SpanRecord {
         request_id: None,
         mtls: true,
         access: None,
+        limit: None,
     }
 }
 

@@ -298,6 +298,7 @@ impl Families<'_> {
         let help = "Requests and connections that failed in this sidecar, by the code of outrigger-error.";
         self.counters("outrigger_errors", help, errors.collect())?;
         self.access(metrics)?;
+        self.limits(metrics)?;
         let plain = |count: u64| vec![(Labels([]), count)];
         self.counters(
             "outrigger_detect_timeouts",
@@ -356,6 +357,21 @@ impl Families<'_> {
         let help = "Requests to this pod's app, and connections of bytes, at ports that AccessPolicies select; audited: a policy in \
                     Audit mode would have refused it.";
         self.counters("outrigger_access", help, series.collect())
+    }
+
+    fn limits(&mut self, metrics: &Metrics) -> fmt::Result {
+        let all = metrics.limits.snapshot();
+        let series = all.iter().map(|of| {
+            let labels = Labels([
+                ("decision", Some(of.decision.as_str().to_owned())),
+                ("policy", Some(of.policy.to_string())),
+                ("limit", Some(of.rule.to_string())),
+            ]);
+            (labels, of.total())
+        });
+        let help =
+            "Requests to this pod's app that a limit is about; shadow: a policy in Shadow mode would have refused it.";
+        self.counters("outrigger_limited_requests", help, series.collect())
     }
 
     fn servers_first(&mut self, metrics: &Metrics) -> fmt::Result {

@@ -6,11 +6,11 @@
 //!
 //! A Service that nobody calls any more leaves its set an hour later, so a cluster that changes all the time does not fill it.
 
-mod access;
 pub mod callers;
 mod encode;
 mod histogram;
 mod labels;
+mod policies;
 mod process;
 mod series;
 #[cfg(test)]
@@ -32,12 +32,12 @@ use tokio::time::Instant;
 
 use crate::model::ServiceName;
 
-use super::AccessDecision;
 use super::request::{AttemptEnd, Direction, RequestEnd, Status};
 use super::tunnel::TunnelEnds;
-use access::AccessCounters;
+use super::{AccessDecision, LimitDecision};
 use callers::Callers;
 pub use labels::{Ended, Handshake, NotMirrored, Refused};
+use policies::PolicyCounters;
 use series::{SeriesKey, SeriesSet};
 
 /// Services whose series are kept apart.
@@ -67,7 +67,8 @@ pub struct Metrics {
     /// What is called outside the cluster, all together.
     external: Arc<ServiceMetrics>,
     errors: [AtomicU64; Reason::ALL.len()],
-    access: AccessCounters,
+    access: PolicyCounters<AccessDecision>,
+    limits: PolicyCounters<LimitDecision>,
     callers: Callers,
     handshakes: [[AtomicU64; Handshake::NAMES.len()]; 2],
     connections: [[AtomicI64; 2]; 2],
@@ -101,7 +102,8 @@ impl Metrics {
             ports: Table::new(MAX_PORTS),
             external: Arc::new(ServiceMetrics::new("_external".into())),
             errors: Default::default(),
-            access: AccessCounters::default(),
+            access: PolicyCounters::default(),
+            limits: PolicyCounters::default(),
             callers: Callers::new(),
             handshakes: Default::default(),
             connections: Default::default(),
@@ -191,6 +193,16 @@ impl Metrics {
     /// Policies that are not there any more are counted no more.
     pub fn retain_access(&self, is_there: impl Fn(&str) -> bool) {
         self.access.retain(is_there);
+    }
+
+    /// A limit decided on a request.
+    pub fn limit(&self, decision: LimitDecision, policy: &str, limit: &str) {
+        self.limits.count(decision, policy, limit, "");
+    }
+
+    /// The same of limits.
+    pub fn retain_limits(&self, is_there: impl Fn(&str) -> bool) {
+        self.limits.retain(is_there);
     }
 
     /// Who has been let in.

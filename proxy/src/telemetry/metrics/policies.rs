@@ -1,4 +1,4 @@
-//! What the policies of this pod decided, by policy, rule and reason.
+//! What the policies of this pod decided, by policy, rule and reason: on who may call, and on how much.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -6,37 +6,43 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
-use super::super::AccessDecision;
-
 /// Series that are kept apart; with those of what is beyond them, of each decision, there are 200.
 const MAX_SERIES: usize = 197;
 /// The policy of what is beyond.
 const OVERFLOW: &str = "_overflow";
 
 /// See the module. It is read without a lock, and found by comparing a few names: nothing is hashed or allocated.
-#[derive(Default)]
-pub(super) struct AccessCounters {
+pub(super) struct PolicyCounters<D> {
     /// In the order of their keys.
-    series: ArcSwap<Vec<Arc<Series>>>,
+    series: ArcSwap<Vec<Arc<Series<D>>>>,
     /// Held by who changes which series there are.
     changing: Mutex<()>,
 }
 
-pub(super) struct Series {
-    pub(super) decision: AccessDecision,
+pub(super) struct Series<D> {
+    pub(super) decision: D,
     /// "": no policy matched.
     pub(super) policy: Box<str>,
-    /// "": none of its rules matched.
+    /// Of its rules, or of its limits. "": none of them matched.
     pub(super) rule: Box<str>,
     /// "": policy and rule say it all.
     pub(super) reason: &'static str,
     count: AtomicU64,
 }
 
-type Key<'a> = (AccessDecision, &'a str, &'a str, &'static str);
+type Key<'a, D> = (D, &'a str, &'a str, &'static str);
 
-impl AccessCounters {
-    pub(super) fn count(&self, decision: AccessDecision, policy: &str, rule: &str, reason: &'static str) {
+impl<D> Default for PolicyCounters<D> {
+    fn default() -> Self {
+        Self {
+            series: ArcSwap::default(),
+            changing: Mutex::default(),
+        }
+    }
+}
+
+impl<D: Copy + Ord> PolicyCounters<D> {
+    pub(super) fn count(&self, decision: D, policy: &str, rule: &str, reason: &'static str) {
         let (series, key) = (self.series.load(), (decision, policy, rule, reason));
         match find(&series, key) {
             Ok(at) => series[at].add(),
@@ -44,7 +50,7 @@ impl AccessCounters {
         }
     }
 
-    fn add(&self, key: Key<'_>) {
+    fn add(&self, key: Key<'_, D>) {
         let _changing = self.changing.lock();
         let series = self.series.load();
         let key = match series.len() < MAX_SERIES {
@@ -64,7 +70,7 @@ impl AccessCounters {
 
     /// A policy that is not there any more has no series.
     pub(super) fn retain(&self, is_there: impl Fn(&str) -> bool) {
-        let stays = |series: &Series| matches!(&*series.policy, "" | OVERFLOW) || is_there(&series.policy);
+        let stays = |series: &Series<D>| matches!(&*series.policy, "" | OVERFLOW) || is_there(&series.policy);
         let _changing = self.changing.lock();
         let series = self.series.load();
         if !series.iter().all(|series| stays(series)) {
@@ -74,17 +80,17 @@ impl AccessCounters {
     }
 
     /// In the order of their keys.
-    pub(super) fn snapshot(&self) -> Arc<Vec<Arc<Series>>> {
+    pub(super) fn snapshot(&self) -> Arc<Vec<Arc<Series<D>>>> {
         self.series.load_full()
     }
 }
 
-fn find(series: &[Arc<Series>], key: Key<'_>) -> Result<usize, usize> {
+fn find<D: Copy + Ord>(series: &[Arc<Series<D>>], key: Key<'_, D>) -> Result<usize, usize> {
     series.binary_search_by(|series| series.key().cmp(&key))
 }
 
-impl Series {
-    fn new((decision, policy, rule, reason): Key<'_>) -> Self {
+impl<D: Copy> Series<D> {
+    fn new((decision, policy, rule, reason): Key<'_, D>) -> Self {
         Self {
             decision,
             policy: policy.into(),
@@ -94,7 +100,7 @@ impl Series {
         }
     }
 
-    fn key(&self) -> Key<'_> {
+    fn key(&self) -> Key<'_, D> {
         (self.decision, &self.policy, &self.rule, self.reason)
     }
 

@@ -1,0 +1,237 @@
+//! `RateLimitPolicy`: how much a pod takes, enforced by the pod's own sidecar. The same text is used in the CRD and, without
+//! `targetRefs`, in a standalone sidecar's file. What a limit says of requests and of callers is what an AccessPolicy says of them.
+//!
+//! A limit is no lock. So what is faulty makes nothing stricter: [`RateLimitPolicySpec::to_wire`] gives all mistakes, and a policy that
+//! has one is not in force.
+//!
+//! The lengths of lists and texts bound what the API server estimates for the rules in CEL: there are at most as many sources and paths as in
+//! an AccessPolicy.
+
+mod reader;
+#[cfg(test)]
+mod tests;
+mod unresolved;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use self::unresolved::UnresolvedLimits;
+use super::access::{AccessTargetRef, HttpAttributesSpec, SourceSpec};
+use crate::duration;
+
+/// Values of `mode`.
+pub const MODES: [&str; 2] = ["Enforce", "Shadow"];
+/// Values of `scope`.
+pub const SCOPES: [&str; 2] = ["Pod", "Service"];
+/// Values of the `type` of a part of `per`.
+pub const PARTS: [&str; 4] = ["Identity", "Namespace", "Header", "Address"];
+/// Values of `keys.overflow`.
+pub const OVERFLOWS: [&str; 2] = ["Shared", "Reject"];
+/// Values of `response.headers`.
+pub const HEADERS: [&str; 3] = ["Off", "IETF", "Legacy"];
+
+/// How much pods take. All policies that select a pod hold together: all limits that a request matches are tested, and it is let through,
+/// and takes its tokens, only where all admit it. Otherwise it is answered 429.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[cfg_attr(feature = "kube", derive(kube::CustomResource))]
+#[cfg_attr(
+    feature = "kube",
+    kube(
+        group = "outrigger.dev",
+        version = "v1alpha1",
+        kind = "RateLimitPolicy",
+        plural = "ratelimitpolicies",
+        namespaced,
+        status = "super::PolicyStatus",
+        category = "outrigger",
+        shortname = "ratepol",
+        printcolumn = r#"{"name":"Mode","type":"string","jsonPath":".spec.mode"}"#,
+        printcolumn = r#"{"name":"Accepted","type":"string","jsonPath":".status.conditions[?(@.type=='Accepted')].status"}"#,
+        printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.conditions[?(@.type=='Accepted')].reason"}"#,
+        printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+    )
+)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "has(self.targetRefs)",
+    "message": "targetRefs: name at least one object that the policy holds for"
+}]))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RateLimitPolicySpec {
+    /// The pods that the policy holds for: those of its namespace, those of Services, or those with some labels. Outrigger's own namespace
+    /// stands for the whole mesh.
+    // In a standalone sidecar's file there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 8))]
+    pub target_refs: Vec<AccessTargetRef>,
+    /// `Enforce` (default), or `Shadow`: what the policy would refuse is counted and logged, and nothing else comes of it.
+    #[schemars(extend("enum" = ["Enforce", "Shadow"]))]
+    pub mode: Option<String>,
+    /// All of them hold.
+    #[schemars(required, length(min = 1, max = 16))]
+    pub limits: Option<Vec<LimitSpec>>,
+    /// What is said to callers.
+    pub response: Option<LimitResponseSpec>,
+}
+
+/// How many requests, of which, and of whom.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "!has(self.keys) || has(self.per)",
+    "message": "keys: without `per` there is one bucket"
+}]))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LimitSpec {
+    /// Stands in log, span, metric and, where they are on, in headers of responses. Default: the limit's position, from "0".
+    #[schemars(regex(pattern = "^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"))]
+    pub name: Option<String>,
+    /// Which requests: any of them. Default: all.
+    #[schemars(length(min = 1, max = 4))]
+    pub matches: Option<Vec<LimitMatchSpec>>,
+    /// What has a bucket of its own: all of the entries together. Default: one bucket for all.
+    #[schemars(length(min = 1, max = 4))]
+    pub per: Option<Vec<KeyPartSpec>>,
+    /// How many.
+    pub rate: RateSpec,
+    /// How many at once, 1 to 1,000,000. Default: `rate.requests`, so that at most twice as many come in one interval.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub burst: Option<u32>,
+    /// `Pod`: each pod takes so many. `Service`: all pods that the policy selects take so many together, each its share, as long as they
+    /// are called evenly: rate and burst are divided by the number of those that are ready.
+    #[schemars(extend("enum" = ["Pod", "Service"]))]
+    pub scope: String,
+    /// Another rate for some callers: the first that is about the caller.
+    #[schemars(length(min = 1, max = 8))]
+    pub overrides: Option<Vec<OverrideSpec>>,
+    /// How many tokens a request takes. Default: one.
+    pub cost: Option<CostSpec>,
+    /// How many buckets there are.
+    pub keys: Option<KeysSpec>,
+}
+
+/// A request and its caller: all that is said has to be so.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[schemars(extend("minProperties" = 1), extend("x-kubernetes-validations" = [{
+    "rule": "!has(self.sources) || self.sources.all(s, s.type != 'JWT')",
+    "message": "sources: a limit knows no tokens"
+}]))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LimitMatchSpec {
+    /// Who calls: any of them, of all types but `JWT`. Default: whoever it is.
+    #[schemars(length(min = 1, max = 8))]
+    pub sources: Option<Vec<SourceSpec>>,
+    /// Which requests: any of them. A path is met by any of its readings, so that no way of writing it goes round a limit. Default: all.
+    #[schemars(length(min = 1, max = 8))]
+    pub http_attributes: Option<Vec<HttpAttributesSpec>>,
+}
+
+/// A part of what a bucket is of: `type`, and the field of that type, if it has one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "(self.type == 'Header') == has(self.header) && (!has(self.address) || self.type == 'Address')",
+    "message": "the field of the part's type, and no other one, is set; Header needs it"
+}]))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KeyPartSpec {
+    /// `Identity`: the SPIFFE ID that the peer has proven; all without one share a bucket. `Namespace`: the namespace in it. `Header`: a
+    /// header's value, which a caller may choose; all without it share a bucket. `Address`: the TCP peer's, never that of a header.
+    #[serde(rename = "type")]
+    #[schemars(extend("enum" = ["Identity", "Namespace", "Header", "Address"]))]
+    pub type_: String,
+    /// Of the type Header.
+    pub header: Option<KeyHeaderSpec>,
+    /// Of the type Address: by networks, and not by single addresses.
+    pub address: Option<KeyAddressSpec>,
+}
+
+/// A header by whose value requests are told apart.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KeyHeaderSpec {
+    /// Its name, in any case.
+    #[schemars(length(max = 256), regex(pattern = "^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"))]
+    pub name: String,
+}
+
+/// Networks by which addresses are told apart.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KeyAddressSpec {
+    /// Bits of an IPv4 address, 1 to 32. Default 32.
+    #[schemars(range(min = 1, max = 32))]
+    pub v4_prefix: Option<u32>,
+    /// Bits of an IPv6 address, 1 to 128. Default 64: what one host has as a rule.
+    #[schemars(range(min = 1, max = 128))]
+    pub v6_prefix: Option<u32>,
+}
+
+/// So many in a time, evenly: a token bucket.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RateSpec {
+    /// How many, 1 to 1,000,000.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub requests: u32,
+    /// In which time, 1s to 24h.
+    #[schemars(
+        length(max = 28),
+        regex(pattern = duration::PATTERN),
+        extend("x-kubernetes-validations" = [{
+            "rule": "duration(self) >= duration('1s') && duration(self) <= duration('24h')",
+            "message": "the interval is 1s to 24h"
+        }])
+    )]
+    pub interval: String,
+}
+
+/// Another rate for some callers.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "!has(self.sources) || self.sources.all(s, s.type != 'JWT')",
+    "message": "sources: a limit knows no tokens"
+}]))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct OverrideSpec {
+    /// Who calls: any of them, of all types but `JWT`.
+    #[schemars(required, length(min = 1, max = 8))]
+    pub sources: Option<Vec<SourceSpec>>,
+    /// How many.
+    pub rate: RateSpec,
+    /// How many at once, 1 to 1,000,000. Default: `rate.requests`.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub burst: Option<u32>,
+}
+
+/// What a request takes, by a header.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CostSpec {
+    /// Its name. A request takes as many tokens as the number in it says, and at least one; one where it has none, or no number. Who calls may
+    /// choose it, unless something before the pod sets it.
+    #[schemars(length(max = 256), regex(pattern = "^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"))]
+    pub header: String,
+    /// The most that a request takes, 1 to 10,000. More than the burst is the whole burst.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub max: u32,
+}
+
+/// Bounds what a sidecar keeps.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KeysSpec {
+    /// Buckets, 1 to 100,000. Default 10,000. One that is full again goes for a new one.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub max: Option<u32>,
+    /// What becomes of a key for which there is no bucket. `Shared` (default): all of these share one. `Reject`: it is refused.
+    #[schemars(extend("enum" = ["Shared", "Reject"]))]
+    pub overflow: Option<String>,
+}
+
+/// What is said to callers. `Retry-After` with a 429 always is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LimitResponseSpec {
+    /// Of the limit that is nearest to its end. `Off` (default). `IETF`: RateLimit and RateLimit-Policy
+    /// (draft-ietf-httpapi-ratelimit-headers-11). `Legacy`: X-RateLimit-Limit, X-RateLimit-Remaining and X-RateLimit-Reset.
+    #[schemars(extend("enum" = ["Off", "IETF", "Legacy"]))]
+    pub headers: Option<String>,
+}

@@ -1,0 +1,257 @@
+//! A RateLimitPolicy as it goes to a sidecar.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::unresolved::UnresolvedLimit;
+use super::{
+    CostSpec, HEADERS, KeyPartSpec, LimitMatchSpec, LimitSpec, MODES, OVERFLOWS, OverrideSpec, PARTS,
+    RateLimitPolicySpec, RateSpec, SCOPES, UnresolvedLimits,
+};
+use crate::access::{HttpMatches, condition};
+use crate::duration;
+use crate::limits as proto;
+use crate::limits::key_part;
+use crate::policy::access::{Condition, Reader, Source, SourceSpec, is_token};
+
+const INTERVAL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+const REQUESTS: RangeInclusive<u32> = 1..=1_000_000;
+const COST: RangeInclusive<u32> = 1..=10_000;
+const KEYS: RangeInclusive<u32> = 1..=100_000;
+const DEFAULT_KEYS: u32 = 10_000;
+const LIMITS: usize = 16;
+
+impl RateLimitPolicySpec {
+    /// The policy `name` ("namespace/name") of a namespace.
+    ///
+    /// # Errors
+    /// All mistakes, each with the path of its field.
+    pub fn to_wire(&self, name: &str, namespace: &str) -> Result<UnresolvedLimits, Vec<String>> {
+        let mut reader = Reader::new(namespace);
+        // Its conditions are read as those of a Deny rule.
+        reader.deny = true;
+        let policy = policy(&mut reader, name, self);
+        match reader.mistakes.is_empty() {
+            true => Ok(policy),
+            false => Err(reader.mistakes),
+        }
+    }
+}
+
+fn policy(reader: &mut Reader<'_>, name: &str, spec: &RateLimitPolicySpec) -> UnresolvedLimits {
+    let mode = reader.one_of("mode", spec.mode.as_deref().unwrap_or("Enforce"), &MODES);
+    let headers = spec
+        .response
+        .as_ref()
+        .and_then(|response| response.headers.as_deref())
+        .unwrap_or("Off");
+    let headers = match reader.one_of("response.headers", headers, &HEADERS) {
+        Some("IETF") => proto::ResponseHeaders::Ietf,
+        Some("Legacy") => proto::ResponseHeaders::Legacy,
+        _ => proto::ResponseHeaders::Unspecified,
+    };
+    for (n, target) in spec.target_refs.iter().enumerate() {
+        reader.target(&format!("targetRefs[{n}]"), target);
+    }
+    let limits = spec.limits.as_deref().unwrap_or_default();
+    if limits.is_empty() {
+        reader.mistake("limits", "name at least one limit");
+    }
+    if limits.len() > LIMITS {
+        reader.mistake("limits", &format!("{} are more than {LIMITS}", limits.len()));
+    }
+    let limits = limits.iter().enumerate();
+    let limits: Vec<_> = limits.map(|(n, spec)| limit(reader, n, spec)).collect();
+    for (n, one) in limits.iter().enumerate() {
+        if limits[..n].iter().any(|other| other.limit.name == one.limit.name) {
+            let wrong = format!("another limit of the policy is named {:?} too", one.limit.name);
+            reader.mistake(&format!("limits[{n}].name"), &wrong);
+        }
+    }
+    UnresolvedLimits {
+        name: name.to_owned(),
+        shadow: mode == Some("Shadow"),
+        headers,
+        limits,
+    }
+}
+
+fn limit(reader: &mut Reader<'_>, n: usize, spec: &LimitSpec) -> UnresolvedLimit {
+    let at = format!("limits[{n}]");
+    let name = spec.name.clone().unwrap_or_else(|| n.to_string());
+    if !is_name(&name) {
+        reader.mistake(
+            &format!("{at}.name"),
+            &format!("{name:?} is no name of letters, digits, \".\", \"_\" and \"-\""),
+        );
+    }
+    let scope = reader.one_of(&format!("{at}.scope"), &spec.scope, &SCOPES);
+    let matches = entries(reader, &format!("{at}.matches"), spec.matches.as_deref(), matching);
+    let per = entries(reader, &format!("{at}.per"), spec.per.as_deref(), part);
+    if spec.keys.is_some() && spec.per.is_none() {
+        reader.mistake(&format!("{at}.keys"), "without `per` there is one bucket");
+    }
+    let keys = spec.keys.clone().unwrap_or_default();
+    let max = keys.max.unwrap_or(DEFAULT_KEYS);
+    within(reader, &format!("{at}.keys.max"), max, &KEYS);
+    let overflow = keys.overflow.as_deref().unwrap_or("Shared");
+    let overflow = reader.one_of(&format!("{at}.keys.overflow"), overflow, &OVERFLOWS);
+    let rate = rate(reader, &at, &spec.rate, spec.burst);
+    let overrides = entries(
+        reader,
+        &format!("{at}.overrides"),
+        spec.overrides.as_deref(),
+        override_of,
+    );
+    let cost = spec.cost.as_ref().map(|spec| cost(reader, &format!("{at}.cost"), spec));
+    UnresolvedLimit {
+        limit: proto::Limit {
+            name,
+            per: per.into_iter().map(|kind| proto::KeyPart { kind }).collect(),
+            rate: Some(rate),
+            max_keys: max,
+            reject_overflow: overflow == Some("Reject"),
+            cost,
+            ..proto::Limit::default()
+        },
+        matches,
+        shared: scope == Some("Service"),
+        overrides,
+    }
+}
+
+/// Each entry of a list that has one, where it is there.
+fn entries<S, T>(
+    reader: &mut Reader<'_>,
+    at: &str,
+    list: Option<&[S]>,
+    mut read: impl FnMut(&mut Reader<'_>, &str, &S) -> T,
+) -> Vec<T> {
+    if list.is_some_and(<[S]>::is_empty) {
+        reader.mistake(at, "it is empty");
+    }
+    let list = list.unwrap_or_default().iter().enumerate();
+    list.map(|(n, entry)| read(reader, &format!("{at}[{n}]"), entry))
+        .collect()
+}
+
+fn matching(reader: &mut Reader<'_>, at: &str, spec: &LimitMatchSpec) -> Vec<Condition> {
+    let mut all = Vec::new();
+    if let Some(any) = &spec.sources {
+        all.push(Condition::Sources(sources(reader, &format!("{at}.sources"), any)));
+    }
+    if let Some(any) = &spec.http_attributes {
+        let at = format!("{at}.httpAttributes");
+        let any = entries(reader, &at, Some(any), |reader, at, spec| reader.http(at, spec));
+        let http = condition::Kind::Http(HttpMatches { any });
+        all.push(Condition::Known(Some(http)));
+    }
+    if all.is_empty() {
+        reader.mistake(at, "say who calls, or with which requests");
+    }
+    all
+}
+
+fn sources(reader: &mut Reader<'_>, at: &str, specs: &[SourceSpec]) -> Vec<Source> {
+    if specs.is_empty() {
+        reader.mistake(at, "it is empty");
+    }
+    let tokens = specs.iter().enumerate().filter(|(_, spec)| spec.type_ == "JWT");
+    let tokens: Vec<usize> = tokens.map(|(n, _)| n).collect();
+    if tokens.is_empty() {
+        return reader.sources(at, specs);
+    }
+    for n in tokens {
+        reader.mistake(&format!("{at}[{n}].type"), "a limit knows no tokens");
+    }
+    Vec::new()
+}
+
+/// None: a mistake says why.
+fn part(reader: &mut Reader<'_>, at: &str, spec: &KeyPartSpec) -> Option<key_part::Kind> {
+    let type_ = reader.one_of(&format!("{at}.type"), &spec.type_, &PARTS)?;
+    if (type_ == "Header") != spec.header.is_some() {
+        return reader.none(
+            &format!("{at}.header"),
+            "a part of the type Header, and no other one, has it".to_owned(),
+        );
+    }
+    if spec.address.is_some() && type_ != "Address" {
+        return reader.none(
+            &format!("{at}.address"),
+            "only a part of the type Address has it".to_owned(),
+        );
+    }
+    match (type_, &spec.header) {
+        (_, Some(header)) if !is_token(&header.name) => reader.none(
+            &format!("{at}.header.name"),
+            format!("{:?} is no header's name", header.name),
+        ),
+        (_, Some(header)) if header.name.eq_ignore_ascii_case("host") => {
+            reader.none(&format!("{at}.header.name"), "HTTP/2 has no such header".to_owned())
+        }
+        (_, Some(header)) => Some(key_part::Kind::Header(proto::PerHeader {
+            name: header.name.clone(),
+        })),
+        ("Identity", _) => Some(key_part::Kind::Identity(proto::PerIdentity {})),
+        ("Namespace", _) => Some(key_part::Kind::Namespace(proto::PerNamespace {})),
+        _ => {
+            let address = spec.address.clone().unwrap_or_default();
+            let (v4_prefix, v6_prefix) = (address.v4_prefix.unwrap_or(32), address.v6_prefix.unwrap_or(64));
+            within(reader, &format!("{at}.address.v4Prefix"), v4_prefix, &(1..=32));
+            within(reader, &format!("{at}.address.v6Prefix"), v6_prefix, &(1..=128));
+            Some(key_part::Kind::Address(proto::PerAddress { v4_prefix, v6_prefix }))
+        }
+    }
+}
+
+fn rate(reader: &mut Reader<'_>, at: &str, spec: &RateSpec, burst: Option<u32>) -> proto::Rate {
+    within(reader, &format!("{at}.rate.requests"), spec.requests, &REQUESTS);
+    let interval = duration::parse_within(&spec.interval, INTERVAL);
+    let interval = interval.unwrap_or_else(|why| {
+        reader.mistake(&format!("{at}.rate.interval"), &why);
+        Duration::default()
+    });
+    let burst = burst.unwrap_or(spec.requests);
+    within(reader, &format!("{at}.burst"), burst, &REQUESTS);
+    proto::Rate {
+        requests: spec.requests,
+        // At most a day.
+        interval_ms: interval.as_millis() as u64,
+        burst,
+    }
+}
+
+fn override_of(reader: &mut Reader<'_>, at: &str, spec: &OverrideSpec) -> (Vec<Source>, proto::Rate) {
+    let any = spec.sources.as_deref().unwrap_or_default();
+    let any = sources(reader, &format!("{at}.sources"), any);
+    (any, rate(reader, at, &spec.rate, spec.burst))
+}
+
+fn cost(reader: &mut Reader<'_>, at: &str, spec: &CostSpec) -> proto::Cost {
+    if !is_token(&spec.header) {
+        reader.mistake(
+            &format!("{at}.header"),
+            &format!("{:?} is no header's name", spec.header),
+        );
+    }
+    within(reader, &format!("{at}.max"), spec.max, &COST);
+    proto::Cost {
+        header: spec.header.clone(),
+        max: spec.max,
+    }
+}
+
+fn within(reader: &mut Reader<'_>, at: &str, value: u32, range: &RangeInclusive<u32>) {
+    if !range.contains(&value) {
+        let (least, most) = (range.start(), range.end());
+        reader.mistake(at, &format!("{value} is not {least} to {most}"));
+    }
+}
+
+/// It stands in headers and labels.
+fn is_name(text: &str) -> bool {
+    let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    let ends = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_alphanumeric());
+    text.len() <= 63 && text.bytes().all(inner) && ends(text.bytes().next()) && ends(text.bytes().last())
+}

@@ -1,0 +1,102 @@
+//! A policy, read, whose conditions on the cluster are open.
+
+use crate::access as access_proto;
+use crate::limits as proto;
+use crate::policy::access::{Cluster, Condition, Source};
+
+/// A policy whose conditions on the cluster are open.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UnresolvedLimits {
+    pub(super) name: String,
+    pub(super) shadow: bool,
+    pub(super) headers: proto::ResponseHeaders,
+    pub(super) limits: Vec<UnresolvedLimit>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct UnresolvedLimit {
+    /// All of it that needs no cluster.
+    pub(super) limit: proto::Limit,
+    /// Any of them, and of each all.
+    pub(super) matches: Vec<Vec<Condition>>,
+    /// Its rate is divided.
+    pub(super) shared: bool,
+    pub(super) overrides: Vec<(Vec<Source>, proto::Rate)>,
+}
+
+impl UnresolvedLimits {
+    /// Leaves out one limit, by its position, or all.
+    pub fn leave_out(&mut self, limit: Option<usize>) {
+        match limit {
+            Some(n) if n < self.limits.len() => drop(self.limits.remove(n)),
+            Some(_) => {}
+            None => self.limits.clear(),
+        }
+    }
+
+    /// The limits whose rate is divided among pods: the name of each, and the least that one of its rates has.
+    pub fn divided(&self) -> impl Iterator<Item = (&str, u32)> {
+        let divided = self.limits.iter().filter(|limit| limit.shared);
+        divided.map(|limit| {
+            let overrides = limit.overrides.iter().map(|(_, rate)| rate);
+            let rates = limit.limit.rate.iter().chain(overrides);
+            let least = rates.map(|rate| rate.requests).min();
+            (&*limit.limit.name, least.unwrap_or_default())
+        })
+    }
+
+    /// Whether namespaces are selected by their labels.
+    pub fn selects_namespaces(&self) -> bool {
+        let matches = self.limits.iter().flat_map(|limit| limit.matches.iter().flatten());
+        let of_matches = matches.filter_map(|condition| match condition {
+            Condition::Sources(any) => Some(any),
+            _ => None,
+        });
+        let of_overrides = self.limits.iter().flat_map(|limit| &limit.overrides);
+        let mut all = of_matches.chain(of_overrides.map(|(any, _)| any));
+        all.any(|any| any.iter().any(|source| matches!(source, Source::Namespaces(_))))
+    }
+
+    /// The policy at these ports of a pod (`None`: at all), which is one of so many. Without a number of pods nothing that is divided among
+    /// them is in it.
+    pub fn resolve(
+        &self,
+        ports: Option<access_proto::Ports>,
+        pods: Option<u32>,
+        cluster: &impl Cluster,
+    ) -> proto::Policy {
+        let told = self.limits.iter().filter(|limit| !limit.shared || pods.is_some());
+        let limits = told.map(|of| proto::Limit {
+            matches: of.matches.iter().map(|all| matching(all, cluster)).collect(),
+            shares: if of.shared { pods.unwrap_or_default() } else { 0 },
+            overrides: of
+                .overrides
+                .iter()
+                .map(|(any, rate)| proto::Override {
+                    sources: Some(sources(any, cluster)),
+                    rate: Some(*rate),
+                })
+                .collect(),
+            ..of.limit.clone()
+        });
+        proto::Policy {
+            name: self.name.clone(),
+            shadow: self.shadow,
+            ports,
+            limits: limits.collect(),
+            headers: self.headers.into(),
+        }
+    }
+}
+
+fn matching(all: &[Condition], cluster: &impl Cluster) -> proto::Match {
+    proto::Match {
+        all: all.iter().map(|condition| condition.resolve(cluster)).collect(),
+    }
+}
+
+fn sources(any: &[Source], cluster: &impl Cluster) -> access_proto::Sources {
+    access_proto::Sources {
+        any: any.iter().map(|source| source.resolve(cluster)).collect(),
+    }
+}

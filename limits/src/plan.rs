@@ -1,0 +1,205 @@
+//! Policies, compiled.
+
+use outrigger_access::{Asked, Carries, Selection};
+use outrigger_api::limits as proto;
+use outrigger_api::pattern::Budget;
+
+use crate::bucket::Rate;
+use crate::key::Part;
+use crate::table::Table;
+
+/// Buckets of all limits of a pod together, of at most some 100 bytes each. Where policies ask for more, each limit has its share.
+pub const MOST_BUCKETS: usize = 200_000;
+/// Of one limit.
+const MOST_KEYS: u32 = 100_000;
+const MOST_TOKENS: u32 = 10_000;
+
+/// What responses say of a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Headers {
+    /// RateLimit and RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers-11).
+    Ietf,
+    /// X-RateLimit-Limit, X-RateLimit-Remaining and X-RateLimit-Reset.
+    Legacy,
+}
+
+/// Policies in the order of their names, and of each its limits in that of theirs, so that nothing depends on how they are told.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    /// Another plan has another one.
+    pub(crate) version: u64,
+    pub(crate) policies: Box<[Policy]>,
+    pub(crate) limits: Box<[Limit]>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Policy {
+    /// "namespace/name".
+    pub(crate) name: Box<str>,
+    pub(crate) shadow: bool,
+    /// `None`: all.
+    pub(crate) ports: Option<Box<[u16]>>,
+    pub(crate) headers: Option<Headers>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Limit {
+    /// Of `Plan::policies`.
+    pub(crate) policy: usize,
+    pub(crate) name: Box<str>,
+    /// `None`: all.
+    matches: Option<Selection>,
+    pub(crate) per: Box<[Part]>,
+    overrides: Box<[Selection]>,
+    cost: Option<Cost>,
+    /// Its own, and then those of the overrides.
+    pub(crate) rates: Box<[Rate]>,
+    pub(crate) max: usize,
+    pub(crate) reject: bool,
+}
+
+#[derive(Debug)]
+struct Cost {
+    header: http::HeaderName,
+    max: u32,
+}
+
+impl Plan {
+    pub(crate) fn new(message: &proto::Limits, version: u64) -> Self {
+        let mut messages: Vec<&proto::Policy> = message.policies.iter().collect();
+        messages.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut patterns = Budget::default();
+        let (mut policies, mut limits) = (Vec::new(), Vec::new());
+        for message in messages {
+            let mut of_policy: Vec<&proto::Limit> = message.limits.iter().collect();
+            of_policy.sort_by(|a, b| a.name.cmp(&b.name));
+            let compiled = of_policy.into_iter();
+            limits.extend(compiled.filter_map(|limit| Limit::new(limit, policies.len(), &mut patterns)));
+            policies.push(Policy::new(message));
+        }
+        let asked: usize = limits.iter().map(|limit: &Limit| limit.max).sum();
+        if asked > MOST_BUCKETS {
+            for limit in &mut limits {
+                // Each is at most 100,000 of a sum of 4 MiB of messages: it fits.
+                limit.max = (limit.max * MOST_BUCKETS / asked).max(1);
+            }
+        }
+        Self {
+            version,
+            policies: policies.into(),
+            limits: limits.into(),
+        }
+    }
+
+    pub(crate) fn policy_of(&self, limit: &Limit) -> &Policy {
+        &self.policies[limit.policy]
+    }
+}
+
+impl Policy {
+    fn new(message: &proto::Policy) -> Self {
+        let ports = message.ports.as_ref();
+        let ports = ports.map(|ports| ports.numbers.iter().filter_map(|&port| port.try_into().ok()).collect());
+        Self {
+            name: message.name.as_str().into(),
+            shadow: message.shadow,
+            ports,
+            headers: match message.headers() {
+                proto::ResponseHeaders::Ietf => Some(Headers::Ietf),
+                proto::ResponseHeaders::Legacy => Some(Headers::Legacy),
+                proto::ResponseHeaders::Unspecified => None,
+            },
+        }
+    }
+
+    fn selects(&self, port: u16) -> bool {
+        self.ports.as_ref().is_none_or(|ports| ports.contains(&port))
+    }
+}
+
+impl Limit {
+    /// `None`: a part of it is faulty, or this version does not know it.
+    fn new(message: &proto::Limit, policy: usize, patterns: &mut Budget) -> Option<Self> {
+        let matches = match message.matches.is_empty() {
+            true => None,
+            false => {
+                let any = message.matches.iter().map(|one| &*one.all);
+                Some(Selection::new(any, patterns)?)
+            }
+        };
+        let per: Option<Box<[Part]>> = message.per.iter().map(Part::new).collect();
+        let mut rates = vec![Rate::new(message.rate.as_ref()?, message.shares)?];
+        let mut overrides = Vec::new();
+        for one in &message.overrides {
+            overrides.push(Selection::of_sources(one.sources.as_ref()?, patterns)?);
+            rates.push(Rate::new(one.rate.as_ref()?, message.shares)?);
+        }
+        let per = per?;
+        let max = match per.is_empty() {
+            true => rates.len(),
+            // At most 100,000.
+            false => message.max_keys.clamp(1, MOST_KEYS) as usize,
+        };
+        Some(Self {
+            policy,
+            name: message.name.as_str().into(),
+            matches,
+            per,
+            overrides: overrides.into(),
+            cost: match &message.cost {
+                Some(cost) => Some(Cost::new(cost)?),
+                None => None,
+            },
+            rates: rates.into(),
+            max,
+            reject: message.reject_overflow,
+        })
+    }
+
+    pub(crate) fn table(&self) -> Table {
+        Table::new(&self.rates, self.max, self.reject)
+    }
+
+    pub(crate) fn is_about(&self, policy: &Policy, asked: &Asked<'_>) -> bool {
+        policy.selects(asked.facts().port) && self.matches.as_ref().is_none_or(|matches| matches.is_met(asked))
+    }
+
+    /// Which of its rates.
+    pub(crate) fn rate_of(&self, asked: &Asked<'_>) -> usize {
+        let mut overrides = self.overrides.iter();
+        overrides.position(|one| one.is_met(asked)).map_or(0, |n| n + 1)
+    }
+
+    pub(crate) fn tokens_of(&self, asked: &Asked<'_>) -> u32 {
+        match (&self.cost, &asked.facts().carries) {
+            (Some(cost), Carries::Http(head)) => cost.of(head.headers),
+            _ => 1,
+        }
+    }
+}
+
+impl Cost {
+    fn new(message: &proto::Cost) -> Option<Self> {
+        Some(Self {
+            header: http::HeaderName::from_bytes(message.header.as_bytes()).ok()?,
+            max: message.max.clamp(1, MOST_TOKENS),
+        })
+    }
+
+    /// Of several lines, the largest.
+    fn of(&self, headers: &http::HeaderMap) -> u32 {
+        let numbers = headers
+            .get_all(&self.header)
+            .iter()
+            .filter_map(|line| number(line.as_bytes()));
+        numbers.max().map_or(1, |number| number.clamp(1, self.max))
+    }
+}
+
+/// What does not fit is the largest that does.
+fn number(text: &[u8]) -> Option<u32> {
+    let text = text.trim_ascii();
+    let is_number = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    let add = |n: u32, digit: &u8| n.saturating_mul(10).saturating_add(u32::from(digit - b'0'));
+    is_number.then(|| text.iter().fold(0, add))
+}

@@ -1,0 +1,159 @@
+//! The buckets of one limit, by their keys, never more than so many.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+
+use crate::bucket::{Bucket, Rate};
+
+/// Buckets that are looked at for one that is full again, of those that may be.
+const LOOKS: usize = 64;
+
+#[derive(Debug)]
+pub(crate) struct Table {
+    /// The limit's, and those of its overrides.
+    rates: Box<[Rate]>,
+    max: usize,
+    reject: bool,
+    buckets: HashMap<u64, Entry>,
+    /// Each key once, by a time before which its bucket is not full again: what is taken later makes it later, which is found out when
+    /// its turn comes.
+    full: BinaryHeap<Reverse<(u64, u64)>>,
+    /// Of keys that have no bucket, one for each rate.
+    overflow: Box<[Bucket]>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    bucket: Bucket,
+    rate: usize,
+}
+
+/// What a request wants of a table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wish {
+    pub(crate) key: u64,
+    /// Which rate.
+    pub(crate) rate: usize,
+    pub(crate) tokens: u32,
+}
+
+/// How a bucket is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct State {
+    /// Microseconds until it admits the request. 0: now.
+    pub(crate) wait: u64,
+    pub(crate) remaining: u64,
+    /// Microseconds until it is full again.
+    pub(crate) full: u64,
+}
+
+impl Table {
+    pub(crate) fn new(rates: &[Rate], max: usize, reject: bool) -> Self {
+        Self {
+            rates: rates.into(),
+            max: max.max(1),
+            reject,
+            buckets: HashMap::new(),
+            full: BinaryHeap::new(),
+            overflow: vec![Bucket::default(); rates.len()].into(),
+        }
+    }
+
+    /// Takes over what another one of the same keys has.
+    pub(crate) fn follow(&mut self, before: &Self, now: u64) {
+        let new = &self.rates;
+        let rates = before.rates.iter().zip(new);
+        for ((old, new), (from, to)) in rates.zip(before.overflow.iter().zip(&mut self.overflow)) {
+            *to = from.at_rate(old, new, now);
+        }
+        for (key, entry) in &before.buckets {
+            let (Some(old), Some(new)) = (before.rates.get(entry.rate), self.rates.get(entry.rate)) else {
+                continue;
+            };
+            let bucket = entry.bucket.at_rate(old, new, now);
+            if bucket.full_at(new) > now && self.buckets.len() < self.max {
+                self.insert(*key, Entry { bucket, ..*entry });
+            }
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.buckets.len()
+    }
+
+    /// How the bucket of a key is.
+    pub(crate) fn state(&mut self, wish: &Wish, now: u64) -> State {
+        let rate = self.rates[wish.rate];
+        let of = |bucket: &Bucket| State {
+            wait: bucket.wait(&rate, wish.tokens, now),
+            remaining: bucket.remaining(&rate, now),
+            full: bucket.full_at(&rate).saturating_sub(now),
+        };
+        if let Some(entry) = self.buckets.get(&wish.key) {
+            return of(&entry.bucket);
+        }
+        if self.has_room(now) {
+            return of(&Bucket::default());
+        }
+        if !self.reject {
+            return of(&self.overflow[wish.rate]);
+        }
+        let first = self.full.peek().map_or(now, |Reverse((at, _))| *at);
+        let wait = first.saturating_sub(now).max(1);
+        State {
+            wait,
+            remaining: 0,
+            full: wait,
+        }
+    }
+
+    /// Takes tokens, where [`Self::state`] has said that they are there.
+    pub(crate) fn take(&mut self, wish: &Wish, now: u64) {
+        let rate = self.rates[wish.rate];
+        if let Some(entry) = self.buckets.get_mut(&wish.key) {
+            return entry.bucket.take(&rate, wish.tokens, now);
+        }
+        if !self.has_room(now) {
+            return self.overflow[wish.rate].take(&rate, wish.tokens, now);
+        }
+        // Those that nobody uses go also while there is room: one comes, and two go.
+        if self.free(now) {
+            self.free(now);
+        }
+        let mut bucket = Bucket::default();
+        bucket.take(&rate, wish.tokens, now);
+        let rate = wish.rate;
+        self.insert(wish.key, Entry { bucket, rate });
+    }
+
+    fn insert(&mut self, key: u64, entry: Entry) {
+        let full = entry.bucket.full_at(&self.rates[entry.rate]);
+        self.full.push(Reverse((full, key)));
+        self.buckets.insert(key, entry);
+    }
+
+    fn has_room(&mut self, now: u64) -> bool {
+        self.buckets.len() < self.max || self.free(now)
+    }
+
+    /// Lets a bucket go that is full again, of those that could be for longest.
+    fn free(&mut self, now: u64) -> bool {
+        for _ in 0..LOOKS {
+            let Some(&Reverse((at, key))) = self.full.peek() else {
+                return false;
+            };
+            if at > now {
+                return false;
+            }
+            self.full.pop();
+            let Some(entry) = self.buckets.get(&key) else { continue };
+            let full = entry.bucket.full_at(&self.rates[entry.rate]);
+            if full <= now {
+                self.buckets.remove(&key);
+                return true;
+            }
+            self.full.push(Reverse((full, key)));
+        }
+        false
+    }
+}

@@ -1,0 +1,51 @@
+//! What policies come to, for people. It is read from what decides.
+
+use serde::{Deserialize, Serialize};
+
+use crate::key::Part;
+use crate::plan::Limit;
+
+/// A policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyView {
+    /// "namespace/name".
+    pub name: String,
+    /// It refuses nothing.
+    pub shadow: bool,
+    /// `None`: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ports: Option<Vec<u16>>,
+    /// Those that this version understands.
+    pub limits: Vec<LimitView>,
+}
+
+/// A limit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LimitView {
+    /// As the policy names it, or its position.
+    pub name: String,
+    /// What has a bucket of its own.
+    pub per: Vec<String>,
+    /// Requests of this pod in an interval, and its seconds.
+    pub requests: u64,
+    /// The interval.
+    pub seconds: u64,
+    /// Buckets that are not full, or were not when they were last looked at.
+    pub keys: usize,
+    /// The most that there are.
+    pub max_keys: usize,
+}
+
+impl LimitView {
+    pub(crate) fn new(limit: &Limit, keys: usize) -> Self {
+        Self {
+            name: limit.name.to_string(),
+            per: limit.per.iter().map(Part::text).collect(),
+            requests: limit.rates[0].requests,
+            seconds: limit.rates[0].seconds,
+            keys,
+            max_keys: limit.max,
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! How much this pod takes: one [`Limiter`] for all workers, and its clock.
+
+use std::time::Duration;
+
+use outrigger_access::Facts;
+use outrigger_api::limits as proto;
+use outrigger_limits::view::PolicyView;
+use outrigger_limits::{Limiter, Outcome};
+use tokio::time::Instant;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Limits {
+    limiter: Limiter,
+    /// Times are counted from here.
+    since: Instant,
+}
+
+impl Limits {
+    pub(super) fn new(message: &proto::Limits) -> Self {
+        let limits = Self {
+            limiter: Limiter::default(),
+            since: Instant::now(),
+        };
+        limits.update(message);
+        limits
+    }
+
+    /// From now on.
+    pub(super) fn update(&self, message: &proto::Limits) {
+        self.limiter.update(message, self.at(Instant::now()));
+    }
+
+    /// Whether nothing is limited.
+    pub fn is_empty(&self) -> bool {
+        self.limiter.is_empty()
+    }
+
+    /// What becomes of a request that came at this time. `None`: no limit is about it.
+    pub fn decide(&self, facts: &Facts<'_>, at: Instant) -> Option<Outcome> {
+        self.limiter.decide(facts, self.at(at))
+    }
+
+    /// Another one whenever it is told something.
+    pub fn version(&self) -> u64 {
+        self.limiter.version()
+    }
+
+    /// Whether there is a policy of this name.
+    pub fn has_policy(&self, name: &str) -> bool {
+        self.limiter.has_policy(name)
+    }
+
+    pub(super) fn view(&self) -> Vec<PolicyView> {
+        self.limiter.view()
+    }
+
+    fn at(&self, time: Instant) -> Duration {
+        time.saturating_duration_since(self.since)
+    }
+}

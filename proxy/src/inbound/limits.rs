@@ -1,0 +1,191 @@
+//! How much the app gets, by the RateLimitPolicies that select this pod.
+//!
+//! The decision itself is [`outrigger_limits`]'s. Here are its facts, what is told of it, and what the caller hears: 429 with
+//! `Retry-After`, in gRPC RESOURCE_EXHAUSTED with `grpc-retry-pushback-ms` (gRFC A6), and where a policy says so, what is left of a limit.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::RETRY_AFTER;
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Response};
+use outrigger_api::spiffe::SpiffeId;
+use outrigger_limits::{Headers, Refused, Standing};
+use outrigger_proxy_transport::error::{ProxyError, Reason};
+use outrigger_proxy_transport::grpc::GRPC_PUSHBACK;
+use outrigger_proxy_transport::server::{ResponseBody, error_response};
+use tokio::time::Instant;
+
+use super::Caller;
+use super::access::{Beside, facts_of};
+use crate::call::{Call, LocalReply};
+use crate::context::Context;
+use crate::discovery::Limits;
+use crate::telemetry::logging::LogLimit;
+use crate::telemetry::{LimitDecision, LimitNote, Metrics};
+
+const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const LEFT: HeaderName = HeaderName::from_static("ratelimit");
+const LEGACY_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
+const LEGACY_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
+const LEGACY_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+
+/// The limits of this pod, as one worker asks for them.
+pub(super) struct LimitRule {
+    limits: Arc<Limits>,
+    /// Of which policies the metrics are.
+    version: Cell<u64>,
+    metrics: Arc<Metrics>,
+    limited: LogLimit,
+    shadows: LogLimit,
+}
+
+/// What a response says of what is left.
+pub(super) struct Left {
+    style: Headers,
+    headers: HeaderMap,
+}
+
+impl LimitRule {
+    pub(super) fn new(context: &Context) -> Self {
+        Self {
+            limits: context.process.discovery.limits(),
+            version: Cell::new(0),
+            metrics: Arc::clone(context.metrics()),
+            limited: LogLimit::default(),
+            shadows: LogLimit::default(),
+        }
+    }
+
+    /// Forgets the metrics of policies that are not there any more.
+    pub(super) fn sweep(&self) {
+        let version = self.limits.version();
+        if self.version.replace(version) != version {
+            self.metrics.retain_limits(|name| self.limits.has_policy(name));
+        }
+    }
+
+    /// Lets a request through, or not. It costs next to nothing where no limit is in force.
+    ///
+    /// # Errors
+    /// The answer [`Reason::RateLimited`].
+    pub(super) fn admit(
+        &self,
+        caller: &Caller,
+        head: &Parts,
+        beside: &Beside,
+        call: &mut Call,
+    ) -> Result<Option<Box<Left>>, LocalReply> {
+        if self.limits.is_empty() {
+            return Ok(None);
+        }
+        let Some(outcome) = self.limits.decide(&facts_of(caller, head, beside), call.started) else {
+            return Ok(None);
+        };
+        let left = outcome.standing().and_then(|standing| left(&standing)).map(Box::new);
+        if let Some((by, wait)) = outcome.refused() {
+            let note = self.tell(caller, LimitDecision::Limited, by);
+            call.request.limit = Some(note);
+            return Err(refusal(wait, left.as_deref(), call.request.is_grpc()).into());
+        }
+        for by in outcome.enforced() {
+            self.metrics.limit(LimitDecision::Admitted, by.policy, by.limit);
+        }
+        for by in outcome.shadows() {
+            let note = self.tell(caller, LimitDecision::Shadow, by);
+            // Of several, the first stands in the log and in the span; each is counted.
+            call.request.limit.get_or_insert(note);
+        }
+        Ok(left)
+    }
+
+    fn tell(&self, caller: &Caller, decision: LimitDecision, by: Refused<'_>) -> Box<LimitNote> {
+        self.metrics.limit(decision, by.policy, by.limit);
+        let (log, verb) = match decision {
+            LimitDecision::Shadow => (&self.shadows, "would be refused by a limit in Shadow mode"),
+            _ => (&self.limited, "is refused by a limit"),
+        };
+        log.log(Instant::now(), |left_out| {
+            tracing::info!(
+                client = ?caller.address,
+                peer = caller.peer.as_ref().map(SpiffeId::as_str),
+                port = caller.app.port(),
+                policy = by.policy,
+                limit = by.limit,
+                left_out,
+                "a request {verb}"
+            );
+        });
+        Box::new(LimitNote {
+            decision,
+            policy: by.policy.to_owned(),
+            limit: by.limit.to_owned(),
+        })
+    }
+}
+
+impl Left {
+    /// Says it in a response. What the app says itself stays: the fields of the IETF are lists, and of the older ones there is one.
+    pub(super) fn say(&self, headers: &mut HeaderMap) {
+        if self.style == Headers::Legacy && headers.contains_key(LEGACY_LIMIT) {
+            return;
+        }
+        for (name, value) in &self.headers {
+            headers.append(name.clone(), value.clone());
+        }
+    }
+}
+
+/// It says nothing of policies but what they say themselves to callers.
+fn refusal(wait: Duration, left: Option<&Left>, grpc: bool) -> Response<ResponseBody> {
+    let seconds = wait.as_micros().div_ceil(1_000_000).max(1);
+    let error = ProxyError::new(
+        Reason::RateLimited,
+        format!("the called workload takes no more such requests for now; try again in {seconds} s"),
+    );
+    let mut response = error_response(&error, grpc);
+    let headers = response.headers_mut();
+    insert(headers, RETRY_AFTER, seconds);
+    if grpc {
+        insert(headers, GRPC_PUSHBACK, wait.as_micros().div_ceil(1000).max(1));
+    }
+    if let Some(left) = left {
+        left.say(headers);
+    }
+    response
+}
+
+fn left(standing: &Standing<'_>) -> Option<Left> {
+    let Standing {
+        limit,
+        quota,
+        seconds,
+        remaining,
+        reset,
+        ..
+    } = *standing;
+    let mut headers = HeaderMap::with_capacity(3);
+    match standing.headers {
+        Headers::Ietf => {
+            // Names are of letters, digits, ".", "_" and "-": nothing is to be escaped in a String (RFC 9651 section 3.3.3).
+            headers.insert(POLICY, format!("\"{limit}\";q={quota};w={seconds}").try_into().ok()?);
+            headers.insert(LEFT, format!("\"{limit}\";r={remaining};t={reset}").try_into().ok()?);
+        }
+        Headers::Legacy => {
+            insert(&mut headers, LEGACY_LIMIT, quota);
+            insert(&mut headers, LEGACY_REMAINING, remaining);
+            insert(&mut headers, LEGACY_RESET, reset);
+        }
+    }
+    Some(Left {
+        style: standing.headers,
+        headers,
+    })
+}
+
+fn insert(headers: &mut HeaderMap, name: HeaderName, number: impl ToString) {
+    if let Ok(value) = HeaderValue::try_from(number.to_string()) {
+        headers.insert(name, value);
+    }
+}

@@ -1,0 +1,31 @@
+//! What policies say of how much the app gets, as logs, spans and metrics have it.
+
+/// What became of a request by a limit of this pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LimitDecision {
+    Admitted,
+    Limited,
+    /// It is let through, and a policy that is a shadow would refuse it.
+    Shadow,
+}
+
+impl LimitDecision {
+    /// As it is written in labels, attributes and the access log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Admitted => "admitted",
+            Self::Limited => "limited",
+            Self::Shadow => "shadow",
+        }
+    }
+}
+
+/// A decision that is told of each request: only where a limit refuses it, or would.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitNote {
+    pub decision: LimitDecision,
+    /// "namespace/name" of the policy.
+    pub policy: String,
+    /// The name of its limit.
+    pub limit: String,
+}
