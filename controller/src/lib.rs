@@ -19,9 +19,11 @@
 //! | gateway.networking.k8s.io | httproutes/status, grpcroutes/status | | patch |
 //! | outrigger.dev | accesspolicies | | list, watch |
 //! | outrigger.dev | accesspolicies/status | | patch |
+//! | outrigger.dev | ratelimitpolicies | | list, watch |
+//! | outrigger.dev | ratelimitpolicies/status | | patch |
 //! | outrigger.dev | trafficpolicies | | list, watch |
 //! | outrigger.dev | trafficpolicies/status | | patch |
-//! | apiextensions.k8s.io | customresourcedefinitions | accesspolicies.outrigger.dev, trafficpolicies.outrigger.dev | list, watch |
+//! | apiextensions.k8s.io | customresourcedefinitions | accesspolicies.outrigger.dev, ratelimitpolicies.outrigger.dev, trafficpolicies.outrigger.dev | list, watch |
 //! | authentication.k8s.io | tokenreviews | | create |
 //! | "" | configmaps | outrigger-trust-bundle | list, watch, patch |
 //! | "" | configmaps | | create, get |

@@ -23,6 +23,7 @@ pub enum StreamKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AnswerKind {
     Access,
+    Limits,
     Routes,
     Endpoints,
     /// Both together, to sidecars of the version before the session.
@@ -45,6 +46,7 @@ impl AnswerKind {
     fn label(self) -> Label {
         let value = match self {
             Self::Access => "access",
+            Self::Limits => "limits",
             Self::Routes => "routes",
             Self::Endpoints => "endpoints",
             Self::Target => "target",

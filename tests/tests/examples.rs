@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Service, ServiceAccount};
 use outrigger_api::policy::TrafficPolicy;
 use outrigger_api::policy::access::AccessPolicy;
 use outrigger_api::policy::crd::crds;
+use outrigger_api::policy::limits::RateLimitPolicy;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -105,11 +106,7 @@ fn the_access_policies() {
         assert!(!policy.spec.target_refs.is_empty(), "{file}");
         say(&object["spec"], "spec", &mut said);
     }
-    let mut known = BTreeSet::new();
-    let crd = crds().into_iter().find(|crd| crd.spec.names.kind == "AccessPolicy");
-    let schema = serde_json::to_value(crd.unwrap()).unwrap();
-    let schema = &schema["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
-    know(schema, "spec", &mut known);
+    let known = known_of("AccessPolicy");
     assert!(
         known.contains("spec.rules[].sources[].type=JWT") && known.len() > 70,
         "{known:?}"
@@ -128,6 +125,38 @@ fn the_access_policies() {
     let (known, said) = (once(known), once(said));
     let missing: Vec<_> = known.difference(&said).collect();
     assert!(missing.is_empty(), "no example has {missing:?}");
+}
+
+/// The same of the limits; what they say of requests and of callers is shown there.
+#[test]
+fn the_rate_limit_policies() {
+    let mut said = BTreeSet::new();
+    for (file, object) in objects("rate-limits") {
+        assert_eq!(object["kind"], "RateLimitPolicy", "{file}");
+        let policy: RateLimitPolicy = parsed(&file, &object);
+        let namespace = policy.metadata.namespace.as_deref().unwrap();
+        let wire = policy.spec.to_wire(&file, namespace);
+        wire.unwrap_or_else(|mistakes| panic!("{file}: {mistakes:?}"));
+        assert!(!policy.spec.target_refs.is_empty(), "{file}");
+        say(&object["spec"], "spec", &mut said);
+    }
+    let known = known_of("RateLimitPolicy");
+    assert!(known.contains("spec.limits[].scope=Service"), "{known:?}");
+    let elsewhere = [".sources[].", ".sources[]=", ".httpAttributes[].", ".selector."];
+    let own = known
+        .difference(&said)
+        .filter(|path| !elsewhere.iter().any(|part| path.contains(part)));
+    let missing: Vec<_> = own.collect();
+    assert!(missing.is_empty(), "no example has {missing:?}");
+}
+
+fn known_of(kind: &str) -> BTreeSet<String> {
+    let mut known = BTreeSet::new();
+    let crd = crds().into_iter().find(|crd| crd.spec.names.kind == kind);
+    let schema = serde_json::to_value(crd.unwrap()).unwrap();
+    let schema = &schema["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
+    know(schema, "spec", &mut known);
+    known
 }
 
 /// The fields that an object has, and the texts.

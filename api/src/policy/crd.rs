@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::TrafficPolicy;
 use super::access::AccessPolicy;
+use super::limits::RateLimitPolicy;
 
 /// Annotation of a CRD: the version of Outrigger that has printed it, for people. Nothing is decided by it.
 pub const VERSION: &str = "outrigger.dev/crd-version";
@@ -22,7 +23,7 @@ pub const APPLY: &str = "outrigger crds | kubectl apply --server-side --force-co
 
 /// All of them, as `outrigger crds` prints them and the chart has them.
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    let mut crds = vec![AccessPolicy::crd(), TrafficPolicy::crd()];
+    let mut crds = vec![AccessPolicy::crd(), RateLimitPolicy::crd(), TrafficPolicy::crd()];
     for crd in &mut crds {
         let annotations = crd.metadata.annotations.get_or_insert_default();
         annotations.insert(VERSION.to_owned(), env!("CARGO_PKG_VERSION").to_owned());

@@ -24,7 +24,7 @@ use crate::store::{Dep, Deps, Store};
 const UNKNOWN_POD: &str = "(unknown pod)";
 
 /// Ports of a pod. None: all.
-type Ports = Option<BTreeSet<u16>>;
+pub(super) type Ports = Option<BTreeSet<u16>>;
 
 /// What the pod's sidecar is told.
 pub(crate) fn access(store: &Store, room: &Room, key: &PodKey, deps: &mut Deps) -> Access {
@@ -36,15 +36,11 @@ pub(crate) fn access(store: &Store, room: &Room, key: &PodKey, deps: &mut Deps) 
     }
     let pod = pod_of(store, key);
     let mut told = proto::Access::default();
-    for (policy, ports) in selecting(store, name, pod) {
+    for (policy, ports) in selecting(store, PolicyKind::Access, name, pod) {
         let Some(access) = policy.access() else { continue };
         if access.selects_namespaces() {
             deps.insert(Dep::Namespaces);
         }
-        let numbers = |ports: BTreeSet<u16>| ports.into_iter().map(u32::from).collect();
-        let ports = ports.map(|ports| proto::Ports {
-            numbers: numbers(ports),
-        });
         let list = if access.audit {
             &mut told.audited
         } else {
@@ -56,7 +52,7 @@ pub(crate) fn access(store: &Store, room: &Room, key: &PodKey, deps: &mut Deps) 
             pod,
             policies: &policy.name.namespace,
         };
-        list.push(access.resolve(ports, &of_pod));
+        list.push(access.resolve(numbers(ports), &of_pod));
     }
     if pod.is_none() && may_be_selected(store, name) {
         told.enforced.push(nobody(UNKNOWN_POD, None));
@@ -64,9 +60,20 @@ pub(crate) fn access(store: &Store, room: &Room, key: &PodKey, deps: &mut Deps) 
     Access::new(told, &room.payer(&name.namespace))
 }
 
-/// The policies that select the pod, and at which ports, by their names. Of a pod that is not known: those for which its namespace is
-/// enough.
-fn selecting<'a>(store: &'a Store, name: &ObjectName, pod: Option<&Pod>) -> Vec<(&'a Policy, Ports)> {
+/// As they are told.
+pub(super) fn numbers(ports: Ports) -> Option<proto::Ports> {
+    let numbers = ports?.into_iter().map(u32::from).collect();
+    Some(proto::Ports { numbers })
+}
+
+/// The policies of a kind that select the pod, and at which ports, by their names. Of a pod that is not known: those for which its
+/// namespace is enough.
+pub(super) fn selecting<'a>(
+    store: &'a Store,
+    kind: PolicyKind,
+    name: &ObjectName,
+    pod: Option<&Pod>,
+) -> Vec<(&'a Policy, Ports)> {
     let mut selecting: BTreeMap<&ObjectName, (&Policy, Ports)> = BTreeMap::new();
     let mut add = |policy: &'a Policy, ports: Ports| {
         let (_, all) = selecting
@@ -74,7 +81,7 @@ fn selecting<'a>(store: &'a Store, name: &ObjectName, pod: Option<&Pod>) -> Vec<
             .or_insert_with(|| (policy, Some(BTreeSet::new())));
         *all = all.take().zip(ports).map(|(all, ports)| &all | &ports);
     };
-    let at = |target| store.policies.at(PolicyKind::Access, target);
+    let at = |target| store.policies.at(kind, target);
     for namespace in [&store.own.namespace, &name.namespace] {
         at(Target::namespace(namespace)).for_each(|policy| add(policy, None));
     }
@@ -109,7 +116,9 @@ fn may_be_selected(store: &Store, name: &ObjectName) -> bool {
         let mut targets = policy.targets();
         targets.any(|target| target.kind != TargetKind::Namespace)
     });
-    let mut selecting = selecting(store, name, None).into_iter().map(|(policy, _)| policy);
+    let mut selecting = selecting(store, PolicyKind::Access, name, None)
+        .into_iter()
+        .map(|(policy, _)| policy);
     let names_ports = |policy: &Policy| {
         policy
             .access()
@@ -138,7 +147,7 @@ pub(crate) fn ports_at(store: &Store, attachment: &Attachment, pod: &Pod) -> Opt
 }
 
 /// A sidecar says itself which pod it is.
-fn pod_of<'a>(store: &'a Store, key: &PodKey) -> Option<&'a Pod> {
+pub(super) fn pod_of<'a>(store: &'a Store, key: &PodKey) -> Option<&'a Pod> {
     let pod = store.pods.get(&key.name);
     pod.filter(|pod| pod.service_account == key.service_account)
 }
@@ -174,11 +183,11 @@ fn takes(attachment: &Attachment, pod: &Pod) -> bool {
         .is_some_and(|selector| selector.matches(&pod.labels))
 }
 
-struct OfPod<'a> {
-    store: &'a Store,
-    pod: Option<&'a Pod>,
+pub(super) struct OfPod<'a> {
+    pub(super) store: &'a Store,
+    pub(super) pod: Option<&'a Pod>,
     /// The namespace of the policy.
-    policies: &'a Arc<str>,
+    pub(super) policies: &'a Arc<str>,
 }
 
 impl Cluster for OfPod<'_> {

@@ -5,11 +5,13 @@
 pub(crate) mod access;
 pub(crate) mod build;
 mod endpoints;
+pub(crate) mod limits;
 pub(crate) mod own;
 mod protocol;
 mod routing;
 mod traffic;
 
 pub(crate) use self::access::{ports_at, provider_of};
+pub(crate) use self::limits::{is_whole_mesh, ready_pods};
 pub(crate) use self::routing::{OverBudget, is_displaced, resolve};
 pub(crate) use self::traffic::is_overridden;

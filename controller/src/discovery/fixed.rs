@@ -9,7 +9,7 @@ use outrigger_api::discovery::{Target, Workload, backend, target};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::{Caller, Discover, Known};
+use super::{Caller, Discover, Known, Limits};
 use crate::access::{Access, PodKey};
 use crate::room::Payer;
 use crate::split::{EndpointViews, Routes, SetName};
@@ -26,6 +26,7 @@ pub struct FixedTargets {
     place: watch::Sender<Arc<Place>>,
     access: Topic<Access>,
     workload: watch::Sender<Arc<Known>>,
+    limits: watch::Sender<Arc<Limits>>,
 }
 
 struct Fixed {
@@ -67,6 +68,12 @@ impl FixedTargets {
     /// Says who may call every workload: at first, everybody.
     pub fn set_access(&self, access: proto::Access) {
         self.access.replace(Arc::new(Access::new(access, &Payer::default())));
+    }
+
+    /// Says how much every workload takes: at first, nothing is limited.
+    pub fn set_limits(&self, limits: outrigger_api::limits::Limits) {
+        self.limits
+            .send_replace(Arc::new(Limits::new(limits, &Payer::default())));
     }
 
     /// Puts the endpoints of each backend into a set of its own.
@@ -140,6 +147,10 @@ impl Discover for FixedTargets {
 
     fn watch_workload(&self, _: &PodKey) -> watch::Receiver<Arc<Known>> {
         self.workload.subscribe()
+    }
+
+    fn watch_limits(&self, _: &PodKey) -> watch::Receiver<Arc<Limits>> {
+        self.limits.subscribe()
     }
 
     // Its keys are fixed as well.

@@ -13,8 +13,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use outrigger_api::MAX_DISCOVERY_MESSAGE;
 use outrigger_api::discovery::{Workload, to_sidecar};
+use outrigger_api::limits as proto_limits;
 use outrigger_issuer::ca::Ca;
+use prost::Message;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -91,6 +94,66 @@ impl PartialEq for Known {
     }
 }
 
+/// How much a pod takes.
+#[derive(Debug)]
+pub struct Limits {
+    /// What its sidecar is told. None: it is more than a message holds, or there is no room for it, and nothing is told.
+    limits: Option<proto_limits::Limits>,
+    taken: Result<Taken, Waiting>,
+}
+
+impl Limits {
+    pub(crate) fn new(limits: proto_limits::Limits, payer: &Payer) -> Self {
+        let size = limits.encoded_len();
+        let taken = payer.take_or_wait(size);
+        // A message has a few bytes around it.
+        let fits = taken.is_ok() && size <= MAX_DISCOVERY_MESSAGE - 16;
+        Self {
+            limits: fits.then_some(limits),
+            taken,
+        }
+    }
+
+    /// Bytes that are charged for it.
+    pub(crate) fn charged(&self) -> u64 {
+        self.taken.as_ref().map_or(0, Taken::bytes)
+    }
+
+    /// Whether there was no room for it, and there is now.
+    pub(crate) fn has_room_now(&self) -> bool {
+        self.taken.as_ref().is_err_and(Waiting::has_room)
+    }
+
+    /// Whether its sidecar is told.
+    pub(crate) fn is_told(&self) -> bool {
+        self.limits.is_some()
+    }
+
+    /// What is told.
+    pub fn said(&self) -> Option<&proto_limits::Limits> {
+        self.limits.as_ref()
+    }
+
+    /// As a message of a session.
+    fn in_session(&self) -> Option<Bytes> {
+        let limits = self.limits.clone()?;
+        Some(split::encoded(to_sidecar::Kind::Limits(limits)))
+    }
+}
+
+impl Default for Limits {
+    /// Nothing is limited.
+    fn default() -> Self {
+        Self::new(proto_limits::Limits::default(), &Payer::default())
+    }
+}
+
+impl PartialEq for Limits {
+    fn eq(&self, other: &Self) -> bool {
+        self.limits == other.limits
+    }
+}
+
 /// A pod that asks.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Caller {
@@ -131,6 +194,8 @@ pub trait Discover: Send + Sync + 'static {
     fn follow_access(&self, pod: &PodKey, reader: Reader) -> Followed<Access>;
     /// What is known of a pod.
     fn watch_workload(&self, pod: &PodKey) -> watch::Receiver<Arc<Known>>;
+    /// How much a pod takes; kept up to date while the receiver lives.
+    fn watch_limits(&self, pod: &PodKey) -> watch::Receiver<Arc<Limits>>;
     /// A pod's sidecar has met a token of a key that a provider of one of the pod's policies has not, as far as is known.
     fn unknown_key(&self, pod: &PodKey, policy: &str, provider: &str);
     /// Whether the identity is still some pod's. An SVID lives on where its pod is gone, and with a copy of its key anybody could

@@ -28,7 +28,7 @@ use tonic::server::StreamingService;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::service::{self, DiscoveryService, Member, Messages, address, respond};
-use super::{Discover, Known};
+use super::{Discover, Known, Limits};
 use crate::access::Access;
 use crate::metrics::{AnswerKind, StreamKind, Wanted};
 use crate::room::Refusal;
@@ -89,11 +89,14 @@ struct Session {
     takes_access: bool,
     /// It verifies tokens.
     takes_tokens: bool,
+    /// It understands how much it takes.
+    takes_limits: bool,
     access: Followed<Access>,
     /// When it is tried again to tell it.
     access_again: Option<Instant>,
     place: watch::Receiver<Arc<Place>>,
     workload: watch::Receiver<Arc<Known>>,
+    limits: watch::Receiver<Arc<Limits>>,
     ca: watch::Receiver<Arc<Ca>>,
     targets: HashMap<SocketAddr, Target>,
     /// Those that `targets` name.
@@ -136,6 +139,7 @@ const RETRY: Duration = Duration::from_secs(10);
 /// What is to be sent. By the time that its turn comes, it may not be wanted any more.
 enum Next {
     Trust,
+    Limits,
     Access,
     /// Instead of it, as there is no room: nobody may call the pod.
     Closed,
@@ -177,15 +181,17 @@ impl Session {
             takes_changes: understands(Feature::EndpointChanges),
             takes_access: understands(Feature::Access),
             takes_tokens: understands(Feature::Tokens),
+            takes_limits: understands(Feature::RateLimits),
             access: index.follow_access(&caller.pod_key(), reader),
             access_again: None,
             place: index.watch_place(caller),
             workload: index.watch_workload(&caller.pod_key()),
+            limits: index.watch_limits(&caller.pod_key()),
             ca: member.service.ca.clone(),
             targets: HashMap::new(),
             sets: HashMap::new(),
-            // A sidecar that hears of itself first takes it for the word of a controller that knows no AccessPolicy.
-            queue: [Next::Trust, Next::Access, Next::Workload].into(),
+            // Who knows whom to let in lets them in: how much of it comes before. A sidecar that hears of itself first takes it for the word of a controller that knows no AccessPolicy.
+            queue: [Next::Trust, Next::Limits, Next::Access, Next::Workload].into(),
             inbox,
             numbers,
             member,
@@ -228,6 +234,7 @@ impl Session {
                     self.access_again = None;
                     self.queue.push_back(Next::Access);
                 }
+                Ok(()) = self.limits.changed() => self.queue.push_back(Next::Limits),
                 Ok(()) = self.workload.changed() => self.queue.push_back(Next::Workload),
                 // At once, and not with the next SVID: what is below a new root is nothing to who does not know it, and one that
                 // was taken away is trusted until then.
@@ -395,7 +402,13 @@ impl Session {
                 self.access_again = Some(Instant::now() + RETRY);
                 Vec::new()
             }
-            Next::Trust | Next::Access | Next::Closed | Next::Workload | Next::Gone(_) | Next::Refused(..) => {
+            Next::Trust
+            | Next::Limits
+            | Next::Access
+            | Next::Closed
+            | Next::Workload
+            | Next::Gone(_)
+            | Next::Refused(..) => {
                 let any = self.targets.keys().next().copied().ok_or_else(|| status.clone())?;
                 self.queue.push_front(next);
                 vec![any]
@@ -429,6 +442,11 @@ impl Session {
                 let roots = ca.bundle().iter().map(|root| root.to_vec()).collect();
                 (encoded(to_sidecar::Kind::Trust(Trust { roots })), None)
             }
+            Next::Limits if !self.takes_limits => return Ok(None),
+            Next::Limits => match self.limits.borrow_and_update().in_session() {
+                Some(limits) => (limits, Some(AnswerKind::Limits)),
+                None => return Ok(None),
+            },
             Next::Access if !self.takes_access => return Ok(None),
             Next::Access => (
                 self.access.newest().message(self.takes_tokens),

@@ -57,8 +57,22 @@ struct Sidecars {
     sessions: Vec<Arc<Inbox>>,
     /// How much they are told of the pod's policies.
     told: Policies,
+    /// They are not told how much the pod takes.
+    limits_cut: bool,
     /// Sessions and streams: each asks what is known of the pod.
     asking: usize,
+}
+
+impl Default for Sidecars {
+    /// Of a pod of which nothing is asked.
+    fn default() -> Self {
+        Self {
+            sessions: Vec::new(),
+            told: Policies::All,
+            limits_cut: false,
+            asking: 0,
+        }
+    }
 }
 
 /// Of which Services.
@@ -89,6 +103,9 @@ pub(crate) struct Enforcers {
     pub(crate) closed: usize,
     /// Those that are told of what is in force, and not of what is only audited.
     pub(crate) without_audited: usize,
+    /// Of limits: those that do not understand them, and those that are not told.
+    pub(crate) without_limits: usize,
+    pub(crate) limits_cut: usize,
 }
 
 impl<'a> Callers<'a> {
@@ -162,6 +179,9 @@ impl<'a> Callers<'a> {
             if of_pod.told == Policies::Enforced {
                 count.without_audited += sessions - closed;
             }
+            let limit = { of_pod.sessions.iter() }.filter(|inbox| inbox.understands(Feature::RateLimits));
+            count.without_limits += sessions + streams - limit.count();
+            count.limits_cut += if of_pod.limits_cut { sessions } else { 0 };
         }
         count
     }
@@ -204,18 +224,16 @@ impl<'a> Callers<'a> {
             let sidecars = Sidecars {
                 sessions: topic.readers(),
                 told: topic.value().told(),
-                asking: 0,
+                ..Sidecars::default()
             };
             (key.clone(), sidecars)
         });
         let mut sidecars: HashMap<_, _> = sessions.collect();
+        for (key, topic) in inner.limits.iter() {
+            sidecars.entry(key.clone()).or_default().limits_cut = !topic.value().is_told();
+        }
         for (key, topic) in inner.workloads.iter() {
-            let of_pod = sidecars.entry(key.clone()).or_insert_with(|| Sidecars {
-                sessions: Vec::new(),
-                told: Policies::All,
-                asking: 0,
-            });
-            of_pod.asking = topic.watchers();
+            sidecars.entry(key.clone()).or_default().asking = topic.watchers();
         }
         sidecars
     }

@@ -23,8 +23,8 @@ pub(crate) use self::callers::{Callers, Of};
 use self::keys::KeyWatch;
 use self::watches::{Answer, Watches};
 use crate::access::{Access, PodKey};
-use crate::answers::{access, build, own};
-use crate::discovery::{Caller, Discover, Known};
+use crate::answers::{access, build, limits, own};
+use crate::discovery::{Caller, Discover, Known, Limits};
 use crate::metrics::{AnswerKind, Metrics};
 use crate::objects::networks::Networks;
 use crate::objects::policy::PolicyKind;
@@ -71,6 +71,7 @@ struct Inner {
     places: Watches<Caller, Place>,
     workloads: Watches<PodKey, Known>,
     accesses: Watches<PodKey, Access>,
+    limits: Watches<PodKey, Limits>,
 }
 
 impl Index {
@@ -168,6 +169,7 @@ impl Index {
     fn sweep(&self) {
         let mut inner = self.inner.lock();
         inner.accesses.sweep();
+        inner.limits.sweep();
         inner.routes.sweep();
         inner.endpoints.sweep();
         inner.targets.sweep();
@@ -175,6 +177,7 @@ impl Index {
         inner.workloads.sweep();
         for (kind, answers) in [
             (AnswerKind::Access, inner.accesses.len()),
+            (AnswerKind::Limits, inner.limits.len()),
             (AnswerKind::Routes, inner.routes.len()),
             (AnswerKind::Endpoints, inner.endpoints.len()),
             (AnswerKind::Target, inner.targets.len()),
@@ -191,6 +194,11 @@ impl Index {
             |accesses| accesses.those(Access::has_room_now),
             |inner| (&mut inner.accesses, &inner.store),
             access::access,
+        );
+        self.rebuild(
+            |limits| limits.those(Limits::has_room_now),
+            |inner| (&mut inner.limits, &inner.store),
+            limits::limits,
         );
         self.rebuild(
             |workloads| workloads.those(Known::has_room_now),
@@ -224,6 +232,7 @@ impl Index {
         let deps = &touched.deps;
         // First: who must not be let in any more has the least time.
         self.renew(deps, |inner| (&mut inner.accesses, &inner.store), access::access);
+        self.renew(deps, |inner| (&mut inner.limits, &inner.store), limits::limits);
         self.renew(deps, |inner| (&mut inner.endpoints, &inner.store), build::endpoints);
         self.renew(deps, |inner| (&mut inner.routes, &inner.store), build::routes);
         self.renew(deps, |inner| (&mut inner.targets, &inner.store), build::target);
@@ -373,6 +382,12 @@ impl Answer for Known {
     }
 }
 
+impl Answer for Limits {
+    fn charged(&self) -> u64 {
+        self.charged()
+    }
+}
+
 impl Answer for Place {}
 
 impl Answer for Access {
@@ -422,6 +437,12 @@ impl Discover for Index {
         accesses.follow(pod.clone(), reader, |pod, deps| {
             access::access(store, &self.room, pod, deps)
         })
+    }
+
+    fn watch_limits(&self, pod: &PodKey) -> watch::Receiver<Arc<Limits>> {
+        let mut inner = self.inner.lock();
+        let Inner { store, limits, .. } = &mut *inner;
+        limits.watch(pod.clone(), |pod, deps| limits::limits(store, &self.room, pod, deps))
     }
 
     fn watch_workload(&self, pod: &PodKey) -> watch::Receiver<Arc<Known>> {

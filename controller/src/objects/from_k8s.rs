@@ -144,11 +144,14 @@ pub fn pod(pod: &core::Pod) -> Option<(ObjectName, Object)> {
         .flat_map(|c| c.ports.iter().flatten())
         .filter(|p| is_tcp(p.protocol.as_deref()))
         .filter_map(|p| Some((Arc::from(p.name.as_deref()?), u16::try_from(p.container_port).ok()?)));
+    let mut conditions = status.iter().flat_map(|s| s.conditions.iter().flatten());
+    let is_ready = conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True");
     // What cannot be changed any more says whether there is a sidecar and which ports are its; labels and annotations can be.
     let capture = containers().find(|c| c.name == labels::INIT_CONTAINER);
     let kept = Pod {
         uid: pod.metadata.uid.as_deref().unwrap_or_default().into(),
         ended,
+        ready: is_ready && !ended && pod.metadata.deletion_timestamp.is_none(),
         grace_ends: pod.metadata.deletion_timestamp.as_ref().map(|time| time.0.into()),
         ips,
         node: spec.node_name.as_deref().map(Arc::from),

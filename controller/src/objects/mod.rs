@@ -155,6 +155,8 @@ pub struct Pod {
     pub uid: Arc<str>,
     /// It has succeeded or failed.
     pub ended: bool,
+    /// Its condition `Ready`, and nobody deletes it.
+    pub ready: bool,
     /// It is being deleted, and this is when its grace period is over.
     pub grace_ends: Option<SystemTime>,
     /// Empty for a pod that shares its node's address, and for one that has ended.

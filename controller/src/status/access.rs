@@ -31,7 +31,7 @@ pub(super) fn in_force(store: &Store, access: &Unresolved, attachment: &Attachme
 }
 
 /// Why it selects no pod.
-fn nothing(store: &Store, attachment: &Attachment) -> String {
+pub(super) fn nothing(store: &Store, attachment: &Attachment) -> String {
     let Ok(target) = &attachment.target else {
         return String::new(); // then it is not accepted
     };
@@ -157,7 +157,7 @@ pub(super) fn short(
 }
 
 /// The pods that have not ended. Of the whole mesh: those of namespaces that are in it, and whoever else has a sidecar.
-fn selected<'a>(
+pub(super) fn selected<'a>(
     store: &'a Store,
     attachment: &'a Attachment,
 ) -> Box<dyn Iterator<Item = (&'a ObjectName, &'a Pod)> + 'a> {

@@ -4,6 +4,7 @@ mod absent;
 mod access;
 mod entries;
 mod keys;
+mod limits;
 mod policy;
 mod route;
 mod uncaptured;
@@ -72,6 +73,9 @@ mod access_tests;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod enforced_tests;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod limits_tests;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;

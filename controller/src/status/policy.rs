@@ -6,7 +6,7 @@ use outrigger_api::policy::crd::APPLY;
 use serde_json::Value;
 
 use super::entries::{Entry, Verdict, is_ours};
-use super::{Absent, access};
+use super::{Absent, access, limits};
 use crate::answers::is_overridden;
 use crate::index::{Callers, Of};
 use crate::objects::ObjectName;
@@ -88,9 +88,10 @@ fn accepted(store: &Store, policy: &Policy, attachment: &Attachment) -> Verdict 
         );
         return verdict(ACCEPTED, "Conflicted", message);
     }
-    let message = match policy.access() {
-        Some(access) => access::in_force(store, access, attachment),
-        None => "In force".to_owned(),
+    let message = match (policy.access(), policy.limits()) {
+        (Some(access), _) => access::in_force(store, access, attachment),
+        (None, Some(_)) => limits::in_force(store, attachment),
+        (None, None) => "In force".to_owned(),
     };
     verdict(ACCEPTED, ACCEPTED, message)
 }
@@ -110,6 +111,9 @@ fn programmed(
         if policy.access().is_some() {
             message += ". A rule that allows, and has one of them, lets nobody in";
         }
+        if policy.limits().is_some() {
+            message += ". A limit that has one of them is left out";
+        }
         return verdict(PROGRAMMED, PARTIALLY, message);
     }
     let dropped = store.old_crds.get(&policy.kind).into_iter().flatten();
@@ -117,9 +121,10 @@ fn programmed(
     if dropped.peek().is_some() {
         return verdict(PROGRAMMED, "OldCRD", old_crd(dropped));
     }
-    let short = match policy.access() {
-        Some(_) => access::short(store, callers, absent, policy, reference),
-        None => lacking(store, callers, policy, (target, reference)),
+    let short = match (policy.access(), policy.limits()) {
+        (Some(_), _) => access::short(store, callers, absent, policy, reference),
+        (None, Some(_)) => limits::short(store, callers, policy, reference),
+        (None, None) => lacking(store, callers, policy, (target, reference)),
     };
     if let Some(message) = short {
         return verdict(PROGRAMMED, PARTIALLY, message);

@@ -35,6 +35,8 @@ pub(crate) enum Dep {
     Pod(ObjectName),
     /// Pods of the namespace that say of ports that they are opaque.
     OpaquePods(Arc<str>),
+    /// Which pods of the namespace are ready, and by what they are selected.
+    ReadyPods(Arc<str>),
     Node(Arc<str>),
     Namespace(Arc<str>),
     /// The labels of any namespace: who is selected by them.
@@ -366,6 +368,10 @@ impl Store {
             touched.namespaces = true;
         }
         touched.deps.insert(Dep::Pod(name.clone()));
+        let counts = |pod: &Pod| (pod.ready && !pod.ended).then(|| (pod.labels.clone(), pod.ports.clone()));
+        if old.and_then(counts) != pod.as_ref().and_then(counts) {
+            touched.deps.insert(Dep::ReadyPods(name.namespace.clone()));
+        }
         let says_opaque = |pod: &Pod| pod.opaque_ports.is_some() && !pod.ended;
         let says = pod.as_ref().is_some_and(says_opaque);
         if says || old.is_some_and(says_opaque) {

@@ -9,6 +9,7 @@ mod golden;
 mod guests;
 mod injector;
 mod keys;
+mod limits;
 mod rights;
 mod roots;
 mod tokens;

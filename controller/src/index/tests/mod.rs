@@ -1,5 +1,6 @@
 mod access;
 mod keys;
+mod limits;
 mod networks;
 mod policies;
 mod room;

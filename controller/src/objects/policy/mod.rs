@@ -1,6 +1,7 @@
 //! Policies: Outrigger's own kinds. What differs between them is a row of a table; what they have in common is read here.
 
 mod access;
+mod limits;
 mod traffic;
 
 use std::sync::{Arc, LazyLock};
@@ -10,6 +11,7 @@ use kube::core::{ApiResource, DynamicObject};
 use outrigger_api::discovery as proto;
 use outrigger_api::discovery::Feature;
 use outrigger_api::policy::access::Unresolved;
+use outrigger_api::policy::limits::UnresolvedLimits;
 use outrigger_api::policy::selector::LabelSelector;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -24,6 +26,7 @@ use super::route::{self, RouteKind};
 #[allow(missing_docs)]
 pub enum PolicyKind {
     Access,
+    RateLimit,
     Traffic,
 }
 
@@ -61,17 +64,19 @@ pub(crate) struct Compiled {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Message {
     Access(Unresolved),
+    RateLimit(UnresolvedLimits),
     Traffic(proto::Policy),
 }
 
 impl PolicyKind {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Access, Self::Traffic];
+    pub const ALL: [Self; 3] = [Self::Access, Self::RateLimit, Self::Traffic];
 
     /// What is known of it.
     pub fn row(self) -> &'static Row {
         match self {
             Self::Access => &access::ROW,
+            Self::RateLimit => &limits::ROW,
             Self::Traffic => &traffic::ROW,
         }
     }
@@ -221,7 +226,15 @@ impl Policy {
     pub(crate) fn access(&self) -> Option<&Unresolved> {
         match &self.compiled.as_ref().ok()?.message {
             Message::Access(policy) => Some(policy),
-            Message::Traffic(_) => None,
+            Message::RateLimit(_) | Message::Traffic(_) => None,
+        }
+    }
+
+    /// What a RateLimitPolicy says.
+    pub(crate) fn limits(&self) -> Option<&UnresolvedLimits> {
+        match &self.compiled.as_ref().ok()?.message {
+            Message::RateLimit(policy) => Some(policy),
+            Message::Access(_) | Message::Traffic(_) => None,
         }
     }
 
@@ -235,7 +248,7 @@ impl Policy {
     pub(crate) fn traffic(&self) -> Option<&proto::Policy> {
         match &self.compiled.as_ref().ok()?.message {
             Message::Traffic(policy) => Some(policy),
-            Message::Access(_) => None,
+            Message::Access(_) | Message::RateLimit(_) => None,
         }
     }
 

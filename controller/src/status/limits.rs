@@ -1,0 +1,116 @@
+//! What is said of a RateLimitPolicy: which pods it selects, and whether their sidecars carry it out as it is meant.
+
+use outrigger_api::policy::limits::UnresolvedLimits;
+use serde_json::Value;
+
+use super::access::{nothing, selected};
+use super::policy::said_by_another;
+use crate::answers::{is_whole_mesh, ready_pods};
+use crate::index::Callers;
+use crate::objects::policy::{Attachment, Policy, TargetKind};
+use crate::objects::{ObjectName, Pod};
+use crate::store::Store;
+
+/// That it is in force there, and what may not have been meant: that it selects nothing, now.
+pub(super) fn in_force(store: &Store, attachment: &Attachment) -> String {
+    match selected(store, attachment).next() {
+        Some(_) => "In force".to_owned(),
+        None => format!("In force. {}", nothing(store, attachment)),
+    }
+}
+
+/// Which of its pods do not carry it out, or not as it is written. Each controller knows its own sidecars: the first that says it goes
+/// on, as with other policies.
+pub(super) fn short(store: &Store, callers: &Callers<'_>, policy: &Policy, reference: &Value) -> Option<String> {
+    if let Some(message) = said_by_another(store, policy, reference) {
+        return Some(message.to_owned());
+    }
+    let attachment = policy.attachments.iter().find(|a| a.reference == *reference)?;
+    let pods = || selected(store, attachment);
+    let told = callers.enforcers(pods());
+    let mut parts = Vec::new();
+    if told.without_limits > 0 {
+        parts.push(format!(
+            "{}: {} of {} sidecars that it tells of the policy are older, and limit nothing: kubectl rollout restart brings the new one \
+             into their pods",
+            store.own.name, told.without_limits, told.all
+        ));
+    }
+    if told.limits_cut > 0 {
+        let own = if parts.is_empty() {
+            format!("{}: ", store.own.name)
+        } else {
+            String::new()
+        };
+        parts.push(format!(
+            "{own}{} sidecars are not told of it, because all policies of their pods together are more than a message holds, or more than \
+             the namespace may take of the controller's memory: they go on with what they know",
+            told.limits_cut
+        ));
+    }
+    let (all, bare) = bare(pods());
+    if bare > 0 {
+        parts.push(format!("{bare} of {all} pods have no sidecar, and limit nothing"));
+    }
+    if let Some(limits) = policy.limits() {
+        parts.extend(divided(store, policy, limits, attachment, bare > 0));
+    }
+    (!parts.is_empty()).then(|| parts.join("; "))
+}
+
+/// Where a rate that is divided among pods is not what it says.
+fn divided(
+    store: &Store,
+    policy: &Policy,
+    limits: &UnresolvedLimits,
+    attachment: &Attachment,
+    has_bare: bool,
+) -> Vec<String> {
+    let mut divided = limits.divided().peekable();
+    if divided.peek().is_none() {
+        return Vec::new();
+    }
+    if is_whole_mesh(store, policy) {
+        let names: Vec<&str> = divided.map(|(name, _)| name).collect();
+        return vec![format!(
+            "{}: the scope Service is for the pods of one namespace, and not for all of the mesh: without effect",
+            names.join(", ")
+        )];
+    }
+    let mut parts = Vec::new();
+    let pods = ready_pods(store, policy);
+    let small: Vec<&str> = divided
+        .filter(|(_, requests)| *requests < pods)
+        .map(|(name, _)| name)
+        .collect();
+    if !small.is_empty() {
+        parts.push(format!(
+            "{}: less than one request an interval for each of {pods} pods: each takes one, and all together more than the rate",
+            small.join(", ")
+        ));
+    }
+    if has_bare {
+        parts.push(
+            "pods without a sidecar have their share of a rate of the scope Service, and may take more".to_owned(),
+        );
+    }
+    let service = attachment
+        .target
+        .as_ref()
+        .ok()
+        .filter(|target| target.kind == TargetKind::Service);
+    let service = service.and_then(|target| store.services.get(&target.name));
+    if service.is_some_and(|service| service.client_affinity) {
+        parts.push(
+            "the Service has sessionAffinity: ClientIP, and so calls its pods unevenly: together they take less than the rate".to_owned(),
+        );
+    }
+    parts
+}
+
+/// How many pods there are, and how many of them have no sidecar.
+fn bare<'a>(pods: impl Iterator<Item = (&'a ObjectName, &'a Pod)>) -> (usize, usize) {
+    pods.fold((0, 0), |(all, bare), (_, pod)| {
+        (all + 1, bare + usize::from(!pod.in_mesh))
+    })
+}

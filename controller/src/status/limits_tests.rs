@@ -1,0 +1,164 @@
+//! What is said of RateLimitPolicies.
+
+use std::sync::Arc;
+
+use outrigger_api::discovery::Feature;
+use serde_json::{Value, json};
+
+use super::tests::{NOW, writes};
+use crate::discovery::Discover;
+use crate::testing::{Cluster, pod_key};
+use crate::topic::{Inbox, Reader};
+
+fn policy(namespace: &str, scope: &str, requests: u32, more: Value) -> Value {
+    let mut limit = json!({"rate": {"requests": requests, "interval": "1s"}, "scope": scope});
+    limit.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    json!({
+        "kind": "RateLimitPolicy", "apiVersion": "outrigger.dev/v1alpha1",
+        "metadata": {"namespace": namespace, "name": "p", "generation": 2, "resourceVersion": "1"},
+        "spec": {"targetRefs": [{"kind": "Namespace", "name": namespace}], "limits": [limit]},
+    })
+}
+
+fn pod(name: &str, sidecar: bool) -> Value {
+    let container = if sidecar { "outrigger-proxy" } else { "app" };
+    json!({
+        "kind": "Pod", "apiVersion": "v1", "metadata": {"namespace": "shop", "name": name, "labels": {"app": "web"}},
+        "spec": {"serviceAccountName": "web", "containers": [{"name": container}]},
+        "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+    })
+}
+
+fn cluster() -> Cluster {
+    let cluster = Cluster::new();
+    cluster.index.set_own("outrigger", "controller-a");
+    cluster.apply_value(pod("web-1", true));
+    cluster.apply_value(pod("web-2", true));
+    cluster
+}
+
+/// (reason, message) of each condition.
+fn said(cluster: &Cluster) -> Vec<(String, String)> {
+    let writes = writes(cluster, NOW);
+    let write = writes.iter().find(|write| &*write.name.name == "p").unwrap();
+    let conditions = write.status["ancestors"][0]["conditions"].as_array().unwrap().iter();
+    let text = |condition: &Value, field: &str| condition[field].as_str().unwrap().to_owned();
+    conditions.map(|c| (text(c, "reason"), text(c, "message"))).collect()
+}
+
+#[test]
+fn what_is_not_as_it_says_is_said() {
+    for (namespace, scope, requests, more, bare, reason, words) in [
+        (
+            "shop",
+            "Pod",
+            1,
+            json!({}),
+            false,
+            "Programmed",
+            "All that it says is in force",
+        ),
+        (
+            "shop",
+            "Service",
+            2,
+            json!({}),
+            false,
+            "Programmed",
+            "All that it says is in force",
+        ),
+        (
+            "shop",
+            "Service",
+            1,
+            json!({}),
+            false,
+            "PartiallyProgrammed",
+            "0: less than one request an interval for each of 2 pods",
+        ),
+        (
+            "shop",
+            "Pod",
+            9,
+            json!({}),
+            true,
+            "PartiallyProgrammed",
+            "1 of 3 pods have no sidecar, and limit nothing",
+        ),
+        (
+            "shop",
+            "Service",
+            9,
+            json!({}),
+            true,
+            "PartiallyProgrammed",
+            "have their share of a rate of the scope Service",
+        ),
+        (
+            "outrigger",
+            "Service",
+            9,
+            json!({}),
+            false,
+            "PartiallyProgrammed",
+            "and not for all of the mesh: without effect",
+        ),
+        (
+            "shop",
+            "Pod",
+            9,
+            json!({"newer": 1}),
+            false,
+            "PartiallyProgrammed",
+            "A limit that has one of them is left out",
+        ),
+        (
+            "shop",
+            "Global",
+            9,
+            json!({}),
+            false,
+            "Invalid",
+            "Not in force. limits[0].scope: \"Global\" is none of Pod, Service",
+        ),
+    ] {
+        let cluster = cluster();
+        if bare {
+            cluster.apply_value(pod("web-3", false));
+        }
+        cluster.apply_value(policy(namespace, scope, requests, more));
+        let said = said(&cluster);
+        let (got, message) = said.last().unwrap();
+        assert_eq!(got, reason, "{said:?}");
+        assert!(message.contains(words), "{said:?}");
+    }
+}
+
+/// A sidecar of the version before limits nothing.
+#[test]
+fn older_sidecars_are_counted() {
+    let cluster = cluster();
+    cluster.apply_value(policy("shop", "Pod", 9, json!({})));
+    let follow = |pod: &str, features: &[Feature]| {
+        let reader = Reader {
+            inbox: Arc::new(Inbox::new(features.iter().copied())),
+            number: 0,
+        };
+        let key = pod_key("shop", pod, "web");
+        (
+            cluster.index.follow_access(&key, reader),
+            cluster.index.watch_workload(&key),
+        )
+    };
+    let _new = follow("web-1", &[Feature::Access, Feature::RateLimits]);
+    assert_eq!(said(&cluster)[1].0, "Programmed");
+    let _old = follow("web-2", &[Feature::Access]);
+    let said = said(&cluster);
+    assert_eq!(said[1].0, "PartiallyProgrammed");
+    assert!(
+        said[1]
+            .1
+            .contains("controller-a: 1 of 2 sidecars that it tells of the policy are older, and limit nothing"),
+        "{said:?}"
+    );
+}
