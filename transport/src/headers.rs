@@ -37,21 +37,20 @@ pub fn asks_for_tunnel(method: &Method, headers: &HeaderMap) -> bool {
 /// for it by default) or "HTTP/2.0". That is not followed, whatever stands beside it, because servers choose what they like: the
 /// requests in it would be opaque, and nobody would judge them.
 pub fn stays_http(list: &[u8]) -> bool {
-    protocols(list).any(|protocol| {
-        let name = protocol.split(|&b| b == b'/').next().unwrap_or_default();
-        protocol.eq_ignore_ascii_case(b"h2c") || name.eq_ignore_ascii_case(b"http")
-    })
+    protocols(list).any(|protocol| is_named(protocol, b"h2c") || is_named(protocol, b"http"))
 }
 
 /// Whether TLS may begin where the request ends (RFC 2817 section 3): what follows is HTTP again, which nobody but the app can read.
 pub fn asks_for_tls(headers: &HeaderMap) -> bool {
     let mut lines = headers.get_all(UPGRADE).iter();
-    lines.any(|list| {
-        protocols(list.as_bytes()).any(|protocol| {
-            let name = protocol.split(|&b| b == b'/').next().unwrap_or_default();
-            name.trim_ascii().eq_ignore_ascii_case(b"tls")
-        })
-    })
+    lines.any(|list| protocols(list.as_bytes()).any(|protocol| is_named(protocol, b"tls")))
+}
+
+/// Whether a protocol of any version has this name, in any case. White space in it is no part of it: there are servers that drop it.
+fn is_named(protocol: &[u8], name: &[u8]) -> bool {
+    let before_version = protocol.split(|&b| b == b'/').next().unwrap_or_default();
+    let letters = before_version.iter().filter(|b| !b.is_ascii_whitespace());
+    letters.map(u8::to_ascii_lowercase).eq(name.iter().copied())
 }
 
 /// The members of a list of protocols (RFC 9110 section 7.8).
@@ -61,7 +60,8 @@ pub fn protocols(list: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// Several lines of cookies become one. In HTTP/2 a client may cut them at will, for the sake of compression, and whoever reads them as HTTP
-/// is given them whole (RFC 9113 section 8.2.3): routes, policies, and apps.
+/// is given them whole (RFC 9113 section 8.2.3): routes, policies, and apps. In HTTP/1 a client must not send several (RFC 6265 section 5.4);
+/// where one does, the app reads what policies have judged.
 pub fn join_cookies(headers: &mut HeaderMap) {
     let mut lines = headers.get_all(COOKIE).iter();
     let (Some(first), Some(second)) = (lines.next(), lines.next()) else {
@@ -270,7 +270,10 @@ mod tests {
         for (upgrade, asks) in [
             (&["websocket"][..], true),
             (&["IRC/6.9, RTA/x11"], true),
-            (&["xh2c", "h2c/1", "h2", "httpx/1"], true),
+            (&["xh2c", "h2", "httpx/1"], true),
+            (&["h2c/1"], false),
+            (&["h 2c"], false),
+            (&["HTTP /2.0"], false),
             (&[""], true),
             (&[], false),
             (&["h2c"], false),
@@ -323,6 +326,7 @@ mod tests {
             (&["TLS"], true),
             (&["websocket, TLS/1.2"], true),
             (&["websocket", "\ttLs /1.2 ,x"], true),
+            (&["T LS/1.2"], true),
             (&["websocket"], false),
             (&["xtls/1", "tls1.2", "x/tls"], false),
             (&[""], false),

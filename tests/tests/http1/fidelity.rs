@@ -59,8 +59,13 @@ async fn requests_pass_as_they_are() {
         request(b"GET /x?y=%20z&q=a;b HTTP/1.1\r\nHOST: orders.shop:80\r\nuser-AGENT: x\r\nX-cAmEl: 1\r\naccept: */*\r\n\r\n", SAME),
         // Repeated headers: all of them, in their order; beside one another. An empty one without a space.
         request(
-            b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\nY: 2\r\nx: 3\r\nX: \r\nCookie: a=b\r\nCookie: c=d\r\n\r\n",
-            b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\nx: 3\r\nX:\r\nY: 2\r\nCookie: a=b\r\nCookie: c=d\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\nY: 2\r\nx: 3\r\nX: \r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\nx: 3\r\nX:\r\nY: 2\r\n\r\n",
+        ),
+        // Cookies alone become one line, as policies judge them.
+        request(
+            b"GET / HTTP/1.1\r\nHost: a\r\nCookie: a=b\r\nX: 1\r\nCookie: c=d\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: a\r\nCookie: a=b; c=d\r\nX: 1\r\n\r\n",
         ),
         // obs-text (RFC 9110 section 5.5), and no white space around a value.
         request(

@@ -142,6 +142,7 @@ where
         request.extensions_mut().insert(fault);
     }
     settle(&mut request);
+    join_cookies(request.headers_mut());
     if request.version() == Version::HTTP_10 {
         // RFC 9110 section 7.8: who speaks HTTP/1.0 asks for nothing with it.
         request.headers_mut().remove(UPGRADE);
