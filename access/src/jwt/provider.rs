@@ -105,7 +105,7 @@ impl Provider {
             }),
             issuer: message.issuer.clone(),
             audiences: message.audiences.clone(),
-            keys: keys.of(message, &algorithms),
+            keys: keys.of(&policy.name, message, &algorithms),
             algorithms,
             keys_place: message.jwks_place.clone(),
             places,

@@ -24,12 +24,15 @@ impl<'a> SharedKeys<'a> {
         }
     }
 
-    /// Of a provider's JWK Set, for these algorithms. Where it is not known yet, that of before from the same place.
-    pub(super) fn of(&mut self, provider: &'a proto::Provider, algorithms: &[Algorithm]) -> Arc<Keys> {
+    /// Of the JWK Set of a policy's provider, for these algorithms. Where it is not known yet, those of before from the same place: its
+    /// own, or else those of another provider that has some. Two may have fetched at different times, and one has lost a key already.
+    pub(super) fn of(&mut self, policy: &str, provider: &'a proto::Provider, algorithms: &[Algorithm]) -> Arc<Keys> {
         let (jwks, place) = (&*provider.jwks, &*provider.jwks_place);
         if jwks.is_empty() && !place.is_empty() {
-            let same = |of: &&Provider| of.keys_place == place && of.algorithms == algorithms;
-            if let Some(before) = self.before.iter().find(same) {
+            let same = |of: &&Provider| of.keys_place == place && of.algorithms == algorithms && of.keys.len() > 0;
+            let own = |of: &&Provider| of.policy == policy && of.name == provider.name;
+            let mut before = self.before.iter().filter(same);
+            if let Some(before) = before.clone().find(own).or_else(|| before.next()) {
                 return Arc::clone(&before.keys);
             }
         }

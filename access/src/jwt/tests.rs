@@ -720,6 +720,36 @@ fn keys_that_are_not_known_yet_are_those_of_before_from_the_same_place() {
     assert_eq!((keys(&old), keys(&state(&at("", &[]), &old))), (1, 0));
 }
 
+/// Two policies of one place may have been told different sets: each goes on with its own, and who has none with the other's.
+#[test]
+fn keys_of_before_are_a_providers_own_where_it_has_some() {
+    let signer = Signer::new(Algorithm::Es256);
+    let at = |keys: &[Value]| proto::Provider {
+        jwks_place: "p".to_owned(),
+        jwks: if keys.is_empty() { String::new() } else { jwks(keys) },
+        ..provider("login", ISSUER, "orders", &[])
+    };
+    let state = |a: &[Value], b: &[Value], before: &Providers| {
+        let message = proto::Access {
+            enforced: vec![policy("a", vec![at(a)]), policy("b", vec![at(b)])],
+            audited: Vec::new(),
+        };
+        let providers = Providers::after(&message, before);
+        let keys = [0, 1].map(|n| providers.all[n].keys.len());
+        (providers, keys)
+    };
+    let (two, one) = ([signer.jwk("k1"), signer.jwk("k2")], [signer.jwk("k2")]);
+    for (a, b, then) in [
+        (&two[..], &one[..], [2, 1]),
+        (&one, &two, [1, 2]),
+        (&[], &one, [1, 1]),
+        (&one, &[], [1, 1]),
+    ] {
+        let (first, _) = state(a, b, &Providers::default());
+        assert_eq!(state(&[], &[], &first).1, then);
+    }
+}
+
 /// A signature is verified once for all policies of an issuer, and each has its own say on the rest.
 #[test]
 fn providers_with_the_same_keys_share_them_and_nothing_else() {
