@@ -12,7 +12,7 @@ use kube::{Api, Client};
 use tokio::net::TcpStream;
 
 use crate::index::Index;
-use crate::jwks::{World, may_be_called};
+use crate::jwks::{World, may_be_called, written_in};
 use crate::objects::ObjectName;
 
 /// See the module.
@@ -71,7 +71,12 @@ impl World for Cluster {
         if !may_be_called(address) {
             return Some(address);
         }
-        self.index.endpoint_behind(address, |endpoint| !may_be_called(endpoint))
+        let inner = match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => written_in(address).map(IpAddr::V4),
+        };
+        let mut services = [Some(address), inner].into_iter().flatten();
+        services.find_map(|service| self.index.endpoint_behind(service, |endpoint| !may_be_called(endpoint)))
     }
 
     fn connect(&self, address: SocketAddr) -> BoxFuture<'_, io::Result<TcpStream>> {
@@ -117,7 +122,10 @@ ports: [{{name: http, port: 80}}]
 endpoints: [{{addresses: ['{address}']}}]
 "
             ));
-            assert_eq!(world.forbidden(ip("10.96.0.1")), Some(ip(address)));
+            // However it is written: the system connects to the same.
+            for service in ["10.96.0.1", "::ffff:10.96.0.1", "64:ff9b::10.96.0.1"] {
+                assert_eq!(world.forbidden(ip(service)), Some(ip(address)), "{service}");
+            }
             assert_eq!(world.forbidden(ip("10.96.0.2")), None, "no Service has that address");
         }
     }

@@ -62,12 +62,19 @@ fn is_unicast_v6(address: Ipv6Addr) -> bool {
     if address.segments()[0] & 0xffc0 == 0xfec0 || UNCLEAR.iter().any(|network| network.contains(&address)) {
         return false;
     }
-    let embedding = EMBEDDING.iter().find(|(network, _)| network.contains(&address));
-    embedding.is_none_or(|(_, at)| {
-        let octets = address.octets();
-        let inner = Ipv4Addr::new(octets[*at], octets[at + 1], octets[at + 2], octets[at + 3]);
-        may_be_called(inner.into())
-    })
+    written_in(address).is_none_or(|inner| may_be_called(inner.into()))
+}
+
+/// The address that is written in another one.
+pub(crate) fn written_in(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    let (_, at) = EMBEDDING.iter().find(|(network, _)| network.contains(&address))?;
+    let octets = address.octets();
+    Some(Ipv4Addr::new(
+        octets[*at],
+        octets[at + 1],
+        octets[at + 2],
+        octets[at + 3],
+    ))
 }
 
 const fn v4(octets: [u8; 4], length: u8) -> IpNet {

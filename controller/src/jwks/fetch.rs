@@ -170,7 +170,8 @@ impl<W: World> Fetcher<W> {
     ) -> Result<T, String> {
         let turn = self.reads.turn(source).await?;
         let reading = spawn_blocking(move || {
-            let _turn = turn;
+            // All of it is held until it is read: a closure takes the fields that it names alone.
+            let (_turn, fetched) = (turn, fetched);
             read(&fetched.bytes)
         });
         reading.await.unwrap_or_else(|_| Err("it cannot be read".to_owned()))

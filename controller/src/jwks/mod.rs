@@ -25,6 +25,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 
 pub use self::addresses::may_be_called;
+pub(crate) use self::addresses::written_in;
 pub use self::fetch::{Fetched, Fetcher, World};
 use crate::index::Index;
 use crate::metrics::Metrics;
