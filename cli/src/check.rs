@@ -133,10 +133,12 @@ fn findings(facts: &Facts) -> Vec<Finding> {
 
 /// Running pods whose sidecar is ready: those that can be asked.
 fn with_ready_sidecar(pods: &[Pod]) -> impl Iterator<Item = (String, String)> {
-    let ready = pods
-        .iter()
-        .filter(|pod| lives(pod) && version(pod).is_some() && !sidecar_is_unready(pod));
+    let ready = pods.iter().filter(|pod| has_sidecar(pod) && !sidecar_is_unready(pod));
     ready.filter_map(|pod| Some((pod.metadata.namespace.clone()?, pod.metadata.name.clone()?)))
+}
+
+fn has_sidecar(pod: &Pod) -> bool {
+    lives(pod) && version(pod).is_some()
 }
 
 fn sidecar_is_unready(pod: &Pod) -> bool {

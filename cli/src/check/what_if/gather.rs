@@ -54,6 +54,9 @@ pub(super) async fn cluster(client: &Client, own_namespace: &str) -> anyhow::Res
 pub(super) async fn callers(client: &Client, changes: &[Change]) -> Vec<Result<Seen, String>> {
     let answers = stream::iter(changes.iter().take(metrics::MAX_PODS)).map(async |change| {
         let (namespace, pod) = (&change.namespace, &change.pod);
+        if !change.is_ready {
+            return Err("it is not ready".to_owned());
+        }
         let page = sidecar_page(client, namespace, pod, "/callers").await;
         let seen = page.and_then(|page| serde_json::from_slice(&page).context("its page /callers"));
         seen.map_err(|error| format!("{error:#}"))

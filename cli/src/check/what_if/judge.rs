@@ -1,6 +1,6 @@
 //! What the policies of the file come to: pure functions of what was gathered.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -18,7 +18,7 @@ use outrigger_controller::objects::{Object, ObjectName, from_k8s};
 use serde::Deserialize;
 
 use super::file::Proposed;
-use crate::check::{Finding, Level, good, some, warning, with_ready_sidecar, wrong};
+use crate::check::{Finding, Level, good, has_sidecar, sidecar_is_unready, some, warning, wrong};
 
 /// What the controller knows of, as far as policies depend on it.
 #[derive(Debug)]
@@ -40,6 +40,8 @@ pub(super) struct Change {
     pub(super) pod: String,
     /// What the pod is one of, for people: "shop/orders".
     workload: String,
+    /// Its sidecar can be asked.
+    pub(super) is_ready: bool,
     now: Access,
     then: Access,
 }
@@ -63,20 +65,16 @@ struct Calls {
     count: u64,
 }
 
-/// The pods whose sidecars would be told something else, of those that can be asked.
+/// The pods whose sidecars would be told something else.
 ///
 /// # Errors
 /// When what a sidecar is told cannot be read: it never is.
 pub(super) fn changes(cluster: &Cluster, proposed: &[Proposed]) -> anyhow::Result<Vec<Change>> {
     let now = index(cluster, &[]);
     let then = index(cluster, proposed);
-    let ready: BTreeSet<(String, String)> = with_ready_sidecar(&cluster.pods).collect();
     let mut changes = Vec::new();
-    for pod in &cluster.pods {
+    for pod in cluster.pods.iter().filter(|pod| has_sidecar(pod)) {
         let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
-        if !ready.contains(&(namespace.clone(), name.clone())) {
-            continue;
-        }
         let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref());
         let key = PodKey {
             name: ObjectName::new(&namespace, &name),
@@ -87,6 +85,7 @@ pub(super) fn changes(cluster: &Cluster, proposed: &[Proposed]) -> anyhow::Resul
         if before != after {
             changes.push(Change {
                 workload: workload(pod, &namespace),
+                is_ready: !sidecar_is_unready(pod),
                 now: Access::new(&before),
                 then: Access::new(&after),
                 pod: name,
@@ -262,7 +261,7 @@ fn of_the_file(proposed: &[Proposed], changes: &[Change]) -> Vec<Finding> {
     let nothing = changes.is_empty().then(|| {
         warning(
             "no sidecar would be told anything else",
-            "the policies are there already, or select no pod that has a ready sidecar",
+            "the policies are there already, or select no pod that has a sidecar",
         )
     });
     audited.chain(nothing).collect()

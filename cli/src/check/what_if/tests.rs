@@ -333,6 +333,14 @@ fn what_could_not_be_judged_is_in_the_exit_code() {
         let report = report(&proposed, &changes, &[Ok(sees(callers, others)), other_pod]);
         assert_eq!(report.outcome(), expected, "{spec}: {callers}, {others}");
     }
+    // Who is not ready now has let somebody in before.
+    let mut unready = cluster;
+    let starting = json!([{"name": "outrigger-proxy", "ready": false, "restartCount": 1, "image": "", "imageID": ""}]);
+    unready.pods[1].status = of(json!({"phase": "Running", "containerStatuses": starting}));
+    let proposed = policies("new.yaml", &access("new", &web), "shop").unwrap();
+    let changes = changes(&unready, &proposed).unwrap();
+    let ready: Vec<bool> = changes.iter().map(|change| change.is_ready).collect();
+    assert_eq!(ready, [true, false]);
     let all = [Outcome::NobodyShutOut, Outcome::SomebodyShutOut, Outcome::NotAllJudged];
     assert_eq!(all.map(Outcome::exit_code), [0, 1, 3]);
 }
