@@ -6,6 +6,8 @@ const REQUESTS: std::ops::RangeInclusive<u32> = 1..=1_000_000;
 const INTERVAL_MS: std::ops::RangeInclusive<u64> = 1000..=24 * 3600 * 1000;
 /// Pods that share a rate: more are as many.
 const MOST_SHARES: u32 = 1_000_000;
+/// Units that are missing at most: with what a request takes it still fits.
+const MOST_DEBT: u64 = u64::MAX / 4;
 
 /// How fast a bucket fills, and how much it holds. Units are such that nothing is rounded; the largest number is below 10^17.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,12 +81,13 @@ impl Bucket {
         self.at.saturating_add(self.debt.div_ceil(rate.per_micro))
     }
 
-    /// The same use of another rate: as many tokens are missing, if it has so many.
+    /// The same use of another rate: as many tokens are missing, also where it holds fewer. Otherwise a rate that goes down and up again would
+    /// give back what was used up.
     pub(crate) fn at_rate(&self, old: &Rate, new: &Rate, now: u64) -> Self {
         let debt = u128::from(self.debt_at(old, now));
         let debt = (debt * u128::from(new.token)).div_ceil(u128::from(old.token));
         Self {
-            debt: u64::try_from(debt).map_or(new.capacity, |debt| debt.min(new.capacity)),
+            debt: u64::try_from(debt).map_or(MOST_DEBT, |debt| debt.min(MOST_DEBT)),
             at: self.at.max(now),
         }
     }
@@ -135,6 +138,30 @@ mod tests {
         bucket.take(&rate, 1, 0);
         assert_eq!(bucket.wait(&rate, 1, 0), 60_000_000);
         assert_eq!(rate.requests, 1);
+    }
+
+    #[test]
+    fn a_debt_of_more_than_all_is_paid_off_and_fits() {
+        let (wide, narrow) = (rate(10, 1000, 10, 1).unwrap(), rate(10, 1000, 10, 10).unwrap());
+        let mut bucket = Bucket::default();
+        bucket.take(&wide, 10, 0);
+        let narrowed = bucket.at_rate(&wide, &narrow, 0);
+        assert_eq!(
+            (narrowed.remaining(&narrow, 0), narrowed.wait(&narrow, 1, 0)),
+            (0, 10_000_000)
+        );
+        assert_eq!(narrowed.at_rate(&narrow, &wide, 0), bucket);
+        // The most that is owed, at the rate with the largest tokens.
+        let (small, large) = (
+            rate(1, 1000, 1_000_000, 1).unwrap(),
+            rate(1, 86_400_000, 1_000_000, u32::MAX).unwrap(),
+        );
+        let mut bucket = Bucket::default();
+        bucket.take(&small, 1_000_000, 0);
+        let most = bucket.at_rate(&small, &large, 0);
+        assert_eq!(most.debt, MOST_DEBT);
+        assert!(most.wait(&large, u32::MAX, 0) > 0 && most.full_at(&large) > 0);
+        assert_eq!(most.at_rate(&large, &large, 0), most);
     }
 
     #[test]

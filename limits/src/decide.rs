@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::hash::RandomState;
+use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use outrigger_api::limits as proto;
 use parking_lot::Mutex;
 
 use crate::key;
-use crate::plan::{Headers, Plan};
+use crate::plan::{Headers, Limit, Plan};
 use crate::table::{State, Table, Wish};
 use crate::view::{LimitView, PolicyView};
 
@@ -20,6 +21,8 @@ use crate::view::{LimitView, PolicyView};
 pub struct Limiter {
     plan: ArcSwap<Plan>,
     tables: Mutex<Tables>,
+    /// One update after the other: what it compiles, no request waits for.
+    updating: Mutex<()>,
     /// Of keys: nobody can choose two that count as the same.
     random: RandomState,
 }
@@ -83,27 +86,34 @@ impl Limiter {
     /// and key keep what was taken of them.
     pub fn update(&self, message: &proto::Limits, now: Duration) {
         let now = micros(now);
-        let mut tables = self.tables.lock();
-        let before = self.plan.load();
-        let plan = Plan::new(message, before.version + 1);
-        let all = plan.limits.iter().map(|limit| {
-            let mut table = limit.table();
+        let _updating = self.updating.lock();
+        let before = self.plan.load_full();
+        let plan = Arc::new(Plan::new(message, before.version + 1));
+        let same = plan.limits.iter().map(|limit| {
             let name = (&plan.policy_of(limit).name, &limit.name, &limit.per);
-            let same = before
-                .limits
-                .iter()
-                .position(|old| (&before.policy_of(old).name, &old.name, &old.per) == name);
-            if let Some(old) = same.and_then(|n| tables.all.get(n)) {
+            let mut old = before.limits.iter();
+            old.position(|old| (&before.policy_of(old).name, &old.name, &old.per) == name)
+        });
+        let same: Vec<Option<usize>> = same.collect();
+        let mut all: Vec<Table> = plan.limits.iter().map(Limit::table).collect();
+        let mut tables = self.tables.lock();
+        for (table, same) in all.iter_mut().zip(same) {
+            if let Some(n) = same
+                && let Some(old) = tables.all.get_mut(n)
+            {
                 table.follow(old, now);
             }
-            table
-        });
-        *tables = Tables {
+        }
+        let new = Tables {
             version: plan.version,
-            all: all.collect(),
+            all,
         };
+        let old = mem::replace(&mut *tables, new);
         // Under the lock: whoever has it finds the two together.
-        self.plan.store(Arc::new(plan));
+        self.plan.store(plan);
+        drop(tables);
+        // No request waits for that either.
+        drop(old);
     }
 
     /// Whether nothing is limited.
@@ -132,9 +142,11 @@ impl Limiter {
             if matches.is_empty() {
                 return None;
             }
+            let is_shadow = |m: &Match| plan.policy_of(&plan.limits[m.limit]).shadow;
+            let (shadows, enforced): (Vec<Match>, Vec<Match>) = matches.into_iter().partition(is_shadow);
             let mut tables = self.tables.lock();
             if tables.version == plan.version {
-                return Some(tables.decide(&plan, &matches, micros(now)));
+                return Some(tables.decide(&plan, &enforced, &shadows, micros(now)));
             }
             // It has changed meanwhile.
         }
@@ -178,12 +190,10 @@ impl Limiter {
 }
 
 impl Tables {
-    fn decide(&mut self, plan: &Arc<Plan>, matches: &[Match], now: u64) -> Outcome {
-        let shadow = |m: &&Match| plan.policy_of(&plan.limits[m.limit]).shadow;
-        let enforced: Vec<&Match> = matches.iter().filter(|m| !shadow(m)).collect();
-        let refused = self.refusal(&enforced, now);
+    fn decide(&mut self, plan: &Arc<Plan>, enforced: &[Match], of_shadows: &[Match], now: u64) -> Outcome {
+        let refused = self.refusal(enforced, now);
         if refused.is_none() {
-            self.take(&enforced, now);
+            self.take(enforced, now);
         }
         let shown = enforced.iter().filter_map(|m| {
             plan.policy_of(&plan.limits[m.limit]).headers?;
@@ -191,7 +201,6 @@ impl Tables {
         });
         let shown = shown.min_by_key(|(limit, _, state)| (state.remaining, Reverse(state.full), *limit));
         let mut shadows = Vec::new();
-        let of_shadows: Vec<&Match> = matches.iter().filter(shadow).collect();
         // What is refused already, no shadow is asked about.
         if refused.is_none() {
             for of_policy in of_shadows.chunk_by(|a, b| plan.limits[a.limit].policy == plan.limits[b.limit].policy) {
@@ -211,7 +220,7 @@ impl Tables {
     }
 
     /// The limit that has to be waited for longest.
-    fn refusal(&mut self, matches: &[&Match], now: u64) -> Option<(usize, u64)> {
+    fn refusal(&mut self, matches: &[Match], now: u64) -> Option<(usize, u64)> {
         let waits = matches
             .iter()
             .map(|m| (m.limit, self.all[m.limit].state(&m.wish, now).wait));
@@ -219,7 +228,7 @@ impl Tables {
         waits.max_by_key(|(limit, wait)| (*wait, Reverse(*limit)))
     }
 
-    fn take(&mut self, matches: &[&Match], now: u64) {
+    fn take(&mut self, matches: &[Match], now: u64) {
         for m in matches {
             self.all[m.limit].take(&m.wish, now);
         }

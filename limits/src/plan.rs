@@ -8,7 +8,8 @@ use crate::bucket::Rate;
 use crate::key::Part;
 use crate::table::Table;
 
-/// Buckets of all limits of a pod together, of at most some 100 bytes each. Where policies ask for more, each limit has its share.
+/// Buckets of all limits of a pod together, of at most some 100 bytes each. Where policies ask for more, each limit with keys has its share;
+/// shadows have what the others leave, and at least one.
 pub const MOST_BUCKETS: usize = 200_000;
 /// Of one limit.
 const MOST_KEYS: u32 = 100_000;
@@ -69,30 +70,53 @@ impl Plan {
         let mut messages: Vec<&proto::Policy> = message.policies.iter().collect();
         messages.sort_by(|a, b| a.name.cmp(&b.name));
         let mut patterns = Budget::default();
-        let (mut policies, mut limits) = (Vec::new(), Vec::new());
-        for message in messages {
-            let mut of_policy: Vec<&proto::Limit> = message.limits.iter().collect();
-            of_policy.sort_by(|a, b| a.name.cmp(&b.name));
-            let compiled = of_policy.into_iter();
-            limits.extend(compiled.filter_map(|limit| Limit::new(limit, policies.len(), &mut patterns)));
-            policies.push(Policy::new(message));
-        }
-        let asked: usize = limits.iter().map(|limit: &Limit| limit.max).sum();
-        if asked > MOST_BUCKETS {
-            for limit in &mut limits {
-                // Each is at most 100,000 of a sum of 4 MiB of messages: it fits.
-                limit.max = (limit.max * MOST_BUCKETS / asked).max(1);
+        let policies: Box<[Policy]> = messages.iter().map(|message| Policy::new(message)).collect();
+        let mut compiled: Vec<Vec<Limit>> = messages.iter().map(|_| Vec::new()).collect();
+        // Shadows last: what they cost must change nothing of what is enforced.
+        for shadow in [false, true] {
+            for (n, message) in messages.iter().enumerate().filter(|(_, one)| one.shadow == shadow) {
+                let mut of_policy: Vec<&proto::Limit> = message.limits.iter().collect();
+                of_policy.sort_by(|a, b| a.name.cmp(&b.name));
+                let of_policy = of_policy.into_iter();
+                compiled[n] = of_policy
+                    .filter_map(|limit| Limit::new(limit, n, &mut patterns))
+                    .collect();
             }
         }
+        let mut limits: Vec<Limit> = compiled.into_iter().flatten().collect();
+        bound(&mut limits, &policies);
         Self {
             version,
-            policies: policies.into(),
+            policies,
             limits: limits.into(),
         }
     }
 
     pub(crate) fn policy_of(&self, limit: &Limit) -> &Policy {
         &self.policies[limit.policy]
+    }
+}
+
+/// Bounds the buckets of all together.
+fn bound(limits: &mut [Limit], policies: &[Policy]) {
+    let mut left = MOST_BUCKETS;
+    for shadow in [false, true] {
+        let is_one =
+            |limit: &Limit, keyed: bool| policies[limit.policy].shadow == shadow && limit.per.is_empty() != keyed;
+        let sum = |limits: &[Limit], keyed: bool| -> usize {
+            let some = limits.iter().filter(|limit| is_one(limit, keyed));
+            some.map(|limit| limit.max).sum()
+        };
+        // One for each rate: these are few, and each is needed.
+        left = left.saturating_sub(sum(limits, false));
+        let asked = sum(limits, true);
+        if asked > left {
+            for limit in limits.iter_mut().filter(|limit| is_one(limit, true)) {
+                // At most 100,000 times 200,000: it fits.
+                limit.max = (limit.max * left / asked).max(1);
+            }
+        }
+        left = left.saturating_sub(sum(limits, true));
     }
 }
 
@@ -186,13 +210,14 @@ impl Cost {
         })
     }
 
-    /// Of several lines, the largest.
+    /// Of all members of all lines (RFC 9110 section 5.3: they are one list), the largest.
     fn of(&self, headers: &http::HeaderMap) -> u32 {
-        let numbers = headers
-            .get_all(&self.header)
-            .iter()
-            .filter_map(|line| number(line.as_bytes()));
-        numbers.max().map_or(1, |number| number.clamp(1, self.max))
+        let lines = headers.get_all(&self.header).iter();
+        let members = lines.flat_map(|line| line.as_bytes().split(|&b| b == b','));
+        members
+            .filter_map(number)
+            .max()
+            .map_or(1, |number| number.clamp(1, self.max))
     }
 }
 
@@ -202,4 +227,39 @@ fn number(text: &[u8]) -> Option<u32> {
     let is_number = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
     let add = |n: u32, digit: &u8| n.saturating_mul(10).saturating_add(u32::from(digit - b'0'));
     is_number.then(|| text.iter().fold(0, add))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use http::{HeaderMap, HeaderValue};
+
+    use super::{Cost, proto};
+
+    #[test]
+    fn a_request_costs_the_largest_number_of_a_list() {
+        let message = proto::Cost {
+            header: "x-cost".to_owned(),
+            max: 100,
+        };
+        let cost = Cost::new(&message).unwrap();
+        let rows: [(&[&str], u32); 8] = [
+            (&[], 1),
+            (&["7"], 7),
+            (&["1, 50"], 50),
+            (&["50 ,1", "2,3"], 50),
+            (&["1", "50"], 50),
+            (&["many, 4,,-9"], 4),
+            (&["1,99999999999"], 100),
+            (&["1 50", "0"], 1),
+        ];
+        for (lines, expected) in rows {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append("x-cost", HeaderValue::try_from(*line).unwrap());
+            }
+            assert_eq!(cost.of(&headers), expected, "{lines:?}");
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
+use std::mem;
 
 use crate::bucket::{Bucket, Rate};
 
@@ -59,8 +60,17 @@ impl Table {
         }
     }
 
-    /// Takes over what another one of the same keys has.
-    pub(crate) fn follow(&mut self, before: &Self, now: u64) {
+    /// Takes over what another one of the same keys has. At the same rates nothing is copied.
+    pub(crate) fn follow(&mut self, before: &mut Self, now: u64) {
+        if self.rates == before.rates && self.max == before.max {
+            mem::swap(&mut self.buckets, &mut before.buckets);
+            mem::swap(&mut self.full, &mut before.full);
+            mem::swap(&mut self.overflow, &mut before.overflow);
+            return;
+        }
+        let most = before.buckets.len().min(self.max);
+        self.buckets = HashMap::with_capacity(most);
+        self.full = BinaryHeap::with_capacity(most);
         let new = &self.rates;
         let rates = before.rates.iter().zip(new);
         for ((old, new), (from, to)) in rates.zip(before.overflow.iter().zip(&mut self.overflow)) {

@@ -8,8 +8,11 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue};
 use outrigger_access::{Caller, Carries, Facts, Head, Tokens};
 use outrigger_api::access;
+use outrigger_api::discovery::{NamedMatch, StringMatch, string_match};
 use outrigger_api::limits::{Cost, KeyPart, Limit, Limits, Override, PerHeader, PerIdentity, Policy, Rate, key_part};
+use outrigger_api::pattern::MAX_PATTERNS;
 use outrigger_api::spiffe::SpiffeId;
+use outrigger_limits::view::PolicyView;
 use outrigger_limits::{Limiter, MOST_BUCKETS};
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
@@ -296,7 +299,7 @@ fn a_change_keeps_what_was_taken() {
     for key in ["a", "b"] {
         assert_eq!((0..20).filter(|_| admits_at(&limiter, key, 1, SECOND)).count(), 5);
     }
-    for (shares, requests, keys) in [(1, 10, 100), (2, 10, 100)] {
+    for (shares, requests, keys) in [(1, 10, 100), (2, 10, 100), (2, 10, 100), (2, 10, 50)] {
         limiter.update(&told(shares, requests, keys), SECOND);
     }
     assert!(!admits_at(&limiter, "a", 1, SECOND), "its five are taken");
@@ -309,6 +312,34 @@ fn a_change_keeps_what_was_taken() {
     assert!(admits_at(&limiter, "a", 1, SECOND));
     limiter.update(&Limits::default(), SECOND);
     assert!(limiter.is_empty());
+}
+
+/// A Service that scales up and down again and again gives nobody anything back, with keys or without.
+#[test]
+fn shares_that_go_up_and_down_give_nothing_back() {
+    for keyed in [false, true] {
+        let told = |shares| {
+            let one = Limit {
+                shares,
+                ..limit("a", rate(10, 3_600_000, 10))
+            };
+            let one = if keyed { per_header(100, one) } else { one };
+            Limits {
+                policies: vec![policy("shop/p", vec![one])],
+            }
+        };
+        let limiter = Limiter::default();
+        limiter.update(&told(1), SECOND);
+        let admitted = || (0..20).filter(|_| admits_at(&limiter, "a", 1, SECOND)).count();
+        assert_eq!(admitted(), 10);
+        for shares in [2, 1, 2, 1, 1_000_000, 1] {
+            limiter.update(&told(shares), SECOND);
+            assert_eq!(admitted(), 0, "{shares} shares, keyed: {keyed}");
+        }
+        // It is paid off as if nothing had been.
+        let later = SECOND + Duration::from_secs(360);
+        assert!(admits_at(&limiter, "a", 1, later) && !admits_at(&limiter, "a", 1, later));
+    }
 }
 
 /// However many keys come, there are no more buckets than it says; those that are full again go first; what has none shares one, or is
@@ -352,6 +383,71 @@ fn all_limits_together_are_bounded() {
     let view = limiter.view();
     let most: usize = view[0].limits.iter().map(|limit| limit.max_keys).sum();
     assert!(most <= MOST_BUCKETS && most > MOST_BUCKETS / 2, "{most}");
+}
+
+fn with_patterns(count: usize, limit: Limit) -> Limit {
+    let regex = StringMatch {
+        kind: Some(string_match::Kind::Regex("a".to_owned())),
+    };
+    let header = NamedMatch {
+        name: "x-key".to_owned(),
+        value: Some(regex),
+    };
+    let kind = Some(access::http_condition::Kind::Header(header));
+    let one = access::HttpMatch {
+        all: vec![access::HttpCondition { kind }],
+    };
+    let any = vec![one; count];
+    let kind = Some(access::condition::Kind::Http(access::HttpMatches { any }));
+    Limit {
+        matches: vec![outrigger_api::limits::Match {
+            all: vec![access::Condition { kind }],
+        }],
+        ..limit
+    }
+}
+
+/// Whatever shadows ask for, what is enforced has its patterns and its buckets; and what has no keys has a bucket for each rate.
+#[test]
+fn a_shadow_takes_nothing_of_what_is_enforced() {
+    let any = access::source::Kind::Any(access::Anybody {});
+    let one = Limit {
+        overrides: vec![Override {
+            sources: Some(access::Sources {
+                any: vec![access::Source { kind: Some(any) }],
+            }),
+            rate: rate(1, 1000, 1),
+        }],
+        ..limit("one", rate(1, 1000, 1))
+    };
+    let many = |count: u32| (0..count).map(|n| per_header(100_000, limit(&n.to_string(), rate(1, 1000, 1))));
+    let shadow = Policy {
+        shadow: true,
+        ..policy(
+            "shop/a",
+            many(16)
+                .chain([with_patterns(MAX_PATTERNS, limit("z", rate(1, 1000, 1)))])
+                .collect(),
+        )
+    };
+    let enforced = policy(
+        "shop/b",
+        many(1)
+            .chain([with_patterns(MAX_PATTERNS, limit("a", rate(1, 1000, 1))), one])
+            .collect(),
+    );
+    let alone = limiter(vec![enforced.clone()]).view();
+    let both = limiter(vec![shadow.clone(), enforced]).view();
+    assert_eq!(both[1], alone[0]);
+    let most = |view: &PolicyView| view.limits.iter().map(|limit| limit.max_keys).collect::<Vec<_>>();
+    assert_eq!(most(&alone[0]), [100_000, 1, 2]);
+    let shadows: usize = most(&both[0]).iter().sum();
+    assert!(shadows <= MOST_BUCKETS - 100_000, "{shadows}");
+    // Also where nothing is left.
+    let all = policy("shop/b", many(4).collect());
+    let both = limiter(vec![shadow, all]).view();
+    assert_eq!(most(&both[1]), [50_000; 4]);
+    assert!(most(&both[0]).iter().all(|&most| most == 1));
 }
 
 /// Each identity has its own, those without one share one, and an override is another rate.

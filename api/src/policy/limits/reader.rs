@@ -20,6 +20,17 @@ const COST: RangeInclusive<u32> = 1..=10_000;
 const KEYS: RangeInclusive<u32> = 1..=100_000;
 const DEFAULT_KEYS: u32 = 10_000;
 const LIMITS: usize = 16;
+/// Headers that only sidecars write.
+const OURS: &str = "outrigger-";
+/// Headers of a connection, and not of a request (RFC 9110 section 7.6.1).
+const OF_CONNECTIONS: [&str; 6] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+];
 
 impl RateLimitPolicySpec {
     /// The policy `name` ("namespace/name") of a namespace.
@@ -183,16 +194,10 @@ fn part(reader: &mut Reader<'_>, at: &str, spec: &KeyPartSpec) -> Option<key_par
         );
     }
     match (type_, &spec.header) {
-        (_, Some(header)) if !is_token(&header.name) => reader.none(
-            &format!("{at}.header.name"),
-            format!("{:?} is no header's name", header.name),
-        ),
-        (_, Some(header)) if header.name.eq_ignore_ascii_case("host") => {
-            reader.none(&format!("{at}.header.name"), "HTTP/2 has no such header".to_owned())
+        (_, Some(header)) => {
+            let name = header_name(reader, &format!("{at}.header.name"), &header.name)?;
+            Some(key_part::Kind::Header(proto::PerHeader { name }))
         }
-        (_, Some(header)) => Some(key_part::Kind::Header(proto::PerHeader {
-            name: header.name.clone(),
-        })),
         ("Identity", _) => Some(key_part::Kind::Identity(proto::PerIdentity {})),
         ("Namespace", _) => Some(key_part::Kind::Namespace(proto::PerNamespace {})),
         _ => {
@@ -229,17 +234,29 @@ fn override_of(reader: &mut Reader<'_>, at: &str, spec: &OverrideSpec) -> (Vec<S
 }
 
 fn cost(reader: &mut Reader<'_>, at: &str, spec: &CostSpec) -> proto::Cost {
-    if !is_token(&spec.header) {
-        reader.mistake(
-            &format!("{at}.header"),
-            &format!("{:?} is no header's name", spec.header),
-        );
-    }
+    let header = header_name(reader, &format!("{at}.header"), &spec.header);
     within(reader, &format!("{at}.max"), spec.max, &COST);
     proto::Cost {
-        header: spec.header.clone(),
+        header: header.unwrap_or_default(),
         max: spec.max,
     }
+}
+
+/// Of a header that limits find in requests. None: a mistake says why.
+fn header_name(reader: &mut Reader<'_>, at: &str, name: &str) -> Option<String> {
+    let lower = name.to_ascii_lowercase();
+    let why = if !is_token(name) {
+        format!("{name:?} is no header's name")
+    } else if lower == "host" {
+        "HTTP/2 has no such header".to_owned()
+    } else if lower.starts_with(OURS) {
+        format!("sidecars take away headers named {OURS}…, before limits look at them")
+    } else if OF_CONNECTIONS.contains(&&*lower) {
+        format!("{lower} is of a connection, and not of a request")
+    } else {
+        return Some(name.to_owned());
+    };
+    reader.none(at, why)
 }
 
 fn within(reader: &mut Reader<'_>, at: &str, value: u32, range: &RangeInclusive<u32>) {

@@ -125,3 +125,36 @@ fn all_mistakes_are_reported_together() {
     assert_eq!(mistakes, expected);
     assert_eq!(parse("{}").to_wire("shop/p", "shop").unwrap_err().len(), 1);
 }
+
+#[test]
+fn headers_that_no_limit_finds_are_refused() {
+    let said = |header: &str| {
+        let spec = parse(&format!(
+            "limits: [{{per: [{{type: Header, header: {{name: {header}}}}}], cost: {{header: {header}, max: 9}}, \
+             rate: {{requests: 1, interval: 1s}}, scope: Pod}}]"
+        ));
+        spec.to_wire("shop/p", "shop").map(drop)
+    };
+    for header in [
+        "Host",
+        "Outrigger-Client-Id",
+        "outrigger-x",
+        "Connection",
+        "Keep-Alive",
+        "Proxy-Connection",
+        "TE",
+        "Transfer-Encoding",
+        "upgrade",
+    ] {
+        let mut mistakes = said(header).unwrap_err();
+        mistakes.iter_mut().for_each(|m| m.truncate(m.find(": ").unwrap()));
+        assert_eq!(
+            mistakes,
+            ["limits[0].per[0].header.name", "limits[0].cost.header"],
+            "{header}"
+        );
+    }
+    for header in ["x-tenant", "Authorization", "content-length"] {
+        assert_eq!(said(header), Ok(()), "{header}");
+    }
+}
