@@ -4,19 +4,48 @@
 //!
 //! A rate that holds for all pods of a policy together is divided among those that are ready. Among the pods of the whole mesh, which no
 //! Service spreads its load over, none is.
+//!
+//! Until the policies have been listed nothing is told: a sidecar that is told of none forgets those that it knows, and what they counted.
+
+use std::collections::HashMap;
 
 use outrigger_api::limits as proto;
+use parking_lot::Mutex;
 
 use super::access::{OfPod, numbers, pod_of, ports_at, selecting};
 use crate::access::PodKey;
 use crate::discovery::Limits;
 use crate::objects::policy::{Policy, PolicyKind, Target};
+use crate::objects::{Kind, ObjectName};
 use crate::room::Room;
 use crate::store::{Dep, Deps, Store};
 
+const KIND: Kind = Kind::Policy(PolicyKind::RateLimit);
+
+/// How many ready pods a policy selects, by its name: each of these pods asks for it, and it is counted once for all of them. Good until
+/// the next flush, which makes all answers anew that depend on what has changed.
+#[derive(Default)]
+pub(crate) struct Counted(Mutex<HashMap<ObjectName, u32>>);
+
+impl Counted {
+    pub(crate) fn clear(&self) {
+        self.0.lock().clear();
+    }
+
+    fn ready_pods(&self, store: &Store, policy: &Policy) -> u32 {
+        let mut counted = self.0.lock();
+        let count = counted.entry(policy.name.clone());
+        *count.or_insert_with(|| ready_pods(store, policy))
+    }
+}
+
 /// What the pod's sidecar is told.
-pub(crate) fn limits(store: &Store, room: &Room, key: &PodKey, deps: &mut Deps) -> Limits {
+pub(crate) fn limits(store: &Store, room: &Room, counted: &Counted, key: &PodKey, deps: &mut Deps) -> Limits {
     let name = &key.name;
+    deps.insert(Dep::Listed(KIND));
+    if !store.is_listed(KIND) {
+        return Limits::unknown();
+    }
     deps.insert(Dep::Pod(name.clone()));
     deps.insert(Dep::Services(name.namespace.clone()));
     for namespace in [&name.namespace, &store.own.namespace] {
@@ -32,7 +61,7 @@ pub(crate) fn limits(store: &Store, room: &Room, key: &PodKey, deps: &mut Deps) 
         let mut pods = None;
         if limits.divided().next().is_some() && !is_whole_mesh(store, policy) {
             deps.insert(Dep::ReadyPods(policy.name.namespace.clone()));
-            pods = Some(ready_pods(store, policy));
+            pods = Some(counted.ready_pods(store, policy));
         }
         let of_pod = OfPod {
             store,

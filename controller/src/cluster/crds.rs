@@ -51,7 +51,9 @@ fn follow(
     let running = watched.get(&kind).filter(|(_, task)| !task.is_finished());
     if running.map(|(resource, _)| resource) == present {
         if present.is_none() {
-            waiting.arrived(kind); // there are none of them, and that is known
+            // There are none of them, and that is known.
+            index.set_listed(kind);
+            waiting.arrived(kind);
         }
         return;
     }

@@ -51,6 +51,7 @@ impl Fill {
             watcher::Event::InitDone => {
                 self.index.retain(self.kind, listed);
                 *listed = HashSet::new();
+                self.index.set_listed(self.kind);
                 self.waiting.arrived(self.kind);
             }
             watcher::Event::Apply(object) => drop(self.apply(&object, convert)),

@@ -29,8 +29,10 @@ const NEEDED: [Kind; 5] = [
     Kind::Policy(PolicyKind::Access),
 ];
 /// How long it waits for the other kinds: a route kind that cannot be listed, or nodes that an older ClusterRole does not let it list,
-/// must not keep the whole mesh without discovery.
+/// must not keep the whole mesh without discovery. Of limits nothing is told meanwhile ([`UNTOLD`]).
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Of this kind nothing is told before it has been listed, however late: a sidecar that is told that there are none would drop its limits.
+const UNTOLD: Kind = Kind::Policy(PolicyKind::RateLimit);
 /// How long it waits for the keys of tokens. Without them no token is valid in a sidecar that has just begun. (One that has heard of them
 /// from another controller, or from this one before it was restarted, goes on with those.)
 const FIRST_KEYS: Duration = Duration::from_secs(5);
@@ -38,6 +40,7 @@ const FIRST_KEYS: Duration = Duration::from_secs(5);
 /// Watches everything that the index is made from until `stop` is cancelled, and tells the index when it is complete.
 pub async fn run(client: Client, index: Arc<Index>, stop: CancellationToken) {
     let waiting = Waiting::new(Kind::optional().chain(NEEDED).chain([Kind::Node]));
+    index.set_unlisted(UNTOLD);
     let own_kinds = async {
         let fill = |kind| Fill {
             kind,

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::discovery::Discover;
+use crate::testing::pod_key;
 
 /// How long the start is watched: with time that is paused, a moment.
 const LONG: Duration = Duration::from_secs(600);
@@ -20,6 +21,8 @@ struct ApiServer {
     access: AtomicU16,
     /// And to one of TrafficPolicies.
     traffic: u16,
+    /// And to one of RateLimitPolicies.
+    limits: AtomicU16,
 }
 
 impl ApiServer {
@@ -32,6 +35,7 @@ impl ApiServer {
             "/apis/outrigger.dev/v1alpha1" => (200, own_kinds()),
             path if path.ends_with("/accesspolicies") => (self.access.load(Ordering::Relaxed), nothing()),
             path if path.ends_with("/trafficpolicies") => (self.traffic, nothing()),
+            path if path.ends_with("/ratelimitpolicies") => (self.limits.load(Ordering::Relaxed), nothing()),
             _ => (200, nothing()),
         };
         let body = match status {
@@ -54,7 +58,11 @@ fn own_kinds() -> Value {
     let kind = |kind: &str, plural: &str| json!({"name": plural, "singularName": "", "namespaced": true, "kind": kind, "verbs": ["list", "watch"]});
     json!({
         "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "outrigger.dev/v1alpha1",
-        "resources": [kind("AccessPolicy", "accesspolicies"), kind("TrafficPolicy", "trafficpolicies")],
+        "resources": [
+            kind("AccessPolicy", "accesspolicies"),
+            kind("TrafficPolicy", "trafficpolicies"),
+            kind("RateLimitPolicy", "ratelimitpolicies"),
+        ],
     })
 }
 
@@ -88,6 +96,7 @@ async fn without_the_policies_of_who_may_call_nobody_is_told_anything() {
             has_own_kinds: true,
             access: refusal.into(),
             traffic: 200,
+            limits: 200.into(),
         });
         assert!(!is_synced(&index).await, "{refusal}");
         server.access.store(200, Ordering::Relaxed);
@@ -102,7 +111,28 @@ async fn what_is_not_there_or_can_be_done_without_holds_nobody_up() {
             has_own_kinds,
             access: 200.into(),
             traffic,
+            limits: 200.into(),
         });
         assert!(is_synced(&index).await, "{has_own_kinds} {traffic}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_limits_nothing_is_told_until_their_policies_have_been_listed() {
+    for (has_own_kinds, refusal) in [(true, 403), (true, 404), (true, 500), (false, 500)] {
+        let (server, index) = starts(ApiServer {
+            has_own_kinds,
+            access: 200.into(),
+            traffic: 200,
+            limits: refusal.into(),
+        });
+        assert!(is_synced(&index).await, "{refusal}");
+        let watch = index.watch_limits(&pod_key("shop", "web-1", "web"));
+        let is_told = || watch.borrow().said().is_some();
+        // Where there is no such kind, that is known.
+        assert_eq!(is_told(), !has_own_kinds, "{refusal}");
+        server.limits.store(200, Ordering::Relaxed);
+        tokio::time::sleep(LONG).await;
+        assert!(is_told(), "{refusal}");
     }
 }

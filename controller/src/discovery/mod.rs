@@ -97,9 +97,10 @@ impl PartialEq for Known {
 /// How much a pod takes.
 #[derive(Debug)]
 pub struct Limits {
-    /// What its sidecar is told. None: it is more than a message holds, or there is no room for it, and nothing is told.
+    /// What its sidecar is told. None: it is more than a message holds, or there is no room for it, or it is not known; nothing is told.
     limits: Option<proto_limits::Limits>,
     taken: Result<Taken, Waiting>,
+    is_known: bool,
 }
 
 impl Limits {
@@ -111,6 +112,16 @@ impl Limits {
         Self {
             limits: fits.then_some(limits),
             taken,
+            is_known: true,
+        }
+    }
+
+    /// Nobody knows yet which policies there are.
+    pub(crate) fn unknown() -> Self {
+        Self {
+            limits: None,
+            taken: Ok(Taken::default()),
+            is_known: false,
         }
     }
 
@@ -124,9 +135,9 @@ impl Limits {
         self.taken.as_ref().is_err_and(Waiting::has_room)
     }
 
-    /// Whether its sidecar is told.
-    pub(crate) fn is_told(&self) -> bool {
-        self.limits.is_some()
+    /// Whether its sidecar is not told although it is known.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.is_known && self.limits.is_none()
     }
 
     /// What is told.
@@ -150,7 +161,7 @@ impl Default for Limits {
 
 impl PartialEq for Limits {
     fn eq(&self, other: &Self) -> bool {
-        self.limits == other.limits
+        (&self.limits, self.is_known) == (&other.limits, other.is_known)
     }
 }
 

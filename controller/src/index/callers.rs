@@ -230,7 +230,7 @@ impl<'a> Callers<'a> {
         });
         let mut sidecars: HashMap<_, _> = sessions.collect();
         for (key, topic) in inner.limits.iter() {
-            sidecars.entry(key.clone()).or_default().limits_cut = !topic.value().is_told();
+            sidecars.entry(key.clone()).or_default().limits_cut = topic.value().is_cut();
         }
         for (key, topic) in inner.workloads.iter() {
             sidecars.entry(key.clone()).or_default().asking = topic.watchers();

@@ -23,6 +23,7 @@ pub(crate) use self::callers::{Callers, Of};
 use self::keys::KeyWatch;
 use self::watches::{Answer, Watches};
 use crate::access::{Access, PodKey};
+use crate::answers::limits::Counted;
 use crate::answers::{access, build, limits, own};
 use crate::discovery::{Caller, Discover, Known, Limits};
 use crate::metrics::{AnswerKind, Metrics};
@@ -55,6 +56,8 @@ pub struct Index {
     keys: KeyWatch,
     /// For answers.
     room: Room,
+    /// Of the time since the last flush.
+    counted: Counted,
     metrics: Arc<Metrics>,
 }
 
@@ -94,6 +97,7 @@ impl Index {
             bundle_namespaces: watch::Sender::default(),
             keys: KeyWatch::default(),
             room,
+            counted: Counted::default(),
             metrics,
         })
     }
@@ -139,6 +143,19 @@ impl Index {
             store.external_names_allowed = allowed;
             touched.statuses = true;
         });
+    }
+
+    /// Says that objects of the kind are to come, and that until [`Self::set_listed`] nobody knows which. Without a word, a kind is listed.
+    pub(crate) fn set_unlisted(&self, kind: Kind) {
+        self.change(|store, touched| store.set_unlisted(kind, touched));
+    }
+
+    /// Says that all objects of the kind are known.
+    pub(crate) fn set_listed(&self, kind: Kind) {
+        // It is said again and again of a kind that the cluster does not have.
+        if !self.read(|store| store.is_listed(kind)) {
+            self.change(|store, touched| store.set_listed(kind, touched));
+        }
     }
 
     /// Says that all objects have been applied for the first time.
@@ -198,7 +215,7 @@ impl Index {
         self.rebuild(
             |limits| limits.those(Limits::has_room_now),
             |inner| (&mut inner.limits, &inner.store),
-            limits::limits,
+            |store, room, pod, deps| limits::limits(store, room, &self.counted, pod, deps),
         );
         self.rebuild(
             |workloads| workloads.those(Known::has_room_now),
@@ -213,6 +230,8 @@ impl Index {
         let touched = {
             let mut inner = self.inner.lock();
             let touched = std::mem::take(&mut inner.touched);
+            // Whoever was counted with what has changed is in an answer that is made anew now.
+            self.counted.clear();
             if touched.deps.contains(&Dep::Networks) {
                 self.metrics.networks(inner.store.outside_networks());
             }
@@ -232,7 +251,11 @@ impl Index {
         let deps = &touched.deps;
         // First: who must not be let in any more has the least time.
         self.renew(deps, |inner| (&mut inner.accesses, &inner.store), access::access);
-        self.renew(deps, |inner| (&mut inner.limits, &inner.store), limits::limits);
+        self.renew(
+            deps,
+            |inner| (&mut inner.limits, &inner.store),
+            |store, room, pod, deps| limits::limits(store, room, &self.counted, pod, deps),
+        );
         self.renew(deps, |inner| (&mut inner.endpoints, &inner.store), build::endpoints);
         self.renew(deps, |inner| (&mut inner.routes, &inner.store), build::routes);
         self.renew(deps, |inner| (&mut inner.targets, &inner.store), build::target);
@@ -442,7 +465,9 @@ impl Discover for Index {
     fn watch_limits(&self, pod: &PodKey) -> watch::Receiver<Arc<Limits>> {
         let mut inner = self.inner.lock();
         let Inner { store, limits, .. } = &mut *inner;
-        limits.watch(pod.clone(), |pod, deps| limits::limits(store, &self.room, pod, deps))
+        limits.watch(pod.clone(), |pod, deps| {
+            limits::limits(store, &self.room, &self.counted, pod, deps)
+        })
     }
 
     fn watch_workload(&self, pod: &PodKey) -> watch::Receiver<Arc<Known>> {

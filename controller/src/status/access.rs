@@ -94,13 +94,7 @@ pub(super) fn short(
         return Some(message.to_owned());
     }
     let attachment = policy.attachments.iter().find(|a| a.reference == *reference)?;
-    // A Service may select none of a pod's ports.
-    let has_ports = |pod: &Pod| {
-        ports_at(store, attachment, pod)
-            .flatten()
-            .is_none_or(|ports| !ports.is_empty())
-    };
-    let pods = || selected(store, attachment).filter(|(_, pod)| has_ports(pod));
+    let pods = || reached(store, attachment);
     let access = policy.access()?;
     let (mut all, mut bare, mut away) = (0, 0, 0);
     let mut uncaptured = Uncaptured::default();
@@ -108,7 +102,7 @@ pub(super) fn short(
         all += 1;
         bare += usize::from(!pod.in_mesh);
         away += usize::from(absent.has(name));
-        uncaptured.add(store, access, attachment, pod);
+        uncaptured.add(store, Some(access), attachment, pod);
     }
     let told = callers.enforcers(pods());
     let mut ours = Vec::new();
@@ -152,7 +146,7 @@ pub(super) fn short(
     if bare > 0 {
         parts.push(format!("{bare} of {all} pods have no sidecar, and let everybody in"));
     }
-    parts.extend(uncaptured.text(all));
+    parts.extend(uncaptured.text(all, "let everybody in"));
     (!parts.is_empty()).then(|| parts.join("; "))
 }
 
@@ -180,4 +174,17 @@ pub(super) fn selected<'a>(
     };
     let pods = store.pods_of_namespace(namespace);
     Box::new(pods.filter(|(_, pod)| ports_at(store, attachment, pod).is_some()))
+}
+
+/// Those of them that have a port that is meant: a Service may select none of a pod's.
+pub(super) fn reached<'a>(
+    store: &'a Store,
+    attachment: &'a Attachment,
+) -> impl Iterator<Item = (&'a ObjectName, &'a Pod)> {
+    let has_ports = move |pod: &Pod| {
+        ports_at(store, attachment, pod)
+            .flatten()
+            .is_none_or(|ports| !ports.is_empty())
+    };
+    selected(store, attachment).filter(move |(_, pod)| has_ports(pod))
 }

@@ -3,12 +3,13 @@
 use outrigger_api::policy::limits::UnresolvedLimits;
 use serde_json::Value;
 
-use super::access::{nothing, selected};
+use super::Absent;
+use super::access::{nothing, reached, selected};
 use super::policy::said_by_another;
+use super::uncaptured::Uncaptured;
 use crate::answers::{is_whole_mesh, ready_pods};
 use crate::index::Callers;
 use crate::objects::policy::{Attachment, Policy, TargetKind};
-use crate::objects::{ObjectName, Pod};
 use crate::store::Store;
 
 /// That it is in force there, and what may not have been meant: that it selects nothing, now.
@@ -21,37 +22,55 @@ pub(super) fn in_force(store: &Store, attachment: &Attachment) -> String {
 
 /// Which of its pods do not carry it out, or not as it is written. Each controller knows its own sidecars: the first that says it goes
 /// on, as with other policies.
-pub(super) fn short(store: &Store, callers: &Callers<'_>, policy: &Policy, reference: &Value) -> Option<String> {
+pub(super) fn short(
+    store: &Store,
+    callers: &Callers<'_>,
+    absent: &Absent,
+    policy: &Policy,
+    reference: &Value,
+) -> Option<String> {
     if let Some(message) = said_by_another(store, policy, reference) {
         return Some(message.to_owned());
     }
     let attachment = policy.attachments.iter().find(|a| a.reference == *reference)?;
-    let pods = || selected(store, attachment);
-    let told = callers.enforcers(pods());
+    let (mut all, mut bare, mut away) = (0, 0, 0);
+    let mut uncaptured = Uncaptured::default();
+    for (name, pod) in reached(store, attachment) {
+        all += 1;
+        bare += usize::from(!pod.in_mesh);
+        away += usize::from(absent.has(name));
+        uncaptured.add(store, None, attachment, pod);
+    }
+    let told = callers.enforcers(reached(store, attachment));
     let mut parts = Vec::new();
     if told.without_limits > 0 {
         parts.push(format!(
-            "{}: {} of {} sidecars that it tells of the policy are older, and limit nothing: kubectl rollout restart brings the new one \
+            "{} of {} sidecars that it tells of the policy are older, and limit nothing: kubectl rollout restart brings the new one \
              into their pods",
-            store.own.name, told.without_limits, told.all
+            told.without_limits, told.all
+        ));
+    }
+    if away > 0 {
+        parts.push(format!(
+            "no controller has told the sidecars of {away} of {all} pods anything for a minute or more: they go on with the limits that \
+             they were told last, and those that have just begun limit nothing"
         ));
     }
     if told.limits_cut > 0 {
-        let own = if parts.is_empty() {
-            format!("{}: ", store.own.name)
-        } else {
-            String::new()
-        };
         parts.push(format!(
-            "{own}{} sidecars are not told of it, because all policies of their pods together are more than a message holds, or more than \
-             the namespace may take of the controller's memory: they go on with what they know",
+            "{} sidecars are not told of it, because all policies of their pods together are more than a message holds, or more than \
+             the namespace may take of the controller's memory: they go on with what they know, and those that have just begun limit \
+             nothing",
             told.limits_cut
         ));
     }
-    let (all, bare) = bare(pods());
+    if let Some(first) = parts.first_mut() {
+        *first = format!("{}: {first}", store.own.name);
+    }
     if bare > 0 {
         parts.push(format!("{bare} of {all} pods have no sidecar, and limit nothing"));
     }
+    parts.extend(uncaptured.text(all, "limit nothing"));
     if let Some(limits) = policy.limits() {
         parts.extend(divided(store, policy, limits, attachment, bare > 0));
     }
@@ -106,11 +125,4 @@ fn divided(
         );
     }
     parts
-}
-
-/// How many pods there are, and how many of them have no sidecar.
-fn bare<'a>(pods: impl Iterator<Item = (&'a ObjectName, &'a Pod)>) -> (usize, usize) {
-    pods.fold((0, 0), |(all, bare), (_, pod)| {
-        (all + 1, bare + usize::from(!pod.in_mesh))
-    })
 }

@@ -1,12 +1,17 @@
 //! What is said of RateLimitPolicies.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use outrigger_api::discovery::Feature;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::tests::{NOW, writes};
+use super::{Absent, wanted};
 use crate::discovery::Discover;
+use crate::index::Index;
+use crate::room::Room;
 use crate::testing::{Cluster, pod_key};
 use crate::topic::{Inbox, Reader};
 
@@ -160,5 +165,81 @@ fn older_sidecars_are_counted() {
             .1
             .contains("controller-a: 1 of 2 sidecars that it tells of the policy are older, and limit nothing"),
         "{said:?}"
+    );
+}
+
+#[test]
+fn ports_that_pods_take_out_of_capture_are_named() {
+    let cluster = cluster();
+    let mut web_2 = pod("web-2", true);
+    web_2["spec"]["initContainers"] =
+        json!([{"name": "outrigger-init", "env": [{"name": "OUTRIGGER_SKIP_INBOUND_PORTS", "value": "9090,20-25"}]}]);
+    cluster.apply_value(web_2);
+    cluster.apply_value(policy("shop", "Pod", 9, json!({})));
+    assert_eq!(
+        said(&cluster)[1].1,
+        "1 of 2 pods limit nothing at ports that they take from their sidecars (outrigger.dev/skip-inbound-ports): 20-25, 9090"
+    );
+}
+
+#[test]
+fn pods_whose_sidecar_no_controller_tells_anything_are_counted_after_a_while() {
+    let cluster = cluster();
+    cluster.apply_value(json!({
+        "kind": "Pod", "metadata": {"namespace": "outrigger", "name": "controller-a"},
+        "spec": {"serviceAccountName": "outrigger-controller", "containers": [{"name": "controller"}]},
+    }));
+    let mut web_2 = pod("web-2", true);
+    web_2["status"]["podIPs"] = json!([{"ip": "10.244.0.2"}]);
+    cluster.apply_value(web_2);
+    cluster.apply_value(policy("shop", "Pod", 9, json!({})));
+    let mut absent = Absent::default();
+    let start = Instant::now();
+    for (seconds, reason) in [(0, "Programmed"), (59, "Programmed"), (60, "PartiallyProgrammed")] {
+        let (store, callers) = (cluster.index.snapshot(), cluster.index.callers());
+        absent.look(&store, &callers, start + Duration::from_secs(seconds));
+        let writes = wanted(&store, &callers, &absent, NOW);
+        let write = writes.iter().find(|write| &*write.name.name == "p").unwrap();
+        let condition = &write.status["ancestors"][0]["conditions"][1];
+        assert_eq!(condition["reason"], reason, "{seconds}");
+        let message = condition["message"].as_str().unwrap();
+        let away = "controller-a: no controller has told the sidecars of 1 of 2 pods anything for a minute or more: ";
+        assert_eq!(message.starts_with(away), reason != "Programmed", "{message}");
+    }
+}
+
+#[test]
+fn sidecars_that_are_not_told_for_want_of_room_are_counted() {
+    let cluster = Cluster {
+        index: Index::within(Room::new(1), "cluster.local", Arc::default()),
+    };
+    cluster.index.set_own("outrigger", "controller-a");
+    cluster.apply_value(pod("web-1", true));
+    let key = pod_key("shop", "web-1", "web");
+    let reader = Reader {
+        inbox: Arc::new(Inbox::new([Feature::Access, Feature::RateLimits].into_iter())),
+        number: 0,
+    };
+    let _session = cluster.index.follow_access(&key, reader);
+    let _limits = cluster.index.watch_limits(&key);
+    cluster.apply_value(policy("shop", "Pod", 9, json!({})));
+    cluster.index.flush();
+    assert_eq!(said(&cluster)[1].0, "Programmed");
+    // More than what every answer may take.
+    for n in 0..20 {
+        let mut more = policy("shop", "Pod", 9, json!({}));
+        more["metadata"]["name"] = format!("{}{n}", "x".repeat(200)).into();
+        cluster.apply_value(more);
+    }
+    cluster.index.flush();
+    let (reason, message) = said(&cluster).remove(1);
+    assert_eq!(reason, "PartiallyProgrammed");
+    assert!(
+        message.starts_with("controller-a: 1 sidecars are not told of it, "),
+        "{message}"
+    );
+    assert!(
+        message.ends_with("and those that have just begun limit nothing"),
+        "{message}"
     );
 }

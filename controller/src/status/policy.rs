@@ -112,7 +112,7 @@ fn programmed(
             message += ". A rule that allows, and has one of them, lets nobody in";
         }
         if policy.limits().is_some() {
-            message += ". A limit that has one of them is left out";
+            message += ". A limit that has one of them is left out; where it stands elsewhere than in limits or response, all are";
         }
         return verdict(PROGRAMMED, PARTIALLY, message);
     }
@@ -123,7 +123,7 @@ fn programmed(
     }
     let short = match (policy.access(), policy.limits()) {
         (Some(_), _) => access::short(store, callers, absent, policy, reference),
-        (None, Some(_)) => limits::short(store, callers, policy, reference),
+        (None, Some(_)) => limits::short(store, callers, absent, policy, reference),
         (None, None) => lacking(store, callers, policy, (target, reference)),
     };
     if let Some(message) = short {

@@ -24,7 +24,8 @@ pub(super) struct Uncaptured {
 }
 
 impl Uncaptured {
-    pub(super) fn add(&mut self, store: &Store, access: &Unresolved, attachment: &Attachment, pod: &Pod) {
+    /// `access` is the policy, if it may name ports itself.
+    pub(super) fn add(&mut self, store: &Store, access: Option<&Unresolved>, attachment: &Attachment, pod: &Pod) {
         if !pod.in_mesh || pod.skip_inbound.0.is_empty() {
             return;
         }
@@ -37,7 +38,7 @@ impl Uncaptured {
                 .find(|(known, _)| **known == *name)
                 .map(|(_, port)| *port)
         };
-        let ports = match (selected, access.ports(number)) {
+        let ports = match (selected, access.and_then(|access| access.ports(number))) {
             (Some(selected), Some(named)) => Some(&selected & &named),
             (selected, named) => selected.or(named),
         };
@@ -63,7 +64,8 @@ impl Uncaptured {
         self.pods += usize::from(any);
     }
 
-    pub(super) fn text(&self, all: usize) -> Option<String> {
+    /// `what` they do there.
+    pub(super) fn text(&self, all: usize, what: &str) -> Option<String> {
         let port = |(first, last): &(u16, u16)| match first == last {
             true => first.to_string(),
             false => format!("{first}-{last}"),
@@ -71,7 +73,7 @@ impl Uncaptured {
         let ports: Vec<_> = self.ports.iter().map(port).collect();
         (self.pods > 0).then(|| {
             format!(
-                "{} of {all} pods let everybody in at ports that they take from their sidecars ({}): {}{}",
+                "{} of {all} pods {what} at ports that they take from their sidecars ({}): {}{}",
                 self.pods,
                 labels::SKIP_INBOUND_PORTS,
                 ports.join(", "),

@@ -41,6 +41,8 @@ pub(crate) enum Dep {
     Namespace(Arc<str>),
     /// The labels of any namespace: who is selected by them.
     Namespaces,
+    /// That the objects of this kind have been listed.
+    Listed(Kind),
     /// The policies of this kind of the namespace.
     Policies(PolicyKind, Arc<str>),
     /// The keys of tokens that are there.
@@ -81,6 +83,8 @@ pub(crate) struct Store {
     routes_to: HashMap<ObjectName, BTreeSet<RouteName>>,
     pub(crate) policies: Policies,
     keys: Wanted,
+    /// Kinds of which nobody can say yet whether there are any.
+    unlisted: BTreeSet<Kind>,
     /// Fields that the CRD of a kind has not, of those that this controller knows: the API server drops them.
     pub(crate) old_crds: BTreeMap<PolicyKind, Vec<String>>,
     networks: ClusterNetworks,
@@ -178,6 +182,24 @@ impl Store {
             true => drop(self.old_crds.remove(&kind)),
             false => drop(self.old_crds.insert(kind, lacking)),
         }
+    }
+
+    /// Nothing is known of the kind until it is listed.
+    pub(crate) fn set_unlisted(&mut self, kind: Kind, touched: &mut Touched) {
+        if self.unlisted.insert(kind) {
+            touched.deps.insert(Dep::Listed(kind));
+        }
+    }
+
+    pub(crate) fn set_listed(&mut self, kind: Kind, touched: &mut Touched) {
+        if self.unlisted.remove(&kind) {
+            touched.deps.insert(Dep::Listed(kind));
+            touched.statuses = true;
+        }
+    }
+
+    pub(crate) fn is_listed(&self, kind: Kind) -> bool {
+        !self.unlisted.contains(&kind)
     }
 
     /// All objects of the start are known.

@@ -1,9 +1,14 @@
 //! How much a pod takes.
 
+use std::sync::Arc;
+
 use outrigger_api::limits::Policy;
+use tokio::sync::watch;
 
 use super::cluster;
-use crate::discovery::Discover;
+use crate::discovery::{Discover, Limits};
+use crate::objects::Kind;
+use crate::objects::policy::PolicyKind;
 use crate::testing::{Cluster, pod_key};
 
 fn policy(namespace: &str, name: &str, target: &str, scope: &str) -> String {
@@ -88,6 +93,44 @@ fn a_rate_of_a_service_is_divided_among_its_ready_pods() {
         cluster.apply(&change);
         assert_eq!(shares(), expected, "{change}");
     }
+}
+
+/// Each of them asks how many they are: they are counted once until the next flush, which then tells all of them.
+#[test]
+fn the_pods_of_a_policy_are_counted_once_for_all_of_them() {
+    let cluster = cluster();
+    cluster.apply(&policy("shop", "s", "{kind: Namespace, name: shop}", "Service"));
+    cluster.apply(&pod("web-1", true, ""));
+    let follow = |pod: &str| cluster.index.watch_limits(&pod_key("shop", pod, "web"));
+    let shares = |watch: &watch::Receiver<Arc<Limits>>| watch.borrow().said().unwrap().policies[0].limits[0].shares;
+    let first = follow("web-1");
+    assert_eq!(shares(&first), 1);
+    cluster.apply_value(serde_saphyr::from_str(&pod("web-2", true, "")).unwrap());
+    let second = follow("web-2");
+    assert_eq!((shares(&first), shares(&second)), (1, 1));
+    cluster.index.flush();
+    assert_eq!((shares(&first), shares(&second)), (2, 2));
+}
+
+/// A sidecar that is told of none drops those that it knows.
+#[test]
+fn until_the_policies_have_been_listed_nothing_is_told() {
+    let cluster = cluster();
+    let kind = Kind::Policy(PolicyKind::RateLimit);
+    cluster.index.set_unlisted(kind);
+    cluster.index.set_synced();
+    let watch = cluster.index.watch_limits(&pod_key("shop", "web-1", "web"));
+    assert_eq!(watch.borrow().said(), None);
+    assert!(!watch.borrow().is_cut());
+    // A list that has begun is not all of it.
+    cluster.apply(&policy("shop", "p", "{kind: Namespace, name: shop}", "Pod"));
+    assert_eq!(watch.borrow().said(), None);
+    cluster.index.set_listed(Kind::Policy(PolicyKind::Access));
+    cluster.index.flush();
+    assert_eq!(watch.borrow().said(), None);
+    cluster.index.set_listed(kind);
+    cluster.index.flush();
+    assert_eq!(watch.borrow().said().unwrap().policies.len(), 1);
 }
 
 /// All pods of the mesh together have no rate that could be divided.
