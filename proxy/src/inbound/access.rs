@@ -298,9 +298,14 @@ fn add_audits<'a>(decision: &mut Decision<'a>, other: Decision<'a>) {
     }
 }
 
-/// Of a request that is let in, as the app will see it.
-pub(super) fn facts_of<'a>(caller: &'a Caller, head: &'a Parts, beside: &'a Beside) -> policy::Facts<'a> {
-    request(caller, head, &head.headers, &beside.tokens)
+/// Of a request that is let in, with these headers.
+pub(super) fn facts_of<'a>(
+    caller: &'a Caller,
+    head: &'a Parts,
+    headers: &'a HeaderMap,
+    beside: &'a Beside,
+) -> policy::Facts<'a> {
+    request(caller, head, headers, &beside.tokens)
 }
 
 fn request<'a>(caller: &'a Caller, head: &'a Parts, headers: &'a HeaderMap, tokens: &'a Tokens) -> policy::Facts<'a> {

@@ -3,6 +3,7 @@
 //! The decision itself is [`outrigger_limits`]'s. Here are its facts, what is told of it, and what the caller hears: 429 with
 //! `Retry-After`, in gRPC RESOURCE_EXHAUSTED with `grpc-retry-pushback-ms` (gRFC A6), and where a policy says so, what is left of a limit.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,6 +67,11 @@ impl LimitRule {
         }
     }
 
+    /// Whether nothing is limited.
+    pub(super) fn is_empty(&self) -> bool {
+        self.limits.is_empty()
+    }
+
     /// Lets a request through, or not. It costs next to nothing where no limit is in force.
     ///
     /// # Errors
@@ -80,7 +86,13 @@ impl LimitRule {
         if self.limits.is_empty() {
             return Ok(None);
         }
-        let Some(outcome) = self.limits.decide(&facts_of(caller, head, beside), call.started) else {
+        // What the client names in `Connection` does not come to the app; it hides nothing from limits all the same.
+        let mut headers = Cow::Borrowed(&head.headers);
+        if !beside.named.is_empty() {
+            headers.to_mut().extend(beside.named.clone());
+        }
+        let facts = facts_of(caller, head, &headers, beside);
+        let Some(outcome) = self.limits.decide(&facts, call.started) else {
             return Ok(None);
         };
         let left = outcome.standing().and_then(|standing| left(&standing)).map(Box::new);

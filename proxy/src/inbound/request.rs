@@ -12,7 +12,9 @@ use outrigger_proxy_transport::body::{BodySource, ClientBody, RequestBody};
 use outrigger_proxy_transport::client::{Checkout, Failure, Lease, Pool, send};
 use outrigger_proxy_transport::error::{ProxyError, Reason};
 use outrigger_proxy_transport::grpc;
-use outrigger_proxy_transport::headers::{strip_hop_by_hop, strip_ours, strip_response, wants_upgrade};
+use outrigger_proxy_transport::headers::{
+    named_for_this_hop, strip_hop_by_hop, strip_ours, strip_response, wants_upgrade,
+};
 use outrigger_proxy_transport::server::{HttpVersion, ResponseBody, check, upgrade};
 
 use super::access::{AccessRule, Beside, Subject};
@@ -156,7 +158,10 @@ fn apply_rules(
     plaintext.admit(facts)?;
     // Before policies look at headers: nobody forges what a sidecar says.
     strip_ours(&mut head.headers);
-    let named = access.named(facts.caller, head);
+    let named = match limits.is_empty() {
+        true => access.named(facts.caller, head),
+        false => named_for_this_hop(&head.headers),
+    };
     strip_hop_by_hop(&mut head.headers, facts.keeps_upgrade);
     let beside = access.admit(facts.caller, head, named, call)?;
     // Only who is let in takes anything.

@@ -231,6 +231,8 @@ async fn limits_are_of_the_requests_and_callers_that_they_name() {
          {name: callers, matches: [{httpAttributes: [{paths: [{type: PathPrefix, value: /of}]}]}], per: [{type: Identity}], \
           overrides: [{sources: [{type: ServiceAccount, serviceAccount: {name: jobs}}], rate: {requests: 3, interval: 1h}}], \
           rate: {requests: 1, interval: 1h}, scope: Pod}, \
+         {name: hidden, matches: [{httpAttributes: [{paths: [{type: PathPrefix, value: /hidden}]}]}], cost: {header: x-cost, max: 5}, \
+          rate: {requests: 10, interval: 1h}, scope: Pod}, \
          {name: heavy, matches: [{httpAttributes: [{paths: [{type: PathPrefix, value: /heavy}]}]}], cost: {header: x-cost, max: 5}, \
           rate: {requests: 10, interval: 1h}, scope: Pod}]}}",
     )
@@ -241,6 +243,16 @@ async fn limits_are_of_the_requests_and_callers_that_they_name() {
         assert_eq!(scene.get(path).await.status, 429, "{path}");
     }
     assert_eq!(scene.get("/").await.status, 200);
+    // What is named for this hop alone counts too.
+    for status in [200, 200, 429] {
+        // At the app's sidecar itself: another one takes it away.
+        let mut hidden = request(Method::GET, scene.orders.inbound[0], "/hidden", "");
+        hidden.headers_mut().insert("x-cost", HeaderValue::from_static("5"));
+        hidden
+            .headers_mut()
+            .insert("connection", HeaderValue::from_static("x-cost"));
+        assert_eq!(Http::one().send(hidden).await.unwrap().status, status);
+    }
     let jobs = caller(&scene.authority, &scene.orders, "jobs").await;
     for (by, admitted) in [(scene.to(), 1), (jobs.outbound[0], 3)] {
         for n in 0..4 {
