@@ -407,6 +407,11 @@ impl Keys {
         Self(usable.keys.into_iter().map(key).collect())
     }
 
+    /// Whether there is a set: none without a usable key is taken.
+    pub(super) fn are_known(&self) -> bool {
+        !self.0.is_empty()
+    }
+
     /// How many can be used for one of the algorithms.
     pub(super) fn len(&self) -> usize {
         self.0.iter().filter(|key| !key.verifiers.is_empty()).count()

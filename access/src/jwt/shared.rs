@@ -29,7 +29,7 @@ impl<'a> SharedKeys<'a> {
     pub(super) fn of(&mut self, policy: &str, provider: &'a proto::Provider, algorithms: &[Algorithm]) -> Arc<Keys> {
         let (jwks, place) = (&*provider.jwks, &*provider.jwks_place);
         if jwks.is_empty() && !place.is_empty() {
-            let same = |of: &&Provider| of.keys_place == place && of.algorithms == algorithms && of.keys.len() > 0;
+            let same = |of: &&Provider| of.keys_place == place && of.algorithms == algorithms && of.keys.are_known();
             let own = |of: &&Provider| of.policy == policy && of.name == provider.name;
             let mut before = self.before.iter().filter(same);
             if let Some(before) = before.clone().find(own).or_else(|| before.next()) {

@@ -727,6 +727,7 @@ fn keys_of_before_are_a_providers_own_where_it_has_some() {
     let at = |keys: &[Value]| proto::Provider {
         jwks_place: "p".to_owned(),
         jwks: if keys.is_empty() { String::new() } else { jwks(keys) },
+        algorithms: vec!["ES256".to_owned()],
         ..provider("login", ISSUER, "orders", &[])
     };
     let state = |a: &[Value], b: &[Value], before: &Providers| {
@@ -739,10 +740,13 @@ fn keys_of_before_are_a_providers_own_where_it_has_some() {
         (providers, keys)
     };
     let (two, one) = ([signer.jwk("k1"), signer.jwk("k2")], [signer.jwk("k2")]);
+    let other = [Signer::new(Algorithm::EdDsa).jwk("k3")];
     for (a, b, then) in [
         (&two[..], &one[..], [2, 1]),
         (&one, &two, [1, 2]),
         (&[], &one, [1, 1]),
+        // It is known, and has none for the policy's algorithms.
+        (&other, &one, [0, 1]),
         (&one, &[], [1, 1]),
     ] {
         let (first, _) = state(a, b, &Providers::default());

@@ -59,7 +59,9 @@ pub(super) async fn callers(client: &Client, changes: &[Change]) -> Vec<Result<S
         }
         let page = sidecar_page(client, namespace, pod, "/callers").await;
         let seen = page.and_then(|page| serde_json::from_slice(&page).context("its page /callers"));
-        seen.map_err(|error| format!("{error:#}"))
+        seen.map_err(|error| {
+            format!("{error:#}; it needs the right to create pods/portforward, and sidecars of this version")
+        })
     });
     let mut answers: Vec<_> = answers.buffered(metrics::AT_ONCE).collect().await;
     let left = changes.len() - answers.len();

@@ -200,7 +200,9 @@ pub(super) fn report(proposed: &[Proposed], changes: &[Change], seen: &[Result<S
             Ok(seen) => seen,
             Err(why) => {
                 unread.push(format!("{}/{}", change.namespace, change.pod));
-                why_unread = why;
+                if why_unread.is_empty() {
+                    why_unread = why;
+                }
                 continue;
             }
         };
@@ -234,7 +236,7 @@ pub(super) fn report(proposed: &[Proposed], changes: &[Change], seen: &[Result<S
     if !unread.is_empty() {
         findings.push(warning(
             format!("the sidecars of these pods could not be asked: {}", some(&unread)),
-            format!("{why_unread}; it needs the right to create pods/portforward, and sidecars of this version"),
+            why_unread,
         ));
     }
     if !changes.is_empty() && unread.len() < changes.len() {
