@@ -190,7 +190,8 @@ impl Session {
             ca: member.service.ca.clone(),
             targets: HashMap::new(),
             sets: HashMap::new(),
-            // Who knows whom to let in lets them in: how much of it comes before. A sidecar that hears of itself first takes it for the word of a controller that knows no AccessPolicy.
+            // Who knows whom to let in lets them in: how much of it comes before. A sidecar that hears of itself first takes it for the
+            // word of a controller that knows no AccessPolicy.
             queue: [Next::Trust, Next::Limits, Next::Access, Next::Workload].into(),
             inbox,
             numbers,

@@ -6,9 +6,8 @@ use outrigger_api::policy::access::Unresolved;
 use serde_json::Value;
 
 use super::policy::said_by_another;
-use super::uncaptured::Uncaptured;
+use super::reach::{Reach, reached, selected};
 use super::{Absent, keys};
-use crate::answers::ports_at;
 use crate::index::Callers;
 use crate::objects::policy::{Attachment, Policy, TargetKind};
 use crate::objects::{ObjectName, Pod};
@@ -94,17 +93,9 @@ pub(super) fn short(
         return Some(message.to_owned());
     }
     let attachment = policy.attachments.iter().find(|a| a.reference == *reference)?;
-    let pods = || reached(store, attachment);
     let access = policy.access()?;
-    let (mut all, mut bare, mut away) = (0, 0, 0);
-    let mut uncaptured = Uncaptured::default();
-    for (name, pod) in pods() {
-        all += 1;
-        bare += usize::from(!pod.in_mesh);
-        away += usize::from(absent.has(name));
-        uncaptured.add(store, Some(access), attachment, pod);
-    }
-    let told = callers.enforcers(pods());
+    let reach = Reach::new(store, absent, Some(access), attachment);
+    let told = callers.enforcers(reached(store, attachment));
     let mut ours = Vec::new();
     if told.lacking > 0 {
         ours.push(format!(
@@ -113,12 +104,10 @@ pub(super) fn short(
             told.lacking, told.all
         ));
     }
-    if away > 0 {
-        ours.push(format!(
-            "no controller has told the sidecars of {away} of {all} pods anything for a minute or more: they go on with the policies that \
-             they were told last, and let nobody in where they were told none"
-        ));
-    }
+    ours.extend(
+        reach
+            .away("they go on with the policies that they were told last, and let nobody in where they were told none"),
+    );
     if told.without_tokens > 0 && access.providers().next().is_some() {
         ours.push(format!(
             "{} of {} sidecars that it tells of the policy are older, and verify no tokens: there, a rule that asks for one lets nobody in",
@@ -143,48 +132,6 @@ pub(super) fn short(
         *first = format!("{}: {first}", store.own.name);
     }
     let mut parts = ours;
-    if bare > 0 {
-        parts.push(format!("{bare} of {all} pods have no sidecar, and let everybody in"));
-    }
-    parts.extend(uncaptured.text(all, "let everybody in"));
+    parts.extend(reach.open("let everybody in"));
     (!parts.is_empty()).then(|| parts.join("; "))
-}
-
-/// The pods that have not ended. Of the whole mesh: those of namespaces that are in it, and whoever else has a sidecar.
-pub(super) fn selected<'a>(
-    store: &'a Store,
-    attachment: &'a Attachment,
-) -> Box<dyn Iterator<Item = (&'a ObjectName, &'a Pod)> + 'a> {
-    let Ok(target) = &attachment.target else {
-        return Box::new(std::iter::empty());
-    };
-    if target.kind == TargetKind::Namespace && target.name.name == store.own.namespace {
-        let injected = |name: &ObjectName| {
-            store
-                .namespaces
-                .get(&name.namespace)
-                .is_some_and(|namespace| namespace.inject)
-        };
-        let pods = store.pods.iter().filter(|(_, pod)| !pod.ended);
-        return Box::new(pods.filter(move |(name, pod)| pod.in_mesh || injected(name)));
-    }
-    let namespace = match target.kind {
-        TargetKind::Namespace => &target.name.name,
-        _ => &target.name.namespace,
-    };
-    let pods = store.pods_of_namespace(namespace);
-    Box::new(pods.filter(|(_, pod)| ports_at(store, attachment, pod).is_some()))
-}
-
-/// Those of them that have a port that is meant: a Service may select none of a pod's.
-pub(super) fn reached<'a>(
-    store: &'a Store,
-    attachment: &'a Attachment,
-) -> impl Iterator<Item = (&'a ObjectName, &'a Pod)> {
-    let has_ports = move |pod: &Pod| {
-        ports_at(store, attachment, pod)
-            .flatten()
-            .is_none_or(|ports| !ports.is_empty())
-    };
-    selected(store, attachment).filter(move |(_, pod)| has_ports(pod))
 }

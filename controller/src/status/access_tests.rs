@@ -339,16 +339,20 @@ fn the_mesh_is_what_is_injected() {
     );
 }
 
-#[test]
-fn policies_that_no_message_holds_say_so() {
-    let cluster = cluster();
-    let session = session(&cluster, "web-1", "web", &[Feature::Access]);
-    // Some 80 KB each.
+/// Some 80 KB.
+fn large_rules() -> Vec<Value> {
     let name = "n".repeat(250);
     let sources: Vec<_> = (0..16)
         .map(|n| json!({"type": "ServiceAccount", "serviceAccount": {"name": format!("{name}{n}")}}))
         .collect();
-    let rules: Vec<_> = (0..64).map(|_| json!({"sources": sources})).collect();
+    (0..64).map(|_| json!({"sources": sources})).collect()
+}
+
+#[test]
+fn policies_that_no_message_holds_say_so() {
+    let cluster = cluster();
+    let session = session(&cluster, "web-1", "web", &[Feature::Access]);
+    let rules = large_rules();
     for n in 0..20 {
         cluster.apply_value(policy(&format!("p{n}"), shop(), json!({"rules": rules})));
     }
@@ -371,11 +375,7 @@ fn policies_that_no_message_holds_say_so() {
 fn policies_in_audit_mode_that_give_way_say_so_and_those_in_force_do_not() {
     let cluster = cluster();
     let _session = session(&cluster, "web-1", "web", &[Feature::Access]);
-    let name = "n".repeat(250);
-    let sources: Vec<_> = (0..16)
-        .map(|n| json!({"type": "ServiceAccount", "serviceAccount": {"name": format!("{name}{n}")}}))
-        .collect();
-    let rules: Vec<_> = (0..64).map(|_| json!({"sources": sources})).collect();
+    let rules = large_rules();
     for n in 0..20 {
         cluster.apply_value(policy(
             &format!("p{n}"),

@@ -4,9 +4,9 @@ use outrigger_api::policy::limits::UnresolvedLimits;
 use serde_json::Value;
 
 use super::Absent;
-use super::access::{nothing, reached, selected};
+use super::access::nothing;
 use super::policy::said_by_another;
-use super::uncaptured::Uncaptured;
+use super::reach::{Reach, reached, selected};
 use crate::answers::{is_whole_mesh, ready_pods};
 use crate::index::Callers;
 use crate::objects::policy::{Attachment, Policy, TargetKind};
@@ -33,14 +33,7 @@ pub(super) fn short(
         return Some(message.to_owned());
     }
     let attachment = policy.attachments.iter().find(|a| a.reference == *reference)?;
-    let (mut all, mut bare, mut away) = (0, 0, 0);
-    let mut uncaptured = Uncaptured::default();
-    for (name, pod) in reached(store, attachment) {
-        all += 1;
-        bare += usize::from(!pod.in_mesh);
-        away += usize::from(absent.has(name));
-        uncaptured.add(store, None, attachment, pod);
-    }
+    let reach = Reach::new(store, absent, None, attachment);
     let told = callers.enforcers(reached(store, attachment));
     let mut parts = Vec::new();
     if told.without_limits > 0 {
@@ -50,12 +43,9 @@ pub(super) fn short(
             told.without_limits, told.all
         ));
     }
-    if away > 0 {
-        parts.push(format!(
-            "no controller has told the sidecars of {away} of {all} pods anything for a minute or more: they go on with the limits that \
-             they were told last, and those that have just begun limit nothing"
-        ));
-    }
+    parts.extend(
+        reach.away("they go on with the limits that they were told last, and those that have just begun limit nothing"),
+    );
     if told.limits_cut > 0 {
         parts.push(format!(
             "{} sidecars are not told of it, because all policies of their pods together are more than a message holds, or more than \
@@ -67,12 +57,9 @@ pub(super) fn short(
     if let Some(first) = parts.first_mut() {
         *first = format!("{}: {first}", store.own.name);
     }
-    if bare > 0 {
-        parts.push(format!("{bare} of {all} pods have no sidecar, and limit nothing"));
-    }
-    parts.extend(uncaptured.text(all, "limit nothing"));
+    parts.extend(reach.open("limit nothing"));
     if let Some(limits) = policy.limits() {
-        parts.extend(divided(store, policy, limits, attachment, bare > 0));
+        parts.extend(divided(store, policy, limits, attachment, reach.bare > 0));
     }
     (!parts.is_empty()).then(|| parts.join("; "))
 }

@@ -6,6 +6,7 @@ mod entries;
 mod keys;
 mod limits;
 mod policy;
+mod reach;
 mod route;
 mod uncaptured;
 

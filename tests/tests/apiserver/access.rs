@@ -22,7 +22,7 @@ fn policy(spec: Value) -> Value {
 }
 
 /// What the API server says of it, without keeping it.
-async fn dry_run(namespace: &Kubectl, object: &Value) -> Result<String> {
+pub(super) async fn dry_run(namespace: &Kubectl, object: &Value) -> Result<String> {
     let apply = [
         "apply",
         "--server-side",

@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
+use super::access::dry_run;
 use super::{namespace, run};
 
 #[test]
@@ -79,15 +80,7 @@ fn the_crd_of_limits_refuses_what_is_wrong() -> Result<()> {
             });
             let spec = object["spec"].as_object_mut().unwrap();
             spec.extend(wrong.as_object().unwrap().clone());
-            let apply = [
-                "apply",
-                "--server-side",
-                "--dry-run=server",
-                "--validate=strict",
-                "-f",
-                "-",
-            ];
-            match shop.run_with_input(apply, &object.to_string()).await {
+            match dry_run(&shop, &object).await {
                 Ok(_) => mistakes.push(format!("{wrong} is taken")),
                 Err(error) if format!("{error:#}").contains(words) => {}
                 Err(error) => mistakes.push(format!("{wrong}: {error:#}")),
