@@ -8,10 +8,9 @@ use http::HeaderMap;
 use outrigger_api::access as proto;
 use outrigger_api::pattern::Budget;
 
-use crate::effect::Effect;
 use crate::facts::{Call, Caller, Carries, Facts, Head};
 use crate::jwt::{Cache, Failure, Providers, Tokens};
-use crate::policy::{Policy, numbers};
+use crate::policy::Policy;
 use crate::remembered::{Forgotten, Judgement, Memory, Remembered, Sent};
 use crate::view::{PolicyView, PortView, View};
 
@@ -119,7 +118,7 @@ impl Access {
                 match &message.ports {
                     None => access.everywhere.add(policy, audited),
                     Some(ports) => {
-                        for port in numbers(ports) {
+                        for port in ports.tcp() {
                             let plan = access.by_port.entry(port).or_default();
                             plan.add(Arc::clone(&policy), audited);
                         }
@@ -288,9 +287,9 @@ impl Access {
         let audited = self.plans(call).flat_map(|plan| &plan.audited);
         let refusals = audited.filter_map(|policy| {
             let rule = policy.matching(call);
-            let refuses = match policy.effect {
-                Effect::Deny | Effect::Limit => rule.is_some(),
-                Effect::Allow => policy.exclusive && rule.is_none() && by.is_none(),
+            let refuses = match policy.deny {
+                true => rule.is_some(),
+                false => policy.exclusive && rule.is_none() && by.is_none(),
             };
             refuses.then_some(Audited {
                 policy: &policy.name,
@@ -307,10 +306,10 @@ impl Access {
 
 impl Plan {
     fn add(&mut self, policy: Arc<Policy>, audited: bool) {
-        let list = match (audited, policy.effect) {
+        let list = match (audited, policy.deny) {
             (true, _) => &mut self.audited,
-            (false, Effect::Deny | Effect::Limit) => &mut self.deny,
-            (false, Effect::Allow) => &mut self.allow,
+            (false, true) => &mut self.deny,
+            (false, false) => &mut self.allow,
         };
         // A port may be written twice.
         if !list.last().is_some_and(|last| Arc::ptr_eq(last, &policy)) {

@@ -14,7 +14,8 @@ use crate::view::{ALLOW, DENY, PolicyView, RuleView};
 #[derive(Debug)]
 pub(crate) struct Policy {
     pub(crate) name: Box<str>,
-    pub(crate) effect: Effect,
+    /// Else it allows.
+    pub(crate) deny: bool,
     /// Of one that allows.
     pub(crate) exclusive: bool,
     /// Its rules may ask for tokens.
@@ -38,14 +39,13 @@ pub(crate) enum Condition {
 
 impl Policy {
     pub(crate) fn new(message: &proto::Policy, providers: ProvidersOf<'_>, patterns: &mut Budget) -> Self {
-        let effect = if message.deny { Effect::Deny } else { Effect::Allow };
         let rules = message
             .rules
             .iter()
-            .filter_map(|rule| Rule::new(rule, effect, providers, patterns));
+            .filter_map(|rule| Rule::new(rule, message.deny, providers, patterns));
         Self {
             name: message.name.as_str().into(),
-            effect,
+            deny: message.deny,
             exclusive: !message.deny && message.exclusive,
             has_providers: !message.providers.is_empty(),
             rules: rules.collect(),
@@ -54,7 +54,8 @@ impl Policy {
 
     /// The name of the first rule that is met.
     pub(crate) fn matching(&self, call: &Call<'_>) -> Option<&str> {
-        let is_met = |rule: &&Rule| rule.conditions.iter().all(|one| one.is_met(call, self.effect));
+        let effect = effect_of(self.deny);
+        let is_met = |rule: &&Rule| rule.conditions.iter().all(|one| one.is_met(call, effect));
         self.rules.iter().find(is_met).map(|rule| &*rule.name)
     }
 
@@ -70,10 +71,7 @@ impl Policy {
 
     /// What it comes to at a port; `None`: at one that no rule names.
     pub(crate) fn view(&self, port: Option<u16>) -> PolicyView {
-        let action = match self.effect {
-            Effect::Allow => ALLOW,
-            Effect::Deny | Effect::Limit => DENY,
-        };
+        let action = if self.deny { DENY } else { ALLOW };
         PolicyView {
             name: self.name.to_string(),
             action: action.to_owned(),
@@ -85,13 +83,14 @@ impl Policy {
 
 impl Rule {
     /// `None`: nobody meets it.
-    fn new(message: &proto::Rule, effect: Effect, providers: ProvidersOf<'_>, patterns: &mut Budget) -> Option<Self> {
+    fn new(message: &proto::Rule, deny: bool, providers: ProvidersOf<'_>, patterns: &mut Budget) -> Option<Self> {
+        let effect = effect_of(deny);
         let condition = |one: &proto::Condition| Condition::new(one, effect, providers, patterns);
         let conditions = effect.all_of(&message.conditions, condition);
-        let mut conditions = match (conditions, effect) {
+        let mut conditions = match (conditions, deny) {
             (Ok(conditions), _) => conditions,
-            (Err(Faulty), Effect::Allow | Effect::Limit) => return None,
-            (Err(Faulty), Effect::Deny) => Box::default(),
+            (Err(Faulty), false) => return None,
+            (Err(Faulty), true) => Box::default(),
         };
         // What costs least is asked first.
         conditions.sort_by_key(|condition| match condition {
@@ -132,7 +131,7 @@ impl Condition {
         patterns: &mut Budget,
     ) -> Result<Self, Faulty> {
         match message.kind.as_ref().ok_or(Faulty)? {
-            condition::Kind::Ports(ports) => Ok(Self::Ports(numbers(ports).collect())),
+            condition::Kind::Ports(ports) => Ok(Self::Ports(ports.tcp().collect())),
             condition::Kind::Sources(sources) => Sources::new(sources, effect, providers).map(Self::Sources),
             condition::Kind::Http(http) => HttpMatches::new(http, effect, patterns).map(Self::Http),
         }
@@ -147,7 +146,6 @@ impl Condition {
     }
 }
 
-/// What is no port of TCP is nobody's.
-pub(crate) fn numbers(ports: &proto::Ports) -> impl Iterator<Item = u16> {
-    ports.numbers.iter().filter_map(|&number| number.try_into().ok())
+fn effect_of(deny: bool) -> Effect {
+    if deny { Effect::Deny } else { Effect::Allow }
 }

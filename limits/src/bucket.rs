@@ -1,9 +1,10 @@
 //! A token bucket in whole numbers.
 
-use outrigger_api::limits as proto;
+use std::time::Duration;
 
-const REQUESTS: std::ops::RangeInclusive<u32> = 1..=1_000_000;
-const INTERVAL_MS: std::ops::RangeInclusive<u64> = 1000..=24 * 3600 * 1000;
+use outrigger_api::limits as proto;
+use outrigger_api::policy::limits::{INTERVAL, REQUESTS};
+
 /// Pods that share a rate: more are as many.
 const MOST_SHARES: u32 = 1_000_000;
 /// Units that are missing at most: with what a request takes it still fits.
@@ -35,7 +36,8 @@ impl Rate {
     /// `None`: a number is out of its range.
     pub(crate) fn new(message: &proto::Rate, shares: u32) -> Option<Self> {
         let (requests, burst, ms) = (message.requests, message.burst, message.interval_ms);
-        if !REQUESTS.contains(&requests) || !REQUESTS.contains(&burst) || !INTERVAL_MS.contains(&ms) {
+        if !REQUESTS.contains(&requests) || !REQUESTS.contains(&burst) || !INTERVAL.contains(&Duration::from_millis(ms))
+        {
             return None;
         }
         let shares = shares.clamp(1, MOST_SHARES);

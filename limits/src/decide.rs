@@ -138,12 +138,12 @@ impl Limiter {
             if plan.limits.is_empty() {
                 return None;
             }
-            let matches = self.matches(&plan, &Asked::new(facts));
-            if matches.is_empty() {
+            let asked = Asked::new(facts);
+            let is_shadow = |m: &Match| plan.policy_of(&plan.limits[m.limit]).shadow;
+            let (shadows, enforced): (Vec<Match>, Vec<Match>) = self.matches(&plan, &asked).partition(is_shadow);
+            if shadows.is_empty() && enforced.is_empty() {
                 return None;
             }
-            let is_shadow = |m: &Match| plan.policy_of(&plan.limits[m.limit]).shadow;
-            let (shadows, enforced): (Vec<Match>, Vec<Match>) = matches.into_iter().partition(is_shadow);
             let mut tables = self.tables.lock();
             if tables.version == plan.version {
                 return Some(tables.decide(&plan, &enforced, &shadows, micros(now)));
@@ -155,26 +155,27 @@ impl Limiter {
     /// What the policies come to, for people.
     pub fn view(&self) -> Vec<PolicyView> {
         let tables = self.tables.lock();
-        let plan = self.plan.load();
+        let plan = self.plan.load_full();
+        let keys: Vec<usize> = tables.all.iter().map(Table::len).collect();
+        // No request waits for what is written.
+        drop(tables);
         let of = |(n, policy): (usize, &crate::plan::Policy)| {
-            let limits = plan.limits.iter().zip(&tables.all);
+            let limits = plan.limits.iter().zip(&keys);
             let limits = limits.filter(|(limit, _)| limit.policy == n);
             PolicyView {
                 name: policy.name.to_string(),
                 shadow: policy.shadow,
                 ports: policy.ports.as_ref().map(|ports| ports.to_vec()),
-                limits: limits
-                    .map(|(limit, table)| LimitView::new(limit, table.len()))
-                    .collect(),
+                limits: limits.map(|(limit, keys)| LimitView::new(limit, *keys)).collect(),
             }
         };
         plan.policies.iter().enumerate().map(of).collect()
     }
 
-    fn matches(&self, plan: &Plan, asked: &Asked<'_>) -> Vec<Match> {
+    fn matches(&self, plan: &Plan, asked: &Asked<'_>) -> impl Iterator<Item = Match> {
         let limits = plan.limits.iter().enumerate();
-        let about = limits.filter(|(_, limit)| limit.is_about(plan.policy_of(limit), asked));
-        let matches = about.map(|(n, limit)| {
+        let about = limits.filter(move |(_, limit)| limit.is_about(plan.policy_of(limit), asked));
+        about.map(move |(n, limit)| {
             let rate = limit.rate_of(asked);
             Match {
                 limit: n,
@@ -184,8 +185,7 @@ impl Limiter {
                     tokens: limit.tokens_of(asked),
                 },
             }
-        });
-        matches.collect()
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 use outrigger_access::{Asked, Carries, Selection};
 use outrigger_api::limits as proto;
 use outrigger_api::pattern::Budget;
+use outrigger_api::policy::limits::{COST, KEYS};
 
 use crate::bucket::Rate;
 use crate::key::Part;
@@ -11,9 +12,6 @@ use crate::table::Table;
 /// Buckets of all limits of a pod together, of at most some 100 bytes each. Where policies ask for more, each limit with keys has its share;
 /// shadows have what the others leave, and at least one.
 pub const MOST_BUCKETS: usize = 200_000;
-/// Of one limit.
-const MOST_KEYS: u32 = 100_000;
-const MOST_TOKENS: u32 = 10_000;
 
 /// What responses say of a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,8 +120,7 @@ fn bound(limits: &mut [Limit], policies: &[Policy]) {
 
 impl Policy {
     fn new(message: &proto::Policy) -> Self {
-        let ports = message.ports.as_ref();
-        let ports = ports.map(|ports| ports.numbers.iter().filter_map(|&port| port.try_into().ok()).collect());
+        let ports = message.ports.as_ref().map(|ports| ports.tcp().collect());
         Self {
             name: message.name.as_str().into(),
             shadow: message.shadow,
@@ -162,7 +159,7 @@ impl Limit {
         let max = match per.is_empty() {
             true => rates.len(),
             // At most 100,000.
-            false => message.max_keys.clamp(1, MOST_KEYS) as usize,
+            false => message.max_keys.clamp(1, *KEYS.end()) as usize,
         };
         Some(Self {
             policy,
@@ -206,7 +203,7 @@ impl Cost {
     fn new(message: &proto::Cost) -> Option<Self> {
         Some(Self {
             header: http::HeaderName::from_bytes(message.header.as_bytes()).ok()?,
-            max: message.max.clamp(1, MOST_TOKENS),
+            max: message.max.clamp(1, *COST.end()),
         })
     }
 

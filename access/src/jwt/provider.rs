@@ -96,13 +96,7 @@ impl Provider {
             policy: policy.name.clone(),
             name: message.name.clone(),
             enforced,
-            ports: ports.map(|ports| {
-                ports
-                    .numbers
-                    .iter()
-                    .filter_map(|port| (*port).try_into().ok())
-                    .collect()
-            }),
+            ports: ports.map(|ports| ports.tcp().collect()),
             issuer: message.issuer.clone(),
             audiences: message.audiences.clone(),
             keys: keys.of(&policy.name, message, &algorithms),

@@ -4,6 +4,7 @@
 //! The decision itself is [`outrigger_access`]'s. Here are its facts, and what is told of it: it is counted, logged, and noted for
 //! the access log and the span. Whoever is refused is told no more than that.
 
+use std::borrow::Cow;
 use std::cell::{Ref, RefCell};
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,9 +57,20 @@ pub(super) enum Subject<'a> {
 #[derive(Default)]
 pub(super) struct Beside {
     /// The headers that do not come to the app because the client named them in `Connection`.
-    pub(super) named: HeaderMap,
+    named: HeaderMap,
     /// What was verified.
     tokens: Tokens,
+}
+
+impl Beside {
+    /// These headers, and those that do not come to the app.
+    pub(super) fn and_named<'a>(&self, headers: &'a HeaderMap) -> Cow<'a, HeaderMap> {
+        let mut all = Cow::Borrowed(headers);
+        if !self.named.is_empty() {
+            all.to_mut().extend(self.named.clone());
+        }
+        all
+    }
 }
 
 /// Why something is refused.
@@ -262,7 +274,7 @@ pub(super) fn check(access: Option<&Access>, caller: &Caller, subject: Subject<'
 }
 
 fn decide<'a>(access: &'a Access, caller: &Caller, subject: Subject<'_>) -> Decision<'a> {
-    let Subject::Request(head, Beside { named, tokens }) = subject else {
+    let Subject::Request(head, beside @ Beside { named, tokens }) = subject else {
         return access.decide(&facts(caller, policy::Carries::Bytes));
     };
     let of = |headers: &HeaderMap| access.decide(&request(caller, head, headers, tokens));
@@ -270,9 +282,7 @@ fn decide<'a>(access: &'a Access, caller: &Caller, subject: Subject<'_>) -> Deci
     // RFC 9110 section 7.6.1 lets a client remove what a proxy before it may have written. What does not come to the app opens
     // nothing; what would be refused with it is refused.
     if !named.is_empty() && decision.verdict.is_allowed() {
-        let mut all = head.headers.clone();
-        all.extend(named.clone());
-        let with_them = of(&all);
+        let with_them = of(&beside.and_named(&head.headers));
         if let Verdict::Denied(_) = with_them.verdict {
             return with_them;
         }

@@ -3,7 +3,6 @@
 //! The decision itself is [`outrigger_limits`]'s. Here are its facts, what is told of it, and what the caller hears: 429 with
 //! `Retry-After`, in gRPC RESOURCE_EXHAUSTED with `grpc-retry-pushback-ms` (gRFC A6), and where a policy says so, what is left of a limit.
 
-use std::borrow::Cow;
 use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
@@ -87,10 +86,7 @@ impl LimitRule {
             return Ok(None);
         }
         // What the client names in `Connection` does not come to the app; it hides nothing from limits all the same.
-        let mut headers = Cow::Borrowed(&head.headers);
-        if !beside.named.is_empty() {
-            headers.to_mut().extend(beside.named.clone());
-        }
+        let headers = beside.and_named(&head.headers);
         let facts = facts_of(caller, head, &headers, beside);
         let Some(outcome) = self.limits.decide(&facts, call.started) else {
             return Ok(None);

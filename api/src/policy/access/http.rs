@@ -2,15 +2,12 @@
 
 use std::net::IpAddr;
 
-use super::reader::{Reader, is_token};
+use super::reader::{Reader, is_token, no_header};
 use super::{GrpcSpec, HeaderSpec, HttpAttributesSpec, PathSpec};
 use crate::access as proto;
 use crate::access::http_condition;
 use crate::discovery::{NamedMatch, StringMatch, string_match};
 use crate::pattern::{Beginning, Pattern, PatternError};
-
-/// Headers that only sidecars write.
-const OURS: &str = "outrigger-";
 
 impl Reader<'_> {
     pub(in crate::policy) fn http(&mut self, at: &str, spec: &HttpAttributesSpec) -> proto::HttpMatch {
@@ -109,11 +106,7 @@ impl Reader<'_> {
         if spec.name.eq_ignore_ascii_case("host") {
             return self.none(&format!("{at}.name"), "for the host there is `hosts`".to_owned());
         }
-        if !is_token(&spec.name) {
-            return self.none(&format!("{at}.name"), format!("{:?} is no header's name", spec.name));
-        }
-        if spec.name.to_ascii_lowercase().starts_with(OURS) {
-            let why = format!("sidecars take away headers named {OURS}…, before policies look at them");
+        if let Some(why) = no_header(&spec.name) {
             return self.none(&format!("{at}.name"), why);
         }
         let value = match type_ {

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
-use super::reader::{Reader, is_token};
+use super::reader::{OURS, Reader, is_token};
 use crate::access as proto;
 use crate::access::token_place;
 use crate::duration;
@@ -465,7 +465,7 @@ impl Reader<'_> {
         let headers = headers.filter_map(|(n, ClaimToHeaderSpec { claim, header })| {
             self.claim(&format!("{at}[{n}].claim"), claim);
             let name = header.to_ascii_lowercase();
-            if !is_token(&name) || RESERVED.contains(&&*name) || name.starts_with("outrigger-") {
+            if !is_token(&name) || RESERVED.contains(&&*name) || name.starts_with(OURS) {
                 let why = format!("{header:?} is no header that a claim may become");
                 self.mistake(&format!("{at}[{n}].header"), &why);
                 return None;

@@ -424,7 +424,19 @@ fn is_port_name(name: &str) -> bool {
 }
 
 /// RFC 9110 section 5.6.2.
-pub(in crate::policy) fn is_token(text: &str) -> bool {
+pub(super) fn is_token(text: &str) -> bool {
     let is_char = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     !text.is_empty() && text.bytes().all(is_char)
+}
+
+/// Headers that only sidecars write.
+pub(super) const OURS: &str = "outrigger-";
+
+/// Why policies find no header of this name in requests. `None`: there may be one.
+pub(in crate::policy) fn no_header(name: &str) -> Option<String> {
+    if !is_token(name) {
+        return Some(format!("{name:?} is no header's name"));
+    }
+    let is_ours = name.to_ascii_lowercase().starts_with(OURS);
+    is_ours.then(|| format!("sidecars take away headers named {OURS}…, before policies look at them"))
 }

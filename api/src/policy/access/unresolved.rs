@@ -168,6 +168,13 @@ impl Unresolved {
     }
 }
 
+impl proto::Ports {
+    /// What is no port of TCP is nobody's.
+    pub fn tcp(&self) -> impl Iterator<Item = u16> {
+        self.numbers.iter().filter_map(|&number| number.try_into().ok())
+    }
+}
+
 impl Condition {
     pub(in crate::policy) fn resolve(&self, cluster: &impl Cluster) -> proto::Condition {
         let kind = match self {

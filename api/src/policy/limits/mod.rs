@@ -12,6 +12,9 @@ mod reader;
 mod tests;
 mod unresolved;
 
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +22,14 @@ pub use self::unresolved::UnresolvedLimits;
 use super::access::{AccessTargetRef, HttpAttributesSpec, SourceSpec};
 use crate::duration;
 
+/// Of a rate's `interval`.
+pub const INTERVAL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+/// Of a rate's `requests`, and of `burst`.
+pub const REQUESTS: RangeInclusive<u32> = 1..=1_000_000;
+/// Of `cost.max`.
+pub const COST: RangeInclusive<u32> = 1..=10_000;
+/// Of `keys.max`.
+pub const KEYS: RangeInclusive<u32> = 1..=100_000;
 /// Values of `mode`.
 pub const MODES: [&str; 2] = ["Enforce", "Shadow"];
 /// Values of `scope`.

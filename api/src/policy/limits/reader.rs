@@ -5,23 +5,17 @@ use std::time::Duration;
 
 use super::unresolved::UnresolvedLimit;
 use super::{
-    CostSpec, HEADERS, KeyPartSpec, LimitMatchSpec, LimitSpec, MODES, OVERFLOWS, OverrideSpec, PARTS,
-    RateLimitPolicySpec, RateSpec, SCOPES, UnresolvedLimits,
+    COST, CostSpec, HEADERS, INTERVAL, KEYS, KeyPartSpec, LimitMatchSpec, LimitSpec, MODES, OVERFLOWS, OverrideSpec,
+    PARTS, REQUESTS, RateLimitPolicySpec, RateSpec, SCOPES, UnresolvedLimits,
 };
 use crate::access::{HttpMatches, condition};
 use crate::duration;
 use crate::limits as proto;
 use crate::limits::key_part;
-use crate::policy::access::{Condition, Reader, Source, SourceSpec, is_token};
+use crate::policy::access::{Condition, Reader, Source, SourceSpec, no_header};
 
-const INTERVAL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
-const REQUESTS: RangeInclusive<u32> = 1..=1_000_000;
-const COST: RangeInclusive<u32> = 1..=10_000;
-const KEYS: RangeInclusive<u32> = 1..=100_000;
 const DEFAULT_KEYS: u32 = 10_000;
 const LIMITS: usize = 16;
-/// Headers that only sidecars write.
-const OURS: &str = "outrigger-";
 /// Headers of a connection, and not of a request (RFC 9110 section 7.6.1).
 const OF_CONNECTIONS: [&str; 6] = [
     "connection",
@@ -245,12 +239,10 @@ fn cost(reader: &mut Reader<'_>, at: &str, spec: &CostSpec) -> proto::Cost {
 /// Of a header that limits find in requests. None: a mistake says why.
 fn header_name(reader: &mut Reader<'_>, at: &str, name: &str) -> Option<String> {
     let lower = name.to_ascii_lowercase();
-    let why = if !is_token(name) {
-        format!("{name:?} is no header's name")
+    let why = if let Some(why) = no_header(name) {
+        why
     } else if lower == "host" {
         "HTTP/2 has no such header".to_owned()
-    } else if lower.starts_with(OURS) {
-        format!("sidecars take away headers named {OURS}…, before limits look at them")
     } else if OF_CONNECTIONS.contains(&&*lower) {
         format!("{lower} is of a connection, and not of a request")
     } else {
