@@ -26,6 +26,63 @@ pub struct NamedMatch {
     #[prost(message, optional, tag = "2")]
     pub value: ::core::option::Option<StringMatch>,
 }
+/// A field that is absent says nothing, and the next outer policy's, or the default, holds.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Policy {
+    #[prost(message, optional, tag = "1")]
+    pub retry: ::core::option::Option<Retry>,
+    /// From the first byte of the request to the last of the response, all attempts together. 0: no limit.
+    #[prost(uint64, optional, tag = "2")]
+    pub request_timeout_ms: ::core::option::Option<u64>,
+    /// One attempt. 0: no limit.
+    #[prost(uint64, optional, tag = "3")]
+    pub backend_request_timeout_ms: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "4")]
+    pub connect_timeout_ms: ::core::option::Option<u64>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Retry {
+    /// Attempts after the first. 0: no retries.
+    #[prost(uint32, optional, tag = "1")]
+    pub attempts: ::core::option::Option<u32>,
+    /// Status codes besides 502, 503 and 504; where `statuses_set`, instead of them.
+    #[prost(uint32, repeated, tag = "2")]
+    pub statuses: ::prost::alloc::vec::Vec<u32>,
+    #[prost(bool, tag = "3")]
+    pub statuses_set: bool,
+    /// gRPC status codes; where none is given: UNAVAILABLE (14).
+    #[prost(uint32, repeated, tag = "4")]
+    pub grpc_statuses: ::prost::alloc::vec::Vec<u32>,
+    #[prost(uint64, optional, tag = "5")]
+    pub backoff_base_ms: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "6")]
+    pub backoff_max_ms: ::core::option::Option<u64>,
+    /// Retries as a share of requests over `budget_interval_ms`, 0 to 100.
+    #[prost(uint32, optional, tag = "7")]
+    pub budget_percent: ::core::option::Option<u32>,
+    /// Retries a second that are allowed whatever the share, for who does not know `budget_min_rate`.
+    #[prost(uint32, optional, tag = "8")]
+    pub budget_min_per_second: ::core::option::Option<u32>,
+    /// Also methods that are not idempotent. The owner of the Service says so; it is never the default.
+    #[prost(bool, optional, tag = "9")]
+    pub non_idempotent: ::core::option::Option<bool>,
+    /// Bytes of a request body kept for another attempt.
+    #[prost(uint64, optional, tag = "10")]
+    pub max_body_bytes: ::core::option::Option<u64>,
+    /// Absent: ten seconds.
+    #[prost(uint64, optional, tag = "11")]
+    pub budget_interval_ms: ::core::option::Option<u64>,
+    /// Retries that are allowed whatever the share; in the place of `budget_min_per_second`.
+    #[prost(message, optional, tag = "12")]
+    pub budget_min_rate: ::core::option::Option<RetryRate>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RetryRate {
+    #[prost(uint32, tag = "1")]
+    pub count: u32,
+    #[prost(uint64, tag = "2")]
+    pub interval_ms: u64,
+}
 /// A kind that the controller does not know is passed over.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FromSidecar {
@@ -443,63 +500,6 @@ pub struct Endpoint {
     /// For logs and `/config`; never a metric label.
     #[prost(string, tag = "4")]
     pub pod: ::prost::alloc::string::String,
-}
-/// A field that is absent says nothing, and the next outer policy's, or the default, holds.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Policy {
-    #[prost(message, optional, tag = "1")]
-    pub retry: ::core::option::Option<Retry>,
-    /// From the first byte of the request to the last of the response, all attempts together. 0: no limit.
-    #[prost(uint64, optional, tag = "2")]
-    pub request_timeout_ms: ::core::option::Option<u64>,
-    /// One attempt. 0: no limit.
-    #[prost(uint64, optional, tag = "3")]
-    pub backend_request_timeout_ms: ::core::option::Option<u64>,
-    #[prost(uint64, optional, tag = "4")]
-    pub connect_timeout_ms: ::core::option::Option<u64>,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Retry {
-    /// Attempts after the first. 0: no retries.
-    #[prost(uint32, optional, tag = "1")]
-    pub attempts: ::core::option::Option<u32>,
-    /// Status codes besides 502, 503 and 504; where `statuses_set`, instead of them.
-    #[prost(uint32, repeated, tag = "2")]
-    pub statuses: ::prost::alloc::vec::Vec<u32>,
-    #[prost(bool, tag = "3")]
-    pub statuses_set: bool,
-    /// gRPC status codes; where none is given: UNAVAILABLE (14).
-    #[prost(uint32, repeated, tag = "4")]
-    pub grpc_statuses: ::prost::alloc::vec::Vec<u32>,
-    #[prost(uint64, optional, tag = "5")]
-    pub backoff_base_ms: ::core::option::Option<u64>,
-    #[prost(uint64, optional, tag = "6")]
-    pub backoff_max_ms: ::core::option::Option<u64>,
-    /// Retries as a share of requests over `budget_interval_ms`, 0 to 100.
-    #[prost(uint32, optional, tag = "7")]
-    pub budget_percent: ::core::option::Option<u32>,
-    /// Retries a second that are allowed whatever the share, for who does not know `budget_min_rate`.
-    #[prost(uint32, optional, tag = "8")]
-    pub budget_min_per_second: ::core::option::Option<u32>,
-    /// Also methods that are not idempotent. The owner of the Service says so; it is never the default.
-    #[prost(bool, optional, tag = "9")]
-    pub non_idempotent: ::core::option::Option<bool>,
-    /// Bytes of a request body kept for another attempt.
-    #[prost(uint64, optional, tag = "10")]
-    pub max_body_bytes: ::core::option::Option<u64>,
-    /// Absent: ten seconds.
-    #[prost(uint64, optional, tag = "11")]
-    pub budget_interval_ms: ::core::option::Option<u64>,
-    /// Retries that are allowed whatever the share; in the place of `budget_min_per_second`.
-    #[prost(message, optional, tag = "12")]
-    pub budget_min_rate: ::core::option::Option<RetryRate>,
-}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct RetryRate {
-    #[prost(uint32, tag = "1")]
-    pub count: u32,
-    #[prost(uint64, tag = "2")]
-    pub interval_ms: u64,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

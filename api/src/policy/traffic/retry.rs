@@ -1,5 +1,4 @@
-//! `TrafficPolicy`: how a Service is called, in what Gateway API does not say. The same text is used in the CRD and in
-//! a standalone sidecar's file.
+//! When a request is tried again, and how often at most.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -7,7 +6,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::TargetRef;
+use super::{millis, to_millis};
 use crate::discovery::{self, Feature};
 use crate::duration;
 
@@ -21,51 +20,6 @@ pub const RATE_COUNT: RangeInclusive<u32> = 1..=1_000_000;
 const DEFAULT_RATE: (u32, Duration) = (10, Duration::from_secs(1));
 /// Retries a second that an older sidecar can be told.
 const MAX_PER_SECOND: u32 = 10_000;
-
-/// How a Service is called: retries, their budget, and timeouts. Fields that are left out keep the outer policy's value,
-/// and then the safe default.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[cfg_attr(feature = "kube", derive(kube::CustomResource))]
-#[cfg_attr(
-    feature = "kube",
-    kube(
-        group = "outrigger.dev",
-        version = "v1alpha1",
-        kind = "TrafficPolicy",
-        namespaced,
-        status = "super::PolicyStatus",
-        category = "outrigger",
-        shortname = "trafficpol",
-        printcolumn = r#"{"name":"Accepted","type":"string","jsonPath":".status.conditions[?(@.type=='Accepted')].status"}"#,
-        printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.conditions[?(@.type=='Accepted')].reason"}"#,
-        printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
-    )
-)]
-#[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "has(self.targetRefs)",
-    "message": "targetRefs: name at least one object that the policy holds for"
-}, {
-    "rule": "!(has(self.retryConstraint) && has(self.retry) && has(self.retry.budget))",
-    "message": "retry.budget is the older form of retryConstraint: give one of them"
-}]))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct TrafficPolicySpec {
-    /// What the policy holds for: Services or their ports, HTTPRoutes, GRPCRoutes or their rules, or the policy's own namespace;
-    /// Outrigger's own namespace stands for the whole mesh.
-    // In a standalone sidecar's file there are none.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(min = 1, max = 8))]
-    pub target_refs: Vec<TargetRef>,
-    /// Whether and when a request is tried again.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub retry: Option<RetrySpec>,
-    /// How many retries there may be beside the requests (Gateway API, GEP-3388).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub retry_constraint: Option<RetryConstraintSpec>,
-    /// Time limits.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub timeouts: Option<TimeoutSpec>,
-}
 
 /// Whether and when a request is tried again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -163,49 +117,8 @@ pub struct RetryRateSpec {
     pub interval: Option<String>,
 }
 
-/// Time limits; "0s" is none.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct TimeoutSpec {
-    /// The whole request with all its attempts, to the last byte of the response. Default: none.
-    #[schemars(regex(pattern = duration::PATTERN))]
-    pub request: Option<String>,
-    /// One attempt. Default: none.
-    #[schemars(regex(pattern = duration::PATTERN))]
-    pub backend_request: Option<String>,
-    /// A TCP connect and TLS handshake. Default 1s.
-    #[schemars(regex(pattern = duration::PATTERN))]
-    pub connect: Option<String>,
-}
-
-impl TrafficPolicySpec {
-    /// The policy as it goes to a sidecar.
-    ///
-    /// # Errors
-    /// All mistakes, each with the path of its field.
-    pub fn to_proto(&self) -> Result<discovery::Policy, Vec<String>> {
-        let mut errors = Vec::new();
-        let mut millis = |field: &str, text: &Option<String>| millis(field, text.as_deref(), &mut errors);
-        let timeouts = self.timeouts.clone().unwrap_or_default();
-        let mut policy = discovery::Policy {
-            request_timeout_ms: millis("timeouts.request", &timeouts.request),
-            backend_request_timeout_ms: millis("timeouts.backendRequest", &timeouts.backend_request),
-            connect_timeout_ms: millis("timeouts.connect", &timeouts.connect),
-            retry: None,
-        };
-        policy.retry = self.retry.as_ref().map(|retry| retry.to_proto(&mut errors));
-        if let Some(constraint) = &self.retry_constraint {
-            if self.retry.as_ref().is_some_and(|retry| retry.budget.is_some()) {
-                errors.push("retry.budget: it is the older form of retryConstraint; give one of them".to_owned());
-            }
-            constraint.fill(policy.retry.get_or_insert_default(), &mut errors);
-        }
-        if errors.is_empty() { Ok(policy) } else { Err(errors) }
-    }
-}
-
 impl RetrySpec {
-    fn to_proto(&self, errors: &mut Vec<String>) -> discovery::Retry {
+    pub(super) fn to_proto(&self, errors: &mut Vec<String>) -> discovery::Retry {
         let backoff = self.backoff.clone().unwrap_or_default();
         let budget = self.budget.clone().unwrap_or_default();
         let mut at_most = |field: &str, value: Option<u64>, max: u64| {
@@ -249,7 +162,7 @@ impl RetrySpec {
 }
 
 impl RetryConstraintSpec {
-    fn fill(&self, retry: &mut discovery::Retry, errors: &mut Vec<String>) {
+    pub(super) fn fill(&self, retry: &mut discovery::Retry, errors: &mut Vec<String>) {
         let within = |field: &str, text: &Option<String>, range, errors: &mut Vec<String>| {
             let text = text.as_deref()?;
             duration::parse_within(text, range)
@@ -283,23 +196,8 @@ impl RetryConstraintSpec {
     }
 }
 
-impl discovery::Policy {
-    /// This policy with what it does not say taken from `outer`, field by field. A list is one field.
-    pub fn over(&self, outer: &Self) -> Self {
-        Self {
-            retry: match (&self.retry, &outer.retry) {
-                (Some(nearer), Some(outer)) => Some(nearer.over(outer)),
-                (nearer, outer) => nearer.clone().or_else(|| outer.clone()),
-            },
-            request_timeout_ms: self.request_timeout_ms.or(outer.request_timeout_ms),
-            backend_request_timeout_ms: self.backend_request_timeout_ms.or(outer.backend_request_timeout_ms),
-            connect_timeout_ms: self.connect_timeout_ms.or(outer.connect_timeout_ms),
-        }
-    }
-}
-
 impl discovery::Retry {
-    fn over(&self, outer: &Self) -> Self {
+    pub(super) fn over(&self, outer: &Self) -> Self {
         let one_of = |nearer_says: bool| if nearer_says { self } else { outer };
         let statuses = one_of(self.statuses_set || !self.statuses.is_empty());
         let grpc = one_of(!self.grpc_statuses.is_empty());
@@ -320,77 +218,23 @@ impl discovery::Retry {
             max_body_bytes: self.max_body_bytes.or(outer.max_body_bytes),
         }
     }
-}
 
-fn millis(field: &str, text: Option<&str>, errors: &mut Vec<String>) -> Option<u64> {
-    duration::parse(text?)
-        .map_err(|e| errors.push(format!("{field}: {e}")))
-        .ok()
-        .map(to_millis)
-}
-
-fn to_millis(duration: Duration) -> u64 {
-    // At most four times 99,999 hours: far below 2^64 ms.
-    duration.as_millis() as u64
-}
-
-/// What a sidecar must understand, beyond the first version of the session, to carry the policy out as it is meant; and the field
-/// that says it.
-pub fn needs(policy: &discovery::Policy) -> Vec<(Feature, &'static str)> {
-    let constrained = policy.retry.as_ref().is_some_and(|retry| {
+    /// What a sidecar must understand to keep to the budget, and the field that says it.
+    pub(super) fn needs(&self) -> Option<(Feature, &'static str)> {
         // What an older sidecar understands all the same: ten seconds, and a whole number in one second.
-        let interval = retry.budget_interval_ms.is_some_and(|ms| ms != 10_000);
-        let rate = retry.budget_min_rate.as_ref();
-        interval || rate.is_some_and(|rate| rate.interval_ms != 1000 || rate.count > MAX_PER_SECOND)
-    });
-    constrained
-        .then_some((Feature::RetryConstraint, "retryConstraint"))
-        .into_iter()
-        .collect()
+        let interval = self.budget_interval_ms.is_some_and(|ms| ms != 10_000);
+        let rate = self.budget_min_rate.as_ref();
+        let constrained = interval || rate.is_some_and(|rate| rate.interval_ms != 1000 || rate.count > MAX_PER_SECOND);
+        constrained.then_some((Feature::RetryConstraint, "retryConstraint"))
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{TrafficPolicySpec, needs};
+    use super::super::{TrafficPolicySpec, needs};
 
     fn parse(yaml: &str) -> TrafficPolicySpec {
         serde_saphyr::from_str(yaml).unwrap()
-    }
-
-    #[test]
-    fn all_mistakes_are_reported_together() {
-        let spec = parse(
-            "retry: {attempts: 11, statuses: [200], grpcStatuses: [0], backoff: {base: soon}, budget: {percent: 200}}\n\
-             timeouts: {request: 1 hour}",
-        );
-        let errors = spec.to_proto().unwrap_err();
-        for field in [
-            "timeouts.request",
-            "retry.backoff.base",
-            "retry.attempts",
-            "retry.statuses",
-            "retry.grpcStatuses",
-            "retry.budget.percent",
-        ] {
-            assert!(errors.iter().any(|e| e.starts_with(field)), "{field} not in {errors:?}");
-        }
-        assert_eq!(errors.len(), 6);
-    }
-
-    #[test]
-    fn absent_fields_say_nothing() {
-        let policy = parse("timeouts: {request: 2s}").to_proto().unwrap();
-        assert_eq!(policy.request_timeout_ms, Some(2000));
-        assert_eq!(policy.backend_request_timeout_ms, None);
-        assert_eq!(policy.retry, None);
-        // No statuses at all is something else than the default's.
-        let retry = parse("retry: {statuses: []}").to_proto().unwrap().retry.unwrap();
-        assert!(retry.statuses_set && retry.statuses.is_empty());
-    }
-
-    #[test]
-    fn unknown_fields_are_refused() {
-        assert!(serde_saphyr::from_str::<TrafficPolicySpec>("retries: {}").is_err());
     }
 
     #[test]
