@@ -121,6 +121,16 @@ impl Limiter {
         self.plan.load().limits.is_empty()
     }
 
+    /// Whether a limit in force is about requests to the port. A shadow changes nothing, and so not what is read as a request.
+    pub fn counts_requests(&self, port: u16) -> bool {
+        let plan = self.plan.load();
+        let is_about = |limit| {
+            let policy = plan.policy_of(limit);
+            !policy.shadow && policy.selects(port)
+        };
+        plan.limits.iter().any(is_about)
+    }
+
     /// Another one whenever it is told something.
     pub fn version(&self) -> u64 {
         self.plan.load().version

@@ -133,7 +133,7 @@ impl Policy {
         }
     }
 
-    fn selects(&self, port: u16) -> bool {
+    pub(crate) fn selects(&self, port: u16) -> bool {
         self.ports.as_ref().is_none_or(|ports| ports.contains(&port))
     }
 }

@@ -36,6 +36,11 @@ impl Limits {
         self.limiter.is_empty()
     }
 
+    /// Whether a limit in force is about requests to the port.
+    pub fn counts_requests(&self, port: u16) -> bool {
+        self.limiter.counts_requests(port)
+    }
+
     /// What becomes of a request that came at this time. `None`: no limit is about it.
     pub fn decide(&self, facts: &Facts<'_>, at: Instant) -> Option<Outcome> {
         self.limiter.decide(facts, self.at(at))

@@ -53,6 +53,8 @@ pub(super) enum Refusal {
     Plaintext,
     /// By the policies of this pod.
     Access(Refused),
+    /// A request of which the app has seen the beginning as bytes.
+    LateRequest,
 }
 
 /// Decides. What has not said anything yet counts as bytes of nobody, as if it waited for the app to speak first.
@@ -98,6 +100,7 @@ impl Refusal {
             Self::Plaintext => Reason::PlaintextRefused,
             Self::Access(Refused::Unknown) => Reason::AccessUnknown,
             Self::Access(Refused::Denied(_)) => Reason::AccessDenied,
+            Self::LateRequest => Reason::HeadTimeout,
         }
     }
 
@@ -105,7 +108,7 @@ impl Refusal {
     pub(super) fn note(&self) -> Option<&AccessNote> {
         match self {
             Self::Access(Refused::Denied(note)) => Some(note),
-            Self::Plaintext | Self::Access(Refused::Unknown) => None,
+            Self::Plaintext | Self::Access(Refused::Unknown) | Self::LateRequest => None,
         }
     }
 }

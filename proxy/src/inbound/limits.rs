@@ -71,6 +71,11 @@ impl LimitRule {
         self.limits.is_empty()
     }
 
+    /// Whether a limit in force is about requests to the port: none of them must be missed.
+    pub(super) fn counts_requests(&self, port: u16) -> bool {
+        self.limits.counts_requests(port)
+    }
+
     /// Lets a request through, or not. It costs next to nothing where no limit is in force.
     ///
     /// # Errors

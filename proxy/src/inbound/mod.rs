@@ -10,6 +10,7 @@ mod request;
 #[cfg(test)]
 mod sizes;
 mod tokens;
+mod undecided;
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -21,6 +22,7 @@ use outrigger_proxy_transport::body::ClientBody;
 use outrigger_proxy_transport::drain::OpenConnection;
 use outrigger_proxy_transport::error::Reason;
 use outrigger_proxy_transport::net::detect::{Detected, Peeked, Verdict, peek, protocol, resolve};
+use outrigger_proxy_transport::net::wary::{wary_protocol, wary_resolve};
 use outrigger_proxy_transport::net::{HttpVersion, Io, Prefixed, Stream, Term, Termed};
 use outrigger_proxy_transport::room::Seat;
 use outrigger_proxy_transport::server::{ResponseBody, serve};
@@ -96,6 +98,13 @@ impl State {
             Refusal::Access(Refused::Denied(note)) => {
                 self.rules.access.tell(caller, Subject::Bytes, note);
             }
+            Refusal::LateRequest => {
+                tracing::info!(
+                    ?client,
+                    port,
+                    "a connection is refused: its first line was slow, and turned out to be a request, at a port with limits of requests"
+                );
+            }
         }
         self.reset(stream, caller, refusal);
     }
@@ -135,6 +144,16 @@ impl Caller {
     }
 }
 
+/// What is known of the app's port before a byte is read.
+#[derive(Clone, Copy)]
+struct Expected {
+    declared: Protocol,
+    /// Nothing is declared, and no request must be missed, because a limit counts them.
+    wary: bool,
+    /// How long the first bytes may take.
+    limit: Duration,
+}
+
 /// What the first bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum First {
@@ -171,6 +190,7 @@ async fn serve_connection(state: Rc<State>, io: Io, caller: Caller, open: &OpenC
         Box::pin(state.rules.access.first_word()).await;
     }
     let declared = declared_protocol(process, app.port());
+    let wary = declared == Protocol::Detect && state.rules.limits.counts_requests(app.port());
     // Who says nothing comes to the app only where bytes in plaintext do.
     let silence = state.admit(&caller, Carries::Bytes) == Admission::Allow;
     let server_first = match declared {
@@ -178,43 +198,72 @@ async fn serve_connection(state: Rc<State>, io: Io, caller: Caller, open: &OpenC
         Protocol::Detect => silence && process.app_first.contains(&app.port(), Instant::now()),
         Protocol::Http1 | Protocol::Http2 | Protocol::Tls => false,
     };
-    let io = match server_first {
+    let io = match server_first && !wary {
         false => io,
         true => match Box::pin(opaque::server_first(&state, io, &caller, open)).await {
             Some(io) => io,
             None => return,
         },
     };
-    let hello = match read_hello(&state, io, declared).await {
+    let limit = process.config.detect_timeout;
+    // Who speaks first is found out later, and the client is not waited for.
+    let waits_for_app = server_first && wary;
+    let expected = Expected {
+        declared,
+        wary,
+        limit: match waits_for_app {
+            true => limit.min(opaque::SERVER_FIRST),
+            false => limit,
+        },
+    };
+    let hello = match read_hello(io, &expected).await {
         Ok(hello) => hello,
         Err(error) => return tracing::debug!(%error, "a client closed a connection before its first bytes"),
     };
-    if hello.timed_out && declared != Protocol::Opaque {
+    if hello.timed_out && !waits_for_app && declared != Protocol::Opaque {
         state.context.metrics().detect_timeout();
     }
     let is_silent = hello.verdict.is_none() && hello.timed_out && hello.io.prefix().is_empty();
-    if is_silent && silence && declared == Protocol::Detect {
+    if is_silent && silence && declared == Protocol::Detect && !wary {
         return Box::pin(opaque::silent(&state, hello.io, &caller, open)).await;
     }
-    let Some((stream, peer, carries)) = identify(&state, hello, declared, caller.address).await else {
+    let Some(known) = identify(&state, hello, &expected, caller.address).await else {
         return;
     };
-    if peer.is_some() {
+    if known.peer.is_some() {
         counted.set_tls();
     }
+    // Boxed: a connection that only comes and goes has no room for it (`sizes`).
+    Box::pin(serve_known(state, known, caller, open)).await;
+}
+
+/// Admission, and then what the connection carries.
+async fn serve_known(state: Rc<State>, known: Known, caller: Caller, open: &OpenConnection) {
+    let Known {
+        mut stream,
+        peer,
+        mut carries,
+        undecided,
+    } = known;
     let caller = Caller {
         peer,
         term: stream.term(),
         ..caller
     };
-    let admission = state.admit(&caller, carries);
-    // Boxed: a connection that only comes and goes has no room for it (`sizes`).
-    let serving = serve_admitted(state, admission, carries, stream, caller, open);
-    Box::pin(serving).await;
+    let mut admission = state.admit(&caller, carries);
+    if undecided && admission == Admission::Allow {
+        let decided = Box::pin(undecided::decide(&state, stream, &caller, open)).await;
+        let Some(decided) = decided else { return };
+        (stream, carries) = decided;
+        admission = state.admit(&caller, carries);
+    }
+    serve_admitted(state, admission, carries, stream, caller, open).await;
 }
 
 /// What the first bytes of a client are.
-async fn read_hello(state: &State, io: Io, declared: Protocol) -> std::io::Result<Peeked<Io, First>> {
+async fn read_hello(io: Io, expected: &Expected) -> std::io::Result<Peeked<Io, First>> {
+    let Expected { declared, wary, limit } = *expected;
+    let protocol = if wary { wary_protocol } else { protocol };
     let inspect = |bytes: &[u8]| match inspect_hello(bytes) {
         Hello::NeedMore => Verdict::NeedMore,
         Hello::Mesh => Verdict::Is(First::Mesh),
@@ -231,7 +280,7 @@ async fn read_hello(state: &State, io: Io, declared: Protocol) -> std::io::Resul
         // Who calls an app of HTTP speaks first, when there is something to say.
         io.readable().await;
     }
-    let peeked = peek(io, state.context.config().detect_timeout, &inspect).await?;
+    let peeked = peek(io, limit, &inspect).await?;
     // Half of a ClientHello: a packet was lost. It must not come to the app as plaintext.
     if peeked.timed_out && !peeked.io.prefix().is_empty() && inspect_hello(peeked.io.prefix()) == Hello::NeedMore {
         let whole = peek(peeked.io, HANDSHAKE, &inspect).await?;
@@ -244,30 +293,55 @@ async fn read_hello(state: &State, io: Io, declared: Protocol) -> std::io::Resul
     Ok(peeked)
 }
 
+/// A connection, who calls, and what it carries.
+struct Known {
+    stream: Stream,
+    peer: Option<SpiffeId>,
+    carries: Carries,
+    /// It may come to be HTTP, which must not be missed.
+    undecided: bool,
+}
+
 /// Who calls, and what is in the connection. `None`: a peer's handshake failed, which was told.
 async fn identify(
     state: &State,
     hello: Peeked<Io, First>,
-    declared: Protocol,
+    expected: &Expected,
     client: Option<SocketAddr>,
-) -> Option<(Stream, Option<SpiffeId>, Carries)> {
-    let http_declared = matches!(declared, Protocol::Http1 | Protocol::Http2);
+) -> Option<Known> {
+    let http_declared = matches!(expected.declared, Protocol::Http1 | Protocol::Http2);
+    let may_be_http = http_declared || expected.wary;
     let detected = match hello.verdict {
         Some(First::Mesh) => {
             // Boxed: it is large, and not for long (`sizes`).
-            let (stream, peer, protocol) = Box::pin(shake_hands(state, hello.io, client, http_declared)).await?;
+            let (stream, peer, protocol) = Box::pin(shake_hands(state, hello.io, client, may_be_http)).await?;
             let (stream, carries) = match protocol {
                 MeshProtocol::Opaque if http_declared => Box::pin(look_inside(stream)).await?,
                 _ => (stream, protocol.into()),
             };
-            return Some((stream, Some(peer), carries));
+            return Some(Known {
+                stream,
+                peer: Some(peer),
+                carries,
+                undecided: expected.wary && carries == Carries::Bytes,
+            });
         }
         Some(First::Plain(detected)) => Some(detected),
         // Half a word, or gone.
         None => None,
     };
-    let detected = resolve(detected, hello.io.prefix(), http_declared);
-    Some((Stream::Plain(hello.io), None, detected.into()))
+    let so_far = hello.io.prefix();
+    let (undecided, detected) = match expected.wary {
+        true => (detected.is_none() && hello.timed_out, wary_resolve(detected, so_far)),
+        false => (false, resolve(detected, so_far, http_declared)),
+    };
+    let carries = Carries::from(detected);
+    Some(Known {
+        stream: Stream::Plain(hello.io),
+        peer: None,
+        carries,
+        undecided: undecided && carries == Carries::Bytes,
+    })
 }
 
 /// A handshake, and who calls. `None`: it failed, which was told.
@@ -275,7 +349,7 @@ async fn shake_hands(
     state: &State,
     io: Prefixed<Io>,
     client: Option<SocketAddr>,
-    http_declared: bool,
+    may_be_http: bool,
 ) -> Option<(Stream, SpiffeId, MeshProtocol)> {
     let metrics = state.context.metrics();
     let Some(credentials) = state.context.process.identity.current() else {
@@ -290,7 +364,7 @@ async fn shake_hands(
             let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
             let ends_as = match protocol {
                 // It may be HTTP after all.
-                MeshProtocol::Opaque if http_declared => MeshProtocol::Http1,
+                MeshProtocol::Opaque if may_be_http => MeshProtocol::Http1,
                 protocol => protocol,
             };
             let term = state.peers.enter(ends_as, chain, &credentials);

@@ -16,7 +16,7 @@ use super::{APP_CONNECT, Caller, State};
 
 /// After a silence of this long on an opaque port, the app may speak first. A sidecar speaks at once; if its first packet
 /// is lost, the next one comes after 200 ms (RFC 6298's timer, as Linux has it).
-const SERVER_FIRST: Duration = Duration::from_millis(300);
+pub(super) const SERVER_FIRST: Duration = Duration::from_millis(300);
 /// How long a TCP probe's connection is held for.
 const PROBE_HELD: Duration = Duration::from_secs(10);
 
@@ -81,7 +81,7 @@ pub(super) async fn silent(state: &Rc<State>, client: Prefixed<Io>, caller: &Cal
 
 /// As long as the policies let the caller in: they are asked once more now, since they may have changed while the connection was
 /// looked at, and at each change.
-async fn carry_bytes(state: &State, caller: &Caller, client: &mut Stream, server: &mut Stream) {
+pub(super) async fn carry_bytes(state: &State, caller: &Caller, client: &mut Stream, server: &mut Stream) {
     let access = &state.rules.access;
     let note = match access.ask(caller, Subject::Bytes) {
         Ok(note) => note,
@@ -114,7 +114,7 @@ pub(super) async fn hold(mut client: Stream) {
 }
 
 /// A connection to the app. `None`: there is none, and the client is reset.
-async fn connect(state: &State, client: &Stream, app: SocketAddr) -> Option<Io> {
+pub(super) async fn connect(state: &State, client: &Stream, app: SocketAddr) -> Option<Io> {
     match tokio::time::timeout(APP_CONNECT, listen::connect(app)).await {
         Ok(Ok(server)) => Some(Io::Tcp(server)),
         failed => {

@@ -3,6 +3,8 @@
 //! The decision itself has properties of its own (`limits/tests`). Here is how the sidecar finds its facts, what callers hear, and what is
 //! told. An interval is an hour, so that nothing depends on how fast a test runs.
 
+mod undeclared;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -14,6 +16,22 @@ use outrigger_tests::mesh::{
 use sfv::{List, ListEntry, Parser};
 
 const DAY: Duration = Duration::from_secs(86_400);
+
+/// Does not wait for ever.
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(SOON, what).await.expect("it takes too long")
+}
+
+/// Waits for a condition that must come true.
+async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let waiting = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(SOON, waiting).await;
+    assert!(in_time.is_ok(), "never: {what}");
+}
 
 /// An app, its sidecar with policies, and the sidecars of two workloads that call it.
 struct Scene {

@@ -51,7 +51,7 @@ pub struct Peeked<IO, T> {
 }
 
 /// More than a request line's method or a frame's head is never needed; a ClientHello has its own limit.
-const FIRST_READ: usize = 2048;
+pub(super) const FIRST_READ: usize = 2048;
 /// No verdict needs more than this.
 const MAX_PEEK: usize = 17 * 1024;
 

@@ -46,6 +46,7 @@ pub mod sockets;
 pub mod stream;
 pub mod term;
 mod tunnel;
+pub mod wary;
 
 pub use copy::Meter;
 pub use detect::HttpVersion;
