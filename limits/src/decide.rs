@@ -12,7 +12,8 @@ use outrigger_api::limits as proto;
 use parking_lot::Mutex;
 
 use crate::key;
-use crate::plan::{Headers, Limit, Plan};
+use crate::open::Open;
+use crate::plan::{Headers, Limit, Plan, Policy};
 use crate::table::{State, Table, Wish};
 use crate::view::{LimitView, PolicyView};
 
@@ -21,10 +22,12 @@ use crate::view::{LimitView, PolicyView};
 pub struct Limiter {
     plan: ArcSwap<Plan>,
     tables: Mutex<Tables>,
+    /// Connections of bytes.
+    pub(crate) open: Mutex<Open>,
     /// One update after the other: what it compiles, no request waits for.
     updating: Mutex<()>,
     /// Of keys: nobody can choose two that count as the same.
-    random: RandomState,
+    pub(crate) random: RandomState,
 }
 
 /// Of the plan of this version: a table for each limit.
@@ -96,6 +99,7 @@ impl Limiter {
         });
         let same: Vec<Option<usize>> = same.collect();
         let mut all: Vec<Table> = plan.limits.iter().map(Limit::table).collect();
+        self.open.lock().follow(message, now);
         let mut tables = self.tables.lock();
         for (table, same) in all.iter_mut().zip(same) {
             if let Some(n) = same
@@ -116,7 +120,7 @@ impl Limiter {
         drop(old);
     }
 
-    /// Whether nothing is limited.
+    /// Whether no request is limited.
     pub fn is_empty(&self) -> bool {
         self.plan.load().limits.is_empty()
     }
@@ -169,7 +173,8 @@ impl Limiter {
         let keys: Vec<usize> = tables.all.iter().map(Table::len).collect();
         // No request waits for what is written.
         drop(tables);
-        let of = |(n, policy): (usize, &crate::plan::Policy)| {
+        let open = self.open.lock();
+        let of = |(n, policy): (usize, &Policy)| {
             let limits = plan.limits.iter().zip(&keys);
             let limits = limits.filter(|(limit, _)| limit.policy == n);
             PolicyView {
@@ -177,6 +182,7 @@ impl Limiter {
                 shadow: policy.shadow,
                 ports: policy.ports.as_ref().map(|ports| ports.to_vec()),
                 limits: limits.map(|(limit, keys)| LimitView::new(limit, *keys)).collect(),
+                connections: open.view(&policy.name),
             }
         };
         plan.policies.iter().enumerate().map(of).collect()
@@ -286,6 +292,6 @@ impl Outcome {
     }
 }
 
-fn micros(time: Duration) -> u64 {
+pub(crate) fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

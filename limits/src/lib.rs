@@ -13,6 +13,9 @@
 //! first. Where none is, further keys share a bucket, or are refused. Two keys of one hash would share a bucket: among 10,000 that is
 //! one chance in 10^11.
 //!
+//! Connections that carry bytes are counted beside that, under a lock of their own: how many are open, of all and of one caller, and how many
+//! come. The lock is taken when one begins and when it ends.
+//!
 //! When policies change, a limit of the same name and the same key keeps its buckets, at its new rate: who has used up an hour has not got it
 //! back because a pod came or went.
 //!
@@ -21,11 +24,14 @@
 #![warn(missing_docs)]
 
 mod bucket;
+mod connections;
 mod decide;
 mod key;
+mod open;
 mod plan;
 mod table;
 pub mod view;
 
+pub use connections::{Connection, Denied, Place};
 pub use decide::{Limiter, Outcome, Refused, Standing};
 pub use plan::{Headers, MOST_BUCKETS};

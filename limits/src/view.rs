@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::key::Part;
+pub use crate::open::ConnectionsView;
 use crate::plan::Limit;
 
 /// A policy.
@@ -17,6 +18,9 @@ pub struct PolicyView {
     pub ports: Option<Vec<u16>>,
     /// Those that this version understands.
     pub limits: Vec<LimitView>,
+    /// Of connections that carry bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<ConnectionsView>,
 }
 
 /// A limit.

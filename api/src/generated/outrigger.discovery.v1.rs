@@ -516,6 +516,8 @@ pub enum Feature {
     Tokens = 4,
     /// `ToSidecar.limits`. Who does not understand it limits nothing.
     RateLimits = 5,
+    /// `limits.v1.Policy.connections`. Who does not understand it takes any number of connections.
+    ConnectionLimits = 20,
 }
 impl Feature {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -530,6 +532,7 @@ impl Feature {
             Self::Access => "FEATURE_ACCESS",
             Self::Tokens => "FEATURE_TOKENS",
             Self::RateLimits => "FEATURE_RATE_LIMITS",
+            Self::ConnectionLimits => "FEATURE_CONNECTION_LIMITS",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -541,6 +544,7 @@ impl Feature {
             "FEATURE_ACCESS" => Some(Self::Access),
             "FEATURE_TOKENS" => Some(Self::Tokens),
             "FEATURE_RATE_LIMITS" => Some(Self::RateLimits),
+            "FEATURE_CONNECTION_LIMITS" => Some(Self::ConnectionLimits),
             _ => None,
         }
     }

@@ -22,6 +22,23 @@ pub struct Policy {
     /// What responses say of its limits.
     #[prost(enumeration = "ResponseHeaders", tag = "5")]
     pub headers: i32,
+    /// Of connections that carry bytes, and not HTTP. Absent: they are not limited.
+    #[prost(message, optional, tag = "6")]
+    pub connections: ::core::option::Option<Connections>,
+}
+/// How many connections of bytes the pod takes at the ports that the policy selects, all callers together and each (FEATURE_CONNECTION_LIMITS).
+/// Each number is 1 to 1,000,000; 0: it is not limited. One with a number that is out of its range is left out.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Connections {
+    /// Open ones.
+    #[prost(uint32, tag = "1")]
+    pub max: u32,
+    /// Open ones of one SPIFFE ID. All who have proven none are one.
+    #[prost(uint32, tag = "2")]
+    pub per_identity: u32,
+    /// A token bucket of as many.
+    #[prost(uint32, tag = "3")]
+    pub new_per_second: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Limit {

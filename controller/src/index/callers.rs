@@ -105,6 +105,8 @@ pub(crate) struct Enforcers {
     pub(crate) without_audited: usize,
     /// Of limits: those that do not understand them, and those that are not told.
     pub(crate) without_limits: usize,
+    /// Those that understand limits of requests, and none of connections.
+    pub(crate) without_connections: usize,
     pub(crate) limits_cut: usize,
 }
 
@@ -180,6 +182,8 @@ impl<'a> Callers<'a> {
                 count.without_audited += sessions - closed;
             }
             let limit = { of_pod.sessions.iter() }.filter(|inbox| inbox.understands(Feature::RateLimits));
+            let connections = { limit.clone() }.filter(|inbox| inbox.understands(Feature::ConnectionLimits));
+            count.without_connections += limit.clone().count() - connections.count();
             count.without_limits += sessions + streams - limit.count();
             count.limits_cut += if of_pod.limits_cut { sessions } else { 0 };
         }

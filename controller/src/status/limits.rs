@@ -43,6 +43,13 @@ pub(super) fn short(
             told.without_limits, told.all
         ));
     }
+    if told.without_connections > 0 && policy.limits().is_some_and(UnresolvedLimits::limits_connections) {
+        parts.push(format!(
+            "{} of {} sidecars that it tells of the policy are older, and limit no connections: kubectl rollout restart brings the new one \
+             into their pods",
+            told.without_connections, told.all
+        ));
+    }
     parts.extend(
         reach.away("they go on with the limits that they were told last, and those that have just begun limit nothing"),
     );

@@ -1,17 +1,19 @@
 //! How much this pod takes: one [`Limiter`] for all workers, and its clock.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger_access::Facts;
 use outrigger_api::limits as proto;
+use outrigger_api::spiffe::SpiffeId;
 use outrigger_limits::view::PolicyView;
-use outrigger_limits::{Limiter, Outcome};
+use outrigger_limits::{Connection, Denied, Limiter, Outcome};
 use tokio::time::Instant;
 
 /// See the module.
 #[derive(Debug)]
 pub struct Limits {
-    limiter: Limiter,
+    limiter: Arc<Limiter>,
     /// Times are counted from here.
     since: Instant,
 }
@@ -19,7 +21,7 @@ pub struct Limits {
 impl Limits {
     pub(super) fn new(message: &proto::Limits) -> Self {
         let limits = Self {
-            limiter: Limiter::default(),
+            limiter: Arc::default(),
             since: Instant::now(),
         };
         limits.update(message);
@@ -31,7 +33,7 @@ impl Limits {
         self.limiter.update(message, self.at(Instant::now()));
     }
 
-    /// Whether nothing is limited.
+    /// Whether no request is limited.
     pub fn is_empty(&self) -> bool {
         self.limiter.is_empty()
     }
@@ -44,6 +46,14 @@ impl Limits {
     /// What becomes of a request that came at this time. `None`: no limit is about it.
     pub fn decide(&self, facts: &Facts<'_>, at: Instant) -> Option<Outcome> {
         self.limiter.decide(facts, self.at(at))
+    }
+
+    /// What becomes of a connection of bytes that comes now.
+    ///
+    /// # Errors
+    /// A policy refuses it.
+    pub fn connect(&self, port: u16, identity: Option<&SpiffeId>) -> Result<Connection, Denied> {
+        self.limiter.connect(port, identity, self.at(Instant::now()))
     }
 
     /// Another one whenever it is told something.

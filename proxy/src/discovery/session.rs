@@ -20,12 +20,13 @@ use super::wants::Word;
 use crate::backoff::Backoff;
 
 /// What this sidecar understands.
-const FEATURES: [Feature; 5] = [
+const FEATURES: [Feature; 6] = [
     Feature::EndpointChanges,
     Feature::RetryConstraint,
     Feature::Access,
     Feature::Tokens,
     Feature::RateLimits,
+    Feature::ConnectionLimits,
 ];
 /// Words that are on their way. The others wait in [`super::wants::Wants`].
 const WORDS: usize = 16;

@@ -12,7 +12,7 @@ use super::Caller;
 use super::access::{self, Refused, Subject};
 use crate::config::{Config, LetIn, Mtls, Plaintext};
 use crate::identity::MeshProtocol;
-use crate::telemetry::AccessNote;
+use crate::telemetry::{AccessNote, LimitNote};
 
 /// Bytes of an unfinished head that are held of a client that is refused unless it is kubelet.
 const PROBE_HEAD: usize = 4096;
@@ -55,6 +55,8 @@ pub(super) enum Refusal {
     Access(Refused),
     /// A request of which the app has seen the beginning as bytes.
     LateRequest,
+    /// There are as many as a policy admits.
+    Limited(Box<LimitNote>),
 }
 
 /// Decides. What has not said anything yet counts as bytes of nobody, as if it waited for the app to speak first.
@@ -101,6 +103,7 @@ impl Refusal {
             Self::Access(Refused::Unknown) => Reason::AccessUnknown,
             Self::Access(Refused::Denied(_)) => Reason::AccessDenied,
             Self::LateRequest => Reason::HeadTimeout,
+            Self::Limited(_) => Reason::RateLimited,
         }
     }
 
@@ -108,7 +111,15 @@ impl Refusal {
     pub(super) fn note(&self) -> Option<&AccessNote> {
         match self {
             Self::Access(Refused::Denied(note)) => Some(note),
-            Self::Plaintext | Self::Access(Refused::Unknown) | Self::LateRequest => None,
+            _ => None,
+        }
+    }
+
+    /// Of the limit that refuses.
+    pub(super) fn limit(&self) -> Option<&LimitNote> {
+        match self {
+            Self::Limited(note) => Some(note),
+            _ => None,
         }
     }
 }

@@ -11,7 +11,7 @@ use http::header::RETRY_AFTER;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use outrigger_api::spiffe::SpiffeId;
-use outrigger_limits::{Headers, Refused, Standing};
+use outrigger_limits::{Headers, Place, Refused, Standing};
 use outrigger_proxy_transport::error::{ProxyError, Reason};
 use outrigger_proxy_transport::grpc::GRPC_PUSHBACK;
 use outrigger_proxy_transport::server::{ResponseBody, error_response};
@@ -66,7 +66,7 @@ impl LimitRule {
         }
     }
 
-    /// Whether nothing is limited.
+    /// Whether no request is limited.
     pub(super) fn is_empty(&self) -> bool {
         self.limits.is_empty()
     }
@@ -98,7 +98,8 @@ impl LimitRule {
         };
         let left = outcome.standing().and_then(|standing| left(&standing)).map(Box::new);
         if let Some((by, wait)) = outcome.refused() {
-            let note = self.tell(caller, LimitDecision::Limited, by);
+            self.metrics.limit(LimitDecision::Limited, by.policy, by.limit);
+            let note = self.tell(caller, "a request", LimitDecision::Limited, by);
             call.request.limit = Some(note);
             return Err(refusal(wait, left.as_deref(), call.request.is_grpc()).into());
         }
@@ -106,15 +107,36 @@ impl LimitRule {
             self.metrics.limit(LimitDecision::Admitted, by.policy, by.limit);
         }
         for by in outcome.shadows() {
-            let note = self.tell(caller, LimitDecision::Shadow, by);
+            self.metrics.limit(LimitDecision::Shadow, by.policy, by.limit);
+            let note = self.tell(caller, "a request", LimitDecision::Shadow, by);
             // Of several, the first stands in the log and in the span; each is counted.
             call.request.limit.get_or_insert(note);
         }
         Ok(left)
     }
 
-    fn tell(&self, caller: &Caller, decision: LimitDecision, by: Refused<'_>) -> Box<LimitNote> {
-        self.metrics.limit(decision, by.policy, by.limit);
+    /// Lets a connection of bytes have a place, or not.
+    ///
+    /// # Errors
+    /// The policy that refuses it, which was logged.
+    pub(super) fn connect(&self, caller: &Caller) -> Result<Place, Box<LimitNote>> {
+        let count = |decision, by: Refused<'_>| self.metrics.limit_connection(decision, by.policy, by.limit);
+        let connection = self.limits.connect(caller.app.port(), caller.peer.as_ref());
+        let connection = connection.map_err(|denied| {
+            count(LimitDecision::Limited, denied.by());
+            self.tell(caller, "a connection", LimitDecision::Limited, denied.by())
+        })?;
+        for by in connection.enforced() {
+            count(LimitDecision::Admitted, by);
+        }
+        for by in connection.shadows() {
+            count(LimitDecision::Shadow, by);
+            self.tell(caller, "a connection", LimitDecision::Shadow, by);
+        }
+        Ok(connection.place)
+    }
+
+    fn tell(&self, caller: &Caller, what: &str, decision: LimitDecision, by: Refused<'_>) -> Box<LimitNote> {
         let (log, verb) = match decision {
             LimitDecision::Shadow => (&self.shadows, "would be refused by a limit in Shadow mode"),
             _ => (&self.limited, "is refused by a limit"),
@@ -127,7 +149,7 @@ impl LimitRule {
                 policy = by.policy,
                 limit = by.limit,
                 left_out,
-                "a request {verb}"
+                "{what} {verb}"
             );
         });
         Box::new(LimitNote {

@@ -98,6 +98,8 @@ impl State {
             Refusal::Access(Refused::Denied(note)) => {
                 self.rules.access.tell(caller, Subject::Bytes, note);
             }
+            // Which was told.
+            Refusal::Limited(_) => {}
             Refusal::LateRequest => {
                 tracing::info!(
                     ?client,
@@ -112,7 +114,7 @@ impl State {
     /// The same, where the log has it already.
     fn reset(&self, stream: &Stream, caller: &Caller, refusal: &Refusal) {
         let telemetry = &self.context.process.telemetry;
-        telemetry.connection_refused(&caller.ends(), refusal.reason(), refusal.note());
+        telemetry.connection_refused(&caller.ends(), refusal.reason(), refusal.note(), refusal.limit());
         stream.reset_on_close();
     }
 }

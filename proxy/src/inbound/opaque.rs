@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use outrigger_limits::Place;
 use outrigger_proxy_transport::drain::OpenConnection;
 use outrigger_proxy_transport::error::Reason;
 use outrigger_proxy_transport::net::{Io, Prefixed, Stream, listen, tunnel};
@@ -23,6 +24,9 @@ const PROBE_HELD: Duration = Duration::from_secs(10);
 /// To the app.
 pub(super) async fn forward(state: &State, mut client: Stream, caller: &Caller, open: &OpenConnection) {
     let _busy = open.seat().busy();
+    let Some(_place) = place(state, &client, caller) else {
+        return;
+    };
     if let Some(server) = connect(state, &client, caller.app).await {
         carry_bytes(state, caller, &mut client, &mut server.into()).await;
     }
@@ -34,12 +38,16 @@ pub(super) async fn server_first(state: &State, client: Io, caller: &Caller, ope
     let limit = state.context.config().detect_timeout;
     let silence = async {
         tokio::time::sleep(SERVER_FIRST.min(limit)).await;
+        let place = match state.rules.limits.connect(caller) {
+            Ok(place) => place,
+            Err(note) => return Some(Err(Refusal::Limited(note))),
+        };
         let server = tokio::time::timeout(APP_CONNECT, listen::connect(caller.app))
             .await
             .ok()?;
         let server = Io::Tcp(server.ok()?);
         let _ = tokio::time::timeout(limit.saturating_sub(SERVER_FIRST), server.readable()).await;
-        Some(server)
+        Some(Ok((server, place)))
     };
     let server = tokio::select! {
         biased;
@@ -49,8 +57,16 @@ pub(super) async fn server_first(state: &State, client: Io, caller: &Caller, ope
     let Some(server) = server else {
         return Some(client);
     };
+    let mut client = Stream::from(client);
+    let (server, _place) = match server {
+        Ok(server) => server,
+        Err(refusal) => {
+            state.refuse(&client, caller, &refusal);
+            return None;
+        }
+    };
     let _busy = open.seat().busy();
-    carry_bytes(state, caller, &mut client.into(), &mut server.into()).await;
+    carry_bytes(state, caller, &mut client, &mut server.into()).await;
     None
 }
 
@@ -59,6 +75,9 @@ pub(super) async fn silent(state: &Rc<State>, client: Prefixed<Io>, caller: &Cal
     let app = caller.app;
     let _busy = open.seat().busy();
     let mut client = Stream::Plain(client);
+    let Some(_place) = place(state, &client, caller) else {
+        return;
+    };
     let Some(server) = connect(state, &client, app).await else {
         return;
     };
@@ -111,6 +130,14 @@ pub(super) async fn hold(mut client: Stream) {
     let mut nothing = [0; 256];
     let until_closed = async { while matches!(client.read(&mut nothing).await, Ok(1..)) {} };
     let _ = tokio::time::timeout(PROBE_HELD, until_closed).await;
+}
+
+/// A place among the connections that limits admit. `None`: there is none, and the client is reset.
+pub(super) fn place(state: &State, client: &Stream, caller: &Caller) -> Option<Place> {
+    let place = state.rules.limits.connect(caller);
+    place
+        .map_err(|note| state.refuse(client, caller, &Refusal::Limited(note)))
+        .ok()
 }
 
 /// A connection to the app. `None`: there is none, and the client is reset.

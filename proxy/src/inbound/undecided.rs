@@ -56,6 +56,8 @@ pub(super) async fn decide(
     open: &OpenConnection,
 ) -> Option<(Stream, Carries)> {
     let _busy = open.seat().busy();
+    // Of what it is until it is known better.
+    let _place = opaque::place(state, &client, caller)?;
     let mut server = opaque::connect(state, &client, caller.app).await?;
     let in_flight = state.context.activity.begin();
     let mut ends = Ends {

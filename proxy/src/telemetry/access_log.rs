@@ -228,7 +228,7 @@ impl<'a> AccessFields<'a> {
     }
 }
 
-/// Where a limit refuses a request, or would.
+/// Where a limit refuses a request or a connection, or would.
 #[derive(Default, Serialize)]
 struct LimitFields<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -271,6 +271,8 @@ struct TunnelLine<'a> {
     mtls: bool,
     #[serde(flatten)]
     access: AccessFields<'a>,
+    #[serde(flatten)]
+    limit: LimitFields<'a>,
 }
 
 impl<'a> TunnelLine<'a> {
@@ -290,6 +292,7 @@ impl<'a> TunnelLine<'a> {
             endpoint: ends.endpoint,
             mtls: ends.peer.is_some(),
             access: AccessFields::of(tunnel.access),
+            limit: LimitFields::of(tunnel.limit),
         }
     }
 }

@@ -91,6 +91,7 @@ fn a_connection_has_a_line_too() {
             received: 4,
             reason: None,
             access: None,
+            limit: None,
         });
     }
     log.tunnel_ended(&TunnelEnd {
@@ -105,6 +106,7 @@ fn a_connection_has_a_line_too() {
             rule: String::new(),
             reason: "",
         }),
+        limit: None,
     });
     log.flush();
     let text = String::from_utf8(output.0.lock().unwrap().clone()).unwrap();

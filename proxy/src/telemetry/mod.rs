@@ -173,7 +173,13 @@ impl Telemetry {
     }
 
     /// A connection of bytes was refused before anything of it was carried.
-    pub fn connection_refused(&self, ends: &TunnelEnds, reason: Reason, access: Option<&AccessNote>) {
+    pub fn connection_refused(
+        &self,
+        ends: &TunnelEnds,
+        reason: Reason,
+        access: Option<&AccessNote>,
+        limit: Option<&LimitNote>,
+    ) {
         self.0.metrics.error(reason);
         self.0.access_log.tunnel_ended(&TunnelEnd {
             ends,
@@ -182,6 +188,7 @@ impl Telemetry {
             received: 0,
             reason: Some(reason),
             access,
+            limit,
         });
     }
 

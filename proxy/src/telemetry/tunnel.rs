@@ -11,7 +11,7 @@ use outrigger_proxy_transport::net::Meter;
 use tokio::time::Instant;
 
 use super::metrics::ServiceMetrics;
-use super::{AccessDecision, AccessNote, Direction, Telemetry};
+use super::{AccessDecision, AccessNote, Direction, LimitNote, Telemetry};
 use crate::model::ServiceName;
 
 /// What a tunnel joins.
@@ -49,6 +49,7 @@ pub(super) struct TunnelEnd<'a> {
     /// Why it did not go on, where a policy ended it, or did not begin.
     pub(super) reason: Option<Reason>,
     pub(super) access: Option<&'a AccessNote>,
+    pub(super) limit: Option<&'a LimitNote>,
 }
 
 impl Tunnel {
@@ -92,6 +93,7 @@ impl Drop for Tunnel {
             received: self.received.get(),
             reason: denied.then_some(Reason::AccessDenied),
             access,
+            limit: None,
         });
     }
 }

@@ -21,6 +21,12 @@ fn the_crd_of_limits_refuses_what_is_wrong() -> Result<()> {
         for (wrong, words) in [
             (json!({}), "limits"),
             (json!({"limits": []}), "should have at least 1"),
+            (json!({"connections": {}}), "should have at least 1"),
+            (json!({"connections": {"max": 0}}), "greater than or equal to 1"),
+            (
+                json!({"connections": {"perIdentity": 1_000_001}}),
+                "less than or equal to 1000000",
+            ),
             (
                 json!({"targetRefs": [], "limits": limit(json!({}))["limits"]}),
                 "targetRefs",

@@ -3,6 +3,7 @@
 //! The decision itself has properties of its own (`limits/tests`). Here is how the sidecar finds its facts, what callers hear, and what is
 //! told. An interval is an hour, so that nothing depends on how fast a test runs.
 
+mod connections;
 mod undeclared;
 
 use std::net::SocketAddr;

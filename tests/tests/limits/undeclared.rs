@@ -307,3 +307,37 @@ async fn who_may_not_send_bytes_reaches_nobody() {
     }
     assert_eq!(scene.script.connections(), 0);
 }
+
+/// Ten thousand of each that begin so that nobody knows what they are, and go: nothing stays of them, here or at the app.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_that_are_never_decided_leave_nothing_behind() {
+    let long = [b"A".as_slice(); 2047].concat();
+    for begin in [&b""[..], b"GE", b"\r\n", b"\x16\x03", &long] {
+        let scene = Scene::new(Speaks::Http, &limits()).await;
+        for (how, to) in scene.both() {
+            let tasks = (0..10).map(|_| {
+                let begin = begin.to_vec();
+                tokio::spawn(async move {
+                    let mut held = Vec::new();
+                    for _ in 0..100 {
+                        // As many at a time as a sidecar has places for.
+                        for _ in 0..10 {
+                            let mut client = TcpStream::connect(to).await.unwrap();
+                            let _ = client.write_all(&begin).await;
+                            held.push(client);
+                        }
+                        held.clear();
+                    }
+                })
+            });
+            for task in tasks.collect::<Vec<_>>() {
+                task.await.unwrap();
+            }
+            until("all are gone", async || {
+                metric(&scene.orders, "outrigger_connections_open", &["inbound"]) == 0
+            })
+            .await;
+            assert_eq!(scene.script.requests.load(SeqCst), 0, "{how}");
+        }
+    }
+}

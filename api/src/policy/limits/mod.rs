@@ -26,6 +26,8 @@ use crate::duration;
 pub const INTERVAL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
 /// Of a rate's `requests`, and of `burst`.
 pub const REQUESTS: RangeInclusive<u32> = 1..=1_000_000;
+/// Of the numbers of `connections`.
+pub const CONNECTIONS: RangeInclusive<u32> = 1..=1_000_000;
 /// Of `cost.max`.
 pub const COST: RangeInclusive<u32> = 1..=10_000;
 /// Of `keys.max`.
@@ -62,10 +64,16 @@ pub const HEADERS: [&str; 3] = ["Off", "IETF", "Legacy"];
         printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
     )
 )]
-#[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "has(self.targetRefs)",
-    "message": "targetRefs: name at least one object that the policy holds for"
-}]))]
+#[schemars(extend("x-kubernetes-validations" = [
+    {
+        "rule": "has(self.targetRefs)",
+        "message": "targetRefs: name at least one object that the policy holds for"
+    },
+    {
+        "rule": "has(self.limits) || has(self.connections)",
+        "message": "limits: name at least one limit, or limit connections"
+    }
+]))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RateLimitPolicySpec {
     /// The pods that the policy holds for: those of its namespace, those of Services, or those with some labels. Outrigger's own namespace
@@ -77,11 +85,29 @@ pub struct RateLimitPolicySpec {
     /// `Enforce` (default), or `Shadow`: what the policy would refuse is counted and logged, and nothing else comes of it.
     #[schemars(extend("enum" = ["Enforce", "Shadow"]))]
     pub mode: Option<String>,
-    /// All of them hold.
-    #[schemars(required, length(min = 1, max = 16))]
+    /// Of requests: all of them hold. Default: none.
+    #[schemars(length(min = 1, max = 16))]
     pub limits: Option<Vec<LimitSpec>>,
+    /// Of connections that carry bytes: TCP, and TLS that the app itself ends. Default: they are not limited.
+    pub connections: Option<ConnectionsSpec>,
     /// What is said to callers.
     pub response: Option<LimitResponseSpec>,
+}
+
+/// How many connections a pod takes that carry bytes, and not HTTP: each pod by itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[schemars(extend("minProperties" = 1))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ConnectionsSpec {
+    /// How many are open, of all callers together, 1 to 1,000,000. Default: any number.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max: Option<u32>,
+    /// How many are open of one SPIFFE ID, 1 to 1,000,000; all callers who have proven none are one. Default: any number.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub per_identity: Option<u32>,
+    /// How many new ones a second, and at once, 1 to 1,000,000: a token bucket. Default: any number.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub new_per_second: Option<u32>,
 }
 
 /// How many requests, of which, and of whom.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::unresolved::UnresolvedLimit;
 use super::{
-    COST, CostSpec, HEADERS, INTERVAL, KEYS, KeyPartSpec, LimitMatchSpec, LimitSpec, MODES, OVERFLOWS, OverrideSpec,
-    PARTS, REQUESTS, RateLimitPolicySpec, RateSpec, SCOPES, UnresolvedLimits,
+    CONNECTIONS, COST, ConnectionsSpec, CostSpec, HEADERS, INTERVAL, KEYS, KeyPartSpec, LimitMatchSpec, LimitSpec,
+    MODES, OVERFLOWS, OverrideSpec, PARTS, REQUESTS, RateLimitPolicySpec, RateSpec, SCOPES, UnresolvedLimits,
 };
 use crate::access::{HttpMatches, condition};
 use crate::duration;
@@ -58,8 +58,9 @@ fn policy(reader: &mut Reader<'_>, name: &str, spec: &RateLimitPolicySpec) -> Un
     for (n, target) in spec.target_refs.iter().enumerate() {
         reader.target(&format!("targetRefs[{n}]"), target);
     }
+    let connections = spec.connections.as_ref().map(|spec| connections(reader, spec));
     let limits = spec.limits.as_deref().unwrap_or_default();
-    if limits.is_empty() {
+    if limits.is_empty() && (spec.limits.is_some() || connections.is_none()) {
         reader.mistake("limits", "name at least one limit");
     }
     if limits.len() > LIMITS {
@@ -78,7 +79,26 @@ fn policy(reader: &mut Reader<'_>, name: &str, spec: &RateLimitPolicySpec) -> Un
         shadow: mode == Some("Shadow"),
         headers,
         limits,
+        connections,
     }
+}
+
+fn connections(reader: &mut Reader<'_>, spec: &ConnectionsSpec) -> proto::Connections {
+    let mut number = |field: &str, number: Option<u32>| {
+        if let Some(number) = number {
+            within(reader, &format!("connections.{field}"), number, &CONNECTIONS);
+        }
+        number.unwrap_or_default()
+    };
+    let connections = proto::Connections {
+        max: number("max", spec.max),
+        per_identity: number("perIdentity", spec.per_identity),
+        new_per_second: number("newPerSecond", spec.new_per_second),
+    };
+    if *spec == ConnectionsSpec::default() {
+        reader.mistake("connections", "name at least one number");
+    }
+    connections
 }
 
 fn limit(reader: &mut Reader<'_>, n: usize, spec: &LimitSpec) -> UnresolvedLimit {

@@ -124,6 +124,19 @@ fn all_mistakes_are_reported_together() {
     ];
     assert_eq!(mistakes, expected);
     assert_eq!(parse("{}").to_wire("shop/p", "shop").unwrap_err().len(), 1);
+    for (spec, expected) in [
+        ("connections: {}", &["connections"][..]),
+        ("{limits: [], connections: {max: 1}}", &["limits"]),
+        (
+            "connections: {max: 0, perIdentity: 1000001, newPerSecond: 0}",
+            &["connections.max", "connections.perIdentity", "connections.newPerSecond"],
+        ),
+        ("connections: {perIdentity: 7}", &[]),
+    ] {
+        let mut mistakes = parse(spec).to_wire("shop/p", "shop").err().unwrap_or_default();
+        mistakes.iter_mut().for_each(|m| m.truncate(m.find(": ").unwrap()));
+        assert_eq!(mistakes, expected, "{spec}");
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ pub struct UnresolvedLimits {
     pub(super) shadow: bool,
     pub(super) headers: proto::ResponseHeaders,
     pub(super) limits: Vec<UnresolvedLimit>,
+    pub(super) connections: Option<proto::Connections>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +33,16 @@ impl UnresolvedLimits {
             Some(_) => {}
             None => self.limits.clear(),
         }
+    }
+
+    /// Limits no connections.
+    pub fn leave_out_connections(&mut self) {
+        self.connections = None;
+    }
+
+    /// Whether connections of bytes are limited.
+    pub fn limits_connections(&self) -> bool {
+        self.connections.is_some()
     }
 
     /// The limits whose rate is divided among pods: the name of each, and the least that one of its rates has.
@@ -85,6 +96,7 @@ impl UnresolvedLimits {
             ports,
             limits: limits.collect(),
             headers: self.headers.into(),
+            connections: self.connections,
         }
     }
 }

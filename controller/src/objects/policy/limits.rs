@@ -27,24 +27,49 @@ fn compile(name: &ObjectName, spec: Value, unknown: &[String]) -> Result<Compile
     let spec = RateLimitPolicySpec::deserialize(spec).map_err(|e| vec![format!("spec: {e}")])?;
     let mut policy = spec.to_wire(&name.to_string(), &name.namespace)?;
     let of_limits = unknown.iter().filter(|field| !field.starts_with("spec.response."));
-    let mut left_out: Vec<_> = of_limits.map(|field| limit(field)).collect();
-    // The last first, so that the others keep their positions; `None`, which is all of them, is the least.
+    let mut left_out: Vec<_> = of_limits.map(|field| part(field)).collect();
+    // The last first, so that the others keep their positions.
     left_out.sort_unstable();
     left_out.dedup();
-    for limit in left_out.into_iter().rev() {
-        policy.leave_out(limit);
+    for part in left_out.into_iter().rev() {
+        match part {
+            Part::All => {
+                policy.leave_out(None);
+                policy.leave_out_connections();
+            }
+            Part::Connections => policy.leave_out_connections(),
+            Part::Limit(n) => policy.leave_out(Some(n)),
+        }
+    }
+    let mut needs = vec![(Feature::RateLimits, "RateLimitPolicy")];
+    if policy.limits_connections() {
+        needs.push((Feature::ConnectionLimits, "connections"));
     }
     Ok(Compiled {
-        needs: vec![(Feature::RateLimits, "RateLimitPolicy")],
+        needs,
         message: Message::RateLimit(policy),
         mistakes: Vec::new(),
     })
 }
 
-/// In which limit the field is. None: it may be about all of them.
-fn limit(field: &str) -> Option<usize> {
-    let (number, _) = field.strip_prefix("spec.limits[")?.split_once(']')?;
-    number.parse().ok()
+/// What a field may be about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    All,
+    Connections,
+    Limit(usize),
+}
+
+fn part(field: &str) -> Part {
+    let limit = || {
+        let (number, _) = field.strip_prefix("spec.limits[")?.split_once(']')?;
+        number.parse().ok()
+    };
+    match limit() {
+        Some(n) => Part::Limit(n),
+        None if field.starts_with("spec.connections.") => Part::Connections,
+        None => Part::All,
+    }
 }
 
 #[cfg(test)]
@@ -62,11 +87,13 @@ mod tests {
             name: "p".into(),
         };
         let limit = json!({"rate": {"requests": 5, "interval": "1s"}, "scope": "Service"});
-        let spec = json!({"targetRefs": [{"kind": "Namespace", "name": "shop"}], "limits": [limit, limit, limit]});
-        let rows: [(&[&str], &[&str]); 6] = [
-            (&[], &["0", "1", "2"]),
-            (&["spec.response.newer"], &["0", "1", "2"]),
-            (&["spec.limits[1].newer"], &["0", "2"]),
+        let spec = json!({"targetRefs": [{"kind": "Namespace", "name": "shop"}], "limits": [limit, limit, limit], "connections": {"max": 9}});
+        let rows: [(&[&str], &[&str], bool); 8] = [
+            (&[], &["0", "1", "2"], true),
+            (&["spec.response.newer"], &["0", "1", "2"], true),
+            (&["spec.limits[1].newer"], &["0", "2"], true),
+            (&["spec.connections.newer"], &["0", "1", "2"], false),
+            (&["spec.connections.newer", "spec.limits[0].newer"], &["1", "2"], false),
             (
                 &[
                     "spec.limits[0].rate.newer",
@@ -74,17 +101,19 @@ mod tests {
                     "spec.limits[2].newer",
                 ],
                 &["1"],
+                true,
             ),
-            (&["spec.newer"], &[]),
-            (&["spec.responses"], &[]),
+            (&["spec.newer"], &[], false),
+            (&["spec.responses"], &[], false),
         ];
-        for (unknown, left) in rows {
+        for (unknown, left, connections) in rows {
             let fields: Vec<String> = unknown.iter().map(|field| (*field).to_owned()).collect();
             let Message::RateLimit(policy) = compile(&name, spec.clone(), &fields).unwrap().message else {
                 panic!("another kind");
             };
             let names: Vec<&str> = policy.divided().map(|(name, _)| name).collect();
             assert_eq!(names, left, "{unknown:?}");
+            assert_eq!(policy.limits_connections(), connections, "{unknown:?}");
         }
     }
 }

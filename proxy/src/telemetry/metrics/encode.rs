@@ -11,7 +11,8 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::super::request::Direction;
-use super::{Ended, Handshake, Metrics, NotMirrored, Refused, ServiceMetrics, process};
+use super::policies::PolicyCounters;
+use super::{Ended, Handshake, LimitDecision, Metrics, NotMirrored, Refused, ServiceMetrics, process};
 
 const DIRECTIONS: [Direction; 2] = [Direction::Outbound, Direction::Inbound];
 const OUTCOMES: [&str; 2] = ["success", "failure"];
@@ -360,18 +361,28 @@ impl Families<'_> {
     }
 
     fn limits(&mut self, metrics: &Metrics) -> fmt::Result {
-        let all = metrics.limits.snapshot();
-        let series = all.iter().map(|of| {
-            let labels = Labels([
-                ("decision", Some(of.decision.as_str().to_owned())),
-                ("policy", Some(of.policy.to_string())),
-                ("limit", Some(of.rule.to_string())),
-            ]);
-            (labels, of.total())
-        });
+        let series = |all: &PolicyCounters<LimitDecision>| {
+            let all = all.snapshot();
+            let series = all.iter().map(|of| {
+                let labels = Labels([
+                    ("decision", Some(of.decision.as_str().to_owned())),
+                    ("policy", Some(of.policy.to_string())),
+                    ("limit", Some(of.rule.to_string()).filter(|limit| !limit.is_empty())),
+                ]);
+                (labels, of.total())
+            });
+            series.collect()
+        };
         let help =
             "Requests to this pod's app that a limit is about; shadow: a policy in Shadow mode would have refused it.";
-        self.counters("outrigger_limited_requests", help, series.collect())
+        self.counters("outrigger_limited_requests", help, series(&metrics.limits))?;
+        let help =
+            "Connections of bytes to this pod's app that a policy limits; limit: the number of it that refuses them.";
+        self.counters(
+            "outrigger_limited_connections",
+            help,
+            series(&metrics.connection_limits),
+        )
     }
 
     fn servers_first(&mut self, metrics: &Metrics) -> fmt::Result {

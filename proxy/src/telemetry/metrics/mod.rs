@@ -69,6 +69,7 @@ pub struct Metrics {
     errors: [AtomicU64; Reason::ALL.len()],
     access: PolicyCounters<AccessDecision>,
     limits: PolicyCounters<LimitDecision>,
+    connection_limits: PolicyCounters<LimitDecision>,
     callers: Callers,
     handshakes: [[AtomicU64; Handshake::NAMES.len()]; 2],
     connections: [[AtomicI64; 2]; 2],
@@ -104,6 +105,7 @@ impl Metrics {
             errors: Default::default(),
             access: PolicyCounters::default(),
             limits: PolicyCounters::default(),
+            connection_limits: PolicyCounters::default(),
             callers: Callers::new(),
             handshakes: Default::default(),
             connections: Default::default(),
@@ -200,8 +202,14 @@ impl Metrics {
         self.limits.count(decision, policy, limit, "");
     }
 
+    /// A policy decided on a connection of bytes. `limit` is the number of it that refuses; "": none does.
+    pub fn limit_connection(&self, decision: LimitDecision, policy: &str, limit: &str) {
+        self.connection_limits.count(decision, policy, limit, "");
+    }
+
     /// The same of limits.
     pub fn retain_limits(&self, is_there: impl Fn(&str) -> bool) {
+        self.connection_limits.retain(&is_there);
         self.limits.retain(is_there);
     }
 
