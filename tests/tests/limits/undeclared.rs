@@ -302,7 +302,8 @@ async fn who_may_not_send_bytes_reaches_nobody() {
         let mut client = TcpStream::connect(to).await.unwrap();
         assert!(soon(client.read_u8()).await.is_err(), "{how}");
         let mut client = TcpStream::connect(to).await.unwrap();
-        client.write_all(b"\0word").await.unwrap();
+        // It may be reset by now.
+        let _ = client.write_all(b"\0word").await;
         assert!(soon(client.read_u8()).await.is_err(), "{how}");
     }
     assert_eq!(scene.script.connections(), 0);
