@@ -16,13 +16,17 @@ static NO_PROVIDERS: LazyLock<Arc<Providers>> = LazyLock::new(Arc::default);
 /// Any of some lists of conditions, and all of a list. It is read as a Deny rule is: it is met by a request that may be meant by one of its
 /// readings.
 #[derive(Debug)]
-pub struct Selection(Box<[Box<[Condition]>]>);
+pub struct Selection {
+    any: Box<[Box<[Condition]>]>,
+    /// As what it is asked.
+    effect: Effect,
+}
 
 /// What selections are asked about. What is found out of it once, of its path for instance, all of them know.
 pub struct Asked<'a>(Call<'a>);
 
 impl<'a> Asked<'a> {
-    /// About these facts. No token counts.
+    /// About these facts.
     pub fn new(facts: &'a Facts<'a>) -> Self {
         Self(Call::new(facts, &NO_PROVIDERS))
     }
@@ -42,19 +46,26 @@ impl Selection {
             Effect::Limit.all_of(all, condition)
         };
         let any: Result<Box<[_]>, Faulty> = any.into_iter().map(&mut compile).collect();
-        any.ok().map(Self)
+        Some(Self {
+            any: any.ok()?,
+            effect: Effect::Limit,
+        })
     }
 
-    /// By who calls.
+    /// By who calls, for an exception: what nobody knows of a caller is none.
     pub fn of_sources(sources: &proto::Sources, patterns: &mut Budget) -> Option<Self> {
         let kind = proto::condition::Kind::Sources(sources.clone());
-        Self::new([&[proto::Condition { kind: Some(kind) }][..]], patterns)
+        let selection = Self::new([&[proto::Condition { kind: Some(kind) }][..]], patterns)?;
+        Some(Self {
+            effect: Effect::Allow,
+            ..selection
+        })
     }
 
     /// Whether one of its lists is met.
     pub fn is_met(&self, asked: &Asked<'_>) -> bool {
-        let is_met = |condition: &Condition| condition.is_met(&asked.0, Effect::Limit);
-        self.0.iter().any(|all| all.iter().all(is_met))
+        let is_met = |condition: &Condition| condition.is_met(&asked.0, self.effect);
+        self.any.iter().any(|all| all.iter().all(is_met))
     }
 }
 

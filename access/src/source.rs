@@ -33,11 +33,17 @@ enum Source {
     },
     Networks(Networks),
     Token(Token),
+    /// Of a policy ("namespace/name"), which may not be there: in limits.
+    TokenOf {
+        policy: Box<str>,
+        token: Token,
+    },
 }
 
 /// A verified token of one provider. All of the conditions.
 #[derive(Debug)]
 struct Token {
+    /// Its number in the policy's own; 0 where it is another's.
     provider: usize,
     /// The provider's, in its policy.
     name: Box<str>,
@@ -102,7 +108,19 @@ impl Source {
                 names: namespaces.names.iter().map(|name| name.as_str().into()).collect(),
             }),
             source::Kind::Networks(networks) => Networks::new(networks, effect).map(Self::Networks),
-            source::Kind::Jwt(token) => Token::new(token, effect, providers).map(Self::Token),
+            source::Kind::Jwt(token) if effect == Effect::Limit => Ok(Self::TokenOf {
+                policy: Some(&*token.policy)
+                    .filter(|policy| !policy.is_empty())
+                    .ok_or(Faulty)?
+                    .into(),
+                token: Token::new(token, effect, 0)?,
+            }),
+            // An AccessPolicy has its own.
+            source::Kind::Jwt(token) if !token.policy.is_empty() => Err(Faulty),
+            source::Kind::Jwt(token) => {
+                let provider = providers.number(&token.provider).ok_or(Faulty)?;
+                Token::new(token, effect, provider).map(Self::Token)
+            }
         }
     }
 
@@ -127,6 +145,14 @@ impl Source {
                 },
                 Carries::Bytes => effect.of_unknown(),
             },
+            Self::TokenOf { policy, token } => match &call.facts.carries {
+                Carries::Http(head) => match head.tokens.of_provider(policy, &token.name) {
+                    Some(claims) => claims.is_some_and(|claims| token.is_met(claims)),
+                    // Nobody can have one.
+                    None => effect.of_unknown(),
+                },
+                Carries::Bytes => effect.of_unknown(),
+            },
         }
     }
 
@@ -144,18 +170,19 @@ impl Source {
             }
             Self::Networks(networks) => vec![networks.text()],
             Self::Token(token) => vec![token.text()],
+            Self::TokenOf { policy, token } => vec![format!("{} of {policy}", token.text())],
         }
     }
 }
 
 impl Token {
-    fn new(message: &proto::Jwt, effect: Effect, providers: ProvidersOf<'_>) -> Result<Self, Faulty> {
+    fn new(message: &proto::Jwt, effect: Effect, provider: usize) -> Result<Self, Faulty> {
         let claim = |claim: &proto::ClaimMatch| match claim.values.is_empty() {
             true => Err(Faulty),
             false => Ok((ClaimName::new(&claim.name), claim.values.as_slice().into())),
         };
         Ok(Self {
-            provider: providers.number(&message.provider).ok_or(Faulty)?,
+            provider,
             name: message.provider.as_str().into(),
             claims: match message.claims.is_empty() {
                 true => Box::default(),

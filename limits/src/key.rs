@@ -4,6 +4,7 @@ use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderName};
+use outrigger_access::jwt::ClaimKey;
 use outrigger_access::{Carries, Facts};
 use outrigger_api::limits as proto;
 use outrigger_api::limits::key_part;
@@ -15,6 +16,7 @@ pub(crate) enum Part {
     Namespace,
     Header(HeaderName),
     Address { v4: u8, v6: u8 },
+    Claim(ClaimKey),
 }
 
 impl Part {
@@ -24,6 +26,9 @@ impl Part {
             key_part::Kind::Identity(proto::PerIdentity {}) => Some(Self::Identity),
             key_part::Kind::Namespace(proto::PerNamespace {}) => Some(Self::Namespace),
             key_part::Kind::Header(header) => HeaderName::from_bytes(header.name.as_bytes()).ok().map(Self::Header),
+            key_part::Kind::Claim(claim) => {
+                Some(Self::Claim(ClaimKey::new(&claim.policy, &claim.provider, &claim.name)))
+            }
             key_part::Kind::Address(address) => {
                 let bits = |bits: u32, most: u8| u8::try_from(bits).ok().filter(|bits| (1..=most).contains(bits));
                 Some(Self::Address {
@@ -41,6 +46,7 @@ impl Part {
             Self::Namespace => "namespace".to_owned(),
             Self::Header(name) => format!("header {name}"),
             Self::Address { v4, v6 } => format!("address /{v4} /{v6}"),
+            Self::Claim(claim) => format!("claim {claim}"),
         }
     }
 
@@ -51,6 +57,10 @@ impl Part {
             Self::Namespace => identity.map(|id| (id.trust_domain(), id.namespace())).hash(hasher),
             Self::Header(name) => match &facts.carries {
                 Carries::Http(head) => lines(head.headers, name, hasher),
+                Carries::Bytes => 0.hash(hasher),
+            },
+            Self::Claim(claim) => match &facts.carries {
+                Carries::Http(head) => claim.write(head.tokens, hasher),
                 Carries::Bytes => 0.hash(hasher),
             },
             Self::Address { v4, v6 } => facts.caller.address.map(|ip| network(ip, *v4, *v6)).hash(hasher),

@@ -18,7 +18,7 @@ const MAX_DATE: f64 = 253_402_300_799.0;
 pub(crate) struct Claims(pub(super) Value);
 
 /// Which claim is meant: the name of one at the top, or, where it begins with "/", a JSON Pointer (RFC 6901) into them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct ClaimName(String);
 
 impl ClaimName {
@@ -38,7 +38,7 @@ impl Claims {
         Self(Value::Object(claims))
     }
 
-    fn find(&self, name: &ClaimName) -> Option<&Value> {
+    pub(super) fn find(&self, name: &ClaimName) -> Option<&Value> {
         match name.0.starts_with('/') {
             true => self.0.pointer(&name.0),
             false => self.0.get(&name.0),

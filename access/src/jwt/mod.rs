@@ -8,6 +8,7 @@
 //! is what this is about: time is an input, keys are read once for all requests, and each check can be seen.
 
 mod cache;
+mod claim_key;
 mod claims;
 mod headers;
 mod jws;
@@ -30,6 +31,7 @@ use outrigger_api::access as proto;
 
 pub use self::cache::Cache;
 use self::cache::Digest;
+pub use self::claim_key::ClaimKey;
 use self::claims::Life;
 pub(crate) use self::claims::{ClaimName, Claims};
 pub use self::jws::MAX_TOKEN;
@@ -176,6 +178,8 @@ impl Checked {
 pub struct Tokens {
     /// Whose numbers these are. `None`: nothing was looked at.
     of: Option<Arc<Providers>>,
+    /// Where they came to.
+    port: u16,
     verified: Vec<Verified>,
     refused: Option<Refused>,
     unknown_key: Option<usize>,
@@ -205,6 +209,7 @@ impl Tokens {
     /// Of a request that nobody looked at.
     pub const NONE: Self = Self {
         of: None,
+        port: 0,
         verified: Vec::new(),
         refused: None,
         unknown_key: None,
@@ -222,6 +227,23 @@ impl Tokens {
                 .is_some_and(|(a, b)| a.is(b)),
         };
         self.verified.iter().find(is_it).and_then(Verified::claims)
+    }
+
+    /// What the token says of the provider of that name in the policy ("namespace/name"), if there is one. `None`: nothing verifies tokens of
+    /// such a provider where the request came to.
+    pub(crate) fn of_provider(&self, policy: &str, name: &str) -> Option<Option<&Claims>> {
+        let of = self.of.as_ref()?;
+        let is_it = |provider: &Provider| provider.policy == policy && provider.name == name;
+        if !of
+            .all
+            .iter()
+            .any(|provider| is_it(provider) && provider.is_for(self.port))
+        {
+            return None;
+        }
+        let mut verified = self.verified.iter();
+        let verified = verified.find(|verified| of.all.get(verified.provider).is_some_and(is_it));
+        Some(verified.and_then(Verified::claims))
     }
 }
 
@@ -307,6 +329,7 @@ impl Providers {
     fn tokens(self: &Arc<Self>, port: u16, headers: &HeaderMap, now: i64, cache: &mut Cache) -> Tokens {
         let mut tokens = Tokens {
             of: Some(Arc::clone(self)),
+            port,
             ..Tokens::NONE
         };
         // Providers that have found a token.

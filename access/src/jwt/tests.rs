@@ -830,6 +830,7 @@ mod decided {
             provider: provider.to_owned(),
             claims: claims.iter().map(claim).collect(),
             scopes: scopes.iter().map(|scope| (*scope).to_owned()).collect(),
+            policy: String::new(),
         })
     }
 
@@ -1010,6 +1011,7 @@ mod decided {
             provider: "login".to_owned(),
             claims: vec![proto::ClaimMatch::default()],
             scopes: Vec::new(),
+            policy: String::new(),
         });
         let mut asked = Asked::new(true, vec![vec![sources(from_ref(&faulty))]]);
         assert_eq!(asked.ask(None, Some(&claims())), "denied by 0");

@@ -137,7 +137,7 @@ pub struct Networks {
     #[prost(string, repeated, tag = "2")]
     pub except: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
-/// A token (RFC 7519) that a provider of the same policy has issued, verified. All of the conditions.
+/// A token (RFC 7519) that a provider has issued, verified. All of the conditions.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Jwt {
     /// The provider's name.
@@ -148,6 +148,9 @@ pub struct Jwt {
     /// In its claim `scope` (RFC 8693 section 4.2) or `scp`. All of them.
     #[prost(string, repeated, tag = "3")]
     pub scopes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// "namespace/name" of the AccessPolicy whose provider it is, in a RateLimitPolicy. Empty in an AccessPolicy: it is its own.
+    #[prost(string, tag = "4")]
+    pub policy: ::prost::alloc::string::String,
 }
 /// A claim is one of the values, or, where it is a list, has one of them.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

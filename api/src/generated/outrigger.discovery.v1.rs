@@ -518,6 +518,8 @@ pub enum Feature {
     RateLimits = 5,
     /// `limits.v1.Policy.connections`. Who does not understand it takes any number of connections.
     ConnectionLimits = 20,
+    /// `limits.v1.PerClaim`, and `access.v1.Jwt.policy` in limits. Who does not understand them leaves out limits that have one.
+    LimitClaims = 21,
 }
 impl Feature {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -533,6 +535,7 @@ impl Feature {
             Self::Tokens => "FEATURE_TOKENS",
             Self::RateLimits => "FEATURE_RATE_LIMITS",
             Self::ConnectionLimits => "FEATURE_CONNECTION_LIMITS",
+            Self::LimitClaims => "FEATURE_LIMIT_CLAIMS",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -545,6 +548,7 @@ impl Feature {
             "FEATURE_TOKENS" => Some(Self::Tokens),
             "FEATURE_RATE_LIMITS" => Some(Self::RateLimits),
             "FEATURE_CONNECTION_LIMITS" => Some(Self::ConnectionLimits),
+            "FEATURE_LIMIT_CLAIMS" => Some(Self::LimitClaims),
             _ => None,
         }
     }

@@ -90,7 +90,7 @@ pub struct Rate {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct KeyPart {
-    #[prost(oneof = "key_part::Kind", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "key_part::Kind", tags = "1, 2, 3, 4, 5")]
     pub kind: ::core::option::Option<key_part::Kind>,
 }
 /// Nested message and enum types in `KeyPart`.
@@ -105,6 +105,9 @@ pub mod key_part {
         Header(super::PerHeader),
         #[prost(message, tag = "4")]
         Address(super::PerAddress),
+        /// FEATURE_LIMIT_CLAIMS.
+        #[prost(message, tag = "5")]
+        Claim(super::PerClaim),
     }
 }
 /// The SPIFFE ID that the peer has proven. All who have none are one.
@@ -128,6 +131,20 @@ pub struct PerAddress {
     /// 1 to 128.
     #[prost(uint32, tag = "2")]
     pub v6_prefix: u32,
+}
+/// A claim of a verified token. Requests without it are one, and so are all where the AccessPolicy does not select the port, or has no such
+/// provider.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PerClaim {
+    /// "namespace/name" of an AccessPolicy.
+    #[prost(string, tag = "1")]
+    pub policy: ::prost::alloc::string::String,
+    /// The provider's name in it.
+    #[prost(string, tag = "2")]
+    pub provider: ::prost::alloc::string::String,
+    /// As in ClaimMatch.
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Override {

@@ -68,7 +68,7 @@ pub(super) fn numbers(ports: Ports) -> Option<proto::Ports> {
 
 /// The policies of a kind that select the pod, and at which ports, by their names. Of a pod that is not known: those for which its
 /// namespace is enough.
-pub(super) fn selecting<'a>(
+pub(crate) fn selecting<'a>(
     store: &'a Store,
     kind: PolicyKind,
     name: &ObjectName,

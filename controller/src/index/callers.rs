@@ -107,6 +107,8 @@ pub(crate) struct Enforcers {
     pub(crate) without_limits: usize,
     /// Those that understand limits of requests, and none of connections.
     pub(crate) without_connections: usize,
+    /// Those that understand limits, and none by tokens.
+    pub(crate) without_claims: usize,
     pub(crate) limits_cut: usize,
 }
 
@@ -183,6 +185,8 @@ impl<'a> Callers<'a> {
             }
             let limit = { of_pod.sessions.iter() }.filter(|inbox| inbox.understands(Feature::RateLimits));
             let connections = { limit.clone() }.filter(|inbox| inbox.understands(Feature::ConnectionLimits));
+            let claims = { limit.clone() }.filter(|inbox| inbox.understands(Feature::LimitClaims));
+            count.without_claims += limit.clone().count() - claims.count();
             count.without_connections += limit.clone().count() - connections.count();
             count.without_limits += sessions + streams - limit.count();
             count.limits_cut += if of_pod.limits_cut { sessions } else { 0 };

@@ -1,5 +1,7 @@
 //! What is said of a RateLimitPolicy: which pods it selects, and whether their sidecars carry it out as it is meant.
 
+use std::collections::BTreeSet;
+
 use outrigger_api::policy::limits::UnresolvedLimits;
 use serde_json::Value;
 
@@ -7,9 +9,10 @@ use super::Absent;
 use super::access::nothing;
 use super::policy::said_by_another;
 use super::reach::{Reach, reached, selected};
-use crate::answers::{is_whole_mesh, ready_pods};
+use crate::answers::{is_whole_mesh, ports_at, ready_pods, selecting};
 use crate::index::Callers;
-use crate::objects::policy::{Attachment, Policy, TargetKind};
+use crate::objects::policy::{Attachment, Policy, PolicyKind, TargetKind};
+use crate::objects::{ObjectName, Pod};
 use crate::store::Store;
 
 /// That it is in force there, and what may not have been meant: that it selects nothing, now.
@@ -50,6 +53,13 @@ pub(super) fn short(
             told.without_connections, told.all
         ));
     }
+    if told.without_claims > 0 && policy.limits().is_some_and(|limits| limits.tokens().next().is_some()) {
+        parts.push(format!(
+            "{} of {} sidecars that it tells of the policy are older, and leave out limits that ask for tokens: kubectl rollout restart \
+             brings the new one into their pods",
+            told.without_claims, told.all
+        ));
+    }
     parts.extend(
         reach.away("they go on with the limits that they were told last, and those that have just begun limit nothing"),
     );
@@ -66,9 +76,49 @@ pub(super) fn short(
     }
     parts.extend(reach.open("limit nothing"));
     if let Some(limits) = policy.limits() {
+        parts.extend(unverified(store, limits, attachment));
         parts.extend(divided(store, policy, limits, attachment, reach.bare > 0));
     }
     (!parts.is_empty()).then(|| parts.join("; "))
+}
+
+/// Where nothing verifies the tokens that it asks for.
+fn unverified(store: &Store, limits: &UnresolvedLimits, attachment: &Attachment) -> Vec<String> {
+    let asked: BTreeSet<_> = limits.tokens().collect();
+    let of = |&(policy, provider): &(&str, &str)| {
+        let all = reached(store, attachment);
+        let without = all.filter(|(name, pod)| !verifies(store, attachment, (name, pod), (policy, provider)));
+        let without = without.count();
+        (without > 0).then(|| {
+            format!(
+                "{without} of its pods are not, or not at all of its ports, selected by an AccessPolicy {policy} with a provider {provider}: \
+                 there no tokens of it are verified, and limits that ask for them count all requests together"
+            )
+        })
+    };
+    asked.iter().filter_map(of).collect()
+}
+
+/// Whether an AccessPolicy has tokens verified wherever the attachment selects the pod.
+fn verifies(
+    store: &Store,
+    attachment: &Attachment,
+    (name, pod): (&ObjectName, &Pod),
+    (policy, provider): (&str, &str),
+) -> bool {
+    let wanted = ports_at(store, attachment, pod).flatten();
+    let selecting = selecting(store, PolicyKind::Access, name, Some(pod));
+    selecting.iter().any(|(access, ports)| {
+        let has = access
+            .access()
+            .is_some_and(|access| access.providers().any(|(name, _)| name == provider));
+        let covers = match (ports, &wanted) {
+            (None, _) => true,
+            (Some(ports), Some(wanted)) => wanted.is_subset(ports),
+            (Some(_), None) => false,
+        };
+        has && covers && access.name.to_string() == policy
+    })
 }
 
 /// Where a rate that is divided among pods is not what it says.

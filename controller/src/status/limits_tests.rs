@@ -168,6 +168,114 @@ fn older_sidecars_are_counted() {
     );
 }
 
+/// What the version before the fields understands of a policy is in force, and the status says what is not.
+#[test]
+fn sidecars_that_know_limits_and_not_all_of_them_are_counted() {
+    let claim =
+        json!({"per": [{"type": "Claim", "claim": {"accessPolicy": "tokens", "provider": "login", "name": "sub"}}]});
+    for (spec, more, feature, words) in [
+        (
+            json!({"max": 9}),
+            json!({}),
+            Feature::ConnectionLimits,
+            "and limit no connections",
+        ),
+        (
+            Value::Null,
+            claim,
+            Feature::LimitClaims,
+            "and leave out limits that ask for tokens",
+        ),
+    ] {
+        let cluster = cluster();
+        cluster.apply_value(tokens("shop", "login"));
+        let mut policy = policy("shop", "Pod", 9, more);
+        if !spec.is_null() {
+            policy["spec"]["connections"] = spec;
+        }
+        cluster.apply_value(policy);
+        let follow = |pod: &str, features: &[Feature]| {
+            let reader = Reader {
+                inbox: Arc::new(Inbox::new(features.iter().copied())),
+                number: 0,
+            };
+            let key = pod_key("shop", pod, "web");
+            (
+                cluster.index.follow_access(&key, reader),
+                cluster.index.watch_workload(&key),
+            )
+        };
+        let _new = follow(
+            "web-1",
+            &[Feature::Access, Feature::Tokens, Feature::RateLimits, feature],
+        );
+        assert_eq!(said(&cluster)[1].0, "Programmed", "{words}");
+        let _old = follow("web-2", &[Feature::Access, Feature::Tokens, Feature::RateLimits]);
+        let (reason, message) = said(&cluster).remove(1);
+        assert_eq!(reason, "PartiallyProgrammed");
+        assert!(
+            message.contains("1 of 2 sidecars that it tells of the policy are older, ") && message.contains(words),
+            "{message}"
+        );
+    }
+}
+
+fn tokens(namespace: &str, provider: &str) -> Value {
+    json!({
+        "kind": "AccessPolicy", "apiVersion": "outrigger.dev/v1alpha1",
+        "metadata": {"namespace": namespace, "name": "tokens"},
+        "spec": {
+            "targetRefs": [{"kind": "Namespace", "name": namespace}], "exclusive": false,
+            "jwt": {"providers": [{
+                "name": provider, "issuer": "https://login.test", "audiences": ["orders"], "jwks": {"inline": "{\"keys\": []}"},
+            }]},
+            "rules": [{"sources": [{"type": "Any"}]}],
+        },
+    })
+}
+
+/// Tokens that nothing verifies, wherever the policy asks for them.
+#[test]
+fn tokens_of_no_provider_are_said() {
+    let token = json!({"accessPolicy": "tokens", "provider": "login", "name": "sub"});
+    let mut source = token.clone();
+    source.as_object_mut().unwrap().remove("name");
+    let sources = json!([{"type": "JWT", "jwt": source}]);
+    let overrides = json!([{"sources": sources, "rate": {"requests": 1, "interval": "1s"}}]);
+    for more in [
+        json!({"per": [{"type": "Claim", "claim": token}]}),
+        json!({"matches": [{"sources": sources}]}),
+        json!({"overrides": overrides}),
+    ] {
+        let mut elsewhere = tokens("shop", "login");
+        elsewhere["spec"]["targetRefs"] = json!([{"kind": "Pod", "selector": {"matchLabels": {"app": "jobs"}}}]);
+        let mut at_a_port = tokens("shop", "login");
+        at_a_port["spec"]["targetRefs"] = json!([{"kind": "Service", "name": "web"}]);
+        for (access, is_verified) in [
+            (None, false),
+            (Some(tokens("shop", "other")), false),
+            (Some(tokens("ops", "login")), false),
+            (Some(elsewhere), false),
+            (Some(at_a_port), false),
+            (Some(tokens("shop", "login")), true),
+        ] {
+            let cluster = cluster();
+            cluster.apply_value(json!({
+                "kind": "Service", "apiVersion": "v1", "metadata": {"namespace": "shop", "name": "web"},
+                "spec": {"selector": {"app": "web"}, "clusterIP": "10.96.0.1", "ports": [{"name": "http", "port": 80}]},
+            }));
+            if let Some(access) = &access {
+                cluster.apply_value(access.clone());
+            }
+            cluster.apply_value(policy("shop", "Pod", 9, more.clone()));
+            let (reason, message) = said(&cluster).remove(1);
+            assert_eq!(reason == "Programmed", is_verified, "{access:?}: {message}");
+            let words = "2 of its pods are not, or not at all of its ports, selected by an AccessPolicy shop/tokens with a provider login";
+            assert_eq!(message.contains(words), !is_verified, "{message}");
+        }
+    }
+}
+
 #[test]
 fn ports_that_pods_take_out_of_capture_are_named() {
     let cluster = cluster();

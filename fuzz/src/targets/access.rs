@@ -208,7 +208,8 @@ fn source(source: &proto::Source, facts: &Facts<'_>, policy: &proto::Policy) -> 
             let is_known = policy.providers.iter().any(|provider| provider.name == token.provider);
             let mut claims = token.claims.iter();
             let is_faulty = !token.claims.is_empty() && claims.all(|claim| claim.values.is_empty());
-            match (&facts.carries, is_known && !is_faulty) {
+            // Another policy's are none of its own.
+            match (&facts.carries, is_known && !is_faulty && token.policy.is_empty()) {
                 (Carries::Http(_), true) => False,
                 _ => Unknown,
             }

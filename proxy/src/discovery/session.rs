@@ -20,13 +20,14 @@ use super::wants::Word;
 use crate::backoff::Backoff;
 
 /// What this sidecar understands.
-const FEATURES: [Feature; 6] = [
+const FEATURES: [Feature; 7] = [
     Feature::EndpointChanges,
     Feature::RetryConstraint,
     Feature::Access,
     Feature::Tokens,
     Feature::RateLimits,
     Feature::ConnectionLimits,
+    Feature::LimitClaims,
 ];
 /// Words that are on their way. The others wait in [`super::wants::Wants`].
 const WORDS: usize = 16;

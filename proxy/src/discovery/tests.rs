@@ -508,6 +508,7 @@ async fn from_an_older_controller_to_a_newer_one_and_back() {
         proto::Feature::Tokens,
         proto::Feature::RateLimits,
         proto::Feature::ConnectionLimits,
+        proto::Feature::LimitClaims,
     ];
     assert_eq!(state.hellos[0].features, features.map(i32::from));
 }

@@ -7,7 +7,7 @@ mod bytes;
 mod cases;
 mod changes;
 mod hostile;
-mod issuer;
+pub(crate) mod issuer;
 mod scene;
 mod script;
 mod table;

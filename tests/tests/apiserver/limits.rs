@@ -51,7 +51,16 @@ fn the_crd_of_limits_refuses_what_is_wrong() -> Result<()> {
                 "the interval is 1s to 24h",
             ),
             (limit(json!({"burst": 0})), "greater than or equal to 1"),
-            (limit(json!({"per": [{"type": "Claim"}]})), "Unsupported value"),
+            (
+                limit(json!({"per": [{"type": "Claim"}]})),
+                "the field of the part's type",
+            ),
+            (
+                limit(
+                    json!({"per": [{"type": "Claim", "claim": {"accessPolicy": "A", "provider": "p", "name": "sub"}}]}),
+                ),
+                "accessPolicy",
+            ),
             (
                 limit(json!({"per": [{"type": "Header"}]})),
                 "the field of the part's type",
@@ -66,13 +75,10 @@ fn the_crd_of_limits_refuses_what_is_wrong() -> Result<()> {
                 "less than or equal to 100000",
             ),
             (limit(json!({"matches": [{}]})), "at least 1"),
-            (
-                limit(json!({"matches": [{"sources": token}]})),
-                "a limit knows no tokens",
-            ),
+            (limit(json!({"matches": [{"sources": token}]})), "accessPolicy"),
             (
                 limit(json!({"overrides": [{"sources": token, "rate": {"requests": 1, "interval": "1s"}}]})),
-                "a limit knows no tokens",
+                "accessPolicy",
             ),
             (
                 limit(json!({"cost": {"header": "x", "max": 10_001}})),

@@ -359,7 +359,7 @@ impl Reader<'_> {
     }
 
     /// A claim's name, or a JSON Pointer.
-    pub(super) fn claim(&mut self, at: &str, name: &str) {
+    pub(in crate::policy) fn claim(&mut self, at: &str, name: &str) {
         // RFC 6901 section 3.
         let mut escapes = name.split('~').skip(1);
         let is_pointer = name.len() > 1 && escapes.all(|rest| rest.starts_with(['0', '1']));

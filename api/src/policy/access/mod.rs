@@ -16,7 +16,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 pub use self::jwt::*;
-pub(super) use self::reader::{Reader, no_header};
+pub(super) use self::reader::{Reader, TokenParts, TokenSpec, no_header};
 pub use self::unresolved::{Cluster, Unresolved};
 pub(super) use self::unresolved::{Condition, Source};
 use super::selector::LabelSelector;
@@ -160,7 +160,7 @@ pub struct RuleSpec {
     "message": "the field of the source's type, and no other one, is set; Any and Unauthenticated have none"
 }]))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct SourceSpec {
+pub struct SourceSpec<J = JwtSourceSpec> {
     /// `Any`: whoever it is. `ServiceAccount`, `SPIFFE`, `Namespace`: whose the identity is that the peer has proven in mutual TLS.
     /// `Address`: the TCP peer's, never that of a header. `JWT`: a token. `Unauthenticated`: a peer without an identity.
     #[serde(rename = "type")]
@@ -179,7 +179,7 @@ pub struct SourceSpec {
     /// Networks.
     pub address: Option<AddressSpec>,
     /// A verified token.
-    pub jwt: Option<JwtSourceSpec>,
+    pub jwt: Option<J>,
 }
 
 /// A workload of this cluster.

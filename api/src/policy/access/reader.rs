@@ -8,12 +8,12 @@ use std::net::IpAddr;
 
 use super::unresolved::{Condition, Rule, Source, Unresolved, identity};
 use super::{
-    ACTIONS, AccessPolicySpec, AccessTargetRef, AddressSpec, JwtSourceSpec, MODES, NamespaceSpec,
+    ACTIONS, AccessPolicySpec, AccessTargetRef, AddressSpec, ClaimSpec, JwtSourceSpec, MODES, NamespaceSpec,
     NetworkAttributesSpec, Port, RuleSpec, SOURCES, ServiceAccountSpec, SourceSpec,
 };
 use crate::access as proto;
 use crate::access::{condition, identity, source};
-use crate::names::is_namespace;
+use crate::names::{is_namespace, is_subdomain};
 use crate::pattern;
 use crate::spiffe::SpiffeId;
 
@@ -23,6 +23,31 @@ impl AccessPolicySpec {
         let mut reader = Reader::new(namespace);
         let policy = reader.policy(name, self);
         (policy, reader.mistakes)
+    }
+}
+
+/// A source of the type JWT.
+pub(in crate::policy) trait TokenSpec {
+    fn parts(&self) -> TokenParts<'_>;
+}
+
+/// What one says.
+pub(in crate::policy) struct TokenParts<'a> {
+    /// The AccessPolicy that has the provider. `None`: it is this policy's.
+    pub(in crate::policy) policy: Option<&'a str>,
+    pub(in crate::policy) provider: &'a str,
+    pub(in crate::policy) claims: Option<&'a [ClaimSpec]>,
+    pub(in crate::policy) scopes: Option<&'a [String]>,
+}
+
+impl TokenSpec for JwtSourceSpec {
+    fn parts(&self) -> TokenParts<'_> {
+        TokenParts {
+            policy: None,
+            provider: &self.provider,
+            claims: self.claims.as_deref(),
+            scopes: self.scopes.as_deref(),
+        }
     }
 }
 
@@ -163,7 +188,7 @@ impl<'a> Reader<'a> {
         Some(list)
     }
 
-    pub(in crate::policy) fn sources(&mut self, at: &str, sources: &[SourceSpec]) -> Vec<Source> {
+    pub(in crate::policy) fn sources<J: TokenSpec>(&mut self, at: &str, sources: &[SourceSpec<J>]) -> Vec<Source> {
         let sources = sources.iter().enumerate();
         let sources = sources.map(|(n, source)| {
             self.source(&format!("{at}[{n}]"), source)
@@ -173,7 +198,7 @@ impl<'a> Reader<'a> {
     }
 
     /// None: a mistake says why.
-    fn source(&mut self, at: &str, spec: &SourceSpec) -> Option<Source> {
+    fn source<J: TokenSpec>(&mut self, at: &str, spec: &SourceSpec<J>) -> Option<Source> {
         let type_ = self.one_of(&format!("{at}.type"), &spec.type_, &SOURCES)?;
         let fields = [
             ("ServiceAccount", "serviceAccount", spec.service_account.is_some()),
@@ -207,7 +232,7 @@ impl<'a> Reader<'a> {
             SourceSpec {
                 address: Some(address), ..
             } => self.networks(&format!("{at}.address"), address),
-            SourceSpec { jwt: Some(jwt), .. } => self.token(&format!("{at}.jwt"), jwt),
+            SourceSpec { jwt: Some(jwt), .. } => self.token(&format!("{at}.jwt"), &jwt.parts()),
             _ if type_ == "Unauthenticated" => {
                 let nobody = source::Kind::Unauthenticated(proto::Unauthenticated {});
                 Some(Source::Known(Some(nobody)))
@@ -277,20 +302,23 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn token(&mut self, at: &str, spec: &JwtSourceSpec) -> Option<Source> {
+    fn token(&mut self, at: &str, spec: &TokenParts<'_>) -> Option<Source> {
         let before = self.mistakes.len();
-        if !self.providers.contains(&spec.provider.as_str()) {
+        let policy = spec
+            .policy
+            .and_then(|policy| self.access_policy(&format!("{at}.accessPolicy"), policy));
+        if spec.policy.is_none() && !self.providers.contains(&spec.provider) {
             let why = format!("{:?} is none of jwt.providers that is free of mistakes", spec.provider);
             self.mistake(&format!("{at}.provider"), &why);
         }
-        if spec.claims.as_ref().is_some_and(Vec::is_empty) {
+        if spec.claims.is_some_and(<[_]>::is_empty) {
             self.mistake(&format!("{at}.claims"), "it is empty");
         }
-        if spec.scopes.as_ref().is_some_and(Vec::is_empty) {
+        if spec.scopes.is_some_and(<[_]>::is_empty) {
             self.mistake(&format!("{at}.scopes"), "it is empty");
         }
         let mut claims = Vec::new();
-        for (n, claim) in spec.claims.iter().flatten().enumerate() {
+        for (n, claim) in spec.claims.unwrap_or_default().iter().enumerate() {
             self.claim(&format!("{at}.claims[{n}].name"), &claim.name);
             let values = claim.values.clone().unwrap_or_default();
             if values.is_empty() {
@@ -301,7 +329,7 @@ impl<'a> Reader<'a> {
                 values,
             });
         }
-        let scopes = spec.scopes.clone().unwrap_or_default();
+        let scopes = spec.scopes.unwrap_or_default().to_vec();
         for (n, scope) in scopes.iter().enumerate() {
             // RFC 6749 section 3.3.
             if scope.is_empty() || !scope.bytes().all(|b| matches!(b, 0x21 | 0x23..=0x5b | 0x5d..=0x7e)) {
@@ -313,11 +341,24 @@ impl<'a> Reader<'a> {
         }
         (self.mistakes.len() == before).then(|| {
             Source::Known(Some(source::Kind::Jwt(proto::Jwt {
-                provider: spec.provider.clone(),
+                provider: spec.provider.to_owned(),
                 claims,
                 scopes,
+                policy: policy.unwrap_or_default(),
             })))
         })
+    }
+
+    /// "namespace/name" of an AccessPolicy. None: a mistake says why.
+    pub(in crate::policy) fn access_policy(&mut self, at: &str, text: &str) -> Option<String> {
+        let (namespace, name) = text.split_once('/').unwrap_or((self.namespace, text));
+        match is_namespace(namespace) && is_subdomain(name) {
+            true => Some(format!("{namespace}/{name}")),
+            false => self.none(
+                at,
+                format!("{text:?} is neither a policy's name nor \"namespace/name\""),
+            ),
+        }
     }
 
     fn network(&mut self, at: &str, spec: &NetworkAttributesSpec) -> Condition {

@@ -265,6 +265,7 @@ fn tokens() {
             values: vec!["x".to_owned(), "y".to_owned()],
         }],
         scopes: vec!["read".to_owned()],
+        policy: String::new(),
     });
     assert_eq!(sources(&policy.rules[0].conditions[0]), [Some(expected)]);
 }

@@ -19,7 +19,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::unresolved::UnresolvedLimits;
-use super::access::{AccessTargetRef, HttpAttributesSpec, SourceSpec};
+use super::access::{AccessTargetRef, ClaimSpec, HttpAttributesSpec, SourceSpec};
 use crate::duration;
 
 /// Of a rate's `interval`.
@@ -37,7 +37,7 @@ pub const MODES: [&str; 2] = ["Enforce", "Shadow"];
 /// Values of `scope`.
 pub const SCOPES: [&str; 2] = ["Pod", "Service"];
 /// Values of the `type` of a part of `per`.
-pub const PARTS: [&str; 4] = ["Identity", "Namespace", "Header", "Address"];
+pub const PARTS: [&str; 5] = ["Identity", "Namespace", "Header", "Address", "Claim"];
 /// Values of `keys.overflow`.
 pub const OVERFLOWS: [&str; 2] = ["Shared", "Reject"];
 /// Values of `response.headers`.
@@ -147,15 +147,12 @@ pub struct LimitSpec {
 
 /// A request and its caller: all that is said has to be so.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[schemars(extend("minProperties" = 1), extend("x-kubernetes-validations" = [{
-    "rule": "!has(self.sources) || self.sources.all(s, s.type != 'JWT')",
-    "message": "sources: a limit knows no tokens"
-}]))]
+#[schemars(extend("minProperties" = 1))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LimitMatchSpec {
-    /// Who calls: any of them, of all types but `JWT`. Default: whoever it is.
+    /// Who calls: any of them. Where nothing verifies the tokens of one of the type `JWT`, it is whoever calls. Default: whoever it is.
     #[schemars(length(min = 1, max = 8))]
-    pub sources: Option<Vec<SourceSpec>>,
+    pub sources: Option<Vec<SourceSpec<LimitJwtSpec>>>,
     /// Which requests: any of them. A path is met by any of its readings, so that no way of writing it goes round a limit. Default: all.
     #[schemars(length(min = 1, max = 8))]
     pub http_attributes: Option<Vec<HttpAttributesSpec>>,
@@ -164,20 +161,43 @@ pub struct LimitMatchSpec {
 /// A part of what a bucket is of: `type`, and the field of that type, if it has one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "(self.type == 'Header') == has(self.header) && (!has(self.address) || self.type == 'Address')",
-    "message": "the field of the part's type, and no other one, is set; Header needs it"
+    "rule": "(self.type == 'Header') == has(self.header) && (self.type == 'Claim') == has(self.claim) && \
+             (!has(self.address) || self.type == 'Address')",
+    "message": "the field of the part's type, and no other one, is set; Header and Claim need it"
 }]))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct KeyPartSpec {
     /// `Identity`: the SPIFFE ID that the peer has proven; all without one share a bucket. `Namespace`: the namespace in it. `Header`: a
-    /// header's value, which a caller may choose; all without it share a bucket. `Address`: the TCP peer's, never that of a header.
+    /// header's value, which a caller may choose; all without it share a bucket. `Address`: the TCP peer's, never that of a header. `Claim`: a
+    /// claim of a verified token; all without it share a bucket.
     #[serde(rename = "type")]
-    #[schemars(extend("enum" = ["Identity", "Namespace", "Header", "Address"]))]
+    #[schemars(extend("enum" = ["Identity", "Namespace", "Header", "Address", "Claim"]))]
     pub type_: String,
     /// Of the type Header.
     pub header: Option<KeyHeaderSpec>,
     /// Of the type Address: by networks, and not by single addresses.
     pub address: Option<KeyAddressSpec>,
+    /// Of the type Claim.
+    pub claim: Option<KeyClaimSpec>,
+}
+
+/// A claim by whose value requests are told apart. Where nothing verifies such tokens, because the policy or the provider is not there, or does
+/// not select the pod, all requests share a bucket.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KeyClaimSpec {
+    /// The AccessPolicy that has the provider: "name" in the policy's own namespace, or "namespace/name".
+    #[schemars(
+        length(min = 1, max = 317),
+        regex(pattern = "^([a-z0-9-]{1,63}/)?[a-z0-9.-]{1,253}$")
+    )]
+    pub access_policy: String,
+    /// One of its `jwt.providers`.
+    #[schemars(length(min = 1, max = 63))]
+    pub provider: String,
+    /// A claim at the top ("sub"), or, where it begins with "/", a JSON Pointer into all of them.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
 }
 
 /// A header by whose value requests are told apart.
@@ -187,6 +207,27 @@ pub struct KeyHeaderSpec {
     /// Its name, in any case.
     #[schemars(length(max = 256), regex(pattern = "^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"))]
     pub name: String,
+}
+
+/// Of a verified token: all that is set.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LimitJwtSpec {
+    /// The AccessPolicy that has the provider: "name" in the policy's own namespace, or "namespace/name".
+    #[schemars(
+        length(min = 1, max = 317),
+        regex(pattern = "^([a-z0-9-]{1,63}/)?[a-z0-9.-]{1,253}$")
+    )]
+    pub access_policy: String,
+    /// One of its `jwt.providers`: who has issued it.
+    #[schemars(length(min = 1, max = 63))]
+    pub provider: String,
+    /// All of them.
+    #[schemars(length(min = 1, max = 8))]
+    pub claims: Option<Vec<ClaimSpec>>,
+    /// Of its claim `scope` or `scp`: all of them.
+    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 253)))]
+    pub scopes: Option<Vec<String>>,
 }
 
 /// Networks by which addresses are told apart.
@@ -222,15 +263,11 @@ pub struct RateSpec {
 
 /// Another rate for some callers.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "!has(self.sources) || self.sources.all(s, s.type != 'JWT')",
-    "message": "sources: a limit knows no tokens"
-}]))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct OverrideSpec {
-    /// Who calls: any of them, of all types but `JWT`.
+    /// Who calls: any of them.
     #[schemars(required, length(min = 1, max = 8))]
-    pub sources: Option<Vec<SourceSpec>>,
+    pub sources: Option<Vec<SourceSpec<LimitJwtSpec>>>,
     /// How many.
     pub rate: RateSpec,
     /// How many at once, 1 to 1,000,000. Default: `rate.requests`.

@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use super::unresolved::UnresolvedLimit;
 use super::{
-    CONNECTIONS, COST, ConnectionsSpec, CostSpec, HEADERS, INTERVAL, KEYS, KeyPartSpec, LimitMatchSpec, LimitSpec,
-    MODES, OVERFLOWS, OverrideSpec, PARTS, REQUESTS, RateLimitPolicySpec, RateSpec, SCOPES, UnresolvedLimits,
+    CONNECTIONS, COST, ConnectionsSpec, CostSpec, HEADERS, INTERVAL, KEYS, KeyPartSpec, LimitJwtSpec, LimitMatchSpec,
+    LimitSpec, MODES, OVERFLOWS, OverrideSpec, PARTS, REQUESTS, RateLimitPolicySpec, RateSpec, SCOPES,
+    UnresolvedLimits,
 };
 use crate::access::{HttpMatches, condition};
 use crate::duration;
 use crate::limits as proto;
 use crate::limits::key_part;
-use crate::policy::access::{Condition, Reader, Source, SourceSpec, no_header};
+use crate::policy::access::{Condition, Reader, Source, SourceSpec, TokenParts, TokenSpec, no_header};
 
 const DEFAULT_KEYS: u32 = 10_000;
 const LIMITS: usize = 16;
@@ -177,19 +178,22 @@ fn matching(reader: &mut Reader<'_>, at: &str, spec: &LimitMatchSpec) -> Vec<Con
     all
 }
 
-fn sources(reader: &mut Reader<'_>, at: &str, specs: &[SourceSpec]) -> Vec<Source> {
+fn sources(reader: &mut Reader<'_>, at: &str, specs: &[SourceSpec<LimitJwtSpec>]) -> Vec<Source> {
     if specs.is_empty() {
         reader.mistake(at, "it is empty");
     }
-    let tokens = specs.iter().enumerate().filter(|(_, spec)| spec.type_ == "JWT");
-    let tokens: Vec<usize> = tokens.map(|(n, _)| n).collect();
-    if tokens.is_empty() {
-        return reader.sources(at, specs);
+    reader.sources(at, specs)
+}
+
+impl TokenSpec for LimitJwtSpec {
+    fn parts(&self) -> TokenParts<'_> {
+        TokenParts {
+            policy: Some(&self.access_policy),
+            provider: &self.provider,
+            claims: self.claims.as_deref(),
+            scopes: self.scopes.as_deref(),
+        }
     }
-    for n in tokens {
-        reader.mistake(&format!("{at}[{n}].type"), "a limit knows no tokens");
-    }
-    Vec::new()
 }
 
 /// None: a mistake says why.
@@ -206,6 +210,22 @@ fn part(reader: &mut Reader<'_>, at: &str, spec: &KeyPartSpec) -> Option<key_par
             &format!("{at}.address"),
             "only a part of the type Address has it".to_owned(),
         );
+    }
+    if (type_ == "Claim") != spec.claim.is_some() {
+        return reader.none(
+            &format!("{at}.claim"),
+            "a part of the type Claim, and no other one, has it".to_owned(),
+        );
+    }
+    if let Some(claim) = &spec.claim {
+        let at = format!("{at}.claim");
+        reader.claim(&format!("{at}.name"), &claim.name);
+        let policy = reader.access_policy(&format!("{at}.accessPolicy"), &claim.access_policy)?;
+        return Some(key_part::Kind::Claim(proto::PerClaim {
+            policy,
+            provider: claim.provider.clone(),
+            name: claim.name.clone(),
+        }));
     }
     match (type_, &spec.header) {
         (_, Some(header)) => {

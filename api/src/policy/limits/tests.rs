@@ -81,8 +81,8 @@ fn all_mistakes_are_reported_together() {
          - {name: a b, rate: {requests: 0, interval: 1ms}, burst: 2000000, scope: Global, keys: {max: 0, overflow: Drop}}\n\
          - {name: x, matches: [], per: [], overrides: [], rate: {requests: 1, interval: 25h}, scope: Pod, cost: {header: 'a b', max: 0}}\n\
          - name: x\n\
-         \x20 matches: [{}, {sources: [{type: JWT, jwt: {provider: p}}]}, {sources: []}, {httpAttributes: [{paths: [{type: Exact, value: a}]}]}]\n\
-         \x20 per: [{type: Claim}, {type: Header}, {type: Header, header: {name: Host}}, {type: Identity, address: {}}, \
+         \x20 matches: [{}, {sources: [{type: JWT, jwt: {accessPolicy: A_b, provider: p}}]}, {sources: []}, {httpAttributes: [{paths: [{type: Exact, value: a}]}]}]\n\
+         \x20 per: [{type: Claim}, {type: Claim, claim: {accessPolicy: a/b/c, provider: p, name: /~}}, {type: Header}, {type: Header, header: {name: Host}}, {type: Identity, address: {}}, \
                     {type: Address, address: {v4Prefix: 33, v6Prefix: 0}}]\n\
          \x20 overrides: [{rate: {requests: 1, interval: 1s}}]\n\
          \x20 rate: {requests: 1, interval: 1s}\n\
@@ -110,15 +110,17 @@ fn all_mistakes_are_reported_together() {
         "limits[1].cost.header",
         "limits[1].cost.max",
         "limits[2].matches[0]",
-        "limits[2].matches[1].sources[0].type",
+        "limits[2].matches[1].sources[0].jwt.accessPolicy",
         "limits[2].matches[2].sources",
         "limits[2].matches[3].httpAttributes[0].paths[0].value",
-        "limits[2].per[0].type",
-        "limits[2].per[1].header",
-        "limits[2].per[2].header.name",
-        "limits[2].per[3].address",
-        "limits[2].per[4].address.v4Prefix",
-        "limits[2].per[4].address.v6Prefix",
+        "limits[2].per[0].claim",
+        "limits[2].per[1].claim.name",
+        "limits[2].per[1].claim.accessPolicy",
+        "limits[2].per[2].header",
+        "limits[2].per[3].header.name",
+        "limits[2].per[4].address",
+        "limits[2].per[5].address.v4Prefix",
+        "limits[2].per[5].address.v6Prefix",
         "limits[2].overrides[0].sources",
         "limits[2].name",
     ];

@@ -1,7 +1,9 @@
 //! A policy, read, whose conditions on the cluster are open.
 
 use crate::access as access_proto;
+use crate::access::source;
 use crate::limits as proto;
+use crate::limits::key_part;
 use crate::policy::access::{Cluster, Condition, Source};
 
 /// A policy whose conditions on the cluster are open.
@@ -40,6 +42,30 @@ impl UnresolvedLimits {
         self.connections = None;
     }
 
+    /// Of which tokens it asks something: the AccessPolicy of each, and its provider.
+    pub fn tokens(&self) -> impl Iterator<Item = (&str, &str)> {
+        let of_source = |source| match source {
+            &Source::Known(Some(source::Kind::Jwt(ref token))) => Some((&*token.policy, &*token.provider)),
+            _ => None,
+        };
+        let parts = self.limits.iter().flat_map(|limit| &limit.limit.per);
+        let of_parts = parts.filter_map(|part| match &part.kind {
+            Some(key_part::Kind::Claim(claim)) => Some((&*claim.policy, &*claim.provider)),
+            _ => None,
+        });
+        of_parts.chain(self.sources().flatten().filter_map(of_source))
+    }
+
+    fn sources(&self) -> impl Iterator<Item = &Vec<Source>> {
+        let matches = self.limits.iter().flat_map(|limit| limit.matches.iter().flatten());
+        let of_matches = matches.filter_map(|condition| match condition {
+            Condition::Sources(any) => Some(any),
+            _ => None,
+        });
+        let of_overrides = self.limits.iter().flat_map(|limit| &limit.overrides);
+        of_matches.chain(of_overrides.map(|(any, _)| any))
+    }
+
     /// Whether connections of bytes are limited.
     pub fn limits_connections(&self) -> bool {
         self.connections.is_some()
@@ -58,13 +84,7 @@ impl UnresolvedLimits {
 
     /// Whether namespaces are selected by their labels.
     pub fn selects_namespaces(&self) -> bool {
-        let matches = self.limits.iter().flat_map(|limit| limit.matches.iter().flatten());
-        let of_matches = matches.filter_map(|condition| match condition {
-            Condition::Sources(any) => Some(any),
-            _ => None,
-        });
-        let of_overrides = self.limits.iter().flat_map(|limit| &limit.overrides);
-        let mut all = of_matches.chain(of_overrides.map(|(any, _)| any));
+        let mut all = self.sources();
         all.any(|any| any.iter().any(|source| matches!(source, Source::Namespaces(_))))
     }
 

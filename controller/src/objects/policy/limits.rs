@@ -45,6 +45,9 @@ fn compile(name: &ObjectName, spec: Value, unknown: &[String]) -> Result<Compile
     if policy.limits_connections() {
         needs.push((Feature::ConnectionLimits, "connections"));
     }
+    if policy.tokens().next().is_some() {
+        needs.push((Feature::LimitClaims, "claims and tokens"));
+    }
     Ok(Compiled {
         needs,
         message: Message::RateLimit(policy),
