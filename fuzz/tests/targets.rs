@@ -29,6 +29,7 @@ targets!(
     grpc_timeout,
     headers,
     hello,
+    limits,
     notation,
     request_path,
     retry,

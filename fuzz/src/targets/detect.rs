@@ -1,12 +1,30 @@
 //! What an app's connection speaks: the first bytes of anybody.
 
 use outrigger_proxy_transport::net::detect::{Detected, Verdict, protocol};
+use outrigger_proxy_transport::net::wary::wary_protocol;
 
 /// More is never waited for.
 const ENOUGH: usize = 2048;
 
 /// Any first bytes.
 pub fn run(bytes: &[u8]) {
+    let whole = judge(protocol, bytes);
+    let wary = judge(wary_protocol, bytes);
+    if let Verdict::Is(known @ (Detected::Http1 | Detected::Http2 | Detected::Tls)) = whole {
+        assert_eq!(wary, Verdict::Is(known));
+    }
+    let mut fields = [httparse::EMPTY_HEADER; 64];
+    let mut request = httparse::Request::new(&mut fields);
+    if matches!(request.parse(bytes), Ok(httparse::Status::Complete(_))) {
+        // Who is wary misses none. Of empty lines alone there may be more than anybody waits for.
+        assert_eq!(wary, Verdict::Is(Detected::Http1), "{request:?}");
+        if is_usual(bytes, &request) {
+            assert_eq!(whole, Verdict::Is(Detected::Http1), "{request:?}");
+        }
+    }
+}
+
+fn judge(protocol: fn(&[u8]) -> Verdict<Detected>, bytes: &[u8]) -> Verdict<Detected> {
     let whole = protocol(bytes);
     // How the bytes are cut into packets decides nothing.
     let step = 1 + bytes.len() / 100;
@@ -20,11 +38,7 @@ pub fn run(bytes: &[u8]) {
     if bytes.len() >= ENOUGH {
         assert_ne!(whole, Verdict::NeedMore);
     }
-    let mut fields = [httparse::EMPTY_HEADER; 64];
-    let mut request = httparse::Request::new(&mut fields);
-    if matches!(request.parse(bytes), Ok(httparse::Status::Complete(_))) && is_usual(bytes, &request) {
-        assert_eq!(whole, Verdict::Is(Detected::Http1), "{request:?}");
-    }
+    whole
 }
 
 /// Not one of the forms that HTTP allows and nobody uses: empty lines first, punctuation in a method, more than one space.

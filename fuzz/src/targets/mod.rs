@@ -18,6 +18,8 @@ pub mod headers;
 #[cfg(feature = "programs")]
 pub mod hello;
 #[cfg(feature = "programs")]
+pub mod limits;
+#[cfg(feature = "programs")]
 pub mod notation;
 #[cfg(feature = "programs")]
 pub mod request_path;
