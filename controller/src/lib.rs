@@ -15,8 +15,10 @@
 //! | "" | pods | | get, list, watch |
 //! | discovery.k8s.io | endpointslices | | list, watch |
 //! | networking.k8s.io | servicecidrs | | list, watch |
-//! | gateway.networking.k8s.io | httproutes, grpcroutes | | list, watch |
-//! | gateway.networking.k8s.io | httproutes/status, grpcroutes/status | | patch |
+//! | gateway.networking.k8s.io | httproutes, grpcroutes, tlsroutes, tcproutes | | list, watch |
+//! | gateway.networking.k8s.io | httproutes/status, grpcroutes/status, tlsroutes/status, tcproutes/status | | patch |
+//! | gateway.networking.x-k8s.io | xmeshes | | list, watch |
+//! | gateway.networking.x-k8s.io | xmeshes/status | | patch |
 //! | outrigger.dev | accesspolicies | | list, watch |
 //! | outrigger.dev | accesspolicies/status | | patch |
 //! | outrigger.dev | ratelimitpolicies | | list, watch |

@@ -181,6 +181,7 @@ async fn web(authority: &Authority, collector: &Collector, endpoint: Endpoint) -
         name: name.clone(),
         protocol: Protocol::Detect,
         routes: routes().into(),
+        byte_routes: Arc::default(),
         backends: vec![Arc::new(Backend {
             name,
             endpoints: Endpoints::Known(vec![Arc::new(endpoint)]),

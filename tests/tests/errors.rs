@@ -278,6 +278,7 @@ fn service(routes: Vec<Route>, backend: Arc<Backend>) -> Service {
         name: service_name(),
         protocol: Protocol::Detect,
         routes: routes.into(),
+        byte_routes: Arc::default(),
         backends: vec![backend],
         rules: Arc::default(),
     }

@@ -30,6 +30,7 @@ mod mesh_http;
 mod mirrors;
 mod netns;
 mod probes;
+mod routes;
 mod servers;
 mod tcp;
 mod traces;

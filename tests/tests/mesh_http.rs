@@ -501,6 +501,7 @@ fn service(routes: Vec<Route>, backends: Vec<Arc<Backend>>) -> Service {
         name: name("orders"),
         protocol: Protocol::Http1,
         routes: routes.into(),
+        byte_routes: Arc::default(),
         backends,
         rules: Arc::default(),
     }

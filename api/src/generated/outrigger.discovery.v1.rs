@@ -309,6 +309,24 @@ pub struct Service {
     /// How the Service is called where no route says otherwise.
     #[prost(message, optional, tag = "5")]
     pub policy: ::core::option::Option<Policy>,
+    /// Connections of a Service with these are bytes, and `routes` is empty. One that none is for is reset. An older sidecar carries all
+    /// of them to the Service itself.
+    #[prost(message, repeated, tag = "6")]
+    pub byte_routes: ::prost::alloc::vec::Vec<ByteRoute>,
+}
+/// A TLSRoute or TCPRoute: connections that are carried as bytes.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ByteRoute {
+    /// "namespace/name/rule-index", for logs.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Names of servers that clients ask for (SNI). Of several routes the one with the longest name is taken, an exact one before a wildcard, and
+    /// of equal ones the first. None: every connection, whatever it speaks.
+    #[prost(string, repeated, tag = "2")]
+    pub hostnames: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// None: every connection is reset.
+    #[prost(message, repeated, tag = "3")]
+    pub backends: ::prost::alloc::vec::Vec<WeightedBackend>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Route {
@@ -345,7 +363,7 @@ pub struct Match {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Filter {
-    #[prost(oneof = "filter::Kind", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "filter::Kind", tags = "1, 2, 3, 4, 5, 6")]
     pub kind: ::core::option::Option<filter::Kind>,
 }
 /// Nested message and enum types in `Filter`.
@@ -362,6 +380,9 @@ pub mod filter {
         Redirect(super::Redirect),
         #[prost(message, tag = "5")]
         Mirror(super::Mirror),
+        /// At most one in a rule.
+        #[prost(message, tag = "6")]
+        Cors(super::Cors),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -427,6 +448,27 @@ pub struct Mirror {
     /// 0 to 1,000,000.
     #[prost(uint32, tag = "2")]
     pub parts_per_million: u32,
+}
+/// Which pages of other origins may use the answers (<https://fetch.spec.whatwg.org/#http-cors-protocol;> Gateway API, HTTPCORSFilter).
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Cors {
+    /// "<https://shop.example",> "<https://shop.example:8443",> "<https://*.example",> "<https://*"> or "\*". One that cannot be read is nobody's.
+    #[prost(string, repeated, tag = "1")]
+    pub origins: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bool, tag = "2")]
+    pub credentials: bool,
+    /// "\*" is all.
+    #[prost(string, repeated, tag = "3")]
+    pub methods: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Of requests; "\*" is all.
+    #[prost(string, repeated, tag = "4")]
+    pub headers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Of responses; "\*" is all, where there are no credentials.
+    #[prost(string, repeated, tag = "5")]
+    pub expose: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Seconds for which a client may remember what it was answered.
+    #[prost(uint32, tag = "6")]
+    pub max_age: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WeightedBackend {

@@ -25,7 +25,7 @@ const PAGE: u32 = 500;
 const SECRETS: [&str; 2] = ["outrigger-ca", "outrigger-injector-tls"];
 
 /// Of Gateway API.
-const ROUTES: [&str; 2] = ["HTTPRoute", "GRPCRoute"];
+const ROUTES: [&str; 4] = ["HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute"];
 
 #[expect(clippy::disallowed_methods, reason = "the place where the clock is read")]
 pub(super) async fn facts(client: &Client, namespace: &str) -> anyhow::Result<Facts> {

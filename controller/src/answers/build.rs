@@ -182,21 +182,31 @@ impl Build<'_> {
         let over = routes
             .first()
             .map(|first| routing::over_budget(self.store, name, first));
+        let of_bytes = routes.first().and_then(|route| route.kind.protocol());
         let mut left = MAX_DISCOVERY_MESSAGE;
-        let mut told = Vec::new();
-        for (route, rule, matches) in routing::in_order(&routes, &over.unwrap_or_default()) {
+        let (mut told, mut byte_routes) = (Vec::new(), Vec::new());
+        if let Some(declared) = of_bytes {
+            protocol = declared;
+            byte_routes = routing::of_bytes(&routes)
+                .map(|(route, rule)| self.byte_route(route, rule, backends))
+                .collect();
+        }
+        let requests = if of_bytes.is_some() { &[][..] } else { &routes };
+        for (route, rule, matches) in routing::in_order(requests, &over.unwrap_or_default()) {
             let rule = self.rule(route, rule, matches, backends);
             // A rule may be there in many parts, and each has all its filters.
             left = left.checked_sub(rule.encoded_len()).ok_or(Refusal::TooLarge)?;
             told.push(rule);
         }
-        if ask_pods && endpoints::any_pod_says_opaque(self.store, self.deps, name, service, port) {
+        if ask_pods && of_bytes.is_none() && endpoints::any_pod_says_opaque(self.store, self.deps, name, service, port)
+        {
             protocol = Protocol::Opaque;
         }
         let service = proto::Service {
             r#ref: Some(service_ref(name, port.port)),
             protocol: protocol.into(),
             routes: told,
+            byte_routes,
             backends: Vec::new(), // they are in `backends`
             policy: self.policy(name, &port.name),
         };
@@ -247,6 +257,21 @@ impl Build<'_> {
             })
             .collect();
         answer
+    }
+
+    fn byte_route(&mut self, route: &Route, rule: &Rule, backends: &mut Backends) -> proto::ByteRoute {
+        let weighted = rule.backends.iter().filter(|b| b.weight > 0);
+        proto::ByteRoute {
+            name: format!("{}/{}", route.name, rule.index),
+            hostnames: route.hostnames.clone(),
+            backends: weighted
+                .map(|weighted| proto::WeightedBackend {
+                    backend: self.backend(&weighted.backend, backends),
+                    weight: weighted.weight,
+                    filters: Vec::new(),
+                })
+                .collect(),
+        }
     }
 
     fn filters(&mut self, filters: &[RouteFilter], backends: &mut Backends) -> Vec<proto::Filter> {

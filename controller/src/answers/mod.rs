@@ -13,5 +13,5 @@ mod traffic;
 
 pub(crate) use self::access::{ports_at, provider_of, selecting};
 pub(crate) use self::limits::{is_whole_mesh, ready_pods};
-pub(crate) use self::routing::{OverBudget, is_displaced, resolve};
+pub(crate) use self::routing::{OverBudget, displaced_by, resolve};
 pub(crate) use self::traffic::is_overridden;

@@ -10,7 +10,7 @@ use outrigger_api::pattern::Budget;
 
 use crate::objects::route::{BackendRef, Parent, Rank, Route, RouteKind, Rule, without_patterns};
 use crate::objects::{ObjectName, ServicePort};
-use crate::store::{RouteName, Store};
+use crate::store::Store;
 
 /// Why a reference leads nowhere: a reason of the condition `ResolvedRefs`, and words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,8 +19,8 @@ pub(crate) struct RefProblem {
     pub(crate) message: String,
 }
 
-/// The routes that hold for a port of a Service when a client in `consumer` calls it. Routes of the client's own
-/// namespace replace those of the Service's (GEP-1426), and GRPCRoutes replace HTTPRoutes.
+/// The routes that hold for a port of a Service when a client in `consumer` calls it: of one kind. Routes of the client's own
+/// namespace replace those of the Service's, and one kind replaces another ([`RouteKind`]; GEP-1426).
 pub(super) fn routes_for<'a>(
     store: &'a Store,
     service: &ObjectName,
@@ -30,8 +30,10 @@ pub(super) fn routes_for<'a>(
     let on_port = |wanted: &dyn Fn(&Route) -> bool| -> Vec<&'a Route> {
         let routes = store.routes_of(service).map(|(_, route)| route);
         let routes = routes.filter(|route| wanted(route) && covers(route, service, port));
-        let (grpc, http): (Vec<_>, Vec<_>) = routes.partition(|route| route.kind == RouteKind::Grpc);
-        if grpc.is_empty() { http } else { grpc }
+        let mut routes: Vec<_> = routes.collect();
+        let holds = routes.iter().map(|route| route.kind).max();
+        routes.retain(|route| Some(route.kind) == holds);
+        routes
     };
     let own = on_port(&|route| route.is_consumer_route_of(service) && &*route.name.namespace == consumer);
     if own.is_empty() {
@@ -49,25 +51,26 @@ fn parents<'a>(route: &'a Route, service: &'a ObjectName) -> impl Iterator<Item 
     route.parents.iter().filter(move |parent| parent.service == *service)
 }
 
-/// Whether the route gives way to a GRPCRoute on every port that the parent names.
-pub(crate) fn is_displaced(store: &Store, (kind, name): &RouteName, parent: &Parent) -> bool {
-    let Some(service) = store.services.get(&parent.service).filter(|_| *kind == RouteKind::Http) else {
-        return false;
+/// A route that this one gives way to, where there is one on every port that the parent names: of a kind that goes before its own, or an
+/// older TCPRoute, since each takes all connections. With several ports, the one on the first.
+pub(crate) fn displaced_by<'a>(store: &'a Store, route: &Route, parent: &Parent) -> Option<&'a Route> {
+    let service = store.services.get(&parent.service)?;
+    let consumer = route.is_consumer_route_of(&parent.service);
+    let goes_before = |other: &Route| {
+        let older = (other.created, &other.name) < (route.created, &route.name);
+        (other.kind > route.kind || older)
+            && other.is_consumer_route_of(&parent.service) == consumer
+            && (!consumer || other.name.namespace == route.name.namespace)
     };
-    let consumer = name.namespace != parent.service.namespace;
-    let displaced = |port: &ServicePort| {
-        store.routes_of_kind(&parent.service, RouteKind::Grpc).any(|route| {
-            route.is_consumer_route_of(&parent.service) == consumer
-                && (!consumer || route.name.namespace == name.namespace)
-                && covers(route, &parent.service, port)
-        })
+    let displacing = |port: &ServicePort| {
+        let kinds = RouteKind::ALL.into_iter().rev();
+        let kinds = kinds.filter(|kind| *kind > route.kind || *kind == RouteKind::Tcp && route.kind == *kind);
+        let mut others = kinds.flat_map(|kind| store.routes_of_kind(&parent.service, kind));
+        others.find(|other| goes_before(other) && covers(other, &parent.service, port))
     };
-    let mut ports = service
-        .ports
-        .iter()
-        .filter(|p| parent.covers(p.port, &p.name))
-        .peekable();
-    ports.peek().is_some() && ports.all(displaced)
+    let ports = service.ports.iter().filter(|p| parent.covers(p.port, &p.name));
+    // `None` of one port: there the route is in force.
+    ports.map(displacing).collect::<Option<Vec<_>>>()?.into_iter().next()
 }
 
 /// Routes on the Service whose patterns are beyond its budget, of those that hold for the same clients as this one. The oldest
@@ -141,6 +144,15 @@ pub(super) fn in_order<'a>(
         }
     }
     ordered
+}
+
+/// The first rule of each route of bytes, the oldest route first. Which of them a connection takes, its caller's sidecar decides.
+pub(super) fn of_bytes<'a>(routes: &[&'a Route]) -> impl Iterator<Item = (&'a Route, &'a Rule)> {
+    let mut routes = routes.to_vec();
+    routes.sort_by_key(|route| (route.created, &route.name));
+    routes
+        .into_iter()
+        .filter_map(|route| Some((route, route.rules.first()?)))
 }
 
 /// The Service and port that a route refers to, in whichever namespace: a route of a mesh leads its clients where they could go

@@ -120,7 +120,10 @@ fn wanted_now(index: &Index, absent: &mut Absent, now: &str) -> Vec<Write> {
 }
 
 async fn patch(client: &Client, resource: &ApiResource, write: &Write) -> kube::Result<()> {
-    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &write.name.namespace, resource);
+    let api: Api<DynamicObject> = match &*write.name.namespace {
+        "" => Api::all_with(client.clone(), resource),
+        namespace => Api::namespaced_with(client.clone(), namespace, resource),
+    };
     let body = json!({"metadata": {"resourceVersion": write.resource_version}, "status": write.status});
     api.patch_status(&write.name.name, &PatchParams::default(), &Patch::Merge(&body))
         .await
@@ -136,11 +139,12 @@ mod tests {
 
     use super::{Kind, MAX_WRITES, RETRY, WINDOW, Write, Written};
     use crate::objects::ObjectName;
+    use crate::objects::route::RouteKind;
 
     #[tokio::test(start_paused = true)]
     async fn a_write_is_not_repeated_while_its_result_is_on_its_way_nor_without_end() {
         let write = |version: u32| Write {
-            kind: Kind::HttpRoute,
+            kind: Kind::Route(RouteKind::Http),
             name: ObjectName::new("shop", "r"),
             resource_version: version.to_string(),
             status: json!({}),

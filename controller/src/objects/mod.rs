@@ -2,6 +2,7 @@
 
 pub mod from_k8s;
 pub mod keys;
+pub mod mesh;
 pub mod networks;
 mod optional;
 pub mod policy;
@@ -16,9 +17,10 @@ use std::time::SystemTime;
 
 use outrigger_api::discovery::Protocol;
 
+use self::mesh::Mesh;
 use self::networks::Networks;
 use self::policy::{Policy, PolicyKind};
-use self::route::Route;
+use self::route::{Route, RouteKind};
 
 /// The namespace and name of an object. The namespace of a Namespace, and of a Node, is "".
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -54,10 +56,10 @@ pub enum Kind {
     Pod,
     Node,
     Namespace,
-    HttpRoute,
-    GrpcRoute,
+    Route(RouteKind),
     Policy(PolicyKind),
     ServiceCidr,
+    Mesh,
 }
 
 /// One object, as it is kept.
@@ -72,6 +74,7 @@ pub enum Object {
     Route(Box<Route>),
     Policy(Box<Policy>),
     ServiceCidr(Networks),
+    Mesh(Mesh),
 }
 
 /// A Service. Only TCP ports.

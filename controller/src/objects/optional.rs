@@ -3,6 +3,7 @@
 
 use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
 
+use super::mesh::{self, Mesh};
 use super::policy::{Policy, PolicyKind};
 use super::route::{self, Route, RouteKind};
 use super::{Kind, Object, ObjectName, from_k8s};
@@ -12,15 +13,16 @@ const NETWORKING: &str = "networking.k8s.io";
 impl Kind {
     /// All of these kinds.
     pub fn optional() -> impl Iterator<Item = Self> {
-        let others = [Self::HttpRoute, Self::GrpcRoute, Self::ServiceCidr];
-        others.into_iter().chain(PolicyKind::ALL.map(Self::Policy))
+        let routes = RouteKind::ALL.into_iter().map(Self::Route);
+        let policies = PolicyKind::ALL.into_iter().map(Self::Policy);
+        routes.chain([Self::ServiceCidr, Self::Mesh]).chain(policies)
     }
 
     /// How the API names one of these kinds, in the version in which a status is written. None for the others.
     pub fn resource(self) -> Option<ApiResource> {
         let (group, version, kind, plural) = match self {
-            Self::HttpRoute => (route::GROUP, "v1", "HTTPRoute", "httproutes"),
-            Self::GrpcRoute => (route::GROUP, "v1", "GRPCRoute", "grpcroutes"),
+            Self::Route(kind) => (route::GROUP, "v1", kind.name(), kind.plural()),
+            Self::Mesh => (mesh::GROUP, "v1alpha1", "XMesh", "xmeshes"),
             Self::ServiceCidr => (NETWORKING, "v1", "ServiceCIDR", "servicecidrs"),
             Self::Policy(kind) => return Some((kind.row().resource)()),
             Self::Service | Self::EndpointSlice | Self::Pod | Self::Node | Self::Namespace => return None,
@@ -34,11 +36,10 @@ impl Object {
     /// Reads an object of one of these kinds. None if nothing can be made of it.
     pub fn read(kind: Kind, object: &DynamicObject) -> Option<(ObjectName, Self)> {
         let name = from_k8s::object_name(&object.metadata);
-        let route = |kind| Some(Self::Route(Box::new(Route::read(kind, object)?)));
         let object = match kind {
-            Kind::HttpRoute => route(RouteKind::Http)?,
-            Kind::GrpcRoute => route(RouteKind::Grpc)?,
+            Kind::Route(kind) => Self::Route(Box::new(Route::read(kind, object)?)),
             Kind::Policy(kind) => Self::Policy(Box::new(Policy::read(kind, object))),
+            Kind::Mesh => Self::Mesh(Mesh::read(object)?),
             Kind::ServiceCidr => return from_k8s::service_cidr(object),
             Kind::Service | Kind::EndpointSlice | Kind::Pod | Kind::Node | Kind::Namespace => return None,
         };

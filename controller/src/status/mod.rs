@@ -1,10 +1,11 @@
-//! What the conditions of routes and policies should say. `cluster::status` writes them.
+//! What the conditions of routes, policies and XMeshes should say. `cluster::status` writes them.
 
 mod absent;
 mod access;
 mod entries;
 mod keys;
 mod limits;
+mod mesh;
 mod policy;
 mod reach;
 mod route;
@@ -17,7 +18,6 @@ use self::entries::{To, conditions, merged};
 use crate::answers::OverBudget;
 use crate::index::Callers;
 use crate::objects::policy::Policy;
-use crate::objects::route::RouteKind;
 use crate::objects::{Kind, ObjectName};
 use crate::store::Store;
 
@@ -35,10 +35,7 @@ pub(crate) fn wanted(store: &Store, callers: &Callers<'_>, absent: &Absent, now:
     let mut over = OverBudget::default();
     let routes = store.routes.iter().filter_map(|((kind, name), route)| {
         Some(Write {
-            kind: match kind {
-                RouteKind::Http => Kind::HttpRoute,
-                RouteKind::Grpc => Kind::GrpcRoute,
-            },
+            kind: Kind::Route(*kind),
             name: name.clone(),
             resource_version: route.resource_version.clone(),
             status: json!({"parents": route::parents(store, &mut over, route, now)?}),
@@ -52,7 +49,15 @@ pub(crate) fn wanted(store: &Store, callers: &Callers<'_>, absent: &Absent, now:
             status: of_policy(store, callers, absent, policy, now)?,
         })
     });
-    routes.chain(policies).collect()
+    let meshes = store.meshes.iter().filter_map(|(name, mesh)| {
+        Some(Write {
+            kind: Kind::Mesh,
+            name: name.clone(),
+            resource_version: mesh.resource_version.clone(),
+            status: mesh::status(mesh, now)?,
+        })
+    });
+    routes.chain(policies).chain(meshes).collect()
 }
 
 /// None: it is so already, as far as its CRD has room for it.

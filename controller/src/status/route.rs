@@ -4,7 +4,7 @@ use outrigger_api::pattern::{MAX_PATTERNS, MAX_TOTAL};
 use serde_json::Value;
 
 use super::entries::{Entry, To, Verdict, merged};
-use crate::answers::{OverBudget, is_displaced, resolve};
+use crate::answers::{OverBudget, displaced_by, resolve};
 use crate::objects::route::{Parent, Route};
 use crate::store::Store;
 
@@ -44,11 +44,18 @@ fn accepted<'a>(store: &'a Store, over: &mut OverBudget<'a>, route: &Route, pare
         let message = format!("the Service {} has no TCP port like the parentRef's", parent.service);
         return verdict("NoMatchingParent", message);
     }
-    if is_displaced(store, &(route.kind, route.name.clone()), parent) {
-        let message = format!(
-            "GRPCRoutes hold for the Service {}, and go before HTTPRoutes",
-            parent.service
-        );
+    if let Some(other) = displaced_by(store, route, parent) {
+        let (kind, own) = (other.kind.name(), route.kind.name());
+        let message = match other.kind == route.kind {
+            true => format!(
+                "the older {kind} {} takes all connections to the Service {}",
+                other.name, parent.service
+            ),
+            false => format!(
+                "{kind}s hold for the Service {}, and go before {own}s: {}",
+                parent.service, other.name
+            ),
+        };
         return verdict("Conflicted", message);
     }
     if !route.unsupported.is_empty() {

@@ -67,7 +67,10 @@ fn a_route_is_written_once_and_keeps_its_time() {
     cluster.apply_value(object.clone());
     let first = writes(&cluster, NOW);
     let [write] = &*first else { panic!("{first:?}") };
-    assert_eq!((write.kind, &*write.resource_version), (Kind::HttpRoute, "1"));
+    assert_eq!(
+        (write.kind, &*write.resource_version),
+        (Kind::Route(RouteKind::Http), "1")
+    );
     let parent = &write.status["parents"][0];
     assert_eq!(parent["controllerName"], "outrigger.dev/controller");
     assert_eq!(parent["parentRef"], on_web());
@@ -155,6 +158,19 @@ fn reasons_of_routes() {
         ),
         (
             on_web(),
+            json!([{"filters": [{"type": "CORS", "cors": {"allowOrigins": ["*"]}}]}]),
+            "Accepted",
+            "ResolvedRefs",
+        ),
+        // A preflight goes to no backend.
+        (
+            on_web(),
+            json!([{"backendRefs": [{"name": "web", "port": 80, "filters": [{"type": "CORS", "cors": {}}]}]}]),
+            "UnsupportedValue",
+            "ResolvedRefs",
+        ),
+        (
+            on_web(),
             json!([{"matches": [{"path": {"type": "RegularExpression", "value": "(["}}]}]),
             "UnsupportedValue",
             "ResolvedRefs",
@@ -224,16 +240,72 @@ fn reasons_of_routes() {
         let reasons: Vec<_> = conditions(&write.status).into_iter().map(|c| c.2).collect();
         assert_eq!(reasons, [accepted, resolved], "{parent} {rules}");
     }
-    // A GRPCRoute on the same port displaces it.
-    cluster.apply_value(route(on_web(), json!([])));
-    let mut grpc = route(on_web(), json!([]));
-    grpc["kind"] = "GRPCRoute".into();
-    cluster.apply_value(grpc);
-    let reasons: Vec<_> = writes(&cluster, NOW)
-        .iter()
-        .map(|w| conditions(&w.status)[0].2.clone())
-        .collect();
-    assert_eq!(reasons, ["Conflicted", "Accepted"]);
+}
+
+/// Of routes on one port those of one kind hold, and the others say which displaces them.
+#[test]
+fn one_kind_of_route_displaces_another() {
+    let cluster = Cluster::new();
+    cluster.add_service("web", 1);
+    let add = |kind: &str, name: &str, created: u8| {
+        let mut route = route(on_web(), json!([{"backendRefs": [{"name": "web", "port": 80}]}]));
+        route["kind"] = kind.into();
+        route["metadata"]["name"] = name.into();
+        route["metadata"]["creationTimestamp"] = format!("2026-01-{created:02}T00:00:00Z").into();
+        cluster.apply_value(route);
+    };
+    let said = || {
+        let mut said: Vec<_> = writes(&cluster, NOW)
+            .iter()
+            .map(|w| (w.name.name.to_string(), conditions(&w.status)[0].2.clone()))
+            .collect();
+        said.sort();
+        let said: Vec<_> = said
+            .into_iter()
+            .map(|(name, reason)| format!("{name} {reason}"))
+            .collect();
+        said.join(", ")
+    };
+    add("TCPRoute", "tcp", 2);
+    assert_eq!(said(), "tcp Accepted");
+    // Each of two would take all connections; the older one does.
+    add("TCPRoute", "tcp-early", 1);
+    add("TCPRoute", "tcp-late", 3);
+    assert_eq!(said(), "tcp Conflicted, tcp-early Accepted, tcp-late Conflicted");
+    add("TLSRoute", "tls", 1);
+    add("TLSRoute", "tls-late", 2);
+    assert_eq!(
+        said(),
+        "tcp Conflicted, tcp-early Conflicted, tcp-late Conflicted, tls Accepted, tls-late Accepted"
+    );
+    add("HTTPRoute", "http", 1);
+    assert!(
+        said().starts_with("http Accepted, tcp Conflicted") && said().ends_with("tls Conflicted, tls-late Conflicted")
+    );
+    add("GRPCRoute", "grpc", 1);
+    assert!(
+        said().starts_with("grpc Accepted, http Conflicted, tcp Conflicted"),
+        "{}",
+        said()
+    );
+}
+
+/// A TLSRoute or TCPRoute has one rule in the API since it is standard; before, the API server took several.
+#[test]
+fn a_second_rule_of_bytes_is_not_in_force() {
+    let cluster = Cluster::new();
+    cluster.add_service("web", 1);
+    for kind in ["TLSRoute", "TCPRoute"] {
+        let mut route = route(on_web(), json!([{}, {}]));
+        route["kind"] = kind.into();
+        cluster.apply_value(route);
+        let write = writes(&cluster, NOW).remove(0);
+        let accepted = &write.status["parents"][0]["conditions"][0];
+        let (reason, message) = (&accepted["reason"], accepted["message"].as_str().unwrap());
+        assert_eq!(*reason, "UnsupportedValue", "{kind}");
+        assert!(message.contains("rules[1]"), "{message}");
+        cluster.delete(write.kind, "shop", &write.name.name);
+    }
 }
 
 #[test]

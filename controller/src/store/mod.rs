@@ -15,6 +15,7 @@ use self::networks::ClusterNetworks;
 use self::objects::Objects;
 use self::policies::Policies;
 use crate::objects::keys::KeySource;
+use crate::objects::mesh::Mesh;
 use crate::objects::networks::{Holder, Networks};
 use crate::objects::policy::{Policy, PolicyKind};
 use crate::objects::route::{Route, RouteKind};
@@ -82,6 +83,8 @@ pub(crate) struct Store {
     /// By the Services to which they lead. An answer with many backends need not depend on each of them.
     routes_to: HashMap<ObjectName, BTreeSet<RouteName>>,
     pub(crate) policies: Policies,
+    /// Those that are Outrigger's.
+    pub(crate) meshes: BTreeMap<ObjectName, Mesh>,
     keys: Wanted,
     /// Kinds of which nobody can say yet whether there are any.
     unlisted: BTreeSet<Kind>,
@@ -115,6 +118,7 @@ impl Store {
             Object::Namespace(namespace) => self.set_namespace(name.name, Some(namespace), touched),
             Object::Route(route) => self.set_route((route.kind, name), Some(*route), touched),
             Object::Policy(policy) => self.set_policy(policy.kind, name, Some(*policy), touched),
+            Object::Mesh(mesh) => self.set_mesh(name, Some(mesh), touched),
             Object::ServiceCidr(networks) => self.set_service_cidr(name, Some(networks), touched),
         }
     }
@@ -126,28 +130,27 @@ impl Store {
             Kind::Pod => self.set_pod(name, None, touched),
             Kind::Node => self.set_node(name.name, None, touched),
             Kind::Namespace => self.set_namespace(name.name, None, touched),
-            Kind::HttpRoute => self.set_route((RouteKind::Http, name), None, touched),
-            Kind::GrpcRoute => self.set_route((RouteKind::Grpc, name), None, touched),
+            Kind::Route(kind) => self.set_route((kind, name), None, touched),
             Kind::Policy(kind) => self.set_policy(kind, name, None, touched),
+            Kind::Mesh => self.set_mesh(name, None, touched),
             Kind::ServiceCidr => self.set_service_cidr(name, None, touched),
         }
     }
 
     /// The names of all objects of a kind.
     pub(crate) fn names(&self, kind: Kind) -> Vec<ObjectName> {
-        let routes = |kind| {
-            let names = self.routes.keys().filter(|(k, _)| *k == kind);
-            names.map(|(_, name)| name.clone()).collect()
-        };
         match kind {
             Kind::Service => self.services.keys().cloned().collect(),
             Kind::EndpointSlice => self.slices.keys().cloned().collect(),
             Kind::Pod => self.pods.keys().cloned().collect(),
             Kind::Node => self.nodes.keys().map(|n| ObjectName::new("", n)).collect(),
             Kind::Namespace => self.namespaces.keys().map(|n| ObjectName::new("", n)).collect(),
-            Kind::HttpRoute => routes(RouteKind::Http),
-            Kind::GrpcRoute => routes(RouteKind::Grpc),
+            Kind::Route(kind) => {
+                let names = self.routes.keys().filter(|(k, _)| *k == kind);
+                names.map(|(_, name)| name.clone()).collect()
+            }
             Kind::Policy(kind) => self.policies.names(kind).cloned().collect(),
+            Kind::Mesh => self.meshes.keys().cloned().collect(),
             Kind::ServiceCidr => self.networks.service_cidrs().cloned().collect(),
         }
     }
@@ -211,6 +214,14 @@ impl Store {
     fn set_service_cidr(&mut self, name: ObjectName, networks: Option<Networks>, touched: &mut Touched) {
         if self.networks.set_service_cidr(name, networks) {
             self.judge_networks(touched);
+        }
+    }
+
+    fn set_mesh(&mut self, name: ObjectName, mesh: Option<Mesh>, touched: &mut Touched) {
+        touched.statuses = true;
+        match mesh {
+            Some(mesh) => drop(self.meshes.insert(name, mesh)),
+            None => drop(self.meshes.remove(&name)),
         }
     }
 

@@ -7,6 +7,7 @@ use outrigger_proxy::model::from_proto;
 use outrigger_proxy::model::{Endpoints, RouteRules, Service, Target, Workload};
 use outrigger_proxy::outbound::affinity::Caller;
 use outrigger_proxy::outbound::request::{Facts, apply_rules, filters};
+use outrigger_proxy::outbound::route;
 use prost::Message;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -48,6 +49,12 @@ fn target(message: &proto::Target) {
         rng: &rng,
         keeps_upgrade: false,
     };
+    // So are connections of bytes.
+    for server in [None, Some("a.example")] {
+        if let Ok(backend) = route::backend_of_bytes(&service, server, &mut *facts.rng.borrow_mut()) {
+            assert!(backend < service.backends.len());
+        }
+    }
     // Requests are answered, whatever the routes are.
     for (method, uri) in [("GET", "http://orders/a/b?c=d"), ("POST", "/"), ("OPTIONS", "*")] {
         let request = Request::builder()

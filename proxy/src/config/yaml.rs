@@ -374,6 +374,7 @@ impl Reader<'_> {
             r#ref: Some(name.clone()),
             protocol: protocol.unwrap_or(proto::Protocol::Unspecified).into(),
             routes: Vec::new(),
+            byte_routes: Vec::new(),
             backends: vec![proto::Backend {
                 r#ref: Some(name),
                 policy: None,

@@ -3,7 +3,10 @@
 use outrigger_access::Access;
 use serde_json::{Value, json};
 
-use crate::model::{Backend, Endpoints, Protocol, Route, RouteRules, Service, ServiceName, Target, WorkloadInfo};
+use crate::model::{
+    Backend, ByteRoute, Endpoints, Protocol, Route, RouteRules, Service, ServiceName, Target, WeightedBackend,
+    WorkloadInfo,
+};
 
 pub(super) fn target(target: &Target) -> Value {
     match target {
@@ -28,11 +31,12 @@ pub(super) fn access(access: &Access) -> Value {
 }
 
 fn service(service: &Service) -> Value {
-    let route = |route| self::route(route, service);
+    let routes = service.routes.iter().map(|route| self::route(route, service));
+    let byte_routes = service.byte_routes.iter().map(|route| byte_route(route, service));
     json!({
         "service": name(&service.name),
         "protocol": protocol(service.protocol),
-        "routes": service.routes.iter().map(route).collect::<Vec<_>>(),
+        "routes": routes.chain(byte_routes).collect::<Vec<_>>(),
         "backends": service.backends.iter().map(|b| backend(b)).collect::<Vec<_>>(),
         "policy": policy(&service.rules),
     })
@@ -52,19 +56,31 @@ fn protocol(protocol: Protocol) -> &'static str {
     }
 }
 
-fn route(route: &Route, service: &Service) -> Value {
-    let backends = route.backends.iter().map(|weighted| {
+fn byte_route(route: &ByteRoute, service: &Service) -> Value {
+    json!({
+        "name": &*route.name,
+        "serverNames": route.server_names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>(),
+        "backends": weighted(&route.backends, service),
+    })
+}
+
+fn weighted(backends: &[WeightedBackend], service: &Service) -> Vec<Value> {
+    let backends = backends.iter().map(|weighted| {
         json!({
             "service": weighted.backend.and_then(|index| service.backends.get(index)).map(|backend| name(&backend.name)),
             "weight": weighted.weight,
         })
     });
+    backends.collect()
+}
+
+fn route(route: &Route, service: &Service) -> Value {
     json!({
         "name": &*route.name,
         "hostnames": route.hostnames.iter().map(|h| format!("{h:?}")).collect::<Vec<_>>(),
         "matches": route.matches.iter().map(|m| format!("{m:?}")).collect::<Vec<_>>(),
         "filters": route.rules.request.filters.count(),
-        "backends": backends.collect::<Vec<_>>(),
+        "backends": weighted(&route.backends, service),
         "policy": policy(&route.rules),
     })
 }

@@ -203,6 +203,7 @@ fn with_endpoints(service: &Service, sets: &[Option<String>], name: &str, endpoi
         name: service.name.clone(),
         protocol: service.protocol,
         routes: Arc::clone(&service.routes),
+        byte_routes: Arc::clone(&service.byte_routes),
         backends: backends.collect(),
         rules: Arc::clone(&service.rules),
     }

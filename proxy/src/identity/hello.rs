@@ -1,6 +1,9 @@
-//! Tells mesh TLS from the app's own by the ALPN protocols that a ClientHello offers (RFC 8446 section 4.1.2, RFC 7301).
+//! What a ClientHello says (RFC 8446 section 4.1.2): whether it is of the mesh or of the app's own TLS, by the ALPN protocols that it offers (RFC
+//! 7301), and which server it asks for.
 
 use std::borrow::Cow;
+
+use outrigger_proxy_transport::net::detect::Verdict;
 
 use super::MeshProtocol;
 
@@ -90,34 +93,64 @@ fn too_long_or_more(bytes: &[u8]) -> Hello {
     }
 }
 
+/// The name of the server that a ClientHello asks for (RFC 6066 section 3), in lower case. `None`: it names none, or is no ClientHello. Names
+/// that are not ASCII are none.
+pub fn server_name(bytes: &[u8]) -> Verdict<Option<String>> {
+    match handshake(bytes) {
+        Err(Hello::NeedMore) => Verdict::NeedMore,
+        Err(_) => Verdict::Is(None),
+        Ok(handshake) => Verdict::Is(named(&handshake)),
+    }
+}
+
+fn named(hello: &[u8]) -> Option<String> {
+    const SERVER_NAME: u16 = 0;
+    const HOST_NAME: u8 = 0;
+    let (names, _) = vector16(extension(hello, SERVER_NAME)??)?;
+    let (kind, rest) = names.split_first()?;
+    let (name, _) = vector16(rest)?;
+    let name = std::str::from_utf8(name).ok()?;
+    let is_name = *kind == HOST_NAME && !name.is_empty() && name.is_ascii();
+    is_name.then(|| name.trim_end_matches('.').to_ascii_lowercase())
+}
+
 /// `None`: the hello is malformed.
 fn offers_mesh(hello: &[u8]) -> Option<bool> {
     const ALPN: u16 = 16;
+    let Some(value) = extension(hello, ALPN)? else {
+        return Some(false);
+    };
+    let (mut names, _) = vector16(value)?;
+    while !names.is_empty() {
+        let (name, tail) = vector8(names)?;
+        if MeshProtocol::ALL.iter().any(|protocol| protocol.alpn() == name) {
+            return Some(true);
+        }
+        names = tail;
+    }
+    Some(false)
+}
+
+/// What the first extension of this kind says. `None`: the hello is malformed; `Some(None)`: there is no such extension.
+#[allow(clippy::option_option)]
+fn extension(hello: &[u8], wanted: u16) -> Option<Option<&[u8]>> {
     let rest = hello.get(2 + 32..)?; // version, random
     let (_, rest) = vector8(rest)?; // session ID
     let (_, rest) = vector16(rest)?; // cipher suites
     let (_, rest) = vector8(rest)?; // compression methods
     if rest.is_empty() {
-        return Some(false);
+        return Some(None);
     }
     let (mut extensions, _) = vector16(rest)?;
     while !extensions.is_empty() {
         let (kind, tail) = extensions.split_first_chunk::<2>()?;
         let (value, tail) = vector16(tail)?;
-        if u16::from_be_bytes(*kind) == ALPN {
-            let (mut names, _) = vector16(value)?;
-            while !names.is_empty() {
-                let (name, tail) = vector8(names)?;
-                if MeshProtocol::ALL.iter().any(|protocol| protocol.alpn() == name) {
-                    return Some(true);
-                }
-                names = tail;
-            }
-            return Some(false);
+        if u16::from_be_bytes(*kind) == wanted {
+            return Some(Some(value));
         }
         extensions = tail;
     }
-    Some(false)
+    Some(None)
 }
 
 /// A vector with a length of one byte, and what follows it.
@@ -149,10 +182,16 @@ mod tests {
     use super::*;
 
     fn hello(alpn: &[&[u8]]) -> Vec<u8> {
+        hello_to("x.peer", alpn)
+    }
+
+    fn hello_to(server: &str, alpn: &[&[u8]]) -> Vec<u8> {
         let verifier = Verifier::new(provider(), &TestCa::new("root").bundle(), "cluster.local").unwrap();
         let mut config = client_config(&Arc::new(verifier), None, b"", &Clock::system()).unwrap();
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-        let mut connection = ClientConnection::new(Arc::new(config), "x.peer".try_into().unwrap()).unwrap();
+        // The mesh's own connections name no server.
+        config.enable_sni = true;
+        let mut connection = ClientConnection::new(Arc::new(config), server.to_owned().try_into().unwrap()).unwrap();
         let mut bytes = Vec::new();
         connection.write_tls(&mut bytes).unwrap();
         bytes
@@ -167,6 +206,36 @@ mod tests {
         assert_eq!(inspect_hello(&hello(&[b"h2", b"http/1.1"])), Hello::OtherTls);
         assert_eq!(inspect_hello(&hello(&[b"outrigger/h22"])), Hello::OtherTls);
         assert_eq!(inspect_hello(&hello(&[])), Hello::OtherTls);
+    }
+
+    #[test]
+    fn the_server_that_is_asked_for() {
+        for (asked, name) in [
+            ("shop.example", Some("shop.example")),
+            ("SHOP.Example", Some("shop.example")),
+            ("10.0.0.1", None),
+            ("::1", None),
+        ] {
+            let bytes = hello_to(asked, &[b"h2"]);
+            assert_eq!(server_name(&bytes), Verdict::Is(name.map(str::to_owned)), "{asked}");
+            for end in 0..bytes.len() {
+                assert_eq!(server_name(&bytes[..end]), Verdict::NeedMore, "{asked}: {end}");
+            }
+        }
+        assert_eq!(server_name(b"GET / HTTP/1.1\r\n"), Verdict::Is(None));
+        // Of a name that is no text, or of another kind.
+        let bytes = hello_to("shop.example", &[]);
+        let at = bytes.windows(12).position(|part| part == b"shop.example").unwrap();
+        let mut other = bytes.clone();
+        other[at] = 0xff;
+        assert_eq!(server_name(&other), Verdict::Is(None));
+        let mut other = bytes.clone();
+        other[at - 3] = 1;
+        assert_eq!(server_name(&other), Verdict::Is(None));
+        // A length that is beyond the extension.
+        let mut other = bytes;
+        other[at - 1] = 0xff;
+        assert_eq!(server_name(&other), Verdict::Is(None));
     }
 
     #[test]
@@ -249,7 +318,9 @@ mod tests {
                     bytes[at] = random.random();
                 }
             }
-            inspect_hello(&bytes[..random.random_range(0..=bytes.len())]);
+            let end = random.random_range(0..=bytes.len());
+            inspect_hello(&bytes[..end]);
+            let _ = server_name(&bytes[..end]);
             bytes.resize(MAX_HELLO, 0);
             assert_ne!(inspect_hello(&bytes), Hello::NeedMore);
         }

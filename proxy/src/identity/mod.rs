@@ -42,7 +42,7 @@ use crate::dns::{HostPort, Resolver};
 pub use bundle::TrustBundle;
 pub use clock::Clock;
 pub use credentials::{Credentials, HandshakeError, Svid};
-pub use hello::{Hello, inspect_hello};
+pub use hello::{Hello, inspect_hello, server_name};
 pub use peers::{Peers, Rules};
 pub(crate) use tls::provider;
 pub use trust::Trust;

@@ -4,10 +4,13 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use outrigger_api::discovery as proto;
 use outrigger_api::discovery::{filter, path_modifier};
 
+use super::Cors;
+
 /// The filters of a route, or of one of its backends, each kind by itself. Gateway API leaves open in which order filters
 /// of different kinds act: `outbound::request::filters` has it.
 #[derive(Debug, Default, PartialEq)]
 pub struct Filters {
+    pub cors: Option<Cors>,
     pub redirect: Option<Redirect>,
     pub request_headers: Vec<HeaderModifier>,
     pub rewrites: Vec<Rewrite>,
@@ -53,6 +56,7 @@ pub struct Mirror {
 impl Filters {
     /// Of a backend that has none of its own.
     pub const NONE: &'static Self = &Self {
+        cors: None,
         redirect: None,
         request_headers: Vec::new(),
         rewrites: Vec::new(),
@@ -72,6 +76,10 @@ impl Filters {
                     // No second one is reached.
                     filters.redirect.get_or_insert(redirect(m)?);
                 }
+                filter::Kind::Cors(m) => {
+                    // Two would answer one request.
+                    filters.cors.get_or_insert_with(|| Cors::from_proto(m));
+                }
                 // A copy that goes nowhere changes nothing for the request.
                 filter::Kind::Mirror(m) => filters.mirrors.extend(backend(m.backend).map(|backend| Mirror {
                     backend,
@@ -85,13 +93,15 @@ impl Filters {
     /// How many there are.
     pub fn count(&self) -> usize {
         let Self {
+            cors,
             redirect,
             request_headers,
             rewrites,
             response_headers,
             mirrors,
         } = self;
-        usize::from(redirect.is_some())
+        usize::from(cors.is_some())
+            + usize::from(redirect.is_some())
             + request_headers.len()
             + rewrites.len()
             + response_headers.len()

@@ -11,8 +11,8 @@ use outrigger_api::discovery::{backend, string_match, target};
 use outrigger_api::pattern::{self, Pattern};
 
 use super::{
-    Backend, Endpoint, Endpoints, Filters, HostnameMatch, PathMatch, Protocol, Route, RouteMatch, RouteRules, Service,
-    ServiceName, Target, ValueMatch, WeightedBackend, WorkloadInfo,
+    Backend, ByteRoute, Endpoint, Endpoints, Filters, HostnameMatch, PathMatch, Protocol, Route, RouteMatch,
+    RouteRules, Service, ServiceName, Target, ValueMatch, WeightedBackend, WorkloadInfo,
 };
 
 /// Equal to no path and no host name of a request: both are without NUL.
@@ -68,6 +68,11 @@ pub fn service(message: &proto::Service) -> Service {
             .iter()
             .map(|r| route(r, indexed, &outer, &mut patterns))
             .collect(),
+        byte_routes: message
+            .byte_routes
+            .iter()
+            .map(|r| ByteRoute::from_proto(r, |index| self::indexed(indexed, index)))
+            .collect(),
         protocol: protocol(message.protocol),
         rules: Arc::new(outer),
         name,
@@ -110,6 +115,7 @@ fn pod(message: &proto::Pod) -> Service {
     Service {
         protocol: protocol(message.protocol),
         routes: Arc::default(),
+        byte_routes: Arc::default(),
         backends: vec![Arc::new(Backend {
             name: name.clone(),
             endpoints: Endpoints::Known(endpoint.into_iter().collect()),
@@ -225,7 +231,11 @@ fn route(message: &proto::Route, backends: usize, outer: &RouteRules, patterns: 
     };
     Route {
         name: message.name.as_str().into(),
-        hostnames: hostnames(&message.hostnames),
+        hostnames: message
+            .hostnames
+            .iter()
+            .map(|name| HostnameMatch::parse(name))
+            .collect(),
         matches,
         backends: match &of_rule {
             Some(_) => message.backends.iter().map(weighted).collect(),
@@ -238,19 +248,6 @@ fn route(message: &proto::Route, backends: usize, outer: &RouteRules, patterns: 
 /// One of so many.
 fn indexed(backends: usize, index: u32) -> Option<usize> {
     usize::try_from(index).ok().filter(|&index| index < backends)
-}
-
-fn hostnames(names: &[String]) -> Vec<HostnameMatch> {
-    let names = names.iter().map(|name| {
-        let name = name.to_ascii_lowercase();
-        match name.strip_prefix('*') {
-            Some(suffix) if suffix.starts_with('.') && suffix.len() > 1 => HostnameMatch::Suffix(suffix.to_owned()),
-            Some(_) => HostnameMatch::Exact(NEVER.to_owned()),
-            None if name.is_empty() => HostnameMatch::Exact(NEVER.to_owned()),
-            None => HostnameMatch::Exact(name),
-        }
-    });
-    names.collect()
 }
 
 /// `None`: there is something in it that is not understood, and it matches nothing.

@@ -35,6 +35,7 @@ fn backend(name: &str, endpoints: Vec<proto::Endpoint>) -> proto::Backend {
 
 fn service(routes: Vec<proto::Route>) -> Service {
     from_proto::service(&proto::Service {
+        byte_routes: Vec::new(),
         r#ref: backend("orders", vec![]).r#ref,
         protocol: proto::Protocol::Http2.into(),
         routes,

@@ -4,6 +4,8 @@
 //! Architecture Invariant: plain data. Nothing here does I/O, and nothing here changes after it was made: an update is a
 //! new [`Target`].
 
+mod byte_route;
+mod cors;
 mod filters;
 pub mod from_proto;
 #[cfg(test)]
@@ -19,6 +21,8 @@ use http::{HeaderName, Method};
 use outrigger_api::pattern::Pattern;
 use outrigger_api::spiffe::SpiffeId;
 
+pub use byte_route::ByteRoute;
+pub use cors::{Allowed, Cors};
 pub use filters::{Filters, HeaderModifier, Mirror, PathModifier, Redirect, Rewrite};
 pub use rules::{AttemptRules, RequestRules, RetryBudget, RetryPolicy, RouteRules};
 pub use workload::{Workload, WorkloadInfo};
@@ -39,6 +43,8 @@ pub struct Service {
     pub protocol: Protocol,
     /// In the order in which they are tried. States of the Service that differ in endpoints alone share them.
     pub routes: Arc<[Route]>,
+    /// For connections of bytes, in the order of their age. With these there are no others.
+    pub byte_routes: Arc<[ByteRoute]>,
     /// The first is the Service itself.
     pub backends: Vec<Arc<Backend>>,
     /// For requests when there are no routes, and for connections of bytes.
@@ -99,6 +105,38 @@ pub enum HostnameMatch {
     Exact(String),
     /// ".example.com": one or more labels before it.
     Suffix(String),
+}
+
+impl HostnameMatch {
+    /// Equal to no name that is asked for: it has a NUL.
+    const NEVER: &str = "\0";
+
+    /// "*.example.com" is any number of labels in the place of `*`. Another form of a wildcard, and nothing, is no name.
+    pub(crate) fn parse(name: &str) -> Self {
+        let name = name.to_ascii_lowercase();
+        match name.strip_prefix('*') {
+            Some(suffix) if suffix.starts_with('.') && suffix.len() > 1 => Self::Suffix(suffix.to_owned()),
+            Some(_) => Self::Exact(Self::NEVER.to_owned()),
+            None if name.is_empty() => Self::Exact(Self::NEVER.to_owned()),
+            None => Self::Exact(name),
+        }
+    }
+
+    /// Whether it is this name, which is in lower case.
+    pub fn is(&self, name: &str) -> bool {
+        match self {
+            Self::Exact(exact) => exact == name,
+            Self::Suffix(suffix) => name.len() > suffix.len() && name.ends_with(suffix.as_str()),
+        }
+    }
+
+    /// The greater, the fewer names it is: an exact one, then the longest suffix (Gateway API, Listener.hostname).
+    pub(crate) fn rank(&self) -> usize {
+        match self {
+            Self::Exact(_) => usize::MAX,
+            Self::Suffix(suffix) => suffix.len(),
+        }
+    }
 }
 
 #[derive(Debug, Default)]

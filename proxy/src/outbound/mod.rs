@@ -35,8 +35,8 @@ use tokio::time::Instant;
 
 use crate::context::Context;
 use crate::discovery::TargetKey;
-use crate::identity::Peers;
-use crate::model::{Protocol, Target};
+use crate::identity::{Peers, server_name};
+use crate::model::{ByteRoute, Protocol, Target};
 use crate::telemetry::Direction;
 use affinity::Caller;
 use mirror::Mirrors;
@@ -150,6 +150,7 @@ async fn serve_connection(state: Rc<State>, stream: TcpStream, key: TargetKey, o
             let io = Prefixed::new(Bytes::new(), stream);
             return serve_detected(state, Detected::Opaque, io, target, open).await;
         }
+        First::Hello => return by_server_name(state, stream, target, open).await,
         First::Either => return silent(state, Prefixed::new(Bytes::new(), stream), target, open).await,
         First::Client { limit, http_declared } => (limit, http_declared),
     };
@@ -184,6 +185,8 @@ async fn pass_through(state: Rc<State>, stream: TcpStream, key: TargetKey, open:
 enum First {
     /// Nobody is waited for: an endpoint is connected to, and without one the app is reset before a byte of it is read.
     Dial,
+    /// The client, with a ClientHello, whenever it comes: it says where the connection goes.
+    Hello,
     /// The server, as before, or the client all the same.
     Either,
     /// The client, within `limit`. Where HTTP is declared, it has time: it speaks when it has something to say.
@@ -194,6 +197,7 @@ fn first(state: &State, snapshot: &Snapshot, now: Instant) -> First {
     let name = &snapshot.service.name;
     let limit = state.context.config().detect_timeout;
     match snapshot.service.protocol {
+        _ if snapshot.service.byte_routes.iter().any(ByteRoute::asks_for_name) => First::Hello,
         Protocol::Opaque | Protocol::Tls => First::Dial,
         Protocol::Http1 | Protocol::Http2 => First::Client {
             limit,
@@ -209,6 +213,19 @@ fn first(state: &State, snapshot: &Snapshot, now: Instant) -> First {
             },
             http_declared: false,
         },
+    }
+}
+
+/// A connection of TLS whose routes are chosen by the server that it asks for. One that asks for none, and what is no TLS, has no route.
+async fn by_server_name(state: Rc<State>, stream: Io, target: Rc<WorkerTarget>, open: &OpenConnection) {
+    stream.readable().await;
+    match peek(stream, state.context.config().detect_timeout, server_name).await {
+        Ok(peeked) => {
+            let _busy = open.seat().busy();
+            let server = peeked.verdict.flatten();
+            opaque::forward(&state, peeked.io, &target, server.as_deref()).await;
+        }
+        Err(error) => tracing::debug!(%error, "the app closed a connection before its first bytes"),
     }
 }
 
@@ -247,7 +264,7 @@ async fn serve_detected(
         Detected::Http2 => serve_http(state, HttpVersion::Http2, io, target, open).await,
         Detected::Tls | Detected::Opaque => {
             let _busy = open.seat().busy();
-            opaque::forward(&state, io, &target).await;
+            opaque::forward(&state, io, &target, None).await;
         }
     }
 }

@@ -11,11 +11,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::State;
 use super::balance::{InHand, Pick};
 use super::connect::EndpointDialer;
 use super::health::Answer;
 use super::target::WorkerTarget;
+use super::{State, route};
 use crate::identity::MeshProtocol;
 use crate::telemetry::{Direction, TunnelEnds};
 
@@ -28,10 +28,11 @@ const EARLY: Duration = Duration::from_secs(1);
 /// So often in a row another one is asked.
 const MAX_EARLY_ENDS: u32 = 2;
 
-/// To an endpoint of the target; another one is tried when there is no connection, as long as no byte was passed on.
-pub async fn forward(state: &Rc<State>, client: Prefixed<Io>, target: &WorkerTarget) {
+/// To an endpoint of the target; another one is tried when there is no connection, as long as no byte was passed on. `server`: the name that
+/// the client asks for, where it was looked for.
+pub async fn forward(state: &Rc<State>, client: Prefixed<Io>, target: &WorkerTarget, server: Option<&str>) {
     let mut client = Stream::Plain(client);
-    match connect_to_any(state, target).await {
+    match connect_to_any(state, target, server).await {
         Ok((mut server, _in_hand, ends)) => {
             let meter = state.context.process.telemetry.tunnel(ends);
             tunnel(&mut client, &mut server, state.context.activity.begin(), &*meter).await;
@@ -57,7 +58,7 @@ pub async fn server_first(state: &Rc<State>, client: Prefixed<Io>, target: &Work
             biased;
             // What it says may be HTTP, which is told why there is no endpoint.
             () = client.get_ref().readable() => return Some(client),
-            connected = connect_to_any(state, target) => connected,
+            connected = connect_to_any(state, target, None) => connected,
         };
         let (mut server, _in_hand, ends) = match connected {
             Ok(connected) => connected,
@@ -126,12 +127,14 @@ pub async fn pass_through(state: &State, client: TcpStream, to: SocketAddr) {
 async fn connect_to_any(
     state: &Rc<State>,
     target: &WorkerTarget,
+    server: Option<&str>,
 ) -> Result<(Stream, InHand, Box<TunnelEnds>), ProxyError> {
     let now = Instant::now();
     let none = || ProxyError::new(Reason::NoEndpoints, "the Service is gone");
     let snapshot = target.current(now).ok_or_else(none)?;
     let service = &snapshot.service;
-    let backend = snapshot.backend(0).ok_or_else(none)?;
+    let backend = route::backend_of_bytes(service, server, &mut *state.context.rng.borrow_mut())?;
+    let backend = snapshot.backend(backend).ok_or_else(none)?;
     let rules = &service.rules.attempt;
     let mut tried = Vec::new();
     loop {

@@ -1,5 +1,6 @@
 //! One request of the app: it begins, passes its rules, is sent, and is responded to.
 
+pub mod cors;
 pub mod filters;
 
 use std::cell::RefCell;
@@ -22,6 +23,7 @@ use tokio::time::Instant;
 use super::affinity::Caller;
 use super::attempts::{Attempts, Deadlines, ServerResponse};
 use super::mirror::mirror;
+use super::route::Chosen;
 use super::target::{Snapshot, WorkerTarget};
 use super::{State, route};
 use crate::call::{Call, Callee, LocalReply};
@@ -54,7 +56,7 @@ pub async fn handle(
     };
     let plan = match apply_rules(&snapshot.service, &facts, &mut head) {
         Ok(plan) => plan,
-        Err(reply) => return call.reply(reply),
+        Err(Refusal { reply, cors }) => return shared(cors.as_ref(), call.reply(reply)),
     };
     let Some(backend) = snapshot.backend(plan.backend) else {
         let none = "the route's backend is not one of the Service's";
@@ -78,9 +80,20 @@ pub async fn handle(
         version,
     };
     match attempts.send(&head, &body, &mut call).await {
-        Ok(response) => respond(state, call, response, upgrade, plan.filters),
-        Err(error) => call.fail(&error),
+        Ok(response) => shared(
+            plan.cors.as_ref(),
+            respond(state, call, response, upgrade, plan.filters),
+        ),
+        Err(error) => shared(plan.cors.as_ref(), call.fail(&error)),
     }
+}
+
+/// The response, with what pages of other origins may do with it.
+fn shared(cors: Option<&cors::Answer<'_>>, mut response: Response<ResponseBody>) -> Response<ResponseBody> {
+    if let Some(cors) = cors {
+        cors.add(response.headers_mut());
+    }
+    response
 }
 
 /// Answers that a request cannot be carried out.
@@ -115,34 +128,69 @@ pub struct Plan<'a> {
     pub backend: usize,
     /// The route's, then the backend's own.
     pub filters: [&'a Filters; 2],
+    /// What is to be said in the response.
+    pub cors: Option<cors::Answer<'a>>,
     /// All attempts together.
     pub timeout: Option<Duration>,
     pub attempt: &'a AttemptRules,
+}
+
+/// What answers a request in place of a server.
+pub struct Refusal<'a> {
+    pub reply: LocalReply,
+    /// As in [`Plan`].
+    pub cors: Option<cors::Answer<'a>>,
+}
+
+impl<T: Into<LocalReply>> From<T> for Refusal<'_> {
+    fn from(reply: T) -> Self {
+        Self {
+            reply: reply.into(),
+            cors: None,
+        }
+    }
 }
 
 /// All that may change or answer a request before it is sent, in its order.
 ///
 /// # Errors
 /// What answers the request in place of a server.
-pub fn apply_rules<'a>(service: &'a Service, facts: &Facts<'_>, head: &mut Parts) -> Result<Plan<'a>, LocalReply> {
+pub fn apply_rules<'a>(service: &'a Service, facts: &Facts<'_>, head: &mut Parts) -> Result<Plan<'a>, Refusal<'a>> {
     check(head)?;
     strip_ours(&mut head.headers);
     let chosen = route::choose(service, head)?;
     let RouteRules { request, attempt } = chosen.rules;
     let RequestRules { filters, timeout } = request;
+    // Before the filters that change the request: it is about what the page asked for.
+    let cors = filters.cors.as_ref().map(|cors| cors::on_request(cors, head));
+    let cors = cors.transpose()?;
     strip_hop_by_hop(&mut head.headers, facts.keeps_upgrade);
-    filters::on_request(filters, chosen.prefix, head)?;
+    match apply_filters(service, facts, &chosen, head) {
+        Err(reply) => Err(Refusal { reply, cors }),
+        Ok((backend, of_backend)) => Ok(Plan {
+            backend,
+            filters: [filters, of_backend],
+            cors,
+            timeout: *timeout,
+            attempt,
+        }),
+    }
+}
+
+/// Those of the route, then those of the backend that the request goes to.
+fn apply_filters<'a>(
+    service: &'a Service,
+    facts: &Facts<'_>,
+    chosen: &Chosen<'a>,
+    head: &mut Parts,
+) -> Result<(usize, &'a Filters), LocalReply> {
+    filters::on_request(&chosen.rules.request.filters, chosen.prefix, head)?;
     let (backend, of_backend) = match service.backends.first() {
-        Some(own) if own.client_affinity => route::backend(service, &chosen, &mut facts.caller.draws(&service.name))?,
-        _ => route::backend(service, &chosen, &mut *facts.rng.borrow_mut())?,
+        Some(own) if own.client_affinity => route::backend(service, chosen, &mut facts.caller.draws(&service.name))?,
+        _ => route::backend(service, chosen, &mut *facts.rng.borrow_mut())?,
     };
     filters::on_request(of_backend, chosen.prefix, head)?;
-    Ok(Plan {
-        backend,
-        filters: [filters, of_backend],
-        timeout: *timeout,
-        attempt,
-    })
+    Ok((backend, of_backend))
 }
 
 fn body_source(body: ClientBody, retry: &RetryPolicy, snapshot: &Snapshot) -> BodySource {

@@ -9,7 +9,7 @@ use outrigger_proxy_transport::authority;
 use outrigger_proxy_transport::error::{ProxyError, Reason};
 use rand::Rng;
 
-use crate::model::{Filters, HostnameMatch, PathMatch, Route, RouteMatch, RouteRules, Service, ValueMatch};
+use crate::model::{Filters, PathMatch, Route, RouteMatch, RouteRules, Service, ValueMatch, WeightedBackend};
 
 /// What is to be done with a request.
 #[derive(Clone, Copy, Debug)]
@@ -70,25 +70,64 @@ pub fn backend<'a>(
             true => Err(invalid("the Service has no backend of its own")),
         };
     };
-    let total: u64 = route.backends.iter().map(|b| u64::from(b.weight)).sum();
+    draw(&route.name, &route.backends, rng).map(|(backend, weighted)| (backend, &weighted.filters))
+}
+
+/// Where a connection of bytes goes that asks for the server of this name, as an index into the Service's backends: of the routes that are for it
+/// the one with the most specific name, and of those the first.
+///
+/// # Errors
+/// [`Reason::NoRoute`]; [`Reason::InvalidBackend`], for the share of a backend that does not exist.
+pub fn backend_of_bytes(service: &Service, server: Option<&str>, rng: &mut impl Rng) -> Result<usize, ProxyError> {
+    if service.byte_routes.is_empty() {
+        return Ok(0);
+    }
+    let fitting = service
+        .byte_routes
+        .iter()
+        .filter_map(|route| Some((route.fits(server)?, route)));
+    // The last of several greatest would be taken.
+    let Some((_, route)) = fitting.rev().max_by_key(|(fits, _)| *fits) else {
+        let asked = server.map_or("no server by its name".to_owned(), |server| {
+            format!("the server {server:?}")
+        });
+        return Err(ProxyError::new(
+            Reason::NoRoute,
+            format!(
+                "a connection to {} asks for {asked}, and no TLSRoute is for that",
+                service.name
+            ),
+        ));
+    };
+    draw(&route.name, &route.backends, rng).map(|(backend, _)| backend)
+}
+
+/// One of the backends by weight.
+fn draw<'a>(
+    route: &str,
+    backends: &'a [WeightedBackend],
+    rng: &mut impl Rng,
+) -> Result<(usize, &'a WeightedBackend), ProxyError> {
+    let invalid = |what: &str| ProxyError::new(Reason::InvalidBackend, what.to_owned());
+    let total: u64 = backends.iter().map(|b| u64::from(b.weight)).sum();
     if total == 0 {
         return Err(invalid(&format!(
             "route {} has no backend with a weight; check its backendRefs",
-            route.name
+            route
         )));
     }
-    let mut at = match route.backends.len() {
+    let mut at = match backends.len() {
         1 => 0,
         _ => rng.random_range(0..total),
     };
-    for weighted in &route.backends {
+    for weighted in backends {
         let weight = u64::from(weighted.weight);
         if at < weight {
             return match weighted.backend {
-                Some(backend) => Ok((backend, &weighted.filters)),
+                Some(backend) => Ok((backend, weighted)),
                 None => Err(invalid(&format!(
                     "a backend of route {} does not exist; check its backendRefs and the route's status",
-                    route.name
+                    route
                 ))),
             };
         }
@@ -100,11 +139,7 @@ pub fn backend<'a>(
 
 /// `Some`: it matches, and with which path prefix, if it was one.
 fn matches<'a>(route: &'a Route, host: &str, request: &Parts) -> Option<Option<&'a str>> {
-    let hostname = route.hostnames.is_empty()
-        || route.hostnames.iter().any(|hostname| match hostname {
-            HostnameMatch::Exact(name) => name == host,
-            HostnameMatch::Suffix(suffix) => host.len() > suffix.len() && host.ends_with(suffix.as_str()),
-        });
+    let hostname = route.hostnames.is_empty() || route.hostnames.iter().any(|hostname| hostname.is(host));
     if !hostname {
         return None;
     }

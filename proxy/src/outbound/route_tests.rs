@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
-use super::{backend, choose, decode};
+use super::{backend, backend_of_bytes, choose, decode};
 use crate::model::{
-    Backend, Endpoints, Filters, HostnameMatch, PathMatch, Protocol, Route, RouteMatch, RouteRules, Service,
+    Backend, ByteRoute, Endpoints, Filters, HostnameMatch, PathMatch, Protocol, Route, RouteMatch, RouteRules, Service,
     ServiceName, Target, ValueMatch, WeightedBackend, from_proto,
 };
 use http::request::Parts;
@@ -54,6 +54,7 @@ fn service(routes: Vec<Route>) -> Service {
         name: named("orders"),
         protocol: Protocol::Http1,
         routes: routes.into(),
+        byte_routes: Arc::default(),
         backends: ["orders", "old", "new", "off"].map(to).into(),
         rules: Arc::default(),
     }
@@ -323,4 +324,62 @@ fn exact_values_are_compared_by_their_bytes() {
         request.headers.append("v", HeaderValue::from_bytes(value).unwrap());
     }
     assert!(taken(&service, &request).is_some());
+}
+
+fn byte_route(name: &str, server_names: &[&str], backends: &[(Option<usize>, u32)]) -> ByteRoute {
+    ByteRoute {
+        name: name.into(),
+        server_names: server_names.iter().map(|name| HostnameMatch::parse(name)).collect(),
+        backends: backends
+            .iter()
+            .map(|&(backend, weight)| WeightedBackend {
+                backend,
+                weight,
+                filters: Filters::default(),
+            })
+            .collect(),
+    }
+}
+
+#[test]
+fn routes_of_bytes() {
+    let mut rng = SmallRng::seed_from_u64(1);
+    let mut taken = |service: &Service, server: Option<&str>| {
+        backend_of_bytes(service, server, &mut rng).map_err(|error| error.reason)
+    };
+    let service = |routes: Vec<ByteRoute>| Service {
+        byte_routes: routes.into(),
+        ..service(Vec::new())
+    };
+    let by_name = service(vec![
+        byte_route("any-example", &["*.example"], &[(Some(1), 1)]),
+        byte_route("shop", &["shop.example", "*.shop.example"], &[(Some(2), 1)]),
+        byte_route("late-shop", &["shop.example"], &[(Some(3), 1)]),
+        byte_route("nobody", &["gone.example"], &[(None, 1)]),
+        byte_route("no-backend", &["none.example"], &[]),
+    ]);
+    for (server, expected) in [
+        (Some("shop.example"), Ok(2)),
+        (Some("a.shop.example"), Ok(2)),
+        (Some("bank.example"), Ok(1)),
+        (Some("a.bank.example"), Ok(1)),
+        (Some("example"), Err(Reason::NoRoute)),
+        (Some("other.test"), Err(Reason::NoRoute)),
+        (Some("gone.example"), Err(Reason::InvalidBackend)),
+        (Some("none.example"), Err(Reason::InvalidBackend)),
+        (None, Err(Reason::NoRoute)),
+    ] {
+        assert_eq!(taken(&by_name, server), expected, "{server:?}");
+    }
+    // Of every connection, and none.
+    let all = service(vec![
+        byte_route("all", &[], &[(Some(1), 1)]),
+        byte_route("late", &[], &[(Some(2), 1)]),
+    ]);
+    assert_eq!((taken(&all, None), taken(&all, Some("a"))), (Ok(1), Ok(1)));
+    assert_eq!(taken(&service(Vec::new()), None), Ok(0));
+    // By weight.
+    let split = service(vec![byte_route("split", &[], &[(Some(1), 1), (Some(2), 3), (None, 0)])]);
+    let of_first = (0..4000).filter(|_| taken(&split, None) == Ok(1)).count();
+    assert!((850..1150).contains(&of_first), "{of_first}");
 }

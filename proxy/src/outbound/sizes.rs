@@ -21,7 +21,7 @@ fn of_connections_and_requests() {
     type Connection = (Rc<State>, TcpStream, TargetKey, Seat);
     let connection = size(|(state, stream, key, seat): Connection| super::carry(state, stream, key, seat));
     type Opaque = (&'static Rc<State>, Prefixed<Io>, &'static WorkerTarget);
-    let opaque = size(|(state, io, target): Opaque| super::opaque::forward(state, io, target));
+    let opaque = size(|(state, io, target): Opaque| super::opaque::forward(state, io, target, None));
 
     type Call = (
         &'static Rc<State>,
@@ -33,7 +33,7 @@ fn of_connections_and_requests() {
     let dial = size(|dialer: &'static EndpointDialer<'static>| dialer.connect_for(MeshProtocol::Http1));
     assert_bounded(&[
         ("a connection", connection, 2560),
-        ("one of bytes", opaque, 896),
+        ("one of bytes", opaque, 904),
         ("a request", request, 3584),
         ("a connection that is made", dial, 192),
     ]);

@@ -13,7 +13,7 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use super::affinity::Caller;
-use super::request::{Facts, apply_rules, filters};
+use super::request::{Facts, Refusal, apply_rules, filters};
 use super::route;
 use crate::call::LocalReply;
 use crate::model::{
@@ -121,8 +121,14 @@ fn answer(service: &Service) -> String {
     let mut head = request();
     match apply_rules(service, &facts, &mut head) {
         Ok(plan) => format!("{} {}", head.uri.path(), goes_to(&service.backends[plan.backend])),
-        Err(LocalReply::Response(_)) => "redirect".to_owned(),
-        Err(LocalReply::Error(error)) => error.reason.code().to_owned(),
+        Err(Refusal {
+            reply: LocalReply::Response(_),
+            ..
+        }) => "redirect".to_owned(),
+        Err(Refusal {
+            reply: LocalReply::Error(error),
+            ..
+        }) => error.reason.code().to_owned(),
     }
 }
 

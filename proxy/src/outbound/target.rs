@@ -157,7 +157,8 @@ impl Snapshot {
             Endpoints::NoSuchPort(_) => true,
             Endpoints::Dns { .. } => false,
         };
-        self.service.routes.is_empty() && self.service.backends.first().is_none_or(nobody)
+        let routed = !self.service.routes.is_empty() || !self.service.byte_routes.is_empty();
+        !routed && self.service.backends.first().is_none_or(nobody)
     }
 
     /// What this worker knows of a backend, by its index in the Service.

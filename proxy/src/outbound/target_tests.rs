@@ -50,6 +50,7 @@ impl Named {
             name: name.clone(),
             protocol: Protocol::Detect,
             routes: Arc::default(),
+            byte_routes: Arc::default(),
             backends: vec![Arc::new(Backend {
                 name,
                 endpoints: Endpoints::Dns {

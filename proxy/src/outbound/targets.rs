@@ -88,6 +88,7 @@ mod tests {
             },
             protocol: Protocol::Detect,
             routes: Arc::default(),
+            byte_routes: Arc::default(),
             backends: Vec::new(),
             rules: Arc::default(),
         };

@@ -70,6 +70,7 @@ fn service(protocol: Protocol, kind: Kind) -> Target {
                 connect_timeout_ms: Some(10_000),
                 ..Policy::default()
             }),
+            byte_routes: Vec::new(),
             routes: Vec::new(),
         })),
     }

@@ -144,6 +144,7 @@ fn service(protocol: Protocol, attempts: u32, app: SocketAddr, mirrors: &[(Socke
         name: name("orders"),
         protocol,
         routes: vec![route].into(),
+        byte_routes: Arc::default(),
         backends: std::iter::once(backend("orders".into(), app, None))
             .chain(shadows)
             .collect(),

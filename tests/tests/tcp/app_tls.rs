@@ -16,10 +16,10 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use super::{app, authority, handshakes, pair, soon};
 
 /// The app's own CA: the mesh knows nothing of it.
-struct Pki(CertifiedIssuer<'static, KeyPair>);
+pub(super) struct Pki(CertifiedIssuer<'static, KeyPair>);
 
 impl Pki {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
@@ -42,7 +42,7 @@ impl Pki {
         )
     }
 
-    fn client(&self, certificate: Option<&str>, alpn: &[&[u8]]) -> TlsConnector {
+    pub(super) fn client(&self, certificate: Option<&str>, alpn: &[&[u8]]) -> TlsConnector {
         let builder = ClientConfig::builder().with_root_certificates(self.roots());
         let mut config = match certificate {
             Some(name) => {
@@ -57,7 +57,7 @@ impl Pki {
 }
 
 /// Says which name it was called by, which protocol was agreed on, and whether a certificate came; then it echoes.
-async fn tls_app(pki: &Pki, wants_certificate: bool) -> SocketAddr {
+pub(super) async fn tls_app(pki: &Pki, wants_certificate: bool) -> SocketAddr {
     let mut names = ResolvesServerCertUsingSni::new();
     for name in ["shop.example", "bank.example"] {
         let (certificate, key) = pki.issue(name, ExtendedKeyUsagePurpose::ServerAuth);
@@ -100,7 +100,7 @@ async fn tls_app(pki: &Pki, wants_certificate: bool) -> SocketAddr {
     .await
 }
 
-async fn call(to: SocketAddr, client: &TlsConnector, name: &'static str) -> std::io::Result<String> {
+pub(super) async fn call(to: SocketAddr, client: &TlsConnector, name: &'static str) -> std::io::Result<String> {
     let stream = TcpStream::connect(to).await?;
     let mut tls = client.connect(ServerName::try_from(name).unwrap(), stream).await?;
     tls.write_all(b"hello").await?;

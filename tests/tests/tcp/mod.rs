@@ -8,6 +8,7 @@ mod first_words;
 pub(crate) mod hostile;
 mod idle;
 mod outlived;
+mod routed;
 mod streams;
 
 use std::net::SocketAddr;

@@ -4,6 +4,7 @@ use serde_json::json;
 
 use crate::discovery::Discover;
 use crate::objects::Kind;
+use crate::objects::route::RouteKind;
 use crate::testing::{Cluster, addresses};
 
 /// Services web (10.96.0.1), canary (2) and other (3) in shop, and far (4) in elsewhere.
@@ -67,7 +68,7 @@ fn weights() {
     // A Service that is only a backend has no routes of its own making.
     assert!(cluster.service("10.96.0.2:80").routes.is_empty());
     // Gone: as before.
-    cluster.delete(Kind::HttpRoute, "shop", "split");
+    cluster.delete(Kind::Route(RouteKind::Http), "shop", "split");
     assert!(cluster.service("10.96.0.1:80").routes.is_empty());
 }
 
@@ -601,4 +602,134 @@ fn objects_as_the_published_types_write_them() {
     );
     let retry = policy.retry.as_ref().unwrap();
     assert_eq!((retry.attempts, retry.backoff_base_ms), (Some(4), Some(10)));
+}
+
+/// A TLSRoute or TCPRoute in shop on web.
+fn of_bytes(kind: &str, name: &str, created: &str, spec: &str) -> String {
+    format!(
+        "
+kind: {kind}
+metadata: {{namespace: shop, name: {name}, creationTimestamp: '{created}T00:00:00Z'}}
+spec:
+  parentRefs: [{{group: '', kind: Service, name: web}}]
+  {spec}
+"
+    )
+}
+
+/// (name, hostnames, backends by name and weight), of each route of bytes.
+fn byte_routes(service: &proto::Service) -> Vec<(&str, Vec<&str>, Vec<(&str, u32)>)> {
+    let name = |backend: u32| {
+        let backend = service.backends.get(backend as usize);
+        backend.map_or("-", |b| b.r#ref.as_ref().unwrap().name.as_str())
+    };
+    let route = |route: &'_ proto::ByteRoute| {
+        let backends = route.backends.iter();
+        backends.map(|b| (name(b.backend), b.weight)).collect()
+    };
+    let routes = service.byte_routes.iter();
+    routes
+        .map(|r| {
+            (
+                r.name.as_str(),
+                r.hostnames.iter().map(String::as_str).collect(),
+                route(r),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn routes_of_bytes() {
+    let cluster = cluster();
+    let to = |name: &str| {
+        format!("rules: [{{backendRefs: [{{name: {name}, port: 80, weight: 3}}, {{name: gone, port: 80}}]}}]")
+    };
+    cluster.apply(&of_bytes("TCPRoute", "tcp", "2026-01-02", &to("canary")));
+    let service = cluster.service("10.96.0.1:80");
+    assert_eq!(service.protocol(), proto::Protocol::Opaque);
+    assert_eq!(
+        byte_routes(&service),
+        [("shop/tcp/0", vec![], vec![("canary", 3), ("-", 1)])]
+    );
+    assert!(service.routes.is_empty());
+    // TLSRoutes go before it, the oldest first.
+    let tls = |names: &str, backend: &str| format!("hostnames: {names}\n  {}", to(backend));
+    cluster.apply(&of_bytes(
+        "TLSRoute",
+        "late",
+        "2026-01-03",
+        &tls("['*.example']", "canary"),
+    ));
+    cluster.apply(&of_bytes(
+        "TLSRoute",
+        "z-early",
+        "2026-01-01",
+        &tls("[a.example, b.example]", "other"),
+    ));
+    let service = cluster.service("10.96.0.1:80");
+    assert_eq!(service.protocol(), proto::Protocol::Tls);
+    assert_eq!(
+        byte_routes(&service),
+        [
+            (
+                "shop/z-early/0",
+                vec!["a.example", "b.example"],
+                vec![("other", 3), ("-", 1)]
+            ),
+            ("shop/late/0", vec!["*.example"], vec![("canary", 3), ("-", 1)]),
+        ]
+    );
+    // An HTTPRoute goes before both; its hostnames mean nothing.
+    cluster.apply(&route("http", "[{backendRefs: [{name: canary, port: 80}]}]"));
+    let service = cluster.service("10.96.0.1:80");
+    assert_eq!((names(&service), byte_routes(&service).len()), (vec!["shop/http/0"], 0));
+    assert_eq!(service.protocol(), proto::Protocol::Unspecified);
+    // A change of the names alone is a change.
+    cluster.delete(Kind::Route(RouteKind::Http), "shop", "http");
+    cluster.apply(&of_bytes(
+        "TLSRoute",
+        "late",
+        "2026-01-03",
+        &tls("['*.other']", "canary"),
+    ));
+    assert_eq!(byte_routes(&cluster.service("10.96.0.1:80"))[1].1, ["*.other"]);
+    // What the Service declares is overruled while such a route holds, and holds again after it.
+    for name in ["late", "z-early"] {
+        cluster.delete(Kind::Route(RouteKind::Tls), "shop", name);
+    }
+    cluster.delete(Kind::Route(RouteKind::Tcp), "shop", "tcp");
+    let service = cluster.service("10.96.0.1:80");
+    assert_eq!(
+        (service.protocol(), byte_routes(&service).len()),
+        (proto::Protocol::Unspecified, 0)
+    );
+}
+
+#[test]
+fn routes_of_bytes_of_the_callers_own_namespace_replace_the_owners() {
+    let cluster = cluster();
+    let spec = "rules: [{backendRefs: [{name: canary, port: 80}]}]";
+    cluster.apply(&of_bytes(
+        "TLSRoute",
+        "owners",
+        "2026-01-01",
+        &format!("hostnames: [a]\n  {spec}"),
+    ));
+    cluster.apply(
+        "
+kind: TCPRoute
+metadata: {namespace: client, name: theirs}
+spec:
+  parentRefs: [{group: '', kind: Service, namespace: shop, name: web}]
+  rules: [{backendRefs: [{namespace: shop, name: other, port: 80}]}]
+",
+    );
+    let theirs = cluster.service_for("10.96.0.1:80", "client");
+    assert_eq!(byte_routes(&theirs), [("client/theirs/0", vec![], vec![("other", 1)])]);
+    let others = cluster.service_for("10.96.0.1:80", "somebody");
+    assert_eq!(
+        byte_routes(&others),
+        [("shop/owners/0", vec!["a"], vec![("canary", 1)])]
+    );
 }

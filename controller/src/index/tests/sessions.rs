@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 
 use crate::discovery::Discover;
+use crate::objects::route::RouteKind;
 use crate::objects::{Kind, ObjectName};
 use crate::store::Dep;
 use crate::testing::Cluster;
@@ -61,7 +62,7 @@ fn a_flap_of_an_endpoint_changes_its_set_alone() {
     let slices = ["web", "canary"].map(|service| Dep::Slices(ObjectName::new("shop", service)));
     assert_eq!(cluster.index.inner.lock().routes.stale(&slices.into()), []);
     // And the other way round.
-    cluster.delete(Kind::HttpRoute, "shop", "split");
+    cluster.delete(Kind::Route(RouteKind::Http), "shop", "split");
     assert_eq!(changed(), [0]);
     assert_eq!(routes.newest().sets().len(), 1);
     // A pod is no endpoint of a set: its own address is one target.

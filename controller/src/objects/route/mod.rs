@@ -1,10 +1,11 @@
-//! HTTPRoutes and GRPCRoutes whose parent is a Service (Gateway API for mesh, GEP-1426).
+//! HTTPRoutes, GRPCRoutes, TLSRoutes and TCPRoutes whose parent is a Service (Gateway API for mesh, GEP-1426).
 //!
 //! A route is read once into [`Route`], in which everything that does not depend on other objects is decided. What
 //! cannot be read is said in the route's status; a rule with a filter that is not known answers 500, since leaving the
 //! filter out could make the rule looser.
 //!
-//! `hostnames` of a route are passed over: GEP-1426 says that a mesh should infer nothing from them.
+//! `hostnames` of an HTTPRoute or a GRPCRoute are passed over: GEP-1426 says that a mesh should infer nothing from them. Those of a TLSRoute are
+//! what it matches: the name of the server that a client of TLS asks for (SNI, RFC 6066 section 3).
 
 mod matches;
 mod spec;
@@ -26,20 +27,46 @@ use crate::objects::{ObjectName, from_k8s};
 /// The API group of routes.
 pub const GROUP: &str = "gateway.networking.k8s.io";
 
-/// Which kind of route.
+/// Which kind of route. Of those on one port the last kind holds, and the others give way (GEP-1294).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs)]
 pub enum RouteKind {
+    Tcp,
+    Tls,
     Http,
     Grpc,
 }
 
 impl RouteKind {
+    /// In the order in which they give way.
+    pub const ALL: [Self; 4] = [Self::Tcp, Self::Tls, Self::Http, Self::Grpc];
+
     /// The kind's name in the API.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Tcp => "TCPRoute",
+            Self::Tls => "TLSRoute",
             Self::Http => "HTTPRoute",
             Self::Grpc => "GRPCRoute",
+        }
+    }
+
+    /// By which the API names its objects.
+    pub fn plural(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcproutes",
+            Self::Tls => "tlsroutes",
+            Self::Http => "httproutes",
+            Self::Grpc => "grpcroutes",
+        }
+    }
+
+    /// What a port speaks for which such a route holds: `None` where the route says nothing of that.
+    pub(crate) fn protocol(self) -> Option<proto::Protocol> {
+        match self {
+            Self::Tcp => Some(proto::Protocol::Opaque),
+            Self::Tls => Some(proto::Protocol::Tls),
+            Self::Http | Self::Grpc => None,
         }
     }
 }
@@ -55,6 +82,8 @@ pub struct Route {
     pub(crate) resource_version: String,
     /// Only Services.
     pub(crate) parents: Vec<Parent>,
+    /// Of a TLSRoute; none of another kind.
+    pub(crate) hostnames: Vec<String>,
     pub(crate) rules: Vec<Rule>,
     /// What its patterns cost whoever calls its Services.
     pub(crate) patterns: Cost,
@@ -99,10 +128,16 @@ pub(crate) enum RouteFilter {
     },
 }
 
+/// Of a CORS filter that does not say it, in seconds (Gateway API, HTTPCORSFilter).
+const DEFAULT_MAX_AGE: u32 = 5;
 /// What a backend is in a message, or the name of a rule, in bytes.
 const IN_MESSAGE: usize = 8;
 
 impl RouteFilter {
+    fn is_cors(&self) -> bool {
+        matches!(self, Self::Plain(proto::filter::Kind::Cors(_)))
+    }
+
     fn size(&self) -> usize {
         match self {
             Self::Plain(kind) => kind.encoded_len(),
@@ -157,8 +192,13 @@ impl Route {
             patterns: Patterns::default(),
         };
         let rules = spec.rules.into_iter().enumerate();
+        let hostnames = match kind {
+            RouteKind::Tls => spec.hostnames,
+            RouteKind::Tcp | RouteKind::Http | RouteKind::Grpc => Vec::new(),
+        };
         Some(Self {
             rules: rules.map(|(index, rule)| reader.rule(index, rule)).collect(),
+            hostnames,
             kind,
             created: object
                 .metadata
@@ -182,7 +222,10 @@ impl Route {
 
     /// Whether it routes as the other does.
     pub(crate) fn same_rules(&self, other: &Self) -> bool {
-        self.parents == other.parents && self.rules == other.rules && self.created == other.created
+        self.parents == other.parents
+            && self.hostnames == other.hostnames
+            && self.rules == other.rules
+            && self.created == other.created
     }
 
     /// All backends that it names.
@@ -196,7 +239,8 @@ impl Route {
 
     /// What it is in a message, in bytes: about as much, and often less, where its rules are told in several parts.
     pub(crate) fn size(&self) -> usize {
-        self.rules.iter().map(|rule| rule.size).sum()
+        let hostnames: usize = self.hostnames.iter().map(String::len).sum();
+        hostnames + self.rules.iter().map(|rule| rule.size).sum::<usize>()
     }
 
     /// Whether it is on Services of other namespaces, for clients of its own only.
@@ -236,12 +280,21 @@ struct Reader {
 impl Reader {
     fn rule(&mut self, index: usize, rule: RuleSpec) -> Rule {
         let at = format!("rules[{index}]");
+        if self.kind.protocol().is_some() && index > 0 {
+            // The first matches all that the route is for.
+            self.problems.push(format!(
+                "{at}: a {} has one rule; this one is not in force",
+                self.kind.name()
+            ));
+        }
         let problems_before = self.problems.len();
         let filters = self.filters(&at, rule.filters);
         let backends: Vec<_> = rule.backend_refs.into_iter().map(|b| self.weighted(&at, b)).collect();
         let broken = self.problems.len() > problems_before;
         let matches = match self.kind {
-            RouteKind::Http => matches::http(&at, rule.matches, &mut self.patterns, &mut self.problems),
+            RouteKind::Http | RouteKind::Tls | RouteKind::Tcp => {
+                matches::http(&at, rule.matches, &mut self.patterns, &mut self.problems)
+            }
             RouteKind::Grpc => matches::grpc(&at, rule.matches, &mut self.patterns, &mut self.problems),
         };
         let mut millis = |field: &str, text: Option<String>| {
@@ -284,10 +337,19 @@ impl Reader {
     }
 
     fn weighted(&mut self, at: &str, reference: BackendRefSpec) -> WeightedRef {
+        let at = format!("{at}.backendRefs");
+        let backend = self.backend(&reference);
+        let filters = self.filters(&at, reference.filters);
+        if filters.iter().any(RouteFilter::is_cors) {
+            // A preflight goes to no backend, so it would not be known what to answer.
+            self.problems.push(format!(
+                "{at}: a filter of the type \"CORS\" is for a whole rule; this one answers 500"
+            ));
+        }
         WeightedRef {
-            backend: self.backend(&reference),
+            backend,
             weight: reference.weight.unwrap_or(1),
-            filters: self.filters(&format!("{at}.backendRefs"), reference.filters),
+            filters,
         }
     }
 
@@ -357,6 +419,17 @@ impl Reader {
                     backend: self.backend(&mirror.backend_ref),
                     parts_per_million: u32::try_from(parts.min(1_000_000)).unwrap_or(1_000_000),
                 });
+            }
+            "CORS" => {
+                let cors = filter.cors?;
+                Kind::Cors(proto::Cors {
+                    origins: cors.allow_origins,
+                    credentials: cors.allow_credentials,
+                    methods: cors.allow_methods,
+                    headers: cors.allow_headers,
+                    expose: cors.expose_headers,
+                    max_age: cors.max_age.unwrap_or(DEFAULT_MAX_AGE),
+                })
             }
             _ => return None,
         };

@@ -1,4 +1,4 @@
-//! HTTPRoute and GRPCRoute as they are in the API, of whichever version and channel is installed: every field may be
+//! HTTPRoute, GRPCRoute, TLSRoute and TCPRoute as they are in the API, of whichever version and channel is installed: every field may be
 //! absent, fields that are not known are passed over, and what is an enumeration there is a string here.
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +8,8 @@ use serde_json::Value;
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct RouteSpec {
     pub(super) parent_refs: Vec<ParentRef>,
+    /// Of a TLSRoute.
+    pub(super) hostnames: Vec<String>,
     pub(super) rules: Vec<RuleSpec>,
 }
 
@@ -84,6 +86,7 @@ pub(super) struct FilterSpec {
     pub(super) url_rewrite: Option<RewriteSpec>,
     pub(super) request_redirect: Option<RedirectSpec>,
     pub(super) request_mirror: Option<MirrorSpec>,
+    pub(super) cors: Option<CorsSpec>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -126,6 +129,17 @@ pub(super) struct MirrorSpec {
     pub(super) backend_ref: BackendRefSpec,
     pub(super) percent: Option<u32>,
     pub(super) fraction: Option<FractionSpec>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct CorsSpec {
+    pub(super) allow_origins: Vec<String>,
+    pub(super) allow_credentials: bool,
+    pub(super) allow_methods: Vec<String>,
+    pub(super) allow_headers: Vec<String>,
+    pub(super) expose_headers: Vec<String>,
+    pub(super) max_age: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -20,6 +20,8 @@ use crate::model::{Filters, HeaderModifier, PathModifier, Redirect, Rewrite};
 /// What answers the request: a redirect, or [`Reason::BadRequest`] when what comes out is not a URI.
 pub fn on_request(filters: &Filters, prefix: Option<&str>, request: &mut Parts) -> Result<(), LocalReply> {
     let Filters {
+        // See `super::cors`.
+        cors: _,
         redirect,
         request_headers,
         rewrites,

@@ -1,0 +1,3 @@
+//! What Gateway API's routes say beyond matches, weights and headers, through real sidecars.
+
+mod cors;
