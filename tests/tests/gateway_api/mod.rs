@@ -1,7 +1,11 @@
-//! Gateway API's own conformance suite on a real cluster: its tests for meshes. What it reports is docs/gateway-api-conformance.yaml.
+//! Gateway API on a real cluster: the tests for meshes of its own conformance suite, whose report is docs/gateway-api-conformance.yaml, and a table of
+//! what that suite leaves out.
 //!
 //! `tests/cluster/build gateway-api-conformance` makes the program and the image of its pods.
 
+mod cases;
+mod own;
+mod recipes;
 mod verdict;
 
 use std::path::Path;
@@ -74,7 +78,7 @@ async fn install_crds(cluster: &Cluster) -> Result<()> {
         }
     }
     cluster.admin.run(apply).await?;
-    for kind in ["httproutes", "grpcroutes"] {
+    for kind in ["httproutes", "grpcroutes", "tlsroutes", "tcproutes"] {
         let crd = format!("{kind}.gateway.networking.k8s.io");
         cluster.admin.wait_for_crd(&crd).await?;
     }

@@ -17,8 +17,11 @@ use super::app_tls::{Pki, call, tls_app};
 use super::{app, authority, soon};
 use outrigger_api::discovery as proto;
 
-/// A Service whose backends are these, the first one its own, with routes of bytes: (hostnames, [(backend, weight)]).
-fn service(backends: &[SocketAddr], routes: &[(&[&str], &[(u32, u32)])]) -> Service {
+/// The host names of a route, and its backends by index and weight.
+type Of<'a> = (&'a [&'a str], &'a [(u32, u32)]);
+
+/// A Service whose backends are these, the first one its own, with routes of bytes.
+fn service(backends: &[SocketAddr], routes: &[Of<'_>]) -> Service {
     let backend = |(n, address): (usize, &SocketAddr)| proto::Backend {
         r#ref: Some(proto::ServiceRef {
             namespace: "shop".to_owned(),
@@ -33,7 +36,7 @@ fn service(backends: &[SocketAddr], routes: &[(&[&str], &[(u32, u32)])]) -> Serv
         })),
         ..proto::Backend::default()
     };
-    let route = |(n, (hostnames, backends)): (usize, &(&[&str], &[(u32, u32)]))| proto::ByteRoute {
+    let route = |(n, (hostnames, backends)): (usize, &Of<'_>)| proto::ByteRoute {
         name: format!("shop/route-{n}/0"),
         hostnames: hostnames.iter().map(|&name| name.to_owned()).collect(),
         backends: backends

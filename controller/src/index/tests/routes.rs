@@ -617,8 +617,10 @@ spec:
     )
 }
 
-/// (name, hostnames, backends by name and weight), of each route of bytes.
-fn byte_routes(service: &proto::Service) -> Vec<(&str, Vec<&str>, Vec<(&str, u32)>)> {
+/// A route of bytes: its name, hostnames, backends by name and weight.
+type OfBytes<'a> = (&'a str, Vec<&'a str>, Vec<(&'a str, u32)>);
+
+fn byte_routes(service: &proto::Service) -> Vec<OfBytes<'_>> {
     let name = |backend: u32| {
         let backend = service.backends.get(backend as usize);
         backend.map_or("-", |b| b.r#ref.as_ref().unwrap().name.as_str())
