@@ -39,6 +39,8 @@ pub struct Policy {
     pub backend_request_timeout_ms: ::core::option::Option<u64>,
     #[prost(uint64, optional, tag = "4")]
     pub connect_timeout_ms: ::core::option::Option<u64>,
+    #[prost(message, optional, tag = "6")]
+    pub ejection: ::core::option::Option<Ejection>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Retry {
@@ -82,6 +84,46 @@ pub struct RetryRate {
     pub count: u32,
     #[prost(uint64, tag = "2")]
     pub interval_ms: u64,
+}
+/// When an endpoint is left out. Where a route's policy has one, failures of its requests are counted apart from all others.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Ejection {
+    /// Failures in a row. 0: they eject nobody.
+    #[prost(uint32, optional, tag = "1")]
+    pub consecutive_failures: ::core::option::Option<u32>,
+    /// Of the first ejection; of the nth n times as long.
+    #[prost(uint64, optional, tag = "2")]
+    pub base_ms: ::core::option::Option<u64>,
+    /// Of any.
+    #[prost(uint64, optional, tag = "3")]
+    pub max_ms: ::core::option::Option<u64>,
+    /// Of the endpoints that can be connected to, how many may be left out for what they answer, 0 to 100.
+    #[prost(uint32, optional, tag = "4")]
+    pub max_percent: ::core::option::Option<u32>,
+    /// Status codes that are failures, 500 to 599; where `statuses_set` is false: 502, 503, 504.
+    #[prost(uint32, repeated, tag = "5")]
+    pub statuses: ::prost::alloc::vec::Vec<u32>,
+    #[prost(bool, tag = "6")]
+    pub statuses_set: bool,
+    /// gRPC status codes that are failures; where `grpc_statuses_set` is false: UNAVAILABLE (14).
+    #[prost(uint32, repeated, tag = "7")]
+    pub grpc_statuses: ::prost::alloc::vec::Vec<u32>,
+    #[prost(bool, tag = "8")]
+    pub grpc_statuses_set: bool,
+    #[prost(message, optional, tag = "9")]
+    pub success_rate: ::core::option::Option<SuccessRate>,
+}
+/// An endpoint is left out whose share of successes is less than `threshold` percent of that of the others together.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SuccessRate {
+    /// 0: none is, for that.
+    #[prost(uint32, tag = "1")]
+    pub threshold: u32,
+    #[prost(uint64, tag = "2")]
+    pub window_ms: u64,
+    /// Of the endpoint, and of the others together, within the window. Fewer say nothing.
+    #[prost(uint32, tag = "3")]
+    pub min_requests: u32,
 }
 /// A kind that the controller does not know is passed over.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -558,6 +600,8 @@ pub enum Feature {
     Tokens = 4,
     /// `ToSidecar.limits`. Who does not understand it limits nothing.
     RateLimits = 5,
+    /// `Policy.ejection`. Who does not understand it has the defaults.
+    Ejection = 7,
     /// `limits.v1.Policy.connections`. Who does not understand it takes any number of connections.
     ConnectionLimits = 20,
     /// `limits.v1.PerClaim`, and `access.v1.Jwt.policy` in limits. Who does not understand them leaves out limits that have one.
@@ -576,6 +620,7 @@ impl Feature {
             Self::Access => "FEATURE_ACCESS",
             Self::Tokens => "FEATURE_TOKENS",
             Self::RateLimits => "FEATURE_RATE_LIMITS",
+            Self::Ejection => "FEATURE_EJECTION",
             Self::ConnectionLimits => "FEATURE_CONNECTION_LIMITS",
             Self::LimitClaims => "FEATURE_LIMIT_CLAIMS",
         }
@@ -589,6 +634,7 @@ impl Feature {
             "FEATURE_ACCESS" => Some(Self::Access),
             "FEATURE_TOKENS" => Some(Self::Tokens),
             "FEATURE_RATE_LIMITS" => Some(Self::RateLimits),
+            "FEATURE_EJECTION" => Some(Self::Ejection),
             "FEATURE_CONNECTION_LIMITS" => Some(Self::ConnectionLimits),
             "FEATURE_LIMIT_CLAIMS" => Some(Self::LimitClaims),
             _ => None,

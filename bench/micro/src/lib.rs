@@ -19,7 +19,7 @@ use outrigger_api::spiffe::SpiffeId;
 use outrigger_proxy::call::{Call, Callee, Remote};
 use outrigger_proxy::dns::Resolver;
 use outrigger_proxy::model::from_proto;
-use outrigger_proxy::model::{Endpoints, Service};
+use outrigger_proxy::model::{Balancing, Endpoints, Service};
 use outrigger_proxy::outbound::balance::{Balancer, Pick};
 use outrigger_proxy::outbound::health::Answer;
 use outrigger_proxy::outbound::route;
@@ -168,8 +168,13 @@ fn pick() -> Work {
     let (shared, now) = (SHARED.with(Rc::clone), Instant::now());
     call(move || {
         let (balancer, rng) = &*shared;
-        let picked = balancer.pick(&Pick { tried: &[], now, rng });
-        let mut in_hand = picked.expect("an endpoint").take(now);
+        let picked = balancer.pick(&Pick {
+            tried: &[],
+            now,
+            rng,
+            rules: &Balancing::NONE,
+        });
+        let mut in_hand = picked.expect("an endpoint").take(&Balancing::NONE, now);
         in_hand.end(Answer::Good, now + Duration::from_millis(1));
     })
 }

@@ -20,12 +20,13 @@ use super::wants::Word;
 use crate::backoff::Backoff;
 
 /// What this sidecar understands.
-const FEATURES: [Feature; 7] = [
+const FEATURES: [Feature; 8] = [
     Feature::EndpointChanges,
     Feature::RetryConstraint,
     Feature::Access,
     Feature::Tokens,
     Feature::RateLimits,
+    Feature::Ejection,
     Feature::ConnectionLimits,
     Feature::LimitClaims,
 ];

@@ -229,19 +229,25 @@ fn route(message: &proto::Route, backends: usize, outer: &RouteRules, patterns: 
             filters: of_backend.unwrap_or_default(),
         }
     };
+    let name: Arc<str> = message.name.as_str().into();
+    let backends = match &of_rule {
+        Some(_) => message.backends.iter().map(weighted).collect(),
+        None => Vec::new(),
+    };
+    let mut rules = RouteRules::from_proto(outer, message.policy.as_ref(), of_rule.unwrap_or_default());
+    if message.policy.as_ref().is_some_and(|policy| policy.ejection.is_some()) {
+        rules.attempt.balancing.count_apart(&name);
+    }
     Route {
-        name: message.name.as_str().into(),
+        name,
         hostnames: message
             .hostnames
             .iter()
             .map(|name| HostnameMatch::parse(name))
             .collect(),
         matches,
-        backends: match &of_rule {
-            Some(_) => message.backends.iter().map(weighted).collect(),
-            None => Vec::new(),
-        },
-        rules: RouteRules::from_proto(outer, message.policy.as_ref(), of_rule.unwrap_or_default()),
+        backends,
+        rules,
     }
 }
 

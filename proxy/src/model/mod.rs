@@ -4,6 +4,7 @@
 //! Architecture Invariant: plain data. Nothing here does I/O, and nothing here changes after it was made: an update is a
 //! new [`Target`].
 
+mod balancing;
 mod byte_route;
 mod cors;
 mod filters;
@@ -21,6 +22,7 @@ use http::{HeaderName, Method};
 use outrigger_api::pattern::Pattern;
 use outrigger_api::spiffe::SpiffeId;
 
+pub use balancing::{Balancing, Ejection, SuccessRate};
 pub use byte_route::ByteRoute;
 pub use cors::{Allowed, Cors};
 pub use filters::{Filters, HeaderModifier, Mirror, PathModifier, Redirect, Rewrite};

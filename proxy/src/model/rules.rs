@@ -9,7 +9,7 @@ use outrigger_api::discovery as proto;
 use outrigger_api::duration;
 use outrigger_api::policy::{BUDGET_INTERVAL, RATE_COUNT, RATE_INTERVAL};
 
-use super::Filters;
+use super::{Balancing, Filters};
 
 /// Stands for "no limit" where a limit must be given.
 const NO_CONNECT_LIMIT: Duration = Duration::from_secs(3600);
@@ -41,6 +41,8 @@ pub struct AttemptRules {
     pub timeout: Option<Duration>,
     /// TCP connect, TLS handshake and, in HTTP/2, the peer's SETTINGS.
     pub connect_timeout: Duration,
+    /// Which endpoint it goes to.
+    pub balancing: Balancing,
 }
 
 /// Safe by default: see `outbound::retry`.
@@ -97,6 +99,7 @@ impl RouteRules {
         if let Some(retry) = &policy.retry {
             rules.attempt.retry.adopt(retry);
         }
+        rules.attempt.balancing.adopt(policy);
         rules
     }
 }
@@ -107,6 +110,7 @@ impl Default for AttemptRules {
             retry: RetryPolicy::default(),
             timeout: None,
             connect_timeout: Duration::from_secs(1),
+            balancing: Balancing::default(),
         }
     }
 }
@@ -188,6 +192,7 @@ impl RetryPolicy {
     }
 }
 
-fn within(ms: u64, range: RangeInclusive<Duration>) -> Duration {
+/// Milliseconds as another program says them, within what they may be.
+pub(super) fn within(ms: u64, range: RangeInclusive<Duration>) -> Duration {
     Duration::from_millis(ms).clamp(*range.start(), *range.end())
 }

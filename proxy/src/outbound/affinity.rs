@@ -68,7 +68,8 @@ mod tests {
 
     use super::*;
     use crate::outbound::balance::{Balancer, Pick};
-    use crate::outbound::health::{Answer, EJECTION};
+    use crate::outbound::health::Answer;
+    use crate::outbound::testing::NO_RULES;
 
     fn caller(n: u16) -> Caller {
         let [high, low] = n.to_be_bytes();
@@ -146,7 +147,16 @@ mod tests {
         balancer.update(&endpoints(0..5), Some(caller(1)), now);
         let rng = RefCell::new(SmallRng::seed_from_u64(1));
         let picked = |tried: &[_], now| {
-            let pick = || balancer.pick(&Pick { tried, now, rng: &rng }).unwrap();
+            let pick = || {
+                balancer
+                    .pick(&Pick {
+                        tried,
+                        now,
+                        rng: &rng,
+                        rules: &NO_RULES,
+                    })
+                    .unwrap()
+            };
             let first = pick();
             for _ in 0..50 {
                 assert_eq!(pick().endpoint, first.endpoint);
@@ -157,12 +167,12 @@ mod tests {
         assert_eq!(first.endpoint, ranked[0]);
         // A retry goes to the second, and so does everything while the first is ejected.
         assert_eq!(picked(std::slice::from_ref(&first), now).endpoint, ranked[1]);
-        first.take(now).end(Answer::Unreachable, now);
+        first.take(&NO_RULES, now).end(Answer::Unreachable, now);
         let second = picked(&[], now);
         assert_eq!(second.endpoint, ranked[1]);
-        second.take(now).end(Answer::Unreachable, now);
+        second.take(&NO_RULES, now).end(Answer::Unreachable, now);
         assert_eq!(picked(&[], now).endpoint, ranked[2]);
-        now += EJECTION;
+        now += NO_RULES.ejection().base;
         assert_eq!(picked(&[], now).endpoint, ranked[0]);
     }
 

@@ -23,7 +23,7 @@ use super::retry::{Attempted, RetryDecision, backoff, judge, repeatable};
 use super::target::{WorkerBackend, WorkerTarget};
 use super::{State, health};
 use crate::call::{Call, Remote};
-use crate::model::{AttemptRules, Endpoint, RetryPolicy};
+use crate::model::{AttemptRules, Ejection, Endpoint, RetryPolicy};
 use crate::telemetry::{Peer, ServiceMetrics, Status};
 
 /// What is read of a failed response so that its connection can be used again.
@@ -93,6 +93,7 @@ impl Attempts<'_> {
             retry,
             timeout,
             connect_timeout,
+            balancing,
         } = self.rules;
         let repeatable = repeatable(&head.method, &head.headers, retry);
         let mut repeats = Repeats::default();
@@ -102,10 +103,11 @@ impl Attempts<'_> {
                 tried: &tried,
                 now: Instant::now(),
                 rng: &self.state.context.rng,
+                rules: balancing,
             };
             let member = self.backend.pick(pick, *connect_timeout).await?;
             let began = Instant::now();
-            let mut in_flight = member.take(began);
+            let mut in_flight = member.take(balancing, began);
             call.attempt(Rc::clone(&member) as Rc<dyn Remote>);
             let deadline = earliest(self.deadlines.request, timeout.map(|limit| began + limit));
             let attempt = self.attempt(&member, head, body, *connect_timeout, call);
@@ -121,7 +123,7 @@ impl Attempts<'_> {
                 }),
             };
             let attempted = attempted(&result);
-            in_flight.end(says(&attempted), Instant::now());
+            in_flight.end(says(&attempted, balancing.ejection()), Instant::now());
             let clock = self.state.context.process.identity.clock();
             let decision = judge(&attempted, repeatable, retry, clock.now());
             match self.wait_before_retry(decision, retry, body, &mut repeats) {
@@ -253,7 +255,7 @@ pub(super) fn attempted(result: &Result<(Response<Incoming>, Lease), Failure>) -
 }
 
 /// What an attempt says about its endpoint.
-pub(super) fn says(attempted: &Attempted<'_>) -> health::Answer {
+pub(super) fn says(attempted: &Attempted<'_>, ejection: &Ejection) -> health::Answer {
     match *attempted {
         // The peer sidecar is there, and nothing behind it for now.
         Attempted::Answered {
@@ -261,8 +263,7 @@ pub(super) fn says(attempted: &Attempted<'_>) -> health::Answer {
             ..
         } => health::Answer::Unreachable,
         Attempted::Answered { status, headers, .. } => {
-            let unavailable = grpc_status(headers) == Some(14);
-            if unavailable || matches!(status.as_u16(), 502..=504) {
+            if ejection.is_failure(status, grpc_status(headers)) {
                 health::Answer::Bad
             } else {
                 health::Answer::Good
@@ -355,7 +356,7 @@ fn discard(response: Response<Incoming>, lease: Lease) {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::{Attempted, Took, health, says};
+    use super::{Attempted, Ejection, Took, health, says};
     use http::{HeaderMap, HeaderValue, StatusCode};
     use outrigger_proxy_transport::error::Reason;
     use std::time::Duration;
@@ -380,7 +381,7 @@ mod tests {
                 headers,
                 reason: Some(reason),
             };
-            assert_eq!(says(&attempted), expected, "{status} {reason:?}");
+            assert_eq!(says(&attempted, &Ejection::DEFAULT), expected, "{status} {reason:?}");
         }
     }
 

@@ -19,13 +19,7 @@
 //! requests, one that owes is asked after [`PROBE_AT_LAST`](super::health::PROBE_AT_LAST).) A measurement that is some seconds old
 //! is replaced by the next one, so that an endpoint which has recovered has its share after one or two of them.
 //!
-//! **Ejection.** An endpoint that cannot be connected to, or that fails [`FAILURES`](super::health::FAILURES) times in a row
-//! (502, 503, 504, or a connection that breaks before the response), is left out for
-//! [`EJECTION`](super::health::EJECTION) × the number of its ejections, at most
-//! [`MAX_EJECTION`](super::health::MAX_EJECTION). Then it takes part again: the next failure ejects it at once, a success
-//! clears the count. Answers like 429 or 500 are the app's word and not the endpoint's failure. With every endpoint ejected
-//! all of them are used: the last error is better than none.
-//!
+//! **Left out** is an endpoint that cannot be connected to or that fails: [`ejection`](super::ejection) has when, and for how long.
 //! A request that got no answer is such a failure only if it waited for more than [`HUNG`](super::health::HUNG) and three
 //! times the median of the others' averages (if any has answered yet), this endpoint has answered nothing meanwhile, and there
 //! is another one that has, or that owes nothing. So nobody is ejected for an impatient client, for a long poll or a watch, or
@@ -40,7 +34,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use outrigger_proxy_transport::client::Pool;
@@ -49,8 +43,11 @@ use rand::rngs::SmallRng;
 use tokio::time::Instant;
 
 use super::affinity::Caller;
+use super::ejection::{Counts, LeftOut, Standing, Verdict};
+use super::group::Group;
 use super::health::{Answer, Health, Others};
-use crate::model::Endpoint;
+use crate::model::{Balancing, Endpoint};
+use crate::telemetry::ServiceMetrics;
 
 /// Seconds that an endpoint takes which has not answered yet, beside another such.
 const UNKNOWN: f64 = 0.001;
@@ -62,7 +59,7 @@ pub struct Balancer {
     /// The first that can be asked gets the request, whatever its load (see [`super::affinity`]).
     in_order: bool,
     /// The same, for each of them.
-    all: Rc<All>,
+    group: Rc<Group>,
 }
 
 /// What an endpoint is picked by.
@@ -72,9 +69,9 @@ pub struct Pick<'a> {
     pub now: Instant,
     /// For what is left to chance.
     pub rng: &'a RefCell<SmallRng>,
+    /// Those of the request's rule.
+    pub rules: &'a Balancing,
 }
-
-type All = RefCell<Vec<Weak<Member>>>;
 
 /// One endpoint with what is known of it, and the connections to it.
 pub struct Member {
@@ -82,13 +79,20 @@ pub struct Member {
     pub pool: Rc<Pool>,
     in_hand: Cell<u32>,
     health: RefCell<Health>,
-    all: Rc<All>,
+    /// With requests that are counted together,
+    standing: RefCell<Standing>,
+    /// and with those of rules that count apart, by the name of the route. At most one for each route.
+    apart: RefCell<Vec<(Arc<str>, Standing)>>,
+    group: Rc<Group>,
 }
 
 /// A request in an endpoint's hands, until the last byte of its response. Dropped before [`InHand::end`], it got no answer.
 pub struct InHand {
     member: Rc<Member>,
     began: Instant,
+    rules: Balancing,
+    /// The first one after an ejection.
+    is_probe: bool,
     /// Whether it waits for the head of a response.
     waits: bool,
 }
@@ -108,7 +112,11 @@ impl Balancer {
     pub fn pick(&self, pick: &Pick<'_>) -> Option<Rc<Member>> {
         let (now, rng) = (pick.now, &mut *pick.rng.borrow_mut());
         let fresh = |m: &Rc<Member>| !pick.tried.iter().any(|t| Rc::ptr_eq(t, m));
-        let healthy = |m: &Rc<Member>| !m.is_ejected(now);
+        let healthy = |m: &Rc<Member>| match m.left_out(pick.rules, now) {
+            None => true,
+            Some(LeftOut::Absent) => false,
+            Some(LeftOut::Failing) => self.group.uses_all(pick.rules, now),
+        };
         // A retry is no probe.
         let better = |a, b| better(a, b, pick.tried.is_empty(), now);
         self.pick_among(|m| fresh(m) && healthy(m), better, rng)
@@ -123,6 +131,19 @@ impl Balancer {
         &self.members
     }
 
+    /// Where ejections are counted.
+    pub fn count_at(&self, metrics: &Arc<ServiceMetrics>) {
+        self.group.count_at(metrics);
+    }
+
+    /// Forgets what was counted for rules that are no more.
+    pub fn keep(&self, is_there: impl Fn(&str) -> bool) {
+        self.group.keep(&is_there);
+        for member in &self.members {
+            member.apart.borrow_mut().retain(|(route, _)| is_there(route));
+        }
+    }
+
     fn replace(&mut self, endpoints: &[Arc<Endpoint>], now: Instant) {
         let mut old: HashMap<Arc<Endpoint>, Rc<Member>> = self
             .members
@@ -133,10 +154,10 @@ impl Balancer {
             .iter()
             .map(|endpoint| {
                 old.remove(endpoint)
-                    .unwrap_or_else(|| Rc::new(Member::new(Arc::clone(endpoint), Rc::clone(&self.all), now)))
+                    .unwrap_or_else(|| Rc::new(Member::new(Arc::clone(endpoint), Rc::clone(&self.group), now)))
             })
             .collect();
-        *self.all.borrow_mut() = self.members.iter().map(Rc::downgrade).collect();
+        self.group.replace(&self.members);
     }
 
     fn pick_among<'a>(
@@ -182,45 +203,122 @@ fn better<'a>(a: &'a Rc<Member>, b: &'a Rc<Member>, probing: bool, now: Instant)
 }
 
 impl Member {
-    fn new(endpoint: Arc<Endpoint>, all: Rc<All>, now: Instant) -> Self {
+    fn new(endpoint: Arc<Endpoint>, group: Rc<Group>, now: Instant) -> Self {
         Self {
             pool: Rc::new(Pool::new(endpoint.identity.is_some())),
             endpoint,
             in_hand: Cell::new(0),
             health: RefCell::new(Health::new(now)),
-            all,
+            standing: RefCell::default(),
+            apart: RefCell::default(),
+            group,
         }
     }
 
-    /// A request begins, which ends when the guard is dropped.
-    pub fn take(self: &Rc<Self>, now: Instant) -> InHand {
+    /// A request of a rule begins, which ends when the guard is dropped.
+    pub fn take(self: &Rc<Self>, rules: &Balancing, now: Instant) -> InHand {
         self.in_hand.set(self.in_hand.get() + 1);
         self.health.borrow_mut().ask(now);
+        let is_probe = self.with_standing(rules, |standing| standing.ask(rules.ejection(), now));
+        if is_probe {
+            self.group.changed();
+        }
         InHand {
             member: Rc::clone(self),
             began: now,
+            rules: rules.clone(),
+            is_probe,
             waits: true,
         }
     }
 
-    /// Whether it is left out at the moment.
-    pub fn is_ejected(&self, now: Instant) -> bool {
-        self.health.borrow().is_ejected(now)
+    /// Whether requests of a rule leave it out at the moment.
+    pub fn left_out(&self, rules: &Balancing, now: Instant) -> Option<LeftOut> {
+        match rules.counters() {
+            None => self.standing.borrow().left_out(now),
+            Some(route) => self.apart(route, |standing| standing.left_out(now)),
+        }
     }
 
-    fn learn(&self, answer: Answer, began: Instant, now: Instant) {
-        let others = || self.others(began, now);
-        self.health.borrow_mut().learn(answer, began, now, others);
+    /// When requests of a rule do so no more.
+    pub fn ends(&self, rules: &Balancing) -> Option<Instant> {
+        match rules.counters() {
+            None => self.standing.borrow().ends(),
+            Some(route) => self.apart(route, Standing::ends),
+        }
     }
 
-    /// Does not look at its own health, which may be borrowed.
-    fn others(&self, began: Instant, now: Instant) -> Others {
-        let all = self.all.borrow();
-        let others = all.iter().filter_map(Weak::upgrade);
-        let others = others.filter(|other| !std::ptr::eq(Rc::as_ptr(other), self));
-        others.fold(Others::default(), |others, other| {
-            others.with(&other.health.borrow(), began, now)
-        })
+    fn apart<T>(&self, route: &Arc<str>, of: impl FnOnce(&Standing) -> Option<T>) -> Option<T> {
+        let apart = self.apart.borrow();
+        let (_, standing) = apart.iter().find(|(name, _)| name == route)?;
+        of(standing)
+    }
+
+    fn with_standing<T>(&self, rules: &Balancing, what: impl FnOnce(&mut Standing) -> T) -> T {
+        let Some(route) = rules.counters() else {
+            return what(&mut self.standing.borrow_mut());
+        };
+        let mut apart = self.apart.borrow_mut();
+        let known = apart.iter().position(|(name, _)| name == route);
+        let index = known.unwrap_or_else(|| {
+            apart.push((Arc::clone(route), Standing::default()));
+            apart.len() - 1
+        });
+        what(&mut apart[index].1)
+    }
+
+    fn learn(&self, in_hand: &InHand, answer: Answer, now: Instant) {
+        let (rules, began) = (&in_hand.rules, in_hand.began);
+        let verdict = match answer {
+            Answer::Good | Answer::Connected => Verdict::Works,
+            Answer::Bad | Answer::Broken => Verdict::Fails,
+            Answer::Unreachable => Verdict::Absent,
+            Answer::Missing if self.hangs(rules, began, now) => Verdict::Fails,
+            Answer::Missing => Verdict::Nothing,
+        };
+        self.health.borrow_mut().learn(answer, began, now);
+        let others = |policy| {
+            let counts = |other: &Self| other.with_standing(rules, |standing| standing.counts(policy, now));
+            self.others(rules, now, Counts::default(), |all, other| all.and(counts(other)))
+        };
+        let (was_out, ejected) = self.with_standing(rules, |standing| {
+            let was_out = standing.ends().is_some();
+            if in_hand.is_probe {
+                standing.asked();
+            }
+            if answer == Answer::Missing && verdict == Verdict::Fails {
+                standing.hangs(now);
+            }
+            (was_out, standing.judge(verdict, rules.ejection(), now, others))
+        });
+        if was_out || ejected {
+            self.group.changed();
+        }
+        if ejected {
+            self.group.say_ejected(self, rules, now);
+        }
+    }
+
+    /// Whether a request that got no answer says that the endpoint hangs, and not that the client was impatient, that the
+    /// request takes its time, or that all of the Service hangs.
+    fn hangs(&self, rules: &Balancing, began: Instant, now: Instant) -> bool {
+        // Those that waited at the same time are one failure.
+        let known = self.with_standing(rules, |standing| standing.hung_since(began));
+        if known || !self.health.borrow().is_silent(began, now) {
+            return false;
+        }
+        let others = self.others(rules, now, Others::default(), |others, other| {
+            others.with(&other.health.borrow(), began)
+        });
+        others.say_that_one_hangs(began, now)
+    }
+
+    /// Does not look at its own state, which may be borrowed, nor at those that are left out.
+    fn others<T>(&self, rules: &Balancing, now: Instant, none: T, and: impl FnMut(T, &Self) -> T) -> T {
+        let all = self.group.members();
+        let others = all.iter().filter(|other| !std::ptr::eq(Rc::as_ptr(other), self));
+        let others = others.filter(|other| other.left_out(rules, now).is_none());
+        others.map(Rc::as_ref).fold(none, and)
     }
 
     fn is_lighter_than(&self, other: &Self, now: Instant) -> bool {
@@ -245,7 +343,7 @@ impl InHand {
     /// There is an answer, or it is known that there will be none. Counts once.
     pub fn end(&mut self, answer: Answer, now: Instant) {
         if std::mem::take(&mut self.waits) {
-            self.member.learn(answer, self.began, now);
+            self.member.learn(self, answer, now);
         }
     }
 }

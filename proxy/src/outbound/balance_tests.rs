@@ -4,62 +4,32 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
+use rand::Rng;
 use rand::rngs::SmallRng;
-use rand::{Rng, SeedableRng};
 use tokio::time::Instant;
 
 use super::{Balancer, InHand, Member, Pick};
-use crate::model::{Endpoint, Workload};
+use crate::model::{Ejection, Workload};
 use crate::outbound::affinity::Caller;
-use crate::outbound::health::{Answer, EJECTION, FAILURES, HUNG, MAX_EJECTION};
+use crate::outbound::health::{Answer, HUNG};
+use crate::outbound::testing::{MS, NO_RULES, SECOND, ask_by, balancer, endpoints, member, pick_by, port, rng};
 
-const MS: Duration = Duration::from_millis(1);
-const SECOND: Duration = Duration::from_secs(1);
+/// As without a policy.
+const EJECTION: Duration = Ejection::DEFAULT.base;
+const FAILURES: u32 = 5;
 
-fn endpoints(ports: std::ops::Range<u16>) -> Vec<Arc<Endpoint>> {
-    ports
-        .map(|port| {
-            Arc::new(Endpoint {
-                address: ([10, 0, 0, 1], port).into(),
-                identity: None,
-                zone: None,
-                pod: None,
-            })
-        })
-        .collect()
-}
-
-fn balancer(n: u16, now: Instant) -> Balancer {
-    let mut balancer = Balancer::default();
-    balancer.update(&endpoints(1..n + 1), None, now);
-    balancer
-}
-
-fn member(balancer: &Balancer, port: u16) -> Rc<Member> {
-    let mut members = balancer.members().iter();
-    Rc::clone(members.find(|m| m.endpoint.address.port() == port).unwrap())
-}
-
-fn port(member: &Member) -> u16 {
-    member.endpoint.address.port()
-}
-
-fn rng(seed: u64) -> RefCell<SmallRng> {
-    RefCell::new(SmallRng::seed_from_u64(seed))
-}
-
-/// The endpoint of a request that was sent to `tried`.
 fn pick(balancer: &Balancer, tried: &[Rc<Member>], now: Instant, rng: &RefCell<SmallRng>) -> Rc<Member> {
-    balancer.pick(&Pick { tried, now, rng }).unwrap()
+    pick_by(balancer, &NO_RULES, tried, now, rng)
 }
 
-/// A request that begins at `now`; gives when it has ended.
 fn ask(member: &Rc<Member>, answer: Answer, time: Duration, now: Instant) -> Instant {
-    member.take(now).end(answer, now + time);
-    now + time
+    ask_by(member, &NO_RULES, answer, time, now)
+}
+
+fn is_ejected(member: &Member, now: Instant) -> bool {
+    member.left_out(&NO_RULES, now).is_some()
 }
 
 #[test]
@@ -91,7 +61,7 @@ fn a_new_endpoint_is_asked_however_fast_the_others_are() {
     // But no more than the others have in hand, until it has answered once.
     let mut held = Vec::new();
     for _ in 0..100 {
-        held.push(pick(&balancer, &[], now, &rng).take(now));
+        held.push(pick(&balancer, &[], now, &rng).take(&NO_RULES, now));
     }
     assert!(member(&balancer, 2).in_hand.get().abs_diff(50) <= 1);
 }
@@ -103,7 +73,7 @@ fn load_in_hand_spreads() {
     let balancer = balancer(4, now);
     let mut held = Vec::new();
     for _ in 0..400 {
-        held.push(pick(&balancer, &[], now, &rng).take(now));
+        held.push(pick(&balancer, &[], now, &rng).take(&NO_RULES, now));
     }
     for m in balancer.members() {
         assert!((80..120).contains(&m.in_hand.get()), "{}", m.in_hand.get());
@@ -123,20 +93,20 @@ fn a_failing_endpoint_is_left_out_and_comes_back() {
         .cycle()
         .take(FAILURES as usize)
     {
-        assert!(!bad.is_ejected(now));
+        assert!(!is_ejected(&bad, now));
         ask(&bad, answer, Duration::ZERO, now);
     }
     assert!((0..500).all(|_| !Rc::ptr_eq(&pick(&balancer, &[], now, &rng), &bad)));
     // One more failure after its time is enough, and it is left out for longer.
     now += EJECTION;
-    assert!(!bad.is_ejected(now));
+    assert!(!is_ejected(&bad, now));
     ask(&bad, Answer::Bad, Duration::ZERO, now);
-    assert!(bad.is_ejected(now + EJECTION) && !bad.is_ejected(now + 2 * EJECTION));
+    assert!(is_ejected(&bad, now + EJECTION) && !is_ejected(&bad, now + 2 * EJECTION));
     // A success clears it.
     now += 2 * EJECTION;
     ask(&bad, Answer::Good, Duration::ZERO, now);
     ask(&bad, Answer::Bad, Duration::ZERO, now);
-    assert!(!bad.is_ejected(now));
+    assert!(!is_ejected(&bad, now));
 }
 
 #[test]
@@ -146,7 +116,7 @@ fn all_ejected_means_all_are_used() {
     let balancer = balancer(3, now);
     for m in balancer.members() {
         ask(m, Answer::Unreachable, Duration::ZERO, now);
-        assert!(m.is_ejected(now));
+        assert!(is_ejected(m, now));
     }
     pick(&balancer, &[], now, &rng);
     let only = self::balancer(1, now);
@@ -161,8 +131,8 @@ fn ejection_is_bounded() {
     let m = member(&balancer, 1);
     for _ in 0..100 {
         ask(&m, Answer::Unreachable, Duration::ZERO, now);
-        now += MAX_EJECTION;
-        assert!(!m.is_ejected(now));
+        now += Ejection::DEFAULT.max;
+        assert!(!is_ejected(&m, now));
     }
 }
 
@@ -187,14 +157,15 @@ fn an_update_keeps_what_is_known() {
     balancer.update(&endpoints(2..6), None, now);
     assert_eq!(balancer.members().len(), 4);
     assert!(Rc::ptr_eq(&member(&balancer, 2), &stays));
-    assert!(member(&balancer, 2).is_ejected(now));
+    assert!(is_ejected(&member(&balancer, 2), now));
     balancer.update(&[], None, now);
     assert!(
         balancer
             .pick(&Pick {
                 tried: &[],
                 now,
-                rng: &rng(6)
+                rng: &rng(6),
+                rules: &NO_RULES,
             })
             .is_none()
     );
@@ -223,15 +194,15 @@ fn one_that_hangs_while_another_answers_is_ejected() {
     let now = Instant::now();
     let (_balancer, one, other) = with_one_that_answers(now);
     let now = in_vain(&one, &other, FAILURES - 1, HUNG + MS, now + SECOND);
-    assert!(!one.is_ejected(now));
+    assert!(!is_ejected(&one, now));
     let now = in_vain(&one, &other, 1, HUNG + MS, now);
-    assert!(one.is_ejected(now));
+    assert!(is_ejected(&one, now));
     // The other one is the last: nobody answers beside it.
     let mut now = now;
     for _ in 0..2 * FAILURES {
         now = ask(&other, Answer::Missing, HUNG + MS, now);
     }
-    assert!(!other.is_ejected(now));
+    assert!(!is_ejected(&other, now));
 }
 
 #[test]
@@ -262,10 +233,10 @@ fn one_that_hangs_is_left_where_nobody_else_is_asked() {
     let (_balancer, one, _) = with_one_that_answers(now);
     let mut now = now + SECOND;
     for _ in 0..FAILURES {
-        assert!(!one.is_ejected(now));
+        assert!(!is_ejected(&one, now));
         now = ask(&one, Answer::Missing, 2 * SECOND, now);
     }
-    assert!(one.is_ejected(now));
+    assert!(is_ejected(&one, now));
 }
 
 #[test]
@@ -274,7 +245,7 @@ fn impatience_ejects_nobody() {
         let now = Instant::now();
         let (_balancer, one, other) = with_one_that_answers(now);
         let now = in_vain(&one, &other, 1000, time, now + SECOND);
-        assert!(!one.is_ejected(now), "{time:?}");
+        assert!(!is_ejected(&one, now), "{time:?}");
     }
 }
 
@@ -291,7 +262,7 @@ fn what_others_take_too_is_no_failure() {
             ask(&other, Answer::Good, 2 * SECOND, ends - 3 * SECOND);
             now = ask(&one, Answer::Missing, 6 * SECOND + more, now);
         }
-        assert_eq!(one.is_ejected(now), !more.is_zero());
+        assert_eq!(is_ejected(&one, now), !more.is_zero());
     }
 }
 
@@ -305,7 +276,7 @@ fn where_all_of_the_service_hangs_nobody_is_ejected() {
         }
         now += 5 * SECOND;
     }
-    assert!(balancer.members().iter().all(|m| !m.is_ejected(now)));
+    assert!(balancer.members().iter().all(|m| !is_ejected(m, now)));
 }
 
 #[test]
@@ -315,13 +286,13 @@ fn long_polls_eject_nobody() {
     let poll = 30 * SECOND;
     let mut now = now;
     // Those that wait at the same time, while only another one is asked for anything else.
-    let polls: Vec<_> = (0..3 * FAILURES).map(|_| one.take(now)).collect();
+    let polls: Vec<_> = (0..3 * FAILURES).map(|_| one.take(&NO_RULES, now)).collect();
     ask(&other, Answer::Good, MS, now + SECOND);
     for mut waiting in polls {
         waiting.end(Answer::Missing, now + poll);
     }
     now += poll;
-    assert!(!one.is_ejected(now));
+    assert!(!is_ejected(&one, now));
     // One after the other, while it answers other requests.
     for _ in 0..3 * FAILURES {
         for m in [&one, &other] {
@@ -329,7 +300,7 @@ fn long_polls_eject_nobody() {
         }
         now = ask(&one, Answer::Missing, poll, now);
     }
-    assert!(!one.is_ejected(now));
+    assert!(!is_ejected(&one, now));
 }
 
 #[test]
@@ -338,14 +309,14 @@ fn a_watch_that_ends_says_nothing() {
     let (_balancer, one, other) = with_one_that_answers(now);
     let before = one.health.borrow().average(now + 60 * SECOND);
     for at in 0..100 {
-        let mut watch = one.take(now);
+        let mut watch = one.take(&NO_RULES, now);
         watch.end(Answer::Good, now + MS);
         ask(&other, Answer::Good, MS, now + at * SECOND);
         drop(watch);
     }
     let later = now + 60 * SECOND;
     let health = one.health.borrow();
-    assert!(!health.is_ejected(later) && health.average(later) <= before && health.at_least(later) <= 0.0);
+    assert!(!is_ejected(&one, later) && health.average(later) <= before && health.at_least(later) <= 0.0);
 }
 
 #[test]
@@ -373,7 +344,7 @@ fn a_lower_bound_raises_and_never_lowers() {
 #[tokio::test(start_paused = true)]
 async fn a_request_that_is_dropped_has_waited_in_vain() {
     let (_balancer, one, _) = with_one_that_answers(Instant::now());
-    let in_hand = one.take(Instant::now());
+    let in_hand = one.take(&NO_RULES, Instant::now());
     tokio::time::sleep(2 * SECOND).await;
     drop(in_hand);
     assert_eq!(one.in_hand.get(), 0);
@@ -393,14 +364,14 @@ fn connections_are_spread_by_their_number_whatever_failed_once() {
     }
     let mut held = Vec::new();
     for _ in 0..100 {
-        let mut in_hand = pick(&balancer, &[], now, &rng).take(now);
+        let mut in_hand = pick(&balancer, &[], now, &rng).take(&NO_RULES, now);
         in_hand.end(Answer::Connected, now + MS);
         held.push(in_hand);
     }
     assert_eq!(member(&balancer, 1).in_hand.get(), 50);
     // It has shown that it works: the next failure is its first.
     ask(&member(&balancer, 1), Answer::Unreachable, SECOND, now);
-    assert!(!member(&balancer, 1).is_ejected(now + SECOND + EJECTION));
+    assert!(!is_ejected(&member(&balancer, 1), now + SECOND + EJECTION));
 }
 
 /// Requests that come at a steady rate to endpoints that answer after `latency`, but for one that hangs for a while.
@@ -440,7 +411,7 @@ impl Simulation {
             let hangs = to_one && self.hangs.contains(&at) && !rng.borrow_mut().random_bool(self.answers);
             let (ends, answer) = self.end(at, hangs);
             came.push((at, to_one));
-            under_way.push((ends, answer, picked.take(start + at)));
+            under_way.push((ends, answer, picked.take(&NO_RULES, start + at)));
             at += SECOND / self.rate;
         }
         for (ends, answer, mut in_hand) in under_way {

@@ -11,10 +11,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::window::{Window, micros};
 use crate::model::RetryBudget;
-
-/// Parts of an interval: what is older than the interval goes by one of them at a time.
-const SLOTS: usize = 10;
 
 /// The budgets of one target on one worker: one for all policies that count over the same intervals.
 #[derive(Debug, Default)]
@@ -28,16 +26,6 @@ pub struct Budget {
     retries: Window,
     /// Retries within the interval of the rate, where that is the longer one.
     slow: Option<Window>,
-}
-
-/// How many there were within an interval.
-#[derive(Debug)]
-struct Window {
-    slots: [u32; SLOTS],
-    slot: Duration,
-    /// The slot that is counted into now, since `began`.
-    current: u64,
-    began: Instant,
 }
 
 impl Budgets {
@@ -102,48 +90,6 @@ impl Budget {
         }
         allowed
     }
-}
-
-/// At most an hour's, and never none.
-fn micros(interval: Duration) -> u64 {
-    u64::try_from(interval.as_micros()).unwrap_or(u64::MAX).max(1)
-}
-
-impl Window {
-    fn new(interval: Duration, now: Instant) -> Self {
-        Self {
-            slots: [0; SLOTS],
-            slot: interval / SLOTS as u32,
-            current: 0,
-            began: now,
-        }
-    }
-
-    fn count(&mut self, now: Instant) {
-        self.advance(now);
-        let slot = &mut self.slots[index(self.current)];
-        *slot = slot.saturating_add(1);
-    }
-
-    fn sum(&mut self, now: Instant) -> u64 {
-        self.advance(now);
-        self.slots.iter().map(|count| u64::from(*count)).sum()
-    }
-
-    fn advance(&mut self, now: Instant) {
-        let elapsed = now.saturating_duration_since(self.began);
-        let newest = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX) / micros(self.slot);
-        // After a long silence all of them are empty.
-        let gone = newest.saturating_sub(self.current).min(SLOTS as u64);
-        for passed in 0..gone {
-            self.slots[index(newest - passed)] = 0;
-        }
-        self.current = self.current.max(newest);
-    }
-}
-
-fn index(slot: u64) -> usize {
-    (slot % SLOTS as u64) as usize
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What is known of one endpoint: how long it takes, what it owes, and whether it is left out. `balance` says what for.
+//! What is known of one endpoint whoever asks it: how long it takes, and what it owes. `balance` says what for.
 
 use std::time::Duration;
 
@@ -8,12 +8,6 @@ use tokio::time::Instant;
 pub const DECAY: Duration = Duration::from_secs(10);
 /// Added to the time of a failure.
 const PENALTY: Duration = Duration::from_millis(500);
-/// Failures in a row.
-pub const FAILURES: u32 = 5;
-/// Of the first ejection.
-pub const EJECTION: Duration = Duration::from_secs(10);
-/// Of any.
-pub const MAX_EJECTION: Duration = Duration::from_secs(300);
 /// A request without an answer is no failure of its endpoint before this time.
 pub const HUNG: Duration = Duration::from_secs(1);
 /// Nor before so many times the median of the others' averages.
@@ -34,7 +28,7 @@ pub const PASSED: u32 = 64;
 pub enum Answer {
     /// With the head of a response: anything that the app itself says.
     Good,
-    /// With 502, 503 or 504.
+    /// With a status that counts as the endpoint's failure.
     Bad,
     /// The connection broke before there was a response.
     Broken,
@@ -63,11 +57,6 @@ pub struct Health {
     passed: u32,
     /// The last head that was no failure.
     answered: Option<Instant>,
-    /// When it was last found to hang.
-    hung: Option<Instant>,
-    failures: u32,
-    ejections: u32,
-    ejected_until: Option<Instant>,
 }
 
 impl Health {
@@ -82,10 +71,6 @@ impl Health {
             asked: now,
             passed: 0,
             answered: None,
-            hung: None,
-            failures: 0,
-            ejections: 0,
-            ejected_until: None,
         }
     }
 
@@ -103,45 +88,20 @@ impl Health {
         self.passed = self.passed.saturating_add(1);
     }
 
-    /// A request that began to wait at `began` does so no more. `others` are the endpoints that might have had it.
-    pub fn learn(&mut self, answer: Answer, began: Instant, now: Instant, others: impl FnOnce() -> Others) {
+    /// A request that began to wait at `began` does so no more.
+    pub fn learn(&mut self, answer: Answer, began: Instant, now: Instant) {
         self.waiting = self.waiting.saturating_sub(1);
         let time = now.saturating_duration_since(began);
         match answer {
             Answer::Good => {
                 self.head(time, now);
                 self.answered = Some(now);
-                self.works(now);
             }
-            Answer::Bad => {
-                self.head(time + PENALTY, now);
-                self.fail(now);
-            }
-            Answer::Broken => {
-                self.no_head(time + PENALTY, now);
-                self.fail(now);
-            }
-            Answer::Unreachable => {
-                self.no_head(time + PENALTY, now);
-                self.eject(now);
-            }
-            Answer::Missing => {
-                let hangs = self.hangs(began, now, others);
-                self.no_head(time, now);
-                if hangs {
-                    self.hung = Some(now);
-                    self.fail(now);
-                }
-            }
-            Answer::Connected => {
-                (self.silent_since, self.owed) = (now, 0.0);
-                self.works(now);
-            }
+            Answer::Bad => self.head(time + PENALTY, now),
+            Answer::Broken | Answer::Unreachable => self.no_head(time + PENALTY, now),
+            Answer::Missing => self.no_head(time, now),
+            Answer::Connected => (self.silent_since, self.owed) = (now, 0.0),
         }
-    }
-
-    pub fn is_ejected(&self, now: Instant) -> bool {
-        self.ejected_until.is_some_and(|until| now < until)
     }
 
     /// Seconds that it is expected to take: decays towards nothing, so that an endpoint that was slow once is asked again.
@@ -195,47 +155,11 @@ impl Health {
         }
     }
 
-    /// Whether a request that got no answer says that the endpoint hangs, and not that the client was impatient, that the
-    /// request takes its time, or that all of the Service hangs.
-    fn hangs(&self, began: Instant, now: Instant, others: impl FnOnce() -> Others) -> bool {
-        let waited = now.saturating_duration_since(began);
+    /// Whether a request that got no answer may say that the endpoint hangs: it has waited for long, and nothing was answered
+    /// meanwhile.
+    pub fn is_silent(&self, began: Instant, now: Instant) -> bool {
         let answered_since = self.answered.is_some_and(|at| at >= began);
-        // Those that waited at the same time are one failure.
-        let known_since = self.hung.is_some_and(|at| at > began);
-        if waited <= HUNG || answered_since || known_since {
-            return false;
-        }
-        let others = others();
-        let is_slower = |median| waited.as_secs_f64() > SLOWER * median;
-        others.one_answers && others.median().is_none_or(is_slower)
-    }
-
-    fn works(&mut self, now: Instant) {
-        self.failures = 0;
-        if self.is_on_probation(now) {
-            (self.ejected_until, self.ejections) = (None, 0);
-        }
-    }
-
-    fn fail(&mut self, now: Instant) {
-        self.failures += 1;
-        if self.failures >= FAILURES || self.is_on_probation(now) {
-            self.eject(now);
-        }
-    }
-
-    /// It was ejected, and has not shown since that it works.
-    fn is_on_probation(&self, now: Instant) -> bool {
-        self.ejected_until.is_some_and(|until| until <= now)
-    }
-
-    fn eject(&mut self, now: Instant) {
-        if self.is_ejected(now) {
-            return;
-        }
-        self.failures = 0;
-        self.ejections = self.ejections.saturating_add(1);
-        self.ejected_until = Some(now + (EJECTION * self.ejections.min(1000)).min(MAX_EJECTION));
+        now.saturating_duration_since(began) > HUNG && !answered_since
     }
 
     fn decay(&self, now: Instant) -> f64 {
@@ -255,13 +179,17 @@ pub struct Others {
 impl Others {
     /// One more. It answers if it has done so since `began`, or owes nothing: perhaps nobody has asked it.
     #[must_use]
-    pub fn with(mut self, other: &Health, began: Instant, now: Instant) -> Self {
-        if !other.is_ejected(now) {
-            self.one_answers |= !other.owes() || other.answered.is_some_and(|at| at >= began);
-            // As it was measured: one that was not asked for a while has not become faster by that.
-            self.averages.extend(other.average);
-        }
+    pub fn with(mut self, other: &Health, began: Instant) -> Self {
+        self.one_answers |= !other.owes() || other.answered.is_some_and(|at| at >= began);
+        // As it was measured: one that was not asked for a while has not become faster by that.
+        self.averages.extend(other.average);
         self
+    }
+
+    /// Whether one that is silent since `began` hangs, and not all of the Service, nor that requests take their time.
+    pub fn say_that_one_hangs(self, began: Instant, now: Instant) -> bool {
+        let waited = now.saturating_duration_since(began).as_secs_f64();
+        self.one_answers && self.median().is_none_or(|median| waited > SLOWER * median)
     }
 
     /// Seconds; the greater of two in the middle. `None`: none of them has answered.

@@ -28,7 +28,7 @@ use super::attempts::{ask, attempted, says};
 use super::balance::Pick;
 use super::connect::checkout;
 use super::target::{Snapshot, WorkerBackend};
-use crate::model::{Filters, Mirror};
+use crate::model::{Balancing, Filters, Mirror};
 use crate::telemetry::metrics::NotMirrored;
 
 /// On one worker.
@@ -166,19 +166,22 @@ async fn answered(
     request: Request<RequestBody>,
     copying: Option<&Copying>,
 ) -> Result<(), ProxyError> {
+    // The mirror's, not those of the route whose requests are copied.
+    let rules = Balancing::NONE;
     let pick = Pick {
         tried: &[],
         now: Instant::now(),
         rng: &state.context.rng,
+        rules: &rules,
     };
     let member = backend.pick(pick, CONNECT).await?;
-    let mut in_hand = member.take(Instant::now());
+    let mut in_hand = member.take(&rules, Instant::now());
     let sent = async {
         let checkout = checkout(state, &member, version, CONNECT).await?;
         ask(checkout, request, &member.endpoint).await
     };
     let sent = sent.await;
-    in_hand.end(says(&attempted(&sent)), Instant::now());
+    in_hand.end(says(&attempted(&sent), rules.ejection()), Instant::now());
     let (response, lease) = sent.map_err(|Failure { error, .. }| error)?;
     let mut rest = response.into_body();
     while let Some(Ok(_)) = rest.frame().await {}

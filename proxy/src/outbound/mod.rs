@@ -5,6 +5,8 @@ pub mod attempts;
 pub mod balance;
 pub mod budget;
 pub mod connect;
+pub mod ejection;
+pub mod group;
 pub mod health;
 pub mod mirror;
 pub mod opaque;
@@ -18,6 +20,9 @@ mod sizes;
 mod skew_tests;
 pub mod target;
 pub mod targets;
+#[cfg(test)]
+mod testing;
+pub mod window;
 
 use std::rc::Rc;
 use std::time::Duration;

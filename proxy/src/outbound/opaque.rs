@@ -142,10 +142,11 @@ async fn connect_to_any(
             tried: &tried,
             now: Instant::now(),
             rng: &state.context.rng,
+            rules: &rules.balancing,
         };
         let member = backend.pick(pick, rules.connect_timeout).await?;
         let dialer = EndpointDialer::new(state, &member.endpoint, rules.connect_timeout)?;
-        let mut in_hand = member.take(Instant::now());
+        let mut in_hand = member.take(&rules.balancing, Instant::now());
         match dialer.connect_for(MeshProtocol::Opaque).await {
             Ok(stream) => {
                 in_hand.end(Answer::Connected, Instant::now());

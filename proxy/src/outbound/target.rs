@@ -122,7 +122,7 @@ impl WorkerTarget {
             return;
         };
         let old = self.snapshot.borrow_mut().take();
-        let backends = service
+        let backends: Vec<_> = service
             .backends
             .iter()
             .map(|backend| {
@@ -141,8 +141,14 @@ impl WorkerTarget {
         self.budgets
             .borrow_mut()
             .keep(rules.map(|rules| &rules.attempt.retry.budget));
+        let metrics = self.telemetry.metrics().service(Some(&service.name));
+        for WorkerBackend { balancer, .. } in &backends {
+            let balancer = balancer.borrow();
+            balancer.count_at(&metrics);
+            balancer.keep(|name| service.routes.iter().any(|route| &*route.name == name));
+        }
         *self.snapshot.borrow_mut() = Some(Rc::new(Snapshot {
-            metrics: self.telemetry.metrics().service(Some(&service.name)),
+            metrics,
             service: Arc::clone(service),
             backends,
         }));

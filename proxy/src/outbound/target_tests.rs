@@ -22,6 +22,7 @@ use crate::model::Workload;
 use crate::model::{Backend, Endpoints, Protocol, Service, ServiceName, Target};
 use crate::outbound::affinity::Caller;
 use crate::outbound::balance::{Member, Pick};
+use crate::outbound::testing::NO_RULES;
 use crate::telemetry::{Settings, Telemetry};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -87,6 +88,7 @@ impl Named {
             tried: &[],
             now: Instant::now(),
             rng: &self.rng,
+            rules: &NO_RULES,
         };
         let picked = backend.pick(pick, limit);
         timeout(LONG, picked)

@@ -23,6 +23,7 @@ fn policy(millis: u64) -> Policy {
             backoff_max_ms: Some(millis),
             ..Retry::default()
         }),
+        ..Policy::default()
     }
 }
 

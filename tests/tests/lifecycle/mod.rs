@@ -2,6 +2,7 @@
 
 mod affinity;
 mod backends;
+mod balancing;
 mod controller;
 mod durations;
 mod endpoints;

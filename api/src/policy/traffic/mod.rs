@@ -1,6 +1,7 @@
 //! `TrafficPolicy`: how a Service is called, in what Gateway API does not say. The same text is used in the CRD and in
 //! a standalone sidecar's file.
 
+mod ejection;
 mod retry;
 mod timeouts;
 
@@ -13,13 +14,17 @@ use super::TargetRef;
 use crate::discovery::{self, Feature};
 use crate::duration;
 
+pub use ejection::{
+    DEFAULT_SUCCESS_RATE, EJECTION_TIME, EjectionSpec, FAILURES_IN_A_ROW, SUCCESS_REQUESTS, SUCCESS_WINDOW,
+    SuccessRateSpec,
+};
 pub use retry::{
     BUDGET_INTERVAL, BackoffSpec, BudgetSpec, RATE_COUNT, RATE_INTERVAL, RetryBudgetSpec, RetryConstraintSpec,
     RetryRateSpec, RetrySpec,
 };
 pub use timeouts::TimeoutSpec;
 
-/// How a Service is called: retries, their budget, and timeouts. Fields that are left out keep the outer policy's value,
+/// How a Service is called: retries, their budget, timeouts, and when endpoints are left out. Fields that are left out keep the outer policy's value,
 /// and then the safe default.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[cfg_attr(feature = "kube", derive(kube::CustomResource))]
@@ -62,6 +67,9 @@ pub struct TrafficPolicySpec {
     /// Time limits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<TimeoutSpec>,
+    /// When an endpoint that fails is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ejection: Option<EjectionSpec>,
 }
 
 impl TrafficPolicySpec {
@@ -82,6 +90,7 @@ impl TrafficPolicySpec {
             }
             constraint.fill(policy.retry.get_or_insert_default(), &mut errors);
         }
+        policy.ejection = self.ejection.as_ref().map(|ejection| ejection.to_proto(&mut errors));
         if errors.is_empty() { Ok(policy) } else { Err(errors) }
     }
 }
@@ -97,6 +106,7 @@ impl discovery::Policy {
             request_timeout_ms: self.request_timeout_ms.or(outer.request_timeout_ms),
             backend_request_timeout_ms: self.backend_request_timeout_ms.or(outer.backend_request_timeout_ms),
             connect_timeout_ms: self.connect_timeout_ms.or(outer.connect_timeout_ms),
+            ejection: ejection::over(self.ejection.as_ref(), outer.ejection.as_ref()),
         }
     }
 }
@@ -116,7 +126,9 @@ fn to_millis(duration: Duration) -> u64 {
 /// What a sidecar must understand, beyond the first version of the session, to carry the policy out as it is meant; and the field
 /// that says it.
 pub fn needs(policy: &discovery::Policy) -> Vec<(Feature, &'static str)> {
-    policy.retry.iter().filter_map(discovery::Retry::needs).collect()
+    let retry = policy.retry.iter().filter_map(discovery::Retry::needs);
+    let ejection = policy.ejection.iter().map(|_| (Feature::Ejection, "ejection"));
+    retry.chain(ejection).collect()
 }
 
 #[cfg(test)]

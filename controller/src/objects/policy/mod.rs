@@ -65,7 +65,7 @@ pub(crate) struct Compiled {
 pub(crate) enum Message {
     Access(Unresolved),
     RateLimit(UnresolvedLimits),
-    Traffic(proto::Policy),
+    Traffic(Box<proto::Policy>),
 }
 
 impl PolicyKind {
@@ -247,7 +247,7 @@ impl Policy {
     /// What a TrafficPolicy says.
     pub(crate) fn traffic(&self) -> Option<&proto::Policy> {
         match &self.compiled.as_ref().ok()?.message {
-            Message::Traffic(policy) => Some(policy),
+            Message::Traffic(policy) => Some(policy.as_ref()),
             Message::Access(_) | Message::RateLimit(_) => None,
         }
     }

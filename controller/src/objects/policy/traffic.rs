@@ -30,7 +30,7 @@ fn compile(_: &ObjectName, spec: Value, unknown: &[String]) -> Result<Compiled, 
     let policy = spec.to_proto()?;
     Ok(Compiled {
         needs: needs(&policy),
-        message: Message::Traffic(policy),
+        message: Message::Traffic(Box::new(policy)),
         mistakes: Vec::new(),
     })
 }

@@ -12,7 +12,9 @@ use prometheus_client::registry::Registry;
 
 use super::super::request::Direction;
 use super::policies::PolicyCounters;
-use super::{Ended, Handshake, LimitDecision, Metrics, NotMirrored, Refused, ServiceMetrics, process};
+use super::{
+    Ejected, Ended, Handshake, LimitDecision, Metrics, NotMirrored, Refused, ServiceMetrics, process,
+};
 
 const DIRECTIONS: [Direction; 2] = [Direction::Outbound, Direction::Inbound];
 const OUTCOMES: [&str; 2] = ["success", "failure"];
@@ -51,6 +53,7 @@ impl Collector for Scrape {
         to.tunnels(&services, &ports)?;
         to.attempts(&services)?;
         to.mirrors(&services)?;
+        to.ejections(&services)?;
         to.connections(metrics)?;
         to.own(metrics)?;
         to.process()
@@ -208,21 +211,18 @@ impl Families<'_> {
     }
 
     fn mirrors(&mut self, services: &[Arc<ServiceMetrics>]) -> fmt::Result {
-        let mut not_mirrored = Vec::new();
-        for of in services {
-            let counts = of.not_mirrored.each_ref().map(|count| count.load(Relaxed));
-            // Few Services have mirrors.
-            if counts.iter().any(|count| *count > 0) {
-                for (reason, count) in NotMirrored::NAMES.into_iter().zip(counts) {
-                    let service = ("service", Some(of.label.clone()));
-                    not_mirrored.push((Labels([service, ("reason", Some(reason.to_owned()))]), count));
-                }
-            }
-        }
         self.counters(
             "outrigger_requests_not_mirrored",
             "Requests that were to be mirrored and were not, or not whole, for each mirror.",
-            not_mirrored,
+            by_reason(services, NotMirrored::NAMES, |of| &of.not_mirrored),
+        )
+    }
+
+    fn ejections(&mut self, services: &[Arc<ServiceMetrics>]) -> fmt::Result {
+        self.counters(
+            "outrigger_endpoint_ejections",
+            "How often an endpoint was left out; too-many: more failed than may be left out, and all were used from then on.",
+            by_reason(services, Ejected::NAMES, |of| &of.ejected),
         )
     }
 
@@ -455,4 +455,23 @@ impl Families<'_> {
         }
         Ok(())
     }
+}
+
+/// Of those Services alone where something was counted: few have any.
+fn by_reason<const N: usize>(
+    services: &[Arc<ServiceMetrics>],
+    names: [&'static str; N],
+    of: fn(&ServiceMetrics) -> &[AtomicU64; N],
+) -> Vec<(Labels<2>, u64)> {
+    let mut series = Vec::new();
+    for service in services {
+        let counts = of(service).each_ref().map(|count| count.load(Relaxed));
+        if counts.iter().any(|count| *count > 0) {
+            for (reason, count) in names.into_iter().zip(counts) {
+                let label = ("service", Some(service.label.clone()));
+                series.push((Labels([label, ("reason", Some(reason.to_owned()))]), count));
+            }
+        }
+    }
+    series
 }

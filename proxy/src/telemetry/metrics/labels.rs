@@ -89,3 +89,19 @@ impl NotMirrored {
     /// The label's values, in the order of the enum.
     pub(super) const NAMES: [&str; 5] = ["upgrade", "too-many", "too-slow", "incomplete", "failed"];
 }
+
+/// What has become of an endpoint that fails.
+#[derive(Clone, Copy, Debug)]
+pub enum Ejected {
+    /// It is left out: it cannot be connected to.
+    Absent,
+    /// It is left out for what it answers.
+    Failing,
+    /// More of them fail than may be left out: from now on all are used.
+    TooMany,
+}
+
+impl Ejected {
+    /// The label's values, in the order of the enum.
+    pub(super) const NAMES: [&str; 3] = ["unreachable", "failing", "too-many"];
+}

@@ -36,7 +36,7 @@ use super::request::{AttemptEnd, Direction, RequestEnd, Status};
 use super::tunnel::TunnelEnds;
 use super::{AccessDecision, LimitDecision};
 use callers::Callers;
-pub use labels::{Ended, Handshake, NotMirrored, Refused};
+pub use labels::{Ejected, Ended, Handshake, NotMirrored, Refused};
 use policies::PolicyCounters;
 use series::{SeriesKey, SeriesSet};
 
@@ -315,6 +315,7 @@ pub struct ServiceMetrics {
     budget_exhausted: AtomicU64,
     bodies_not_kept: AtomicU64,
     not_mirrored: [AtomicU64; NotMirrored::NAMES.len()],
+    ejected: [AtomicU64; Ejected::NAMES.len()],
     /// Connections that are carried as bytes, and what they have sent and received.
     tunnels: AtomicU64,
     tunnel_bytes: [AtomicU64; 2],
@@ -356,6 +357,7 @@ impl ServiceMetrics {
             budget_exhausted: AtomicU64::new(0),
             bodies_not_kept: AtomicU64::new(0),
             not_mirrored: Default::default(),
+            ejected: Default::default(),
             tunnels: AtomicU64::new(0),
             tunnel_bytes: Default::default(),
         }
@@ -378,6 +380,11 @@ impl ServiceMetrics {
     /// A request was to be mirrored, and was not, or not whole.
     pub fn not_mirrored(&self, why: NotMirrored) {
         self.not_mirrored[why as usize].fetch_add(1, Relaxed);
+    }
+
+    /// An endpoint is left out, or more of them fail than may be.
+    pub fn ejected(&self, what: Ejected) {
+        self.ejected[what as usize].fetch_add(1, Relaxed);
     }
 
     fn request_ended(&self, end: &RequestEnd<'_>) {
