@@ -27,7 +27,7 @@ pub struct NamedMatch {
     pub value: ::core::option::Option<StringMatch>,
 }
 /// A field that is absent says nothing, and the next outer policy's, or the default, holds.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Policy {
     #[prost(message, optional, tag = "1")]
     pub retry: ::core::option::Option<Retry>,
@@ -39,6 +39,8 @@ pub struct Policy {
     pub backend_request_timeout_ms: ::core::option::Option<u64>,
     #[prost(uint64, optional, tag = "4")]
     pub connect_timeout_ms: ::core::option::Option<u64>,
+    #[prost(message, optional, tag = "5")]
+    pub load_balancer: ::core::option::Option<LoadBalancer>,
     #[prost(message, optional, tag = "6")]
     pub ejection: ::core::option::Option<Ejection>,
 }
@@ -85,6 +87,49 @@ pub struct RetryRate {
     #[prost(uint64, tag = "2")]
     pub interval_ms: u64,
 }
+/// Which endpoint a request goes to.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LoadBalancer {
+    #[prost(enumeration = "LoadBalancerType", tag = "1")]
+    pub r#type: i32,
+    /// With LOAD_BALANCER_TYPE_CONSISTENT_HASH.
+    #[prost(message, optional, tag = "2")]
+    pub consistent_hash: ::core::option::Option<ConsistentHash>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ConsistentHash {
+    /// All of it together. A request that has nothing of it is balanced as without a policy.
+    #[prost(message, repeated, tag = "1")]
+    pub keys: ::prost::alloc::vec::Vec<HashKey>,
+    /// Of the average of requests in hand, 100 to 10,000.
+    #[prost(uint32, tag = "2")]
+    pub bounded_load_percent: u32,
+}
+/// Without a kind: no request has it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HashKey {
+    #[prost(oneof = "hash_key::Kind", tags = "1, 2, 3, 4, 5")]
+    pub kind: ::core::option::Option<hash_key::Kind>,
+}
+/// Nested message and enum types in `HashKey`.
+pub mod hash_key {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(string, tag = "1")]
+        Header(::prost::alloc::string::String),
+        #[prost(string, tag = "2")]
+        Cookie(::prost::alloc::string::String),
+        /// The first of that name, decoded.
+        #[prost(string, tag = "3")]
+        Query(::prost::alloc::string::String),
+        /// Without the query.
+        #[prost(bool, tag = "4")]
+        Path(bool),
+        /// The pod that calls.
+        #[prost(bool, tag = "5")]
+        Caller(bool),
+    }
+}
 /// When an endpoint is left out. Where a route's policy has one, failures of its requests are counted apart from all others.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Ejection {
@@ -124,6 +169,45 @@ pub struct SuccessRate {
     /// Of the endpoint, and of the others together, within the window. Fewer say nothing.
     #[prost(uint32, tag = "3")]
     pub min_requests: u32,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum LoadBalancerType {
+    /// Says nothing.
+    Unspecified = 0,
+    PeakEwma = 1,
+    LeastRequest = 2,
+    RoundRobin = 3,
+    Random = 4,
+    ConsistentHash = 5,
+}
+impl LoadBalancerType {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "LOAD_BALANCER_TYPE_UNSPECIFIED",
+            Self::PeakEwma => "LOAD_BALANCER_TYPE_PEAK_EWMA",
+            Self::LeastRequest => "LOAD_BALANCER_TYPE_LEAST_REQUEST",
+            Self::RoundRobin => "LOAD_BALANCER_TYPE_ROUND_ROBIN",
+            Self::Random => "LOAD_BALANCER_TYPE_RANDOM",
+            Self::ConsistentHash => "LOAD_BALANCER_TYPE_CONSISTENT_HASH",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "LOAD_BALANCER_TYPE_UNSPECIFIED" => Some(Self::Unspecified),
+            "LOAD_BALANCER_TYPE_PEAK_EWMA" => Some(Self::PeakEwma),
+            "LOAD_BALANCER_TYPE_LEAST_REQUEST" => Some(Self::LeastRequest),
+            "LOAD_BALANCER_TYPE_ROUND_ROBIN" => Some(Self::RoundRobin),
+            "LOAD_BALANCER_TYPE_RANDOM" => Some(Self::Random),
+            "LOAD_BALANCER_TYPE_CONSISTENT_HASH" => Some(Self::ConsistentHash),
+            _ => None,
+        }
+    }
 }
 /// A kind that the controller does not know is passed over.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -314,7 +398,7 @@ pub mod target {
         Pod(super::Pod),
     }
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Pod {
     #[prost(enumeration = "Protocol", tag = "1")]
     pub protocol: i32,
@@ -600,6 +684,8 @@ pub enum Feature {
     Tokens = 4,
     /// `ToSidecar.limits`. Who does not understand it limits nothing.
     RateLimits = 5,
+    /// `Policy.load_balancer`. Who does not understand it balances by peak EWMA.
+    LoadBalancer = 6,
     /// `Policy.ejection`. Who does not understand it has the defaults.
     Ejection = 7,
     /// `limits.v1.Policy.connections`. Who does not understand it takes any number of connections.
@@ -620,6 +706,7 @@ impl Feature {
             Self::Access => "FEATURE_ACCESS",
             Self::Tokens => "FEATURE_TOKENS",
             Self::RateLimits => "FEATURE_RATE_LIMITS",
+            Self::LoadBalancer => "FEATURE_LOAD_BALANCER",
             Self::Ejection => "FEATURE_EJECTION",
             Self::ConnectionLimits => "FEATURE_CONNECTION_LIMITS",
             Self::LimitClaims => "FEATURE_LIMIT_CLAIMS",
@@ -634,6 +721,7 @@ impl Feature {
             "FEATURE_ACCESS" => Some(Self::Access),
             "FEATURE_TOKENS" => Some(Self::Tokens),
             "FEATURE_RATE_LIMITS" => Some(Self::RateLimits),
+            "FEATURE_LOAD_BALANCER" => Some(Self::LoadBalancer),
             "FEATURE_EJECTION" => Some(Self::Ejection),
             "FEATURE_CONNECTION_LIMITS" => Some(Self::ConnectionLimits),
             "FEATURE_LIMIT_CLAIMS" => Some(Self::LimitClaims),

@@ -173,6 +173,7 @@ fn pick() -> Work {
             now,
             rng,
             rules: &Balancing::NONE,
+            key: None,
         });
         let mut in_hand = picked.expect("an endpoint").take(&Balancing::NONE, now);
         in_hand.end(Answer::Good, now + Duration::from_millis(1));

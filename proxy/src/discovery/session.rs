@@ -20,12 +20,13 @@ use super::wants::Word;
 use crate::backoff::Backoff;
 
 /// What this sidecar understands.
-const FEATURES: [Feature; 8] = [
+const FEATURES: [Feature; 9] = [
     Feature::EndpointChanges,
     Feature::RetryConstraint,
     Feature::Access,
     Feature::Tokens,
     Feature::RateLimits,
+    Feature::LoadBalancer,
     Feature::Ejection,
     Feature::ConnectionLimits,
     Feature::LimitClaims,

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{HeaderName, StatusCode};
 use outrigger_api::discovery as proto;
-use outrigger_api::policy::{EJECTION_TIME, FAILURES_IN_A_ROW, SUCCESS_REQUESTS, SUCCESS_WINDOW};
+use outrigger_api::discovery::hash_key;
+use outrigger_api::policy::{BOUNDED_LOAD, EJECTION_TIME, FAILURES_IN_A_ROW, SUCCESS_REQUESTS, SUCCESS_WINDOW};
 
 use super::rules::within;
 
@@ -13,7 +14,40 @@ use super::rules::within;
 /// that.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Balancing {
+    pub load_balancer: Option<Arc<LoadBalancer>>,
     pub ejection: Option<Arc<Ejection>>,
+}
+
+/// Which endpoint a request goes to: see `outbound::methods`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LoadBalancer {
+    pub choice: Choice,
+}
+
+/// How the endpoint of a request is found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Choice {
+    #[default]
+    PeakEwma,
+    LeastRequest,
+    RoundRobin,
+    Random,
+    ConsistentHash {
+        keys: Vec<HashKey>,
+        /// Percent of the average of requests in hand.
+        bounded_load: u64,
+    },
+}
+
+/// A part of a request.
+#[derive(Clone, Debug, PartialEq)]
+pub enum HashKey {
+    Header(HeaderName),
+    Cookie(Box<str>),
+    Query(Box<str>),
+    Path,
+    /// The pod that calls.
+    Caller,
 }
 
 /// When an endpoint is left out.
@@ -49,10 +83,18 @@ pub struct SuccessRate {
 
 impl Balancing {
     /// Without a policy.
-    pub const NONE: Self = Self { ejection: None };
+    pub const NONE: Self = Self {
+        load_balancer: None,
+        ejection: None,
+    };
 
     /// Takes over what `nearer` says.
     pub fn adopt(&mut self, nearer: &proto::Policy) {
+        if let Some(said) = &nearer.load_balancer {
+            let mut load_balancer = self.load_balancer.as_deref().cloned().unwrap_or_default();
+            load_balancer.adopt(said);
+            self.load_balancer = Some(Arc::new(load_balancer));
+        }
         if let Some(said) = &nearer.ejection {
             let mut ejection = self.ejection.as_deref().unwrap_or(&Ejection::DEFAULT).clone();
             ejection.adopt(said);
@@ -72,9 +114,54 @@ impl Balancing {
         self.ejection.as_deref().unwrap_or(&Ejection::DEFAULT)
     }
 
+    /// What requests of the same endpoint have in common, where it is up to a hash.
+    pub fn hash_keys(&self) -> Option<&[HashKey]> {
+        match &self.load_balancer.as_ref()?.choice {
+            Choice::ConsistentHash { keys, .. } => Some(keys),
+            _ => None,
+        }
+    }
+
     /// The route whose requests are counted apart, if those of this rule are.
     pub fn counters(&self) -> Option<&Arc<str>> {
         self.ejection.as_ref()?.counters.as_ref()
+    }
+}
+
+impl LoadBalancer {
+    /// What is not understood is as without a policy.
+    fn adopt(&mut self, nearer: &proto::LoadBalancer) {
+        self.choice = match (nearer.r#type(), &nearer.consistent_hash) {
+            // An unknown number is not the one that says nothing.
+            (proto::LoadBalancerType::Unspecified, _) if nearer.r#type == 0 => return,
+            (proto::LoadBalancerType::LeastRequest, _) => Choice::LeastRequest,
+            (proto::LoadBalancerType::RoundRobin, _) => Choice::RoundRobin,
+            (proto::LoadBalancerType::Random, _) => Choice::Random,
+            (proto::LoadBalancerType::ConsistentHash, Some(hash)) => Choice::ConsistentHash {
+                keys: hash.keys.iter().filter_map(HashKey::from_proto).collect(),
+                bounded_load: u64::from(hash.bounded_load_percent)
+                    .clamp(u64::from(*BOUNDED_LOAD.start()), u64::from(*BOUNDED_LOAD.end())),
+            },
+            (
+                proto::LoadBalancerType::PeakEwma
+                | proto::LoadBalancerType::Unspecified
+                | proto::LoadBalancerType::ConsistentHash,
+                _,
+            ) => Choice::PeakEwma,
+        };
+    }
+}
+
+impl HashKey {
+    /// `None`: no request has it.
+    fn from_proto(key: &proto::HashKey) -> Option<Self> {
+        match key.kind.as_ref()? {
+            hash_key::Kind::Header(name) => Some(Self::Header(name.parse().ok()?)),
+            hash_key::Kind::Cookie(name) => Some(Self::Cookie(name.as_str().into())),
+            hash_key::Kind::Query(name) => Some(Self::Query(name.as_str().into())),
+            hash_key::Kind::Path(_) => Some(Self::Path),
+            hash_key::Kind::Caller(_) => Some(Self::Caller),
+        }
     }
 }
 
@@ -138,5 +225,90 @@ const fn bit(status: u16) -> u128 {
         1 << (status - 500)
     } else {
         0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::model::from_proto;
+
+    fn ejection(failures: u32) -> proto::Policy {
+        proto::Policy {
+            ejection: Some(proto::Ejection {
+                consecutive_failures: Some(failures),
+                ..proto::Ejection::default()
+            }),
+            ..proto::Policy::default()
+        }
+    }
+
+    #[test]
+    fn a_route_counts_apart_where_its_own_policy_has_an_ejection() {
+        let route = |name: &str, policy| proto::Route {
+            name: name.to_owned(),
+            policy,
+            ..proto::Route::default()
+        };
+        let service = from_proto::service(&proto::Service {
+            policy: Some(ejection(3)),
+            routes: vec![
+                route("a", None),
+                route("b", Some(proto::Policy::default())),
+                route("c", Some(ejection(7))),
+                route("d", Some(ejection(0))),
+            ],
+            ..proto::Service::default()
+        });
+        let of = |rules: &crate::model::RouteRules| {
+            let balancing = &rules.attempt.balancing;
+            (
+                balancing.ejection().failures,
+                balancing.counters().map(ToString::to_string),
+            )
+        };
+        let all: Vec<_> = service.routes.iter().map(|route| of(&route.rules)).collect();
+        let expected = [
+            (Some(3), None),
+            (Some(3), None),
+            (Some(7), Some("c".to_owned())),
+            (None, Some("d".to_owned())),
+        ];
+        assert_eq!(all, expected);
+        assert_eq!(of(&service.rules), (Some(3), None));
+    }
+
+    /// Of a newer controller.
+    #[test]
+    fn what_is_not_understood_is_as_without_a_policy() {
+        let choice = |r#type: i32, keys: Option<Vec<proto::HashKey>>| {
+            let mut balancing = Balancing::default();
+            balancing.adopt(&proto::Policy {
+                load_balancer: Some(proto::LoadBalancer {
+                    r#type,
+                    consistent_hash: keys.map(|keys| proto::ConsistentHash {
+                        keys,
+                        bounded_load_percent: 0,
+                    }),
+                    ..Default::default()
+                }),
+                ..proto::Policy::default()
+            });
+            balancing.load_balancer.unwrap().choice.clone()
+        };
+        let hash = proto::LoadBalancerType::ConsistentHash.into();
+        assert_eq!(choice(4711, None), Choice::PeakEwma);
+        assert_eq!(choice(hash, None), Choice::PeakEwma);
+        let name = |name: &str| proto::HashKey {
+            kind: Some(hash_key::Kind::Header(name.to_owned())),
+        };
+        let keys = vec![proto::HashKey { kind: None }, name("a b"), name("x-user")];
+        let expected = Choice::ConsistentHash {
+            keys: vec![HashKey::Header(HeaderName::from_static("x-user"))],
+            bounded_load: 100,
+        };
+        assert_eq!(choice(hash, Some(keys)), expected);
     }
 }

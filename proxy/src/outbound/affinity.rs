@@ -42,6 +42,11 @@ impl Caller {
         ranked
     }
 
+    /// The same for all requests of the pod.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+
     /// Draws the same numbers for each request to the Service.
     pub fn draws(self, service: &ServiceName) -> SmallRng {
         SmallRng::seed_from_u64(hash(&(self.0, &service.namespace, &service.name)))
@@ -154,6 +159,7 @@ mod tests {
                         now,
                         rng: &rng,
                         rules: &NO_RULES,
+                        key: None,
                     })
                     .unwrap()
             };

@@ -21,7 +21,7 @@ use super::balance::{InHand, Member, Pick};
 use super::connect::checkout;
 use super::retry::{Attempted, RetryDecision, backoff, judge, repeatable};
 use super::target::{WorkerBackend, WorkerTarget};
-use super::{State, health};
+use super::{State, hash, health};
 use crate::call::{Call, Remote};
 use crate::model::{AttemptRules, Ejection, Endpoint, RetryPolicy};
 use crate::telemetry::{Peer, ServiceMetrics, Status};
@@ -98,12 +98,15 @@ impl Attempts<'_> {
         let repeatable = repeatable(&head.method, &head.headers, retry);
         let mut repeats = Repeats::default();
         let mut tried: Vec<Rc<Member>> = Vec::new();
+        let key = balancing.hash_keys();
+        let key = key.and_then(|on| hash::key(on, Some(head), self.state.caller));
         loop {
             let pick = Pick {
                 tried: &tried,
                 now: Instant::now(),
                 rng: &self.state.context.rng,
                 rules: balancing,
+                key,
             };
             let member = self.backend.pick(pick, *connect_timeout).await?;
             let began = Instant::now();

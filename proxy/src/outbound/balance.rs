@@ -28,6 +28,8 @@
 //! **Connections of bytes** have no response: they are spread by their number alone, and only those are failures that could
 //! not be made.
 //!
+//! Where a policy says how endpoints are chosen (`loadBalancer`), [`methods`](super::methods) does.
+//!
 //! What it does not protect from: an endpoint that answers wrong, with 200.
 //!
 //! Time and randomness are arguments, so that tests run in simulated time.
@@ -45,7 +47,9 @@ use tokio::time::Instant;
 use super::affinity::Caller;
 use super::ejection::{Counts, LeftOut, Standing, Verdict};
 use super::group::Group;
+use super::hash::of_address;
 use super::health::{Answer, Health, Others};
+use super::methods::Among;
 use crate::model::{Balancing, Endpoint};
 use crate::telemetry::ServiceMetrics;
 
@@ -58,6 +62,8 @@ pub struct Balancer {
     members: Vec<Rc<Member>>,
     /// The first that can be asked gets the request, whatever its load (see [`super::affinity`]).
     in_order: bool,
+    /// Where the next turn begins, in `RoundRobin`.
+    turn: Cell<Option<usize>>,
     /// The same, for each of them.
     group: Rc<Group>,
 }
@@ -71,12 +77,16 @@ pub struct Pick<'a> {
     pub rng: &'a RefCell<SmallRng>,
     /// Those of the request's rule.
     pub rules: &'a Balancing,
+    /// What `ConsistentHash` goes by; see [`hash::key`](super::hash::key).
+    pub key: Option<u64>,
 }
 
 /// One endpoint with what is known of it, and the connections to it.
 pub struct Member {
     pub endpoint: Arc<Endpoint>,
     pub pool: Rc<Pool>,
+    /// See [`super::hash`].
+    hash: u64,
     in_hand: Cell<u32>,
     health: RefCell<Health>,
     /// With requests that are counted together,
@@ -117,12 +127,10 @@ impl Balancer {
             Some(LeftOut::Absent) => false,
             Some(LeftOut::Failing) => self.group.uses_all(pick.rules, now),
         };
-        // A retry is no probe.
-        let better = |a, b| better(a, b, pick.tried.is_empty(), now);
-        self.pick_among(|m| fresh(m) && healthy(m), better, rng)
-            .or_else(|| self.pick_among(healthy, better, rng))
-            .or_else(|| self.pick_among(fresh, better, rng))
-            .or_else(|| self.pick_among(|_| true, better, rng))
+        self.pick_among(|m| fresh(m) && healthy(m), pick, rng)
+            .or_else(|| self.pick_among(healthy, pick, rng))
+            .or_else(|| self.pick_among(fresh, pick, rng))
+            .or_else(|| self.pick_among(|_| true, pick, rng))
             .map(Rc::clone)
     }
 
@@ -163,34 +171,54 @@ impl Balancer {
     fn pick_among<'a>(
         &'a self,
         allowed: impl Fn(&Rc<Member>) -> bool,
-        better: impl Fn(&'a Rc<Member>, &'a Rc<Member>) -> &'a Rc<Member>,
+        pick: &Pick<'_>,
         rng: &mut SmallRng,
     ) -> Option<&'a Rc<Member>> {
         match self.members.as_slice() {
             [] => None,
             [only] => Some(only).filter(|m| allowed(m)),
             members if self.in_order => members.iter().find(|m| allowed(m)),
-            members => {
-                let first = rng.random_range(0..members.len());
-                let mut second = rng.random_range(0..members.len() - 1);
-                second += usize::from(second >= first);
-                let mut drawn = [first, second].into_iter().map(|i| &members[i]).filter(|m| allowed(m));
-                match (drawn.next(), drawn.next()) {
-                    (Some(a), Some(b)) => Some(better(a, b)),
-                    (Some(a), None) => Some(a),
-                    // Two that are left out: the next that is not.
-                    _ => {
-                        let (before, after) = members.split_at(first);
-                        after.iter().chain(before).find(|m| allowed(m))
-                    }
+            members => match &pick.rules.load_balancer {
+                // A retry is no probe.
+                None => of_two(
+                    members,
+                    allowed,
+                    |a, b| better(a, b, pick.tried.is_empty(), pick.now),
+                    rng,
+                ),
+                Some(by) => {
+                    let turn = &self.turn;
+                    Among { members, allowed, turn }.choose(by, pick, rng)
                 }
-            }
+            },
+        }
+    }
+}
+
+/// The better of two of at least two that are drawn, of those that are allowed.
+pub fn of_two<'a>(
+    members: &'a [Rc<Member>],
+    allowed: impl Fn(&Rc<Member>) -> bool,
+    better: impl Fn(&'a Rc<Member>, &'a Rc<Member>) -> &'a Rc<Member>,
+    rng: &mut SmallRng,
+) -> Option<&'a Rc<Member>> {
+    let first = rng.random_range(0..members.len());
+    let mut second = rng.random_range(0..members.len() - 1);
+    second += usize::from(second >= first);
+    let mut drawn = [first, second].into_iter().map(|i| &members[i]).filter(|m| allowed(m));
+    match (drawn.next(), drawn.next()) {
+        (Some(a), Some(b)) => Some(better(a, b)),
+        (Some(a), None) => Some(a),
+        // Two that are left out: the next that is not.
+        _ => {
+            let (before, after) = members.split_at(first);
+            after.iter().chain(before).find(|m| allowed(m))
         }
     }
 }
 
 /// The one that is due, if one of them is; or the one with less load.
-fn better<'a>(a: &'a Rc<Member>, b: &'a Rc<Member>, probing: bool, now: Instant) -> &'a Rc<Member> {
+pub fn better<'a>(a: &'a Rc<Member>, b: &'a Rc<Member>, probing: bool, now: Instant) -> &'a Rc<Member> {
     let due = |m: &Member| probing && m.health.borrow().is_due(now);
     let b_is_better = match (due(a), due(b)) {
         (false, true) => true,
@@ -206,6 +234,7 @@ impl Member {
     fn new(endpoint: Arc<Endpoint>, group: Rc<Group>, now: Instant) -> Self {
         Self {
             pool: Rc::new(Pool::new(endpoint.identity.is_some())),
+            hash: of_address(endpoint.address),
             endpoint,
             in_hand: Cell::new(0),
             health: RefCell::new(Health::new(now)),
@@ -226,10 +255,24 @@ impl Member {
         InHand {
             member: Rc::clone(self),
             began: now,
-            rules: rules.clone(),
+            // All that is asked of it when it ends.
+            rules: Balancing {
+                load_balancer: None,
+                ejection: rules.ejection.clone(),
+            },
             is_probe,
             waits: true,
         }
+    }
+
+    /// Requests of this worker that it has not answered to the last byte.
+    pub fn in_hand(&self) -> u32 {
+        self.in_hand.get()
+    }
+
+    /// See [`super::hash`].
+    pub fn hash(&self) -> u64 {
+        self.hash
     }
 
     /// Whether requests of a rule leave it out at the moment.

@@ -166,6 +166,7 @@ fn an_update_keeps_what_is_known() {
                 now,
                 rng: &rng(6),
                 rules: &NO_RULES,
+                key: None,
             })
             .is_none()
     );

@@ -173,6 +173,7 @@ async fn answered(
         now: Instant::now(),
         rng: &state.context.rng,
         rules: &rules,
+        key: None,
     };
     let member = backend.pick(pick, CONNECT).await?;
     let mut in_hand = member.take(&rules, Instant::now());

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::balance::{InHand, Pick};
 use super::connect::EndpointDialer;
+use super::hash;
 use super::health::Answer;
 use super::target::WorkerTarget;
 use super::{State, route};
@@ -143,6 +144,10 @@ async fn connect_to_any(
             now: Instant::now(),
             rng: &state.context.rng,
             rules: &rules.balancing,
+            key: rules
+                .balancing
+                .hash_keys()
+                .and_then(|on| hash::key(on, None, state.caller)),
         };
         let member = backend.pick(pick, rules.connect_timeout).await?;
         let dialer = EndpointDialer::new(state, &member.endpoint, rules.connect_timeout)?;

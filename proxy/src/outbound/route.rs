@@ -198,7 +198,7 @@ fn value_matches(wanted: &ValueMatch, value: &[u8]) -> bool {
 }
 
 /// The first value of a query parameter, decoded.
-fn query_value<'a>(query: &'a str, name: &str) -> Option<Cow<'a, [u8]>> {
+pub(super) fn query_value<'a>(query: &'a str, name: &str) -> Option<Cow<'a, [u8]>> {
     query.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         (*decode(key) == *name.as_bytes()).then(|| decode(value))

@@ -89,6 +89,7 @@ impl Named {
             now: Instant::now(),
             rng: &self.rng,
             rules: &NO_RULES,
+            key: None,
         };
         let picked = backend.pick(pick, limit);
         timeout(LONG, picked)

@@ -70,7 +70,33 @@ pub(super) fn pick_by(
     now: Instant,
     rng: &RefCell<SmallRng>,
 ) -> Rc<Member> {
-    let pick = Pick { tried, now, rng, rules };
+    let key = None;
+    let pick = Pick {
+        tried,
+        now,
+        rng,
+        rules,
+        key,
+    };
+    balancer.pick(&pick).unwrap()
+}
+
+/// The endpoint of a request that has something to go by, or not.
+pub(super) fn pick_keyed(
+    balancer: &Balancer,
+    rules: &Balancing,
+    key: Option<u64>,
+    now: Instant,
+    rng: &RefCell<SmallRng>,
+) -> Rc<Member> {
+    let tried = &[];
+    let pick = Pick {
+        tried,
+        now,
+        rng,
+        rules,
+        key,
+    };
     balancer.pick(&pick).unwrap()
 }
 

@@ -2,6 +2,7 @@
 //! a standalone sidecar's file.
 
 mod ejection;
+mod load_balancer;
 mod retry;
 mod timeouts;
 
@@ -18,13 +19,18 @@ pub use ejection::{
     DEFAULT_SUCCESS_RATE, EJECTION_TIME, EjectionSpec, FAILURES_IN_A_ROW, SUCCESS_REQUESTS, SUCCESS_WINDOW,
     SuccessRateSpec,
 };
+pub use load_balancer::{
+    BOUNDED_LOAD, ConsistentHashSpec, DEFAULT_BOUNDED_LOAD, HashKeySpec, HashKeyType, LoadBalancerSpec,
+    LoadBalancerType, MAX_HASH_KEYS,
+};
 pub use retry::{
     BUDGET_INTERVAL, BackoffSpec, BudgetSpec, RATE_COUNT, RATE_INTERVAL, RetryBudgetSpec, RetryConstraintSpec,
     RetryRateSpec, RetrySpec,
 };
 pub use timeouts::TimeoutSpec;
 
-/// How a Service is called: retries, their budget, timeouts, and when endpoints are left out. Fields that are left out keep the outer policy's value,
+/// How a Service is called: retries, their budget, timeouts, which endpoint a request goes to, and when endpoints
+/// are left out. Fields that are left out keep the outer policy's value,
 /// and then the safe default.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[cfg_attr(feature = "kube", derive(kube::CustomResource))]
@@ -67,6 +73,9 @@ pub struct TrafficPolicySpec {
     /// Time limits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<TimeoutSpec>,
+    /// Which endpoint a request goes to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_balancer: Option<LoadBalancerSpec>,
     /// When an endpoint that fails is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ejection: Option<EjectionSpec>,
@@ -90,6 +99,7 @@ impl TrafficPolicySpec {
             }
             constraint.fill(policy.retry.get_or_insert_default(), &mut errors);
         }
+        policy.load_balancer = self.load_balancer.as_ref().map(|said| said.to_proto(&mut errors));
         policy.ejection = self.ejection.as_ref().map(|ejection| ejection.to_proto(&mut errors));
         if errors.is_empty() { Ok(policy) } else { Err(errors) }
     }
@@ -106,6 +116,7 @@ impl discovery::Policy {
             request_timeout_ms: self.request_timeout_ms.or(outer.request_timeout_ms),
             backend_request_timeout_ms: self.backend_request_timeout_ms.or(outer.backend_request_timeout_ms),
             connect_timeout_ms: self.connect_timeout_ms.or(outer.connect_timeout_ms),
+            load_balancer: load_balancer::over(self.load_balancer.as_ref(), outer.load_balancer.as_ref()),
             ejection: ejection::over(self.ejection.as_ref(), outer.ejection.as_ref()),
         }
     }
@@ -128,7 +139,9 @@ fn to_millis(duration: Duration) -> u64 {
 pub fn needs(policy: &discovery::Policy) -> Vec<(Feature, &'static str)> {
     let retry = policy.retry.iter().filter_map(discovery::Retry::needs);
     let ejection = policy.ejection.iter().map(|_| (Feature::Ejection, "ejection"));
-    retry.chain(ejection).collect()
+    let load_balancer = policy.load_balancer.iter();
+    let load_balancer = load_balancer.map(|_| (Feature::LoadBalancer, "loadBalancer"));
+    retry.chain(load_balancer).chain(ejection).collect()
 }
 
 #[cfg(test)]
