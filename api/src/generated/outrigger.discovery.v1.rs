@@ -95,6 +95,33 @@ pub struct LoadBalancer {
     /// With LOAD_BALANCER_TYPE_CONSISTENT_HASH.
     #[prost(message, optional, tag = "2")]
     pub consistent_hash: ::core::option::Option<ConsistentHash>,
+    #[prost(message, optional, tag = "3")]
+    pub slow_start: ::core::option::Option<SlowStart>,
+    #[prost(message, optional, tag = "4")]
+    pub penalty: ::core::option::Option<Penalty>,
+}
+/// An endpoint that comes gets its share of requests little by little.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SlowStart {
+    /// 0: at once.
+    #[prost(uint64, tag = "1")]
+    pub window_ms: u64,
+    /// Of its share, from the beginning on, 1 to 100.
+    #[prost(uint32, tag = "2")]
+    pub min_percent: u32,
+}
+/// An endpoint that is busy gets fewer requests for a while.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Penalty {
+    /// None: never. 429 and 503 stand for RESOURCE_EXHAUSTED and UNAVAILABLE of gRPC too.
+    #[prost(uint32, repeated, tag = "1")]
+    pub statuses: ::prost::alloc::vec::Vec<u32>,
+    /// For how long where the answer does not say it.
+    #[prost(uint64, tag = "2")]
+    pub duration_ms: u64,
+    /// For how long at most.
+    #[prost(uint64, tag = "3")]
+    pub max_ms: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ConsistentHash {

@@ -6,7 +6,9 @@ use std::time::Duration;
 use http::{HeaderName, StatusCode};
 use outrigger_api::discovery as proto;
 use outrigger_api::discovery::hash_key;
-use outrigger_api::policy::{BOUNDED_LOAD, EJECTION_TIME, FAILURES_IN_A_ROW, SUCCESS_REQUESTS, SUCCESS_WINDOW};
+use outrigger_api::policy::{
+    BOUNDED_LOAD, EJECTION_TIME, FAILURES_IN_A_ROW, PENALTY, SLOW_START, SUCCESS_REQUESTS, SUCCESS_WINDOW,
+};
 
 use super::rules::within;
 
@@ -22,6 +24,27 @@ pub struct Balancing {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LoadBalancer {
     pub choice: Choice,
+    pub slow_start: Option<SlowStart>,
+    pub penalty: Option<Penalty>,
+}
+
+/// An endpoint that comes gets its share of requests little by little.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SlowStart {
+    /// More than nothing, up to 1 h.
+    pub window: Duration,
+    /// Of its share, from the beginning on: 0.01 to 1.0.
+    pub least: f64,
+}
+
+/// An endpoint that is busy gets fewer requests for a while: see `outbound::penalty`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Penalty {
+    pub statuses: Vec<u16>,
+    /// Where the answer does not say it, 1 s to 1 h.
+    pub duration: Duration,
+    /// 1 s to 1 h.
+    pub max: Duration,
 }
 
 /// How the endpoint of a request is found.
@@ -122,6 +145,11 @@ impl Balancing {
         }
     }
 
+    /// What is done about endpoints that are busy.
+    pub fn penalty(&self) -> Option<&Penalty> {
+        self.load_balancer.as_ref()?.penalty.as_ref()
+    }
+
     /// The route whose requests are counted apart, if those of this rule are.
     pub fn counters(&self) -> Option<&Arc<str>> {
         self.ejection.as_ref()?.counters.as_ref()
@@ -131,6 +159,20 @@ impl Balancing {
 impl LoadBalancer {
     /// What is not understood is as without a policy.
     fn adopt(&mut self, nearer: &proto::LoadBalancer) {
+        if let Some(slow) = &nearer.slow_start {
+            self.slow_start = (slow.window_ms > 0).then(|| SlowStart {
+                window: within(slow.window_ms, SLOW_START),
+                least: f64::from(slow.min_percent.clamp(1, 100)) / 100.0,
+            });
+        }
+        if let Some(penalty) = &nearer.penalty {
+            let statuses = penalty.statuses.iter().filter_map(|&status| u16::try_from(status).ok());
+            self.penalty = (!penalty.statuses.is_empty()).then(|| Penalty {
+                statuses: statuses.collect(),
+                duration: within(penalty.duration_ms, PENALTY),
+                max: within(penalty.max_ms, PENALTY),
+            });
+        }
         self.choice = match (nearer.r#type(), &nearer.consistent_hash) {
             // An unknown number is not the one that says nothing.
             (proto::LoadBalancerType::Unspecified, _) if nearer.r#type == 0 => return,

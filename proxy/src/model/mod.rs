@@ -22,7 +22,7 @@ use http::{HeaderName, Method};
 use outrigger_api::pattern::Pattern;
 use outrigger_api::spiffe::SpiffeId;
 
-pub use balancing::{Balancing, Choice, Ejection, HashKey, LoadBalancer, SuccessRate};
+pub use balancing::{Balancing, Choice, Ejection, HashKey, LoadBalancer, Penalty, SlowStart, SuccessRate};
 pub use byte_route::ByteRoute;
 pub use cors::{Allowed, Cors};
 pub use filters::{Filters, HeaderModifier, Mirror, PathModifier, Redirect, Rewrite};

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use super::balance::{InHand, Member, Pick};
 use super::connect::checkout;
+use super::penalty::penalised;
 use super::retry::{Attempted, RetryDecision, backoff, judge, repeatable};
 use super::target::{WorkerBackend, WorkerTarget};
 use super::{State, hash, health};
@@ -128,6 +129,11 @@ impl Attempts<'_> {
             let attempted = attempted(&result);
             in_flight.end(says(&attempted, balancing.ejection()), Instant::now());
             let clock = self.state.context.process.identity.clock();
+            if let Some(penalty) = balancing.penalty()
+                && let Some(time) = penalised(&attempted, penalty, clock.now())
+            {
+                member.penalise(Instant::now() + time);
+            }
             let decision = judge(&attempted, repeatable, retry, clock.now());
             match self.wait_before_retry(decision, retry, body, &mut repeats) {
                 Some(wait) => {

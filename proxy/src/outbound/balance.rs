@@ -38,6 +38,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use outrigger_proxy_transport::client::Pool;
 use rand::Rng;
@@ -87,6 +88,10 @@ pub struct Member {
     pub pool: Rc<Pool>,
     /// See [`super::hash`].
     hash: u64,
+    /// When it came. `None`: it was there when this worker began to call the Service.
+    came: Option<Instant>,
+    /// Until when its load counts more, because it has said that it is busy.
+    busy_until: Cell<Option<Instant>>,
     in_hand: Cell<u32>,
     health: RefCell<Health>,
     /// With requests that are counted together,
@@ -153,6 +158,7 @@ impl Balancer {
     }
 
     fn replace(&mut self, endpoints: &[Arc<Endpoint>], now: Instant) {
+        let came = (!self.members.is_empty()).then_some(now);
         let mut old: HashMap<Arc<Endpoint>, Rc<Member>> = self
             .members
             .drain(..)
@@ -162,7 +168,7 @@ impl Balancer {
             .iter()
             .map(|endpoint| {
                 old.remove(endpoint)
-                    .unwrap_or_else(|| Rc::new(Member::new(Arc::clone(endpoint), Rc::clone(&self.group), now)))
+                    .unwrap_or_else(|| Rc::new(Member::new(Arc::clone(endpoint), Rc::clone(&self.group), came, now)))
             })
             .collect();
         self.group.replace(&self.members);
@@ -183,7 +189,7 @@ impl Balancer {
                 None => of_two(
                     members,
                     allowed,
-                    |a, b| better(a, b, pick.tried.is_empty(), pick.now),
+                    |a, b| better(a, b, pick.tried.is_empty(), pick.now, |_| 1.0),
                     rng,
                 ),
                 Some(by) => {
@@ -199,7 +205,7 @@ impl Balancer {
 pub fn of_two<'a>(
     members: &'a [Rc<Member>],
     allowed: impl Fn(&Rc<Member>) -> bool,
-    better: impl Fn(&'a Rc<Member>, &'a Rc<Member>) -> &'a Rc<Member>,
+    better: impl FnOnce(&'a Rc<Member>, &'a Rc<Member>) -> &'a Rc<Member>,
     rng: &mut SmallRng,
 ) -> Option<&'a Rc<Member>> {
     let first = rng.random_range(0..members.len());
@@ -217,13 +223,19 @@ pub fn of_two<'a>(
     }
 }
 
-/// The one that is due, if one of them is; or the one with less load.
-pub fn better<'a>(a: &'a Rc<Member>, b: &'a Rc<Member>, probing: bool, now: Instant) -> &'a Rc<Member> {
+/// The one that is due, if one of them is; or the one with less load, which counts so many `times`.
+pub fn better<'a>(
+    a: &'a Rc<Member>,
+    b: &'a Rc<Member>,
+    probing: bool,
+    now: Instant,
+    times: impl Fn(&Member) -> f64,
+) -> &'a Rc<Member> {
     let due = |m: &Member| probing && m.health.borrow().is_due(now);
     let b_is_better = match (due(a), due(b)) {
         (false, true) => true,
         (true, false) => false,
-        _ => b.is_lighter_than(a, now),
+        _ => b.is_lighter_than(a, now, times),
     };
     let (better, other) = if b_is_better { (b, a) } else { (a, b) };
     other.health.borrow_mut().pass_over();
@@ -231,11 +243,13 @@ pub fn better<'a>(a: &'a Rc<Member>, b: &'a Rc<Member>, probing: bool, now: Inst
 }
 
 impl Member {
-    fn new(endpoint: Arc<Endpoint>, group: Rc<Group>, now: Instant) -> Self {
+    fn new(endpoint: Arc<Endpoint>, group: Rc<Group>, came: Option<Instant>, now: Instant) -> Self {
         Self {
             pool: Rc::new(Pool::new(endpoint.identity.is_some())),
             hash: of_address(endpoint.address),
             endpoint,
+            came,
+            busy_until: Cell::new(None),
             in_hand: Cell::new(0),
             health: RefCell::new(Health::new(now)),
             standing: RefCell::default(),
@@ -268,6 +282,21 @@ impl Member {
     /// Requests of this worker that it has not answered to the last byte.
     pub fn in_hand(&self) -> u32 {
         self.in_hand.get()
+    }
+
+    /// How long ago it came. `None`: it was there from the beginning.
+    pub fn age(&self, now: Instant) -> Option<Duration> {
+        Some(now.saturating_duration_since(self.came?))
+    }
+
+    /// It has said that it is busy.
+    pub fn penalise(&self, until: Instant) {
+        self.busy_until.set(self.busy_until.get().max(Some(until)));
+    }
+
+    /// Whether it has said so.
+    pub fn is_busy(&self, now: Instant) -> bool {
+        self.busy_until.get().is_some_and(|until| now < until)
     }
 
     /// See [`super::hash`].
@@ -364,14 +393,14 @@ impl Member {
         others.map(Rc::as_ref).fold(none, and)
     }
 
-    fn is_lighter_than(&self, other: &Self, now: Instant) -> bool {
+    fn is_lighter_than(&self, other: &Self, now: Instant, times: impl Fn(&Self) -> f64) -> bool {
         let (mine, others) = (self.health.borrow(), other.health.borrow());
         let (my_average, other_average) = (mine.average(now), others.average(now));
         // Of two that have not answered yet, any time will do: it is compared with what they owe.
         let known = my_average.or(other_average).unwrap_or(UNKNOWN);
         let load = |member: &Self, health: &Health, average: Option<f64>| {
             let seconds = average.unwrap_or(known).max(health.at_least(now));
-            seconds * f64::from(member.in_hand.get() + 1)
+            seconds * f64::from(member.in_hand.get() + 1) * times(member)
         };
         load(self, &mine, my_average) < load(other, &others, other_average)
     }

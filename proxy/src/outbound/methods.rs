@@ -11,6 +11,11 @@
 //!   2016), but never one with less than [`NOT_BUSY`]: two requests at a time are no load. A request that has nothing to go by goes
 //!   where `PeakEWMA` says.
 //!
+//! With `slowStart`, an endpoint that comes takes a part of the requests that it would get otherwise, which grows with its age; the
+//! others go to who is next. In `ConsistentHash` these are always the same ones, so that each moves once. An endpoint that is there when
+//! this worker begins to call the Service is not new. With `penalty` (see [`penalty`](super::penalty)), load counts four times; where load
+//! says nothing, an endpoint has a fourth of its turns. `ConsistentHash` does not look at that.
+//!
 //! Endpoints that are left out are passed over by all of them; a Service's `sessionAffinity` comes before all of them.
 
 use std::cell::Cell;
@@ -18,10 +23,12 @@ use std::rc::Rc;
 
 use rand::Rng;
 use rand::rngs::SmallRng;
+use tokio::time::Instant;
 
 use super::balance::{Member, Pick, better, of_two};
-use super::hash::score;
-use crate::model::{Choice, LoadBalancer};
+use super::hash::{mix, score};
+use super::penalty::TIMES;
+use crate::model::{Choice, LoadBalancer, SlowStart};
 
 /// Requests in hand that make no endpoint too busy for another one.
 pub const NOT_BUSY: u64 = 4;
@@ -39,41 +46,79 @@ pub struct Among<'a, F> {
 impl<'a, F: Fn(&Rc<Member>) -> bool> Among<'a, F> {
     /// `None`: none is allowed.
     pub fn choose(&self, by: &LoadBalancer, pick: &Pick<'_>, rng: &mut SmallRng) -> Option<&'a Rc<Member>> {
+        let now = pick.now;
+        let times = |member: &Member| match by.penalty.is_some() && member.is_busy(now) {
+            true => TIMES,
+            false => 1,
+        };
+        let came = |member: &Member| share(by.slow_start, member, now);
         match (&by.choice, pick.key) {
-            (Choice::ConsistentHash { bounded_load, .. }, Some(key)) => self.hashed(key, *bounded_load),
+            (Choice::ConsistentHash { bounded_load, .. }, Some(key)) => self.hashed(key, *bounded_load, came),
             (Choice::PeakEwma | Choice::ConsistentHash { .. }, _) => {
                 let probing = pick.tried.is_empty();
-                of_two(self.members, &self.allowed, |a, b| better(a, b, probing, pick.now), rng)
+                let lighter = |a, b| better(a, b, probing, now, |member| f64::from(times(member)));
+                self.of_two(lighter, came, rng)
             }
             (Choice::LeastRequest, _) => {
-                let fewer = |a: &'a Rc<Member>, b: &'a Rc<Member>| if b.in_hand() < a.in_hand() { b } else { a };
-                of_two(self.members, &self.allowed, fewer, rng)
+                let load = |member: &Member| u64::from(member.in_hand() + 1) * u64::from(times(member));
+                let fewer = |a: &'a Rc<Member>, b: &'a Rc<Member>| if load(b) < load(a) { b } else { a };
+                self.of_two(fewer, came, rng)
             }
-            (Choice::RoundRobin, _) => self.in_turn(rng),
-            (Choice::Random, _) => self.any(rng),
+            (Choice::RoundRobin, _) => self.in_turn(|member| came(member) / f64::from(times(member)), rng),
+            (Choice::Random, _) => self.any(|member| came(member) / f64::from(times(member)), rng),
         }
     }
 
-    fn in_turn(&self, rng: &mut SmallRng) -> Option<&'a Rc<Member>> {
+    /// The better of two; the other one, where that has come of late and the draw is against it.
+    fn of_two(
+        &self,
+        better: impl Fn(&'a Rc<Member>, &'a Rc<Member>) -> &'a Rc<Member>,
+        share: impl Fn(&Member) -> f64,
+        rng: &mut SmallRng,
+    ) -> Option<&'a Rc<Member>> {
+        let mut other = None;
+        let chosen = of_two(
+            self.members,
+            &self.allowed,
+            |a, b| {
+                let chosen = better(a, b);
+                other = Some(if Rc::ptr_eq(chosen, a) { b } else { a });
+                chosen
+            },
+            rng,
+        )?;
+        Some(other.filter(|_| !accepts(share(chosen), rng)).unwrap_or(chosen))
+    }
+
+    fn in_turn(&self, share: impl Fn(&Member) -> f64, rng: &mut SmallRng) -> Option<&'a Rc<Member>> {
         let count = self.members.len();
         let begin = self.turn.get().unwrap_or_else(|| rng.random_range(0..count)) % count;
-        let index = (begin..count)
+        let mut passed = None;
+        let mut in_turn = (begin..count)
             .chain(0..begin)
-            .find(|i| (self.allowed)(&self.members[*i]))?;
+            .filter(|i| (self.allowed)(&self.members[*i]));
+        let index = in_turn.find(|i| {
+            let accepted = accepts(share(&self.members[*i]), rng);
+            passed = passed.or(Some(*i));
+            accepted
+        });
+        let index = index.or(passed)?;
         self.turn.set(Some(index + 1));
         Some(&self.members[index])
     }
 
-    fn any(&self, rng: &mut SmallRng) -> Option<&'a Rc<Member>> {
-        let mut draw = || &self.members[rng.random_range(0..self.members.len())];
-        let drawn = (0..DRAWS).map(|_| draw()).find(|member| (self.allowed)(member));
-        drawn.or_else(|| {
-            let (before, after) = self.members.split_at(rng.random_range(0..self.members.len()));
-            after.iter().chain(before).find(|member| (self.allowed)(member))
-        })
+    fn any(&self, share: impl Fn(&Member) -> f64, rng: &mut SmallRng) -> Option<&'a Rc<Member>> {
+        for _ in 0..DRAWS {
+            let drawn = &self.members[rng.random_range(0..self.members.len())];
+            if (self.allowed)(drawn) && accepts(share(drawn), rng) {
+                return Some(drawn);
+            }
+        }
+        let (before, after) = self.members.split_at(rng.random_range(0..self.members.len()));
+        after.iter().chain(before).find(|member| (self.allowed)(member))
     }
 
-    fn hashed(&self, key: u64, bounded_load: u64) -> Option<&'a Rc<Member>> {
+    fn hashed(&self, key: u64, bounded_load: u64, share: impl Fn(&Member) -> f64) -> Option<&'a Rc<Member>> {
         let allowed = || self.members.iter().filter(|member| (self.allowed)(member));
         let (mut requests, mut count) = (1, 0);
         for member in allowed() {
@@ -83,11 +128,32 @@ impl<'a, F: Fn(&Rc<Member>) -> bool> Among<'a, F> {
         let most = (requests * bounded_load).div_ceil(100 * count.max(1)).max(NOT_BUSY);
         let by_score = |member: &&Rc<Member>| score(key, member.hash());
         let has_room = |member: &&Rc<Member>| u64::from(member.in_hand()) < most;
+        // A part of what is alike comes to it for good, and more with the time.
+        let takes = |member: &&Rc<Member>| part(mix(by_score(member))) < share(member);
         allowed()
-            .filter(has_room)
+            .filter(|member| has_room(member) && takes(member))
             .max_by_key(by_score)
             .or_else(|| allowed().max_by_key(by_score))
     }
+}
+
+/// What an endpoint has of its share of the requests.
+fn share(slow_start: Option<SlowStart>, member: &Member, now: Instant) -> f64 {
+    let Some((slow, age)) = slow_start.zip(member.age(now)) else {
+        return 1.0;
+    };
+    (age.as_secs_f64() / slow.window.as_secs_f64()).clamp(slow.least, 1.0)
+}
+
+/// Whether an endpoint that has this share takes a request that it would have if it had all of it.
+fn accepts(share: f64, rng: &mut SmallRng) -> bool {
+    share >= 1.0 || rng.random::<f64>() < share
+}
+
+/// A number that is as good as random, from 0.0 to below 1.0.
+fn part(bits: u64) -> f64 {
+    // The upper 32 bits are exact.
+    f64::from((bits >> 32) as u32) / f64::from(u32::MAX)
 }
 
 #[cfg(test)]

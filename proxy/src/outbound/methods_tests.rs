@@ -14,7 +14,9 @@ use crate::outbound::affinity::Caller;
 use crate::outbound::balance::Balancer;
 use crate::outbound::hash::mix;
 use crate::outbound::health::Answer;
-use crate::outbound::testing::{MS, ask_by, balancer, endpoints, member, pick_by, pick_keyed, port, rng, rules};
+use crate::outbound::testing::{
+    MS, SECOND, ask_by, balancer, endpoints, member, pick_by, pick_keyed, port, rng, rules,
+};
 
 const HASH: &str = "loadBalancer: {type: ConsistentHash, consistentHash: {keys: [{type: Header, name: x-user}]}}";
 
@@ -199,5 +201,126 @@ fn session_affinity_comes_first() {
         let random = rng(10);
         let homes = homes(&balancer, &rules, 100, now, &random);
         assert!(homes.iter().all(|home| *home == homes[0]), "{spec}");
+    }
+}
+
+const TYPES: [&str; 5] = ["PeakEWMA", "LeastRequest", "RoundRobin", "Random", "ConsistentHash"];
+
+fn of_type(name: &str, more: &str) -> Balancing {
+    let hash = match name {
+        "ConsistentHash" => ", consistentHash: {keys: [{type: Header, name: x-user}], boundedLoad: 10000}",
+        _ => "",
+    };
+    rules(&format!("loadBalancer: {{type: {name}{hash}, {more}}}"))
+}
+
+/// The share of an endpoint of requests that have ended when the next begins, each of another user.
+fn share(balancer: &Balancer, rules: &Balancing, of: u16, now: Instant) -> f64 {
+    let random = rng(12);
+    let requests = 4000;
+    let homes = homes(balancer, rules, requests, now, &random);
+    homes.iter().filter(|home| **home == of).count() as f64 / requests as f64
+}
+
+#[test]
+fn one_that_comes_has_its_share_little_by_little() {
+    for name in TYPES {
+        let now = Instant::now();
+        let rules = of_type(name, "slowStart: {window: 100s, minPercent: 10}");
+        let mut balancer = balancer(4, now);
+        // Those that are there from the beginning are not new.
+        let first = share(&balancer, &rules, 1, now);
+        assert!((0.2..0.3).contains(&first), "{name}: {first}");
+        balancer.update(&endpoints(1..=5), None, now);
+        for (seconds, part) in [
+            (0, 0.1),
+            (5, 0.1),
+            (25, 0.25),
+            (50, 0.5),
+            (75, 0.75),
+            (100, 1.0),
+            (1000, 1.0),
+        ] {
+            let share = share(&balancer, &rules, 5, now + seconds * SECOND);
+            let expected = part / 5.0;
+            // A pass over one goes to the others: its share of what is left is a little more.
+            assert!(
+                (0.8 * expected..1.4 * expected).contains(&share),
+                "{name} after {seconds} s: {share}, not {expected}"
+            );
+        }
+    }
+}
+
+#[test]
+fn users_move_to_one_that_comes_once_each() {
+    let now = Instant::now();
+    let rules = of_type("ConsistentHash", "slowStart: {window: 100s, minPercent: 1}");
+    let (mut balancer, random) = (balancer(3, now), rng(13));
+    let mut before = homes(&balancer, &rules, 1000, now, &random);
+    balancer.update(&endpoints(1..=4), None, now);
+    for seconds in 0..=100 {
+        let after = homes(&balancer, &rules, 1000, now + seconds * SECOND, &random);
+        for (before, after) in before.iter().zip(&after) {
+            assert!(before == after || (*before != 4 && *after == 4));
+        }
+        before = after;
+    }
+    assert!((200..300).contains(&before.iter().filter(|home| **home == 4).count()));
+}
+
+#[test]
+fn where_all_are_new_all_are_used() {
+    let now = Instant::now();
+    for name in TYPES {
+        let rules = of_type(name, "slowStart: {window: 100s, minPercent: 1}");
+        let mut balancer = balancer(2, now);
+        balancer.update(&endpoints(5..=8), None, now);
+        for port in 5..=8 {
+            let share = share(&balancer, &rules, port, now);
+            assert!((0.15..0.35).contains(&share), "{name}: {share}");
+        }
+    }
+}
+
+#[test]
+fn one_that_is_busy_gets_less_and_something() {
+    for (name, least, most) in [
+        ("PeakEWMA", 0.06, 0.14),
+        ("LeastRequest", 0.06, 0.14),
+        ("RoundRobin", 0.04, 0.1),
+        ("Random", 0.04, 0.1),
+        // A user stays.
+        ("ConsistentHash", 0.2, 0.3),
+    ] {
+        let now = Instant::now();
+        let rules = of_type(name, "penalty: {}");
+        let balancer = balancer(4, now);
+        member(&balancer, 1).penalise(now + 5 * SECOND);
+        let share_of = |rules: &Balancing, now| {
+            // With requests in hand, so that load says something.
+            let random = rng(14);
+            let mut held = std::collections::VecDeque::new();
+            let mut to_one = 0;
+            for user in 0..4000 {
+                let picked = pick_keyed(&balancer, rules, Some(mix(user + 1)), now, &random);
+                to_one += u32::from(port(&picked) == 1);
+                held.push_back(picked.take(rules, now));
+                if held.len() > 100 {
+                    held.pop_front().unwrap().end(Answer::Good, now + MS);
+                }
+            }
+            f64::from(to_one) / 4000.0
+        };
+        let share = share_of(&rules, now);
+        assert!((least..most).contains(&share), "{name}: {share}");
+        let others = share_of(&of_type(name, "slowStart: {window: 1s}"), now);
+        assert!((0.2..0.3).contains(&others), "{name}: {others}, without a penalty");
+        let later = share_of(&rules, now + 5 * SECOND);
+        assert!((0.2..0.3).contains(&later), "{name}: {later}, when its time is over");
+        // Where all are busy nothing has changed.
+        (1..=4).for_each(|port| member(&balancer, port).penalise(now + 60 * SECOND));
+        let all = share_of(&rules, now + 6 * SECOND);
+        assert!((0.2..0.3).contains(&all), "{name}: {all}, as all are");
     }
 }

@@ -12,6 +12,7 @@ pub mod health;
 pub mod methods;
 pub mod mirror;
 pub mod opaque;
+pub mod penalty;
 pub mod request;
 pub mod retry;
 pub mod route;

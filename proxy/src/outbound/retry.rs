@@ -113,24 +113,42 @@ pub fn backoff(policy: &RetryPolicy, n: u32, rng: &mut impl Rng) -> Duration {
 /// How long the server wants us to wait; zero where it says nothing. `None`: it does not want to be asked again, or later
 /// than we wait.
 fn server_wait(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    match wanted_wait(headers, now) {
+        Wanted::Nothing => Some(Duration::ZERO),
+        Wanted::Wait(wait) => Some(wait).filter(|wait| *wait <= MAX_SERVER_WAIT),
+        Wanted::Never => None,
+    }
+}
+
+/// What a server says of when it wants to be asked again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Nothing that can be understood.
+    Nothing,
+    /// After this time.
+    Wait(Duration),
+    Never,
+}
+
+/// Reads it from the head of a response.
+pub fn wanted_wait(headers: &HeaderMap, now: SystemTime) -> Wanted {
     if let Some(pushback) = headers.get(GRPC_PUSHBACK) {
         // gRFC A6: what is negative or not a number means that there is to be no retry.
-        let millis = number(pushback.to_str().ok()?.trim())?;
-        return Some(Duration::from_millis(millis)).filter(|wait| *wait <= MAX_SERVER_WAIT);
+        let millis = pushback.to_str().ok().and_then(|millis| number(millis.trim()));
+        return millis.map_or(Wanted::Never, |millis| Wanted::Wait(Duration::from_millis(millis)));
     }
     let Some(after) = headers.get(RETRY_AFTER).and_then(|after| after.to_str().ok()) else {
-        return Some(Duration::ZERO);
+        return Wanted::Nothing;
     };
     let after = after.trim();
     // RFC 9110 section 10.2.3: seconds or a date. A date that has passed is no wait; nonsense is as good as nothing.
-    let wait = match number(after) {
-        Some(seconds) => Duration::from_secs(seconds),
+    match number(after) {
+        Some(seconds) => Wanted::Wait(Duration::from_secs(seconds)),
         None => httpdate::parse_http_date(after)
             .ok()
             .and_then(|date| date.duration_since(now).ok())
-            .unwrap_or_default(),
-    };
-    Some(wait).filter(|wait| *wait <= MAX_SERVER_WAIT)
+            .map_or(Wanted::Nothing, Wanted::Wait),
+    }
 }
 
 /// Digits alone. A number that does not fit is a very large one (RFC 9111 section 1.2.2).

@@ -1,17 +1,28 @@
 //! Which endpoint a request goes to.
 
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::to_millis;
 use crate::discovery::{self, hash_key};
+use crate::duration;
 use crate::policy::access::no_header;
 
 /// Of `loadBalancer.consistentHash.boundedLoad`, in percent.
 pub const BOUNDED_LOAD: RangeInclusive<u32> = 100..=10_000;
 /// Of a consistent hash that does not say it.
 pub const DEFAULT_BOUNDED_LOAD: u32 = 125;
+/// Of `loadBalancer.slowStart.window`.
+pub const SLOW_START: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
+/// Of `loadBalancer.penalty.duration` and `max`.
+pub const PENALTY: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+/// Of a slow start that does not say it.
+const DEFAULT_MIN_PERCENT: u32 = 10;
+/// Of a penalty that does not say them: the statuses, for how long, and at most.
+const DEFAULT_PENALTY: ([u16; 2], Duration, Duration) = ([429, 503], Duration::from_secs(5), Duration::from_secs(300));
 /// Parts of a request that one hash is made of.
 pub const MAX_HASH_KEYS: usize = 4;
 /// Bytes of a name of a header, a cookie or a parameter.
@@ -30,6 +41,10 @@ pub struct LoadBalancerSpec {
     pub method: Option<LoadBalancerType>,
     /// Which requests go to the same endpoint, for `ConsistentHash`.
     pub consistent_hash: Option<ConsistentHashSpec>,
+    /// Gives an endpoint that comes its share of requests little by little. Default: off. Its fields count as one.
+    pub slow_start: Option<SlowStartSpec>,
+    /// Gives an endpoint that says it is busy fewer requests for a while. Default: off. Its fields count as one.
+    pub penalty: Option<PenaltySpec>,
 }
 
 /// How the endpoint of a request is found.
@@ -93,6 +108,54 @@ pub enum HashKeyType {
     Caller,
 }
 
+/// An endpoint that comes gets a share of its requests that grows evenly with the time. Those that are there when a sidecar begins to
+/// call the Service are not new to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SlowStartSpec {
+    /// After which time it has all of its share, up to 1h; 0s: at once.
+    #[schemars(
+        regex(pattern = duration::PATTERN),
+        extend("x-kubernetes-validations" = [{
+            "rule": "duration(self) <= duration('1h')",
+            "message": "the window is at most 1h"
+        }])
+    )]
+    pub window: String,
+    /// What it has of its share from the beginning on, 1 to 100. Default 10.
+    #[schemars(range(min = 1, max = 100))]
+    pub min_percent: Option<u32>,
+}
+
+/// The load of an endpoint that answers so counts four times for a while. It is never left out for that. (`ConsistentHash` and a
+/// Service's `sessionAffinity` do not look at load.)
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PenaltySpec {
+    /// Statuses that say it, each 400 to 599; none: never. 429 stands for RESOURCE_EXHAUSTED of gRPC too, 503 for UNAVAILABLE. Default 429
+    /// and 503.
+    #[schemars(length(max = 32), inner(range(min = 400, max = 599)))]
+    pub statuses: Option<Vec<u16>>,
+    /// For how long where the answer has no `Retry-After` or `grpc-retry-pushback-ms`, 1s to 1h. Default 5s.
+    #[schemars(
+        regex(pattern = duration::PATTERN),
+        extend("x-kubernetes-validations" = [{
+            "rule": "duration(self) >= duration('1s') && duration(self) <= duration('1h')",
+            "message": "the duration is 1s to 1h"
+        }])
+    )]
+    pub duration: Option<String>,
+    /// For how long at most, whatever the answer says, 1s to 1h. Default 300s.
+    #[schemars(
+        regex(pattern = duration::PATTERN),
+        extend("x-kubernetes-validations" = [{
+            "rule": "duration(self) >= duration('1s') && duration(self) <= duration('1h')",
+            "message": "the duration is 1s to 1h"
+        }])
+    )]
+    pub max: Option<String>,
+}
+
 impl LoadBalancerSpec {
     pub(super) fn to_proto(&self, errors: &mut Vec<String>) -> discovery::LoadBalancer {
         let is_hash = self.method == Some(LoadBalancerType::ConsistentHash);
@@ -104,6 +167,8 @@ impl LoadBalancerSpec {
         discovery::LoadBalancer {
             r#type: self.method.map_or(0, |method| method.to_proto().into()),
             consistent_hash: self.consistent_hash.as_ref().map(|hash| hash.to_proto(errors)),
+            slow_start: self.slow_start.as_ref().map(|slow| slow.to_proto(errors)),
+            penalty: self.penalty.as_ref().map(|penalty| penalty.to_proto(errors)),
         }
     }
 }
@@ -143,6 +208,51 @@ impl ConsistentHashSpec {
             bounded_load_percent,
         }
     }
+}
+
+impl SlowStartSpec {
+    fn to_proto(&self, errors: &mut Vec<String>) -> discovery::SlowStart {
+        let window = within("slowStart.window", Some(&self.window), SLOW_START, errors);
+        let min_percent = self.min_percent.unwrap_or(DEFAULT_MIN_PERCENT);
+        if !(1..=100).contains(&min_percent) {
+            errors.push(format!(
+                "loadBalancer.slowStart.minPercent: {min_percent} is not 1 to 100"
+            ));
+        }
+        discovery::SlowStart {
+            window_ms: to_millis(window.unwrap_or_default()),
+            min_percent,
+        }
+    }
+}
+
+impl PenaltySpec {
+    fn to_proto(&self, errors: &mut Vec<String>) -> discovery::Penalty {
+        let statuses = self.statuses.as_deref().unwrap_or(&DEFAULT_PENALTY.0);
+        for status in statuses.iter().filter(|s| !(400..600).contains(*s)) {
+            errors.push(format!(
+                "loadBalancer.penalty.statuses: {status} is not a status of an error (400 to 599)"
+            ));
+        }
+        let duration = within("penalty.duration", self.duration.as_ref(), PENALTY, errors);
+        let max = within("penalty.max", self.max.as_ref(), PENALTY, errors);
+        discovery::Penalty {
+            statuses: statuses.iter().map(|&s| s.into()).collect(),
+            duration_ms: to_millis(duration.unwrap_or(DEFAULT_PENALTY.1)),
+            max_ms: to_millis(max.unwrap_or(DEFAULT_PENALTY.2)),
+        }
+    }
+}
+
+fn within(
+    field: &str,
+    text: Option<&String>,
+    range: RangeInclusive<Duration>,
+    errors: &mut Vec<String>,
+) -> Option<Duration> {
+    duration::parse_within(text?, range)
+        .map_err(|e| errors.push(format!("loadBalancer.{field}: {e}")))
+        .ok()
 }
 
 impl HashKeySpec {
@@ -189,13 +299,17 @@ pub(super) fn over(
     Some(discovery::LoadBalancer {
         r#type: method.r#type,
         consistent_hash: method.consistent_hash.clone(),
+        slow_start: nearer.slow_start.or(outer.slow_start),
+        penalty: nearer.penalty.clone().or_else(|| outer.penalty.clone()),
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::{TrafficPolicySpec, needs};
-    use crate::discovery::{ConsistentHash, Feature, HashKey, LoadBalancer, LoadBalancerType as Type, hash_key::Kind};
+    use crate::discovery::{
+        ConsistentHash, Feature, HashKey, LoadBalancer, LoadBalancerType as Type, Penalty, SlowStart, hash_key::Kind,
+    };
 
     fn parse(yaml: &str) -> TrafficPolicySpec {
         serde_saphyr::from_str(yaml).unwrap()
@@ -262,6 +376,14 @@ mod tests {
                 "{type: ConsistentHash, consistentHash: {keys: [{type: Path}], boundedLoad: 99}}".to_owned(),
                 "consistentHash.boundedLoad",
             ),
+            ("{slowStart: {window: 2h}}".to_owned(), "slowStart.window"),
+            (
+                "{slowStart: {window: 1s, minPercent: 0}}".to_owned(),
+                "slowStart.minPercent",
+            ),
+            ("{penalty: {statuses: [200]}}".to_owned(), "penalty.statuses"),
+            ("{penalty: {duration: 0s}}".to_owned(), "penalty.duration"),
+            ("{penalty: {max: 2h}}".to_owned(), "penalty.max"),
         ] {
             let errors = parse(&format!("loadBalancer: {spec}")).to_proto().unwrap_err();
             assert!(
@@ -272,11 +394,38 @@ mod tests {
     }
 
     #[test]
+    fn defaults_of_slow_start_and_penalty() {
+        let said = load_balancer("{slowStart: {window: 30s}, penalty: {}}");
+        let slow_start = SlowStart {
+            window_ms: 30_000,
+            min_percent: 10,
+        };
+        let penalty = Penalty {
+            statuses: vec![429, 503],
+            duration_ms: 5000,
+            max_ms: 300_000,
+        };
+        assert_eq!((said.slow_start, said.penalty), (Some(slow_start), Some(penalty)));
+        let said = load_balancer("{penalty: {statuses: [500], duration: 1s, max: 2s}}");
+        let penalty = Penalty {
+            statuses: vec![500],
+            duration_ms: 1000,
+            max_ms: 2000,
+        };
+        assert_eq!((said.slow_start, said.penalty), (None, Some(penalty)));
+    }
+
+    #[test]
     fn a_type_comes_with_its_hash() {
         let policy = |yaml: &str| parse(yaml).to_proto().unwrap();
         let hash = policy("loadBalancer: {type: ConsistentHash, consistentHash: {keys: [{type: Path}]}}");
         let random = policy("loadBalancer: {type: Random}");
         let nothing = policy("loadBalancer: {}");
+        let slow = policy("loadBalancer: {slowStart: {window: 1s}, penalty: {}}");
+        let both = random.over(&slow).load_balancer.unwrap();
+        assert_eq!(both.slow_start, slow.load_balancer.clone().unwrap().slow_start);
+        assert_eq!(both.penalty, slow.load_balancer.clone().unwrap().penalty);
+        assert_eq!(both.r#type(), Type::Random);
         for (nearer, outer, expected) in [
             (&random, &hash, &random),
             (&hash, &random, &hash),

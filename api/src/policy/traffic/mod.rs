@@ -21,7 +21,7 @@ pub use ejection::{
 };
 pub use load_balancer::{
     BOUNDED_LOAD, ConsistentHashSpec, DEFAULT_BOUNDED_LOAD, HashKeySpec, HashKeyType, LoadBalancerSpec,
-    LoadBalancerType, MAX_HASH_KEYS,
+    LoadBalancerType, MAX_HASH_KEYS, PENALTY, PenaltySpec, SLOW_START, SlowStartSpec,
 };
 pub use retry::{
     BUDGET_INTERVAL, BackoffSpec, BudgetSpec, RATE_COUNT, RATE_INTERVAL, RetryBudgetSpec, RetryConstraintSpec,
