@@ -133,15 +133,22 @@ pub struct EndpointViews {
     needs: Needs,
     views: Mutex<Views>,
     /// Of the version before: what views are compared with.
-    before: Option<(Needs, HashMap<Place, Arc<View>>)>,
+    before: Option<Before>,
     payer: Payer,
     taken: Taken,
 }
 
+/// The views of a state that is no more.
+#[derive(Debug)]
+struct Before {
+    needs: Needs,
+    at: HashMap<(Place, bool), Arc<View>>,
+}
+
 #[derive(Debug, Default)]
 struct Views {
-    /// At most as many as there are nodes.
-    at: HashMap<Place, Arc<View>>,
+    /// At most as many as there are nodes, and again for sidecars that take endpoints which are not near.
+    at: HashMap<(Place, bool), Arc<View>>,
     /// By which endpoints they are: on most nodes they are the same.
     of: HashMap<u64, Arc<View>>,
 }
@@ -196,49 +203,79 @@ impl EndpointViews {
     pub(crate) fn follow(&mut self, before: &Self) {
         self.last = Arc::clone(&before.last);
         if !self.is_refused() {
-            self.before = Some((before.needs, before.views.lock().at.clone()));
+            self.before = Some(Before {
+                needs: before.needs,
+                at: before.views.lock().at.clone(),
+            });
         }
     }
 
-    /// What a caller gets. It is the same one, with the same version, as long as nothing of it changes.
+    /// What a caller gets; `spills`: with endpoints that hints keep away from it, if there is room for them. It is the same one, with the
+    /// same version, as long as nothing of it changes.
     ///
     /// # Errors
     /// When there is no room for it.
-    pub fn view(&self, caller: &Place) -> Result<Arc<View>, Refusal> {
+    pub fn view(&self, caller: &Place, spills: bool) -> Result<Arc<View>, Refusal> {
         let candidates = self.candidates.as_ref().map_err(|refusal| *refusal)?;
-        let place = self.needs.of(caller);
+        let spills = spills && !candidates.is_same_everywhere();
+        match self.view_with(candidates, caller, spills) {
+            Err(_) if spills => self.view_with(candidates, caller, false),
+            view => view,
+        }
+    }
+
+    fn view_with(&self, candidates: &Candidates, caller: &Place, spills: bool) -> Result<Arc<View>, Refusal> {
+        let at = (self.needs.of(caller), spills);
         let mut views = self.views.lock();
-        if let Some(view) = views.at.get(&place) {
+        if let Some(view) = views.at.get(&at) {
             return Ok(Arc::clone(view));
         }
         // The first is paid for with the candidates. Of others, as much as they can become, before they are made.
-        let first = views.of.is_empty();
-        if !first {
-            drop(self.payer.take(candidates.list.len() * View::EACH)?);
-        }
-        let endpoints = fitting(candidates.of(&place));
+        let first = views.at.is_empty();
+        let chosen = candidates.chosen(&at.0);
+        // Of those that are not near a view has its own.
+        let others = if spills { chosen.others } else { Vec::new() };
+        let own: usize = others.iter().map(|c| View::EACH + c.endpoint.encoded_len()).sum();
+        let shared = if first { 0 } else { candidates.list.len() * View::EACH };
+        // They leave room for as much again as all of this takes: what only helps takes nothing away from what is called.
+        let spare = if others.is_empty() { 0 } else { candidates.size() };
+        drop(self.payer.take(shared + own + spare)?);
+        let near = chosen.near.iter().map(|c| Arc::clone(&c.endpoint));
+        let remote = others.iter().map(|c| {
+            let endpoint = proto::Endpoint::clone(&c.endpoint);
+            Arc::new(proto::Endpoint {
+                remote: true,
+                ..endpoint
+            })
+        });
+        let endpoints = fitting(near.chain(remote).collect());
         let which: Vec<_> = endpoints.iter().map(Arc::as_ptr).collect();
         let which = fingerprint(which);
         let view = match views.of.get(&which) {
             Some(view) if view.endpoints == endpoints => Arc::clone(view),
-            _ => self.make(caller, endpoints, first)?,
+            _ => self.make((caller, spills), endpoints, first, own)?,
         };
         views.of.insert(which, Arc::clone(&view));
-        views.at.insert(place, Arc::clone(&view));
+        views.at.insert(at, Arc::clone(&view));
         Ok(view)
     }
 
-    fn make(&self, caller: &Place, endpoints: Vec<Arc<proto::Endpoint>>, paid: bool) -> Result<Arc<View>, Refusal> {
+    fn make(
+        &self,
+        (caller, spills): (&Place, bool),
+        endpoints: Vec<Arc<proto::Endpoint>>,
+        paid: bool,
+        own: usize,
+    ) -> Result<Arc<View>, Refusal> {
         let before = self.before.as_ref();
-        let before = before.and_then(|(needs, views)| views.get(&needs.of(caller)));
+        let before = before.and_then(|before| before.at.get(&(before.needs.of(caller), spills)));
         if let Some(before) = before.filter(|before| before.endpoints == endpoints) {
             return Ok(Arc::clone(before));
         }
         let version = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let mut view = View::new(&self.name, version, endpoints, before.map(|before| &**before));
-        if !paid {
-            view.taken = self.payer.take(view.size())?;
-        }
+        let shared = if paid { 0 } else { view.size() };
+        view.taken = self.payer.take(shared + own)?;
         Ok(Arc::new(view))
     }
 }
@@ -349,6 +386,7 @@ pub(crate) fn encoded(kind: to_sidecar::Kind) -> Bytes {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::room::Room;
     use crate::topology::Candidate;
 
     fn candidates(addresses: impl IntoIterator<Item = u32>) -> Candidates {
@@ -357,6 +395,7 @@ mod tests {
             identity: "spiffe://cluster.local/ns/shop/sa/orders".to_owned(),
             zone: "eu-west-1a".to_owned(),
             pod: format!("orders-6d5f7c9b8-{n:05}"),
+            remote: false,
         });
         Candidates {
             local: false,
@@ -393,10 +432,10 @@ mod tests {
     #[test]
     fn a_flap_of_one_of_a_thousand_is_small() {
         let whole = set(0..1000);
-        let first = whole.view(&Place::default()).unwrap();
+        let first = whole.view(&Place::default(), false).unwrap();
         let mut without = set(1..1000);
         without.follow(&whole);
-        let second = without.view(&Place::default()).unwrap();
+        let second = without.view(&Place::default(), false).unwrap();
         let change = second.message(Some(first.version()));
         let whole = second.message(None);
         assert_eq!(read(&change).removed, ["10.244.0.0:8080"]);
@@ -410,7 +449,10 @@ mod tests {
         assert_eq!(read(&second.message(Some(77))).since, 0);
         let mut again = set(0..1000);
         again.follow(&without);
-        let change = again.view(&Place::default()).unwrap().message(Some(second.version()));
+        let change = again
+            .view(&Place::default(), false)
+            .unwrap()
+            .message(Some(second.version()));
         assert!(change.len() < 250, "{}", change.len());
         assert_eq!(read(&change).endpoints.len(), 1);
     }
@@ -419,7 +461,7 @@ mod tests {
     #[test]
     fn a_message_is_never_larger_than_a_sidecar_takes() {
         let large = set(0..60_000);
-        let view = large.view(&Place::default()).unwrap();
+        let view = large.view(&Place::default(), false).unwrap();
         let message = view.message(None);
         assert!(message.len() <= MAX_DISCOVERY_MESSAGE && message.len() > MAX_DISCOVERY_MESSAGE - 2048);
         let all = large.candidates.as_ref().unwrap().of(&Place::default());
@@ -429,17 +471,20 @@ mod tests {
         );
         let mut less = set(1..60_000);
         less.follow(&large);
-        let change = less.view(&Place::default()).unwrap().message(Some(view.version()));
+        let change = less
+            .view(&Place::default(), false)
+            .unwrap()
+            .message(Some(view.version()));
         assert!(change.len() < 1024, "{}", change.len());
     }
 
     #[test]
     fn what_is_smaller_is_sent() {
         let before = set(0..3);
-        let has = before.view(&Place::default()).unwrap().version();
+        let has = before.view(&Place::default(), false).unwrap().version();
         let mut after = set(10..13);
         after.follow(&before);
-        let sent = read(&after.view(&Place::default()).unwrap().message(Some(has)));
+        let sent = read(&after.view(&Place::default(), false).unwrap().message(Some(has)));
         assert_eq!((sent.since, sent.endpoints.len(), sent.removed.len()), (0, 3, 0));
     }
 
@@ -456,11 +501,14 @@ mod tests {
             zone: None,
         };
         let before = local(1, 2);
-        let (here, there) = (before.view(&at("n1")).unwrap(), before.view(&at("n2")).unwrap());
+        let (here, there) = (
+            before.view(&at("n1"), false).unwrap(),
+            before.view(&at("n2"), false).unwrap(),
+        );
         let mut after = local(1, 3);
         after.follow(&before);
-        assert!(Arc::ptr_eq(&after.view(&at("n1")).unwrap(), &here));
-        assert_ne!(after.view(&at("n2")).unwrap().version(), there.version());
+        assert!(Arc::ptr_eq(&after.view(&at("n1"), false).unwrap(), &here));
+        assert_ne!(after.view(&at("n2"), false).unwrap().version(), there.version());
     }
 
     /// A caller whose place becomes known, or becomes another one, gets what is there.
@@ -475,11 +523,85 @@ mod tests {
             node: Some(node.into()),
             zone: None,
         };
-        let (here, there) = (set.view(&at("n1")).unwrap(), set.view(&at("n2")).unwrap());
+        let (here, there) = (set.view(&at("n1"), false).unwrap(), set.view(&at("n2"), false).unwrap());
         assert_ne!(here.endpoints, there.endpoints);
         assert_ne!(here.version(), there.version());
         // Where nobody is on the node there is nobody, on whichever.
-        let nobody = ["n3", "n4"].map(|node| set.view(&at(node)).unwrap());
+        let nobody = ["n3", "n4"].map(|node| set.view(&at(node), false).unwrap());
         assert!(nobody[0].endpoints.is_empty() && Arc::ptr_eq(&nobody[0], &nobody[1]));
+    }
+
+    fn in_zones(zones: u32, each: u32) -> Candidates {
+        let mut candidates = candidates(0..zones * each);
+        for (candidate, n) in candidates.list.iter_mut().zip(0..) {
+            candidate.for_zones.push(format!("z{}", n % zones).into());
+        }
+        candidates
+    }
+
+    fn zone(n: u32) -> Place {
+        Place {
+            node: None,
+            zone: Some(format!("z{n}").into()),
+        }
+    }
+
+    /// Near, and not near.
+    fn sides(view: &View) -> (usize, usize) {
+        let remote = view.endpoints.iter().filter(|endpoint| endpoint.remote).count();
+        (view.endpoints.len() - remote, remote)
+    }
+
+    #[test]
+    fn who_understands_it_is_told_of_endpoints_that_are_not_near() {
+        let set = set_of(in_zones(3, 5));
+        let spilling = set.view(&zone(1), true).unwrap();
+        assert_eq!(sides(&spilling), (5, 10));
+        let told = read(&spilling.message(None));
+        assert!(told.endpoints[..5].iter().all(|e| !e.remote) && told.endpoints[5..].iter().all(|e| e.remote));
+        // Others are told what they always were.
+        let plain = set.view(&zone(1), false).unwrap();
+        assert_eq!(sides(&plain), (5, 0));
+        assert_ne!(plain.version(), spilling.version());
+        for (caller, spills, same) in [(zone(1), true, &spilling), (zone(1), false, &plain)] {
+            assert!(Arc::ptr_eq(&set.view(&caller, spills).unwrap(), same));
+        }
+        // Where hints keep nobody away it is one view.
+        let all = self::set(0..5);
+        assert!(Arc::ptr_eq(
+            &all.view(&zone(1), true).unwrap(),
+            &all.view(&zone(2), false).unwrap()
+        ));
+        // What changes is told as a change, and what does not is the same.
+        let mut after = set_of(in_zones(3, 5));
+        after.follow(&set);
+        assert!(Arc::ptr_eq(&after.view(&zone(1), true).unwrap(), &spilling));
+        let mut fewer = in_zones(3, 5);
+        fewer.list.remove(2);
+        let mut fewer = set_of(fewer);
+        fewer.follow(&after);
+        let change = read(&fewer.view(&zone(1), true).unwrap().message(Some(spilling.version())));
+        assert_eq!((change.endpoints.len(), change.removed.len()), (0, 1));
+    }
+
+    #[test]
+    fn what_is_told_beside_near_endpoints_is_paid_for_and_left_out_where_there_is_no_room() {
+        let candidates = in_zones(10, 100);
+        let room = Room::new(4 << 20);
+        let name = SetName {
+            namespace: "shop".into(),
+            service: "orders".into(),
+            port: 80,
+            ipv6: false,
+        };
+        let views = EndpointViews::new(name, candidates, room.payer(&"shop".into()), 0);
+        let before = room.used();
+        views.view(&zone(0), true).unwrap();
+        assert!(room.used() - before > 900 * 128, "{}", room.used() - before);
+        let sides: Vec<_> = (1..10).map(|n| sides(&views.view(&zone(n), true).unwrap())).collect();
+        assert!(sides.iter().all(|(near, _)| *near == 100), "{sides:?}");
+        assert_eq!(sides[0].1, 900);
+        assert_eq!(sides[8].1, 0, "half of the room is the namespace's");
+        assert!(room.used() <= 2 << 20);
     }
 }

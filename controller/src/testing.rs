@@ -114,7 +114,7 @@ impl Cluster {
                 };
                 let name = names.next().unwrap();
                 let views = self.index.follow_endpoints(name, reader()).newest();
-                let to_sidecar::Kind::EndpointSet(set) = told(views.view(place).unwrap().message(None)) else {
+                let to_sidecar::Kind::EndpointSet(set) = told(views.view(place, false).unwrap().message(None)) else {
                     panic!("no endpoints");
                 };
                 assert_eq!((named, set.since), (&set.name, 0));

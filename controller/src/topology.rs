@@ -10,6 +10,10 @@
 //!   are incomplete, and all endpoints are called. `trafficDistribution` itself is not read: whoever writes the slices turns
 //!   it into hints.
 //!
+//! A sidecar that understands it (`FEATURE_ZONE_SPILL`) gets the endpoints that hints keep away from the caller as well, marked as `remote`,
+//! and decides by load and failures when they help. By hints for zones these are all others; by hints for nodes at most
+//! [`OTHERS_OF_A_NODE`], those for the caller's zone first: there is a view for each node.
+//!
 //! Everything here is a pure function of the endpoints and the caller's place.
 
 use std::collections::HashMap;
@@ -52,6 +56,18 @@ pub(crate) struct Candidates {
     pub(crate) list: Vec<Candidate>,
 }
 
+/// How many endpoints of other nodes a caller is told of that has some on its own. Which ones they are differs from node to node.
+pub(crate) const OTHERS_OF_A_NODE: usize = 64;
+
+/// The endpoints of a caller.
+#[derive(Debug, Default)]
+pub(crate) struct Chosen<'a> {
+    /// Those that it calls.
+    pub(crate) near: Vec<&'a Candidate>,
+    /// Those that hints keep away from it.
+    pub(crate) others: Vec<&'a Candidate>,
+}
+
 impl From<proto::Endpoint> for Candidate {
     /// Ready, and for every caller.
     fn from(endpoint: proto::Endpoint) -> Self {
@@ -87,16 +103,34 @@ impl Candidates {
 
     /// The endpoints of a caller.
     pub(crate) fn of(&self, caller: &Place) -> Vec<Arc<proto::Endpoint>> {
-        let chosen = if self.local {
+        let near = self.chosen(caller).near.into_iter();
+        near.map(|c| Arc::clone(&c.endpoint)).collect()
+    }
+
+    /// The endpoints of a caller, and those that hints keep away from it.
+    pub(crate) fn chosen(&self, caller: &Place) -> Chosen<'_> {
+        if self.local {
             let here = self.list.iter().filter(|c| c.node.is_some() && c.node == caller.node);
-            first_choice(here.collect())
-        } else {
-            let usable = first_choice(self.list.iter().collect());
-            hinted(&usable, caller.node.as_ref(), |c| &c.for_nodes)
-                .or_else(|| hinted(&usable, caller.zone.as_ref(), |c| &c.for_zones))
-                .unwrap_or(usable)
-        };
-        chosen.into_iter().map(|c| Arc::clone(&c.endpoint)).collect()
+            return Chosen {
+                near: first_choice(here.collect()),
+                others: Vec::new(),
+            };
+        }
+        let usable = first_choice(self.list.iter().collect());
+        if let Some(near) = hinted(&usable, caller.node.as_ref(), |c| &c.for_nodes) {
+            let others = of_other_nodes(without(&usable, &near), caller);
+            return Chosen { near, others };
+        }
+        match hinted(&usable, caller.zone.as_ref(), |c| &c.for_zones) {
+            Some(near) => Chosen {
+                others: without(&usable, &near),
+                near,
+            },
+            None => Chosen {
+                near: usable,
+                others: Vec::new(),
+            },
+        }
     }
 
     /// Whether every caller has the same endpoints.
@@ -129,6 +163,29 @@ fn hinted<'a>(
     let at = at.filter(|_| are_complete(usable, hints))?;
     let chosen: Vec<_> = usable.iter().copied().filter(|c| hints(c).contains(at)).collect();
     (!chosen.is_empty()).then_some(chosen)
+}
+
+/// Those of a list in order that are not in a part of it, which has the same order.
+fn without<'a>(all: &[&'a Candidate], part: &[&'a Candidate]) -> Vec<&'a Candidate> {
+    let mut part = part.iter().peekable();
+    let others = all.iter().copied().filter(|c| {
+        let is_next = part.peek().is_some_and(|next| std::ptr::eq(**next, *c));
+        if is_next {
+            part.next();
+        }
+        !is_next
+    });
+    others.collect()
+}
+
+/// A few of them, which differ from node to node, so that those which help are not the same for all.
+fn of_other_nodes<'a>(mut others: Vec<&'a Candidate>, caller: &Place) -> Vec<&'a Candidate> {
+    if others.len() > OTHERS_OF_A_NODE {
+        let in_zone = |c: &Candidate| caller.zone.as_ref().is_some_and(|zone| c.for_zones.contains(zone));
+        others.sort_by_cached_key(|c| (!in_zone(c), fingerprint((&caller.node, &c.endpoint.address))));
+        others.truncate(OTHERS_OF_A_NODE);
+    }
+    others
 }
 
 /// Hints of endpoints that terminate mean nothing.

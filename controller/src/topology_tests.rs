@@ -3,7 +3,7 @@ use std::sync::Arc;
 use outrigger_api::discovery as proto;
 use outrigger_api::discovery::target;
 
-use super::{Candidate, Candidates, Place, TargetViews};
+use super::{Candidate, Candidates, OTHERS_OF_A_NODE, Place, TargetViews};
 use crate::room::Payer;
 
 /// "name", and then any of: "!" (terminating), "@node", ">zone" and ">>node" hints.
@@ -147,6 +147,56 @@ fn choices() {
         let got = candidates(*local, list).of(&place(caller));
         assert_eq!(names(&got), *chosen, "{what}");
     }
+}
+
+/// Those that hints keep away from a caller, for sidecars that may call them.
+#[test]
+fn others() {
+    let cases: &[(&str, bool, &[&str], &str, &str)] = &[
+        ("no hints", false, &["a @n1", "b @n2"], "n1/z1", ""),
+        (
+            "of other zones",
+            false,
+            &["a >z1", "b >z2", "c >z1", "d >z3"],
+            "n1/z1",
+            "b d",
+        ),
+        ("none is for the zone", false, &["a >z1", "b >z2"], "n1/z3", ""),
+        (
+            "of other nodes",
+            false,
+            &["a >z1 >>n1", "b >z1 >>n2", "c >z2 >>n3"],
+            "n1/z1",
+            "b c",
+        ),
+        ("terminating", false, &["a >z1", "b >z2 !", "c >z2"], "n1/z1", "c"),
+        ("local", true, &["a @n1 >z1 >>n1", "b @n2 >z2 >>n2"], "n1/z1", ""),
+    ];
+    for (what, local, list, caller, expected) in cases {
+        let candidates = candidates(*local, list);
+        let others = candidates.chosen(&place(caller)).others;
+        let others: Vec<_> = others.into_iter().map(|c| Arc::clone(&c.endpoint)).collect();
+        assert_eq!(names(&others), *expected, "{what}");
+    }
+}
+
+#[test]
+fn of_other_nodes_a_caller_gets_a_few_and_not_the_same_as_others() {
+    let list: Vec<_> = (0..1000).map(|n| format!("e{n} >z{} >>n{n}", n % 10)).collect();
+    let list: Vec<_> = list.iter().map(String::as_str).collect();
+    let candidates = candidates(false, &list);
+    let others = |at| -> std::collections::BTreeSet<_> {
+        let others = candidates.chosen(&place(at)).others.into_iter();
+        others.map(|c| c.endpoint.address.clone()).collect()
+    };
+    let (one, ten) = (others("n1/z1"), others("n11/z1"));
+    assert_eq!((one.len(), ten.len()), (OTHERS_OF_A_NODE, OTHERS_OF_A_NODE));
+    assert!(
+        !one.contains("e1") && one.iter().all(|name| name.ends_with('1')),
+        "{one:?}"
+    );
+    assert_ne!(one, ten);
+    assert_eq!(one, others("n1/z1"));
 }
 
 /// A view that says that nothing of the place matters must be the same from everywhere.

@@ -208,6 +208,7 @@ fn endpoint(address: SocketAddr, in_mesh: bool) -> Endpoint {
         identity: in_mesh.then(|| id("orders")),
         zone: None,
         pod: None,
+        remote: false,
     }
 }
 

@@ -256,6 +256,7 @@ fn backend(addresses: &[SocketAddr]) -> Arc<Backend> {
             identity: None,
             zone: None,
             pod: None,
+            remote: false,
         })
     };
     Arc::new(Backend {

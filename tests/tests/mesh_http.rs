@@ -487,6 +487,7 @@ fn backend(of: &str, addresses: &[SocketAddr]) -> Arc<Backend> {
             identity: None,
             zone: None,
             pod: None,
+            remote: false,
         })
     };
     Arc::new(Backend {

@@ -99,6 +99,8 @@ pub struct LoadBalancer {
     pub slow_start: ::core::option::Option<SlowStart>,
     #[prost(message, optional, tag = "4")]
     pub penalty: ::core::option::Option<Penalty>,
+    #[prost(enumeration = "ZoneMode", tag = "5")]
+    pub zone: i32,
 }
 /// An endpoint that comes gets its share of requests little by little.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -196,6 +198,39 @@ pub struct SuccessRate {
     /// Of the endpoint, and of the others together, within the window. Fewer say nothing.
     #[prost(uint32, tag = "3")]
     pub min_requests: u32,
+}
+/// What `Endpoint.remote` means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ZoneMode {
+    /// Says nothing.
+    Unspecified = 0,
+    /// Nothing: any endpoint is called.
+    Off = 1,
+    /// The others are called first, and these too where the others cannot do it alone. As without a policy.
+    Prefer = 2,
+}
+impl ZoneMode {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ZONE_MODE_UNSPECIFIED",
+            Self::Off => "ZONE_MODE_OFF",
+            Self::Prefer => "ZONE_MODE_PREFER",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ZONE_MODE_UNSPECIFIED" => Some(Self::Unspecified),
+            "ZONE_MODE_OFF" => Some(Self::Off),
+            "ZONE_MODE_PREFER" => Some(Self::Prefer),
+            _ => None,
+        }
+    }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -695,6 +730,10 @@ pub struct Endpoint {
     /// For logs and `/config`; never a metric label.
     #[prost(string, tag = "4")]
     pub pod: ::prost::alloc::string::String,
+    /// By the hints of the Service it is not for this caller: it is called where those that are for it cannot do it alone. Only a session whose
+    /// sidecar has FEATURE_ZONE_SPILL is told of such; others are told of those for the caller alone.
+    #[prost(bool, tag = "5")]
+    pub remote: bool,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -715,6 +754,8 @@ pub enum Feature {
     LoadBalancer = 6,
     /// `Policy.ejection`. Who does not understand it has the defaults.
     Ejection = 7,
+    /// `Endpoint.remote`. Who does not understand it is told of no such endpoint.
+    ZoneSpill = 8,
     /// `limits.v1.Policy.connections`. Who does not understand it takes any number of connections.
     ConnectionLimits = 20,
     /// `limits.v1.PerClaim`, and `access.v1.Jwt.policy` in limits. Who does not understand them leaves out limits that have one.
@@ -735,6 +776,7 @@ impl Feature {
             Self::RateLimits => "FEATURE_RATE_LIMITS",
             Self::LoadBalancer => "FEATURE_LOAD_BALANCER",
             Self::Ejection => "FEATURE_EJECTION",
+            Self::ZoneSpill => "FEATURE_ZONE_SPILL",
             Self::ConnectionLimits => "FEATURE_CONNECTION_LIMITS",
             Self::LimitClaims => "FEATURE_LIMIT_CLAIMS",
         }
@@ -750,6 +792,7 @@ impl Feature {
             "FEATURE_RATE_LIMITS" => Some(Self::RateLimits),
             "FEATURE_LOAD_BALANCER" => Some(Self::LoadBalancer),
             "FEATURE_EJECTION" => Some(Self::Ejection),
+            "FEATURE_ZONE_SPILL" => Some(Self::ZoneSpill),
             "FEATURE_CONNECTION_LIMITS" => Some(Self::ConnectionLimits),
             "FEATURE_LIMIT_CLAIMS" => Some(Self::LimitClaims),
             _ => None,

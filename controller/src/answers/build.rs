@@ -334,6 +334,7 @@ impl Build<'_> {
                 address: address.to_string(),
                 identity: endpoints::identity(self.store, name, pod, address.port()),
                 zone: String::new(),
+                remote: false,
                 pod: name.name.to_string(),
             }),
             service: one_service.map(|(service, _, port)| service_ref(service, port.port)),

@@ -146,6 +146,7 @@ fn candidate(store: &Store, deps: &mut Deps, endpoint: &SliceEndpoint, port: u16
         identity,
         zone: endpoint.zone.as_deref().unwrap_or_default().to_owned(),
         pod,
+        remote: false,
     };
     Some(Candidate {
         endpoint: told.into(),

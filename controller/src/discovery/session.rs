@@ -91,6 +91,8 @@ struct Session {
     takes_tokens: bool,
     /// It understands how much it takes.
     takes_limits: bool,
+    /// It understands which endpoints are not near.
+    takes_remote: bool,
     access: Followed<Access>,
     /// When it is tried again to tell it.
     access_again: Option<Instant>,
@@ -182,6 +184,7 @@ impl Session {
             takes_access: understands(Feature::Access),
             takes_tokens: understands(Feature::Tokens),
             takes_limits: understands(Feature::RateLimits),
+            takes_remote: understands(Feature::ZoneSpill),
             access: index.follow_access(&caller.pod_key(), reader),
             access_again: None,
             place: index.watch_place(caller),
@@ -462,7 +465,10 @@ impl Session {
                 let Some(set) = self.sets.get(name) else {
                     return Ok(None);
                 };
-                let view = set.views.newest().view(&self.place.borrow_and_update())?;
+                let view = set
+                    .views
+                    .newest()
+                    .view(&self.place.borrow_and_update(), self.takes_remote)?;
                 let version = Some(view.version());
                 return Ok((set.sent != version).then(|| Message {
                     bytes: view.message(set.sent.filter(|_| self.takes_changes)),

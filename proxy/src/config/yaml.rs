@@ -340,6 +340,7 @@ impl Reader<'_> {
                 address: address.map(|address| address.to_string()).unwrap_or_default(),
                 identity: identity.map(|id| id.to_string()).unwrap_or_default(),
                 zone: endpoint.zone.clone().unwrap_or_default(),
+                remote: false,
                 pod: String::new(),
             });
         }

@@ -20,7 +20,7 @@ use super::wants::Word;
 use crate::backoff::Backoff;
 
 /// What this sidecar understands.
-const FEATURES: [Feature; 9] = [
+const FEATURES: [Feature; 10] = [
     Feature::EndpointChanges,
     Feature::RetryConstraint,
     Feature::Access,
@@ -28,6 +28,7 @@ const FEATURES: [Feature; 9] = [
     Feature::RateLimits,
     Feature::LoadBalancer,
     Feature::Ejection,
+    Feature::ZoneSpill,
     Feature::ConnectionLimits,
     Feature::LimitClaims,
 ];

@@ -509,6 +509,7 @@ async fn from_an_older_controller_to_a_newer_one_and_back() {
         proto::Feature::RateLimits,
         proto::Feature::LoadBalancer,
         proto::Feature::Ejection,
+        proto::Feature::ZoneSpill,
         proto::Feature::ConnectionLimits,
         proto::Feature::LimitClaims,
     ];

@@ -26,6 +26,15 @@ pub struct LoadBalancer {
     pub choice: Choice,
     pub slow_start: Option<SlowStart>,
     pub penalty: Option<Penalty>,
+    pub zone: Zone,
+}
+
+/// Whether endpoints near the caller are called first: see `outbound::zones`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Zone {
+    Off,
+    #[default]
+    Prefer,
 }
 
 /// An endpoint that comes gets its share of requests little by little.
@@ -145,6 +154,11 @@ impl Balancing {
         }
     }
 
+    /// Whether endpoints near the caller are called first.
+    pub fn prefers_near(&self) -> bool {
+        self.load_balancer.as_ref().is_none_or(|said| said.zone == Zone::Prefer)
+    }
+
     /// What is done about endpoints that are busy.
     pub fn penalty(&self) -> Option<&Penalty> {
         self.load_balancer.as_ref()?.penalty.as_ref()
@@ -172,6 +186,11 @@ impl LoadBalancer {
                 duration: within(penalty.duration_ms, PENALTY),
                 max: within(penalty.max_ms, PENALTY),
             });
+        }
+        match nearer.zone() {
+            proto::ZoneMode::Off => self.zone = Zone::Off,
+            proto::ZoneMode::Prefer => self.zone = Zone::Prefer,
+            proto::ZoneMode::Unspecified => {}
         }
         self.choice = match (nearer.r#type(), &nearer.consistent_hash) {
             // An unknown number is not the one that says nothing.

@@ -177,6 +177,7 @@ fn endpoint(message: &proto::Endpoint) -> Option<Arc<Endpoint>> {
             identity,
             zone: text(&message.zone),
             pod: text(&message.pod),
+            remote: message.remote,
         })),
         _ => {
             tracing::warn!(

@@ -22,7 +22,7 @@ use http::{HeaderName, Method};
 use outrigger_api::pattern::Pattern;
 use outrigger_api::spiffe::SpiffeId;
 
-pub use balancing::{Balancing, Choice, Ejection, HashKey, LoadBalancer, Penalty, SlowStart, SuccessRate};
+pub use balancing::{Balancing, Choice, Ejection, HashKey, LoadBalancer, Penalty, SlowStart, SuccessRate, Zone};
 pub use byte_route::ByteRoute;
 pub use cors::{Allowed, Cors};
 pub use filters::{Filters, HeaderModifier, Mirror, PathModifier, Redirect, Rewrite};
@@ -200,4 +200,14 @@ pub struct Endpoint {
     pub zone: Option<Arc<str>>,
     /// For logs and `/config`.
     pub pod: Option<Arc<str>>,
+    /// It is not near this pod: see `outbound::zones`.
+    pub remote: bool,
+}
+
+impl Endpoint {
+    /// Whether what is known of the one holds for the other: it is the same, wherever the caller is.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (self.address, &self.identity, &self.zone, &self.pod)
+            == (other.address, &other.identity, &other.zone, &other.pod)
+    }
 }

@@ -87,6 +87,7 @@ mod tests {
             identity: None,
             zone: None,
             pod: None,
+            remote: false,
         })
     }
 

@@ -28,6 +28,8 @@
 //! **Connections of bytes** have no response: they are spread by their number alone, and only those are failures that could
 //! not be made.
 //!
+//! Endpoints near the caller are preferred, where the Service has hints for it: see [`zones`](super::zones).
+//!
 //! Where a policy says how endpoints are chosen (`loadBalancer`), [`methods`](super::methods) does.
 //!
 //! What it does not protect from: an endpoint that answers wrong, with 200.
@@ -36,6 +38,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,11 +63,14 @@ const UNKNOWN: f64 = 0.001;
 /// The endpoints of one backend on one worker.
 #[derive(Default)]
 pub struct Balancer {
+    /// Those near the caller first.
     members: Vec<Rc<Member>>,
+    /// How many these are.
+    near: usize,
     /// The first that can be asked gets the request, whatever its load (see [`super::affinity`]).
     in_order: bool,
-    /// Where the next turn begins, in `RoundRobin`.
-    turn: Cell<Option<usize>>,
+    /// Where the next turn begins, in `RoundRobin`, and the same among those that are not near.
+    turns: [Cell<Option<usize>>; 2],
     /// The same, for each of them.
     group: Rc<Group>,
 }
@@ -92,6 +98,8 @@ pub struct Member {
     came: Option<Instant>,
     /// Until when its load counts more, because it has said that it is busy.
     busy_until: Cell<Option<Instant>>,
+    /// It is not near the caller.
+    remote: Cell<bool>,
     in_hand: Cell<u32>,
     health: RefCell<Health>,
     /// With requests that are counted together,
@@ -132,10 +140,24 @@ impl Balancer {
             Some(LeftOut::Absent) => false,
             Some(LeftOut::Failing) => self.group.uses_all(pick.rules, now),
         };
-        self.pick_among(|m| fresh(m) && healthy(m), pick, rng)
-            .or_else(|| self.pick_among(healthy, pick, rng))
-            .or_else(|| self.pick_among(fresh, pick, rng))
-            .or_else(|| self.pick_among(|_| true, pick, rng))
+        let all = &*self.members;
+        if (1..all.len()).contains(&self.near) && pick.rules.prefers_near() {
+            let (near, others) = all.split_at(self.near);
+            let mut sides = [(near, &self.turns[0]), (others, &self.turns[1])];
+            if self.may_spill(pick) && self.group.zones.borrow().spills(now, rng) {
+                sides.reverse();
+            }
+            let allowed = |m: &Rc<Member>| fresh(m) && healthy(m);
+            let mut picked = sides.into_iter();
+            if let Some(member) = picked.find_map(|(side, turn)| self.pick_among(side, turn, allowed, pick, rng)) {
+                return Some(Rc::clone(member));
+            }
+        }
+        let turn = &self.turns[0];
+        self.pick_among(all, turn, |m| fresh(m) && healthy(m), pick, rng)
+            .or_else(|| self.pick_among(all, turn, healthy, pick, rng))
+            .or_else(|| self.pick_among(all, turn, fresh, pick, rng))
+            .or_else(|| self.pick_among(all, turn, |_| true, pick, rng))
             .map(Rc::clone)
     }
 
@@ -159,28 +181,44 @@ impl Balancer {
 
     fn replace(&mut self, endpoints: &[Arc<Endpoint>], now: Instant) {
         let came = (!self.members.is_empty()).then_some(now);
-        let mut old: HashMap<Arc<Endpoint>, Rc<Member>> = self
+        let mut old: HashMap<SocketAddr, Rc<Member>> = self
             .members
             .drain(..)
-            .map(|member| (Arc::clone(&member.endpoint), member))
+            .map(|member| (member.endpoint.address, member))
             .collect();
+        let same = |member: &Rc<Member>, endpoint: &Endpoint| member.endpoint.is_same(endpoint);
         self.members = endpoints
             .iter()
             .map(|endpoint| {
-                old.remove(endpoint)
-                    .unwrap_or_else(|| Rc::new(Member::new(Arc::clone(endpoint), Rc::clone(&self.group), came, now)))
+                let known = old.remove(&endpoint.address).filter(|member| same(member, endpoint));
+                let member = known.unwrap_or_else(|| {
+                    let new = Member::new(Arc::clone(endpoint), Rc::clone(&self.group), came, now);
+                    Rc::new(new)
+                });
+                member.remote.set(endpoint.remote);
+                member
             })
             .collect();
-        self.group.replace(&self.members);
+        // The order stays the same on each side.
+        self.members.sort_by_key(|member| member.remote.get());
+        self.near = self.members.iter().filter(|member| !member.remote.get()).count();
+        self.group.replace(&self.members, self.near);
+    }
+
+    /// Requests that are to stay where they belong do not spill.
+    fn may_spill(&self, pick: &Pick<'_>) -> bool {
+        !self.in_order && (pick.key.is_none() || pick.rules.hash_keys().is_none())
     }
 
     fn pick_among<'a>(
         &'a self,
+        members: &'a [Rc<Member>],
+        turn: &'a Cell<Option<usize>>,
         allowed: impl Fn(&Rc<Member>) -> bool,
         pick: &Pick<'_>,
         rng: &mut SmallRng,
     ) -> Option<&'a Rc<Member>> {
-        match self.members.as_slice() {
+        match members {
             [] => None,
             [only] => Some(only).filter(|m| allowed(m)),
             members if self.in_order => members.iter().find(|m| allowed(m)),
@@ -192,10 +230,7 @@ impl Balancer {
                     |a, b| better(a, b, pick.tried.is_empty(), pick.now, |_| 1.0),
                     rng,
                 ),
-                Some(by) => {
-                    let turn = &self.turn;
-                    Among { members, allowed, turn }.choose(by, pick, rng)
-                }
+                Some(by) => Among { members, allowed, turn }.choose(by, pick, rng),
             },
         }
     }
@@ -250,6 +285,7 @@ impl Member {
             endpoint,
             came,
             busy_until: Cell::new(None),
+            remote: Cell::new(false),
             in_hand: Cell::new(0),
             health: RefCell::new(Health::new(now)),
             standing: RefCell::default(),
@@ -349,6 +385,11 @@ impl Member {
             Answer::Missing => Verdict::Nothing,
         };
         self.health.borrow_mut().learn(answer, began, now);
+        if self.group.has_zones() && matches!((answer, verdict), (Answer::Good, _) | (Answer::Missing, Verdict::Fails))
+        {
+            let time = now.saturating_duration_since(began);
+            self.group.zones.borrow_mut().answered(!self.remote.get(), time, now);
+        }
         let others = |policy| {
             let counts = |other: &Self| other.with_standing(rules, |standing| standing.counts(policy, now));
             self.others(rules, now, Counts::default(), |all, other| all.and(counts(other)))

@@ -1,6 +1,7 @@
-//! What endpoints of one backend say together: whether more of them fail than may be left out (see [`ejection`](super::ejection)).
+//! What endpoints of one backend say together: whether more of them fail than may be left out (see [`ejection`](super::ejection)), and how
+//! long those take that are near the caller, and the others (see [`zones`](super::zones)).
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use tokio::time::Instant;
 
 use super::balance::Member;
 use super::ejection::{LeftOut, most};
+use super::zones::Zones;
 use crate::model::Balancing;
 use crate::telemetry::ServiceMetrics;
 use crate::telemetry::metrics::Ejected;
@@ -19,6 +21,9 @@ pub struct Group {
     /// At most one for each route that counts apart, and one for all others.
     crowds: RefCell<Vec<Crowd>>,
     metrics: OnceCell<Arc<ServiceMetrics>>,
+    /// Some are near the caller, and some are not.
+    has_zones: Cell<bool>,
+    pub zones: RefCell<Zones>,
 }
 
 /// For requests that are counted together.
@@ -36,8 +41,10 @@ impl Group {
         self.members.borrow().iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// Others are there from now on.
-    pub fn replace(&self, members: &[Rc<Member>]) {
+    /// Others are there from now on, of which so many are near the caller.
+    pub fn replace(&self, members: &[Rc<Member>], near: usize) {
+        self.has_zones.set((1..members.len()).contains(&near));
+        self.zones.borrow_mut().resize(near, members.len());
         *self.members.borrow_mut() = members.iter().map(Rc::downgrade).collect();
         self.changed();
     }
@@ -67,6 +74,11 @@ impl Group {
             self.count(crowd, rules, now);
         }
         crowd.too_many
+    }
+
+    /// Whether it matters how long which of them take.
+    pub fn has_zones(&self) -> bool {
+        self.has_zones.get()
     }
 
     /// Where ejections are counted.

@@ -26,6 +26,7 @@ pub mod targets;
 #[cfg(test)]
 mod testing;
 pub mod window;
+pub mod zones;
 
 use std::rc::Rc;
 use std::time::Duration;

@@ -309,6 +309,7 @@ fn not_in_the_mesh(address: SocketAddr) -> Arc<Endpoint> {
         identity: None,
         zone: None,
         pod: None,
+        remote: false,
     })
 }
 

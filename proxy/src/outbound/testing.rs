@@ -38,6 +38,7 @@ pub(super) fn endpoints(ports: impl IntoIterator<Item = u16>) -> Vec<Arc<Endpoin
         identity: None,
         zone: None,
         pod: None,
+        remote: false,
     };
     ports.into_iter().map(|port| Arc::new(endpoint(port))).collect()
 }

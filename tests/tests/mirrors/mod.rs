@@ -117,6 +117,7 @@ fn service(protocol: Protocol, attempts: u32, app: SocketAddr, mirrors: &[(Socke
             identity,
             zone: None,
             pod: None,
+            remote: false,
         };
         Arc::new(Backend {
             name: name(&of),

@@ -67,6 +67,7 @@ async fn start(app: SocketAddr) -> (RunningProxy, Authority) {
         identity: None,
         zone: None,
         pod: None,
+        remote: false,
     };
     let backend = |of: &str, endpoints| {
         Arc::new(Backend {

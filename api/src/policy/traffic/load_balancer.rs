@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::to_millis;
-use crate::discovery::{self, hash_key};
+use crate::discovery::{self, Feature, hash_key};
 use crate::duration;
 use crate::policy::access::no_header;
 
@@ -45,6 +45,18 @@ pub struct LoadBalancerSpec {
     pub slow_start: Option<SlowStartSpec>,
     /// Gives an endpoint that says it is busy fewer requests for a while. Default: off. Its fields count as one.
     pub penalty: Option<PenaltySpec>,
+    /// Whether endpoints near the caller are called first, by the hints of the Service's EndpointSlices (`trafficDistribution`). Default
+    /// `Prefer`.
+    pub zone: Option<ZoneMode>,
+}
+
+/// Whether endpoints near the caller are called first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum ZoneMode {
+    /// Any are called.
+    Off,
+    /// They are, and the others as well where they cannot do it alone.
+    Prefer,
 }
 
 /// How the endpoint of a request is found.
@@ -169,6 +181,12 @@ impl LoadBalancerSpec {
             consistent_hash: self.consistent_hash.as_ref().map(|hash| hash.to_proto(errors)),
             slow_start: self.slow_start.as_ref().map(|slow| slow.to_proto(errors)),
             penalty: self.penalty.as_ref().map(|penalty| penalty.to_proto(errors)),
+            zone: match self.zone {
+                None => discovery::ZoneMode::Unspecified,
+                Some(ZoneMode::Off) => discovery::ZoneMode::Off,
+                Some(ZoneMode::Prefer) => discovery::ZoneMode::Prefer,
+            }
+            .into(),
         }
     }
 }
@@ -286,6 +304,13 @@ impl HashKeySpec {
     }
 }
 
+/// What a sidecar must understand, and the field that says it.
+pub(super) fn needs(policy: &discovery::LoadBalancer) -> impl Iterator<Item = (Feature, &'static str)> {
+    // Without marks, a sidecar has nothing to switch off.
+    let zone = (policy.zone != 0).then_some((Feature::ZoneSpill, "loadBalancer.zone"));
+    [(Feature::LoadBalancer, "loadBalancer")].into_iter().chain(zone)
+}
+
 /// What is nearer, and what it does not say from `outer`.
 pub(super) fn over(
     nearer: Option<&discovery::LoadBalancer>,
@@ -301,6 +326,7 @@ pub(super) fn over(
         consistent_hash: method.consistent_hash.clone(),
         slow_start: nearer.slow_start.or(outer.slow_start),
         penalty: nearer.penalty.clone().or_else(|| outer.penalty.clone()),
+        zone: if nearer.zone == 0 { outer.zone } else { nearer.zone },
     })
 }
 
@@ -308,7 +334,8 @@ pub(super) fn over(
 mod tests {
     use super::super::{TrafficPolicySpec, needs};
     use crate::discovery::{
-        ConsistentHash, Feature, HashKey, LoadBalancer, LoadBalancerType as Type, Penalty, SlowStart, hash_key::Kind,
+        ConsistentHash, Feature, HashKey, LoadBalancer, LoadBalancerType as Type, Penalty, SlowStart, ZoneMode,
+        hash_key::Kind,
     };
 
     fn parse(yaml: &str) -> TrafficPolicySpec {
@@ -426,6 +453,23 @@ mod tests {
         assert_eq!(both.slow_start, slow.load_balancer.clone().unwrap().slow_start);
         assert_eq!(both.penalty, slow.load_balancer.clone().unwrap().penalty);
         assert_eq!(both.r#type(), Type::Random);
+        let off = policy("loadBalancer: {zone: Off}");
+        assert_eq!(
+            needs(&off),
+            [
+                (Feature::LoadBalancer, "loadBalancer"),
+                (Feature::ZoneSpill, "loadBalancer.zone")
+            ]
+        );
+        let prefer = policy("loadBalancer: {zone: Prefer}");
+        for (nearer, outer, expected) in [
+            (&off, &prefer, ZoneMode::Off),
+            (&prefer, &off, ZoneMode::Prefer),
+            (&random, &off, ZoneMode::Off),
+            (&random, &nothing, ZoneMode::Unspecified),
+        ] {
+            assert_eq!(nearer.over(outer).load_balancer.unwrap().zone(), expected);
+        }
         for (nearer, outer, expected) in [
             (&random, &hash, &random),
             (&hash, &random, &hash),

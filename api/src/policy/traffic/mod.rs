@@ -21,7 +21,7 @@ pub use ejection::{
 };
 pub use load_balancer::{
     BOUNDED_LOAD, ConsistentHashSpec, DEFAULT_BOUNDED_LOAD, HashKeySpec, HashKeyType, LoadBalancerSpec,
-    LoadBalancerType, MAX_HASH_KEYS, PENALTY, PenaltySpec, SLOW_START, SlowStartSpec,
+    LoadBalancerType, MAX_HASH_KEYS, PENALTY, PenaltySpec, SLOW_START, SlowStartSpec, ZoneMode,
 };
 pub use retry::{
     BUDGET_INTERVAL, BackoffSpec, BudgetSpec, RATE_COUNT, RATE_INTERVAL, RetryBudgetSpec, RetryConstraintSpec,
@@ -139,8 +139,7 @@ fn to_millis(duration: Duration) -> u64 {
 pub fn needs(policy: &discovery::Policy) -> Vec<(Feature, &'static str)> {
     let retry = policy.retry.iter().filter_map(discovery::Retry::needs);
     let ejection = policy.ejection.iter().map(|_| (Feature::Ejection, "ejection"));
-    let load_balancer = policy.load_balancer.iter();
-    let load_balancer = load_balancer.map(|_| (Feature::LoadBalancer, "loadBalancer"));
+    let load_balancer = policy.load_balancer.iter().flat_map(load_balancer::needs);
     retry.chain(load_balancer).chain(ejection).collect()
 }
 

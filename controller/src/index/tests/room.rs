@@ -272,7 +272,7 @@ fn many_endpoints_at_many_ports_leave_the_room_to_others() {
     let evil = Wants::of(&cluster, "10.96.0.1", PORTS, "client");
     let sets = follow(&evil);
     let told = |sets: &[Followed<EndpointViews>]| {
-        let views = sets.iter().map(|set| set.newest().view(&Place::default()));
+        let views = sets.iter().map(|set| set.newest().view(&Place::default(), false));
         views
             .filter_map(Result::ok)
             .map(|view| view.message(None).len())

@@ -12,9 +12,7 @@ use prometheus_client::registry::Registry;
 
 use super::super::request::Direction;
 use super::policies::PolicyCounters;
-use super::{
-    Ejected, Ended, Handshake, LimitDecision, Metrics, NotMirrored, Refused, ServiceMetrics, process,
-};
+use super::{Ejected, Ended, Handshake, LimitDecision, Metrics, NotMirrored, Refused, ServiceMetrics, process};
 
 const DIRECTIONS: [Direction; 2] = [Direction::Outbound, Direction::Inbound];
 const OUTCOMES: [&str; 2] = ["success", "failure"];
