@@ -475,6 +475,26 @@ async fn attempt_timeout() {
     lab.told(&web, web.outbound[0], Reason::AttemptTimeout, words).await;
 }
 
+/// The head of a response that is late, and not its body.
+#[tokio::test]
+async fn attempt_timeout_of_response_headers() {
+    let mut lab = Lab::new().await;
+    let app = App::start(async |_| std::future::pending().await).await;
+    let policy = "{retry: {attempts: 0}, timeouts: {responseHeaders: 100ms}}";
+    let (web, _orders) = lab.pair(app.address, policy).await;
+    let words = "see timeouts.responseHeaders";
+    lab.told(&web, web.outbound[0], Reason::AttemptTimeout, words).await;
+}
+
+#[tokio::test]
+async fn idle_timeout() {
+    let mut lab = Lab::new().await;
+    let app = App::start(async |_| std::future::pending().await).await;
+    let (web, _orders) = lab.pair(app.address, "{timeouts: {idle: 100ms}}").await;
+    lab.told(&web, web.outbound[0], Reason::IdleTimeout, "see timeouts.idle")
+        .await;
+}
+
 #[tokio::test]
 async fn no_route() {
     let mut lab = Lab::new().await;

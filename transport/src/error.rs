@@ -28,8 +28,10 @@ pub enum Reason {
     UpstreamProtocol,
     /// `timeouts.request` ran out.
     RequestTimeout,
-    /// `timeouts.backendRequest` ran out, and no attempt was left.
+    /// `timeouts.backendRequest` or `timeouts.responseHeaders` ran out, and no attempt was left.
     AttemptTimeout,
+    /// `timeouts.idle`: no byte moved for so long.
+    IdleTimeout,
     /// The Service has routes, and none matches.
     NoRoute,
     /// The route's backend does not exist.
@@ -62,7 +64,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for the documentation's test.
-    pub const ALL: [Reason; 26] = [
+    pub const ALL: [Reason; 27] = [
         Reason::NoEndpoints,
         Reason::DiscoveryUnavailable,
         Reason::IdentityUnavailable,
@@ -75,6 +77,7 @@ impl Reason {
         Reason::UpstreamProtocol,
         Reason::RequestTimeout,
         Reason::AttemptTimeout,
+        Reason::IdleTimeout,
         Reason::NoRoute,
         Reason::InvalidBackend,
         Reason::AppUnavailable,
@@ -106,6 +109,7 @@ impl Reason {
             Reason::UpstreamProtocol => "upstream-protocol",
             Reason::RequestTimeout => "request-timeout",
             Reason::AttemptTimeout => "attempt-timeout",
+            Reason::IdleTimeout => "idle-timeout",
             Reason::NoRoute => "no-route",
             Reason::InvalidBackend => "invalid-backend",
             Reason::AppUnavailable => "app-unavailable",
@@ -136,7 +140,9 @@ impl Reason {
             | Reason::AppUnavailable
             | Reason::Overloaded
             | Reason::AccessUnknown => StatusCode::SERVICE_UNAVAILABLE,
-            Reason::ConnectTimeout | Reason::RequestTimeout | Reason::AttemptTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Reason::ConnectTimeout | Reason::RequestTimeout | Reason::AttemptTimeout | Reason::IdleTimeout => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
             Reason::UpstreamReset | Reason::UpstreamProtocol => StatusCode::BAD_GATEWAY,
             Reason::NoRoute => StatusCode::NOT_FOUND,
             Reason::InvalidBackend => StatusCode::INTERNAL_SERVER_ERROR,

@@ -43,6 +43,12 @@ pub struct Policy {
     pub load_balancer: ::core::option::Option<LoadBalancer>,
     #[prost(message, optional, tag = "6")]
     pub ejection: ::core::option::Option<Ejection>,
+    /// Without a byte in either direction: of a request and its response, an upgraded connection, and a connection of bytes. 0: no limit.
+    #[prost(uint64, optional, tag = "7")]
+    pub idle_timeout_ms: ::core::option::Option<u64>,
+    /// Of one attempt, from the last byte of the request to the head of the response. 0: no limit.
+    #[prost(uint64, optional, tag = "8")]
+    pub response_headers_timeout_ms: ::core::option::Option<u64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Retry {
@@ -756,6 +762,8 @@ pub enum Feature {
     Ejection = 7,
     /// `Endpoint.remote`. Who does not understand it is told of no such endpoint.
     ZoneSpill = 8,
+    /// `Policy.idle_timeout_ms` and `Policy.response_headers_timeout_ms`.
+    MoreTimeouts = 9,
     /// `limits.v1.Policy.connections`. Who does not understand it takes any number of connections.
     ConnectionLimits = 20,
     /// `limits.v1.PerClaim`, and `access.v1.Jwt.policy` in limits. Who does not understand them leaves out limits that have one.
@@ -777,6 +785,7 @@ impl Feature {
             Self::LoadBalancer => "FEATURE_LOAD_BALANCER",
             Self::Ejection => "FEATURE_EJECTION",
             Self::ZoneSpill => "FEATURE_ZONE_SPILL",
+            Self::MoreTimeouts => "FEATURE_MORE_TIMEOUTS",
             Self::ConnectionLimits => "FEATURE_CONNECTION_LIMITS",
             Self::LimitClaims => "FEATURE_LIMIT_CLAIMS",
         }
@@ -793,6 +802,7 @@ impl Feature {
             "FEATURE_LOAD_BALANCER" => Some(Self::LoadBalancer),
             "FEATURE_EJECTION" => Some(Self::Ejection),
             "FEATURE_ZONE_SPILL" => Some(Self::ZoneSpill),
+            "FEATURE_MORE_TIMEOUTS" => Some(Self::MoreTimeouts),
             "FEATURE_CONNECTION_LIMITS" => Some(Self::ConnectionLimits),
             "FEATURE_LIMIT_CLAIMS" => Some(Self::LimitClaims),
             _ => None,

@@ -115,6 +115,7 @@ fn check_rules(rules: &RouteRules) {
     assert!(retry.backoff_base <= retry.backoff_max && !attempt.connect_timeout.is_zero());
     let zero = |limit: Option<std::time::Duration>| limit.is_some_and(|limit| limit.is_zero());
     assert!(!zero(request.timeout) && !zero(attempt.timeout));
+    assert!(!zero(request.idle) && !zero(attempt.response_headers));
     for n in [1, 2, 10, u32::MAX] {
         let wait = outrigger_proxy::outbound::retry::backoff(retry, n, &mut SmallRng::seed_from_u64(n.into()));
         assert!(wait <= retry.backoff_max);

@@ -40,6 +40,12 @@ fn in_todays_words(model: &mut Value) {
         Value::Array(items) => items.iter_mut().for_each(in_todays_words),
         Value::Object(fields) => {
             fields.values_mut().for_each(in_todays_words);
+            if fields.contains_key("connectTimeoutMs") {
+                // It had none of these.
+                for field in ["idleTimeoutMs", "responseHeadersTimeoutMs"] {
+                    fields.insert(field.to_owned(), Value::Null);
+                }
+            }
             let budget = (fields.remove("budgetPercent"), fields.remove("budgetMinPerSecond"));
             if let (Some(percent), Some(per_second)) = budget {
                 let ratio = percent.as_f64().unwrap() / 100.0;

@@ -20,7 +20,7 @@ use super::wants::Word;
 use crate::backoff::Backoff;
 
 /// What this sidecar understands.
-const FEATURES: [Feature; 10] = [
+const FEATURES: [Feature; 11] = [
     Feature::EndpointChanges,
     Feature::RetryConstraint,
     Feature::Access,
@@ -29,6 +29,7 @@ const FEATURES: [Feature; 10] = [
     Feature::LoadBalancer,
     Feature::Ejection,
     Feature::ZoneSpill,
+    Feature::MoreTimeouts,
     Feature::ConnectionLimits,
     Feature::LimitClaims,
 ];

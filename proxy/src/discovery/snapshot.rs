@@ -114,6 +114,8 @@ fn policy(rules: &RouteRules) -> Value {
     json!({
         "requestTimeoutMs": millis(request.timeout),
         "backendRequestTimeoutMs": millis(attempt.timeout),
+        "idleTimeoutMs": millis(request.idle),
+        "responseHeadersTimeoutMs": millis(attempt.response_headers),
         "connectTimeoutMs": attempt.connect_timeout.as_millis(),
         "retry": {
             "attempts": retry.attempts,

@@ -118,7 +118,7 @@ pub(super) async fn carry_bytes(state: &State, caller: &Caller, client: &mut Str
     let denied = tokio::select! {
         biased;
         note = access.until_denied(caller, Subject::Bytes) => note,
-        () = tunnel(client, server, state.context.activity.begin(), &*meter) => return,
+        _ = tunnel(client, server, state.context.activity.begin(), &*meter, None) => return,
     };
     meter.note(denied);
     client.reset_on_close();

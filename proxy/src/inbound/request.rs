@@ -233,7 +233,7 @@ fn respond(
     let (connect, activity) = (call.request.is_connect(), &state.context.activity);
     let (client, begun) = upgrade.map(|upgrade| (upgrade.client, upgrade.begun)).unzip();
     let until_cut = |_: &Lease| until_cut(Rc::clone(state), Rc::clone(caller), begun);
-    let lease = upgrade::join_if_switched(&mut response, connect, client, until_cut, activity, lease);
+    let lease = upgrade::join_if_switched(&mut response, connect, client, until_cut, None, activity, lease);
     strip_response(&mut response);
     // Only a sidecar's own word may say that a request was not processed.
     strip_ours(response.headers_mut());

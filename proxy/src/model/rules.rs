@@ -31,6 +31,8 @@ pub struct RequestRules {
     pub filters: Filters,
     /// All attempts together, to the response's last byte.
     pub timeout: Option<Duration>,
+    /// Without a byte in either direction; of connections of bytes and of upgraded ones too.
+    pub idle: Option<Duration>,
 }
 
 /// For each attempt: see `outbound::attempts`.
@@ -39,6 +41,8 @@ pub struct AttemptRules {
     pub retry: RetryPolicy,
     /// To the response's last byte.
     pub timeout: Option<Duration>,
+    /// To the response's head, from the request's last byte.
+    pub response_headers: Option<Duration>,
     /// TCP connect, TLS handshake and, in HTTP/2, the peer's SETTINGS.
     pub connect_timeout: Duration,
     /// Which endpoint it goes to.
@@ -80,6 +84,7 @@ impl RouteRules {
             request: RequestRules {
                 filters,
                 timeout: outer.request.timeout,
+                idle: outer.request.idle,
             },
             attempt: outer.attempt.clone(),
         };
@@ -92,6 +97,12 @@ impl RouteRules {
         }
         if let Some(ms) = policy.backend_request_timeout_ms {
             rules.attempt.timeout = limit(ms);
+        }
+        if let Some(ms) = policy.idle_timeout_ms {
+            rules.request.idle = limit(ms);
+        }
+        if let Some(ms) = policy.response_headers_timeout_ms {
+            rules.attempt.response_headers = limit(ms);
         }
         if let Some(ms) = policy.connect_timeout_ms {
             rules.attempt.connect_timeout = limit(ms).unwrap_or(NO_CONNECT_LIMIT);
@@ -109,6 +120,7 @@ impl Default for AttemptRules {
         Self {
             retry: RetryPolicy::default(),
             timeout: None,
+            response_headers: None,
             connect_timeout: Duration::from_secs(1),
             balancing: Balancing::default(),
         }

@@ -22,6 +22,7 @@ use super::connect::checkout;
 use super::penalty::penalised;
 use super::retry::{Attempted, RetryDecision, backoff, judge, repeatable};
 use super::target::{WorkerBackend, WorkerTarget};
+use super::waits::{Limit, Moving, Waits};
 use super::{State, hash, health};
 use crate::call::{Call, Remote};
 use crate::model::{AttemptRules, Ejection, Endpoint, RetryPolicy};
@@ -39,6 +40,7 @@ pub struct Attempts<'a> {
     pub rules: &'a AttemptRules,
     pub metrics: &'a ServiceMetrics,
     pub deadlines: Deadlines,
+    pub moving: Option<&'a Moving>,
     pub version: HttpVersion,
 }
 
@@ -93,6 +95,7 @@ impl Attempts<'_> {
         let AttemptRules {
             retry,
             timeout,
+            response_headers: _, // in `self.moving`
             connect_timeout,
             balancing,
         } = self.rules;
@@ -114,17 +117,22 @@ impl Attempts<'_> {
             let mut in_flight = member.take(balancing, began);
             call.attempt(Rc::clone(&member) as Rc<dyn Remote>);
             let deadline = earliest(self.deadlines.request, timeout.map(|limit| began + limit));
-            let attempt = self.attempt(&member, head, body, *connect_timeout, call);
-            let result = match deadline {
-                None => attempt.await,
-                Some((at, reason)) => tokio::time::timeout_at(at, attempt).await.unwrap_or_else(|_| {
+            let waits = Waits {
+                began,
+                deadline,
+                moving: self.moving,
+            };
+            let result = tokio::select! {
+                biased;
+                result = self.attempt(&member, head, body, *connect_timeout, call) => result,
+                limit = waits.over() => {
                     let took = Took {
                         attempt: began.elapsed(),
                         attempts: tried.len() + 1,
                         all: call.started.elapsed(),
                     };
-                    Err(out_of_time(reason, &member, &took))
-                }),
+                    Err(out_of_time(limit, &member, &took))
+                }
             };
             let attempted = attempted(&result);
             in_flight.end(says(&attempted, balancing.ejection()), Instant::now());
@@ -281,7 +289,7 @@ pub(super) fn says(attempted: &Attempted<'_>, ejection: &Ejection) -> health::An
         Attempted::Failed { reason, reused, .. } => match reason {
             // Ours or the client's, and not the endpoint's failure.
             Reason::ClientClosed | Reason::BadRequest | Reason::IdentityUnavailable => health::Answer::Missing,
-            Reason::RequestTimeout | Reason::AttemptTimeout => health::Answer::Missing,
+            Reason::RequestTimeout | Reason::AttemptTimeout | Reason::IdleTimeout => health::Answer::Missing,
             // A connection that says goodbye. A new one has no reason to.
             Reason::UpstreamRefused if reused => health::Answer::Missing,
             Reason::ConnectFailed | Reason::ConnectTimeout | Reason::TlsFailed | Reason::IdentityMismatch => {
@@ -334,15 +342,15 @@ impl fmt::Display for Took {
     }
 }
 
-fn out_of_time(reason: Reason, member: &Member, took: &Took) -> Failure {
-    let which = match reason {
-        Reason::AttemptTimeout => "timeouts.backendRequest",
-        _ => "timeouts.request and the caller's grpc-timeout",
-    };
+fn out_of_time(limit: Limit, member: &Member, took: &Took) -> Failure {
     Failure {
         error: ProxyError::new(
-            reason,
-            format!("no response from {} {took}; see {which}", member.endpoint.address),
+            limit.reason(),
+            format!(
+                "no response from {} {took}; see {}",
+                member.endpoint.address,
+                limit.field()
+            ),
         ),
         reused: false,
         unsent: false,

@@ -25,6 +25,7 @@ pub mod target;
 pub mod targets;
 #[cfg(test)]
 mod testing;
+pub mod waits;
 pub mod window;
 pub mod zones;
 

@@ -18,7 +18,7 @@ use super::health::Answer;
 use super::target::WorkerTarget;
 use super::{State, route};
 use crate::identity::MeshProtocol;
-use crate::telemetry::{Direction, TunnelEnds};
+use crate::telemetry::{Direction, Tunnel, TunnelEnds};
 
 /// How long a connection to outside the cluster may take: the app's own limit is usually shorter.
 const EXTERNAL_CONNECT: Duration = Duration::from_secs(30);
@@ -34,9 +34,14 @@ const MAX_EARLY_ENDS: u32 = 2;
 pub async fn forward(state: &Rc<State>, client: Prefixed<Io>, target: &WorkerTarget, server: Option<&str>) {
     let mut client = Stream::Plain(client);
     match connect_to_any(state, target, server).await {
-        Ok((mut server, _in_hand, ends)) => {
+        Ok(Connected {
+            mut server,
+            in_hand: _in_hand,
+            idle,
+            ends,
+        }) => {
             let meter = state.context.process.telemetry.tunnel(ends);
-            tunnel(&mut client, &mut server, state.context.activity.begin(), &*meter).await;
+            carry(state, &mut client, &mut server, &meter, idle).await;
         }
         Err(error) => failed(state, &client, &error),
     }
@@ -61,7 +66,12 @@ pub async fn server_first(state: &Rc<State>, client: Prefixed<Io>, target: &Work
             () = client.get_ref().readable() => return Some(client),
             connected = connect_to_any(state, target, None) => connected,
         };
-        let (mut server, _in_hand, ends) = match connected {
+        let Connected {
+            mut server,
+            in_hand: _in_hand,
+            idle,
+            ends,
+        } = match connected {
             Ok(connected) => connected,
             Err(error) => {
                 failed(state, &Stream::Plain(client), &error);
@@ -73,6 +83,12 @@ pub async fn server_first(state: &Rc<State>, client: Prefixed<Io>, target: &Work
         let read = tokio::select! {
             read = server.read_buf(&mut greeting) => read,
             () = client.get_ref().readable() => return Some(client),
+            () = quiet_for(idle) => {
+                let telemetry = &state.context.process.telemetry;
+                telemetry.connection_refused(&ends, Reason::IdleTimeout, None, None);
+                Stream::Plain(client).reset_on_close();
+                return None;
+            }
         };
         early_ends = if connected.elapsed() < EARLY { early_ends + 1 } else { 0 };
         match read {
@@ -89,7 +105,7 @@ pub async fn server_first(state: &Rc<State>, client: Prefixed<Io>, target: &Work
                     let meter = state.context.process.telemetry.tunnel(ends);
                     meter.moved(0, greeting.len() as u64);
                     drop(greeting);
-                    tunnel(&mut client, &mut server, state.context.activity.begin(), &*meter).await;
+                    carry(state, &mut client, &mut server, &meter, idle).await;
                 }
                 return None;
             }
@@ -99,6 +115,15 @@ pub async fn server_first(state: &Rc<State>, client: Prefixed<Io>, target: &Work
                 return None;
             }
         }
+    }
+}
+
+/// Until a connection on which nobody says anything has been idle for too long.
+async fn quiet_for(limit: Option<Duration>) {
+    match limit {
+        // Boxed: most have no limit (`outbound::sizes`).
+        Some(limit) => Box::pin(tokio::time::sleep(limit)).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -115,7 +140,7 @@ pub async fn pass_through(state: &State, client: TcpStream, to: SocketAddr) {
                 peer: None,
                 endpoint: Some(to),
             }));
-            tunnel(&mut client, &mut server, state.context.activity.begin(), &*meter).await;
+            tunnel(&mut client, &mut server, state.context.activity.begin(), &*meter, None).await;
         }
         failed => {
             tracing::debug!(%to, ?failed, "no connection to outside the cluster");
@@ -124,12 +149,28 @@ pub async fn pass_through(state: &State, client: TcpStream, to: SocketAddr) {
     }
 }
 
-/// The connection counts as the endpoint's load for as long as the second is held: the next one goes to an endpoint with fewer.
+/// A connection to an endpoint.
+struct Connected {
+    server: Stream,
+    /// Until this is dropped, it counts as the endpoint's load: the next connection goes to an endpoint with fewer.
+    in_hand: InHand,
+    /// How long nothing may move.
+    idle: Option<Duration>,
+    ends: Box<TunnelEnds>,
+}
+
+/// Joins both ends.
+async fn carry(state: &State, client: &mut Stream, server: &mut Stream, meter: &Tunnel, idle: Option<Duration>) {
+    if tunnel(client, server, state.context.activity.begin(), meter, idle).await {
+        meter.idle();
+    }
+}
+
 async fn connect_to_any(
     state: &Rc<State>,
     target: &WorkerTarget,
     server: Option<&str>,
-) -> Result<(Stream, InHand, Box<TunnelEnds>), ProxyError> {
+) -> Result<Connected, ProxyError> {
     let now = Instant::now();
     let none = || ProxyError::new(Reason::NoEndpoints, "the Service is gone");
     let snapshot = target.current(now).ok_or_else(none)?;
@@ -153,7 +194,7 @@ async fn connect_to_any(
         let dialer = EndpointDialer::new(state, &member.endpoint, rules.connect_timeout)?;
         let mut in_hand = member.take(&rules.balancing, Instant::now());
         match dialer.connect_for(MeshProtocol::Opaque).await {
-            Ok(stream) => {
+            Ok(server) => {
                 in_hand.end(Answer::Connected, Instant::now());
                 let ends = Box::new(TunnelEnds {
                     direction: Direction::Outbound,
@@ -162,7 +203,12 @@ async fn connect_to_any(
                     peer: member.endpoint.identity.clone(),
                     endpoint: Some(member.endpoint.address),
                 });
-                return Ok((stream, in_hand, ends));
+                return Ok(Connected {
+                    server,
+                    in_hand,
+                    idle: service.rules.request.idle,
+                    ends,
+                });
             }
             Err(error) => {
                 in_hand.end(Answer::Unreachable, Instant::now());

@@ -25,6 +25,7 @@ use super::attempts::{Attempts, Deadlines, ServerResponse};
 use super::mirror::mirror;
 use super::route::Chosen;
 use super::target::{Snapshot, WorkerTarget};
+use super::waits::Moving;
 use super::{State, route};
 use crate::call::{Call, Callee, LocalReply};
 use crate::model::{AttemptRules, Filters, RequestRules, RetryPolicy, RouteRules, Service};
@@ -69,6 +70,7 @@ pub async fn handle(
         .of(&plan.attempt.retry.budget, now)
         .deposit(now);
     mirror(state, &snapshot, plan.filters, version, &head, &body);
+    let moving = Moving::of(&body, plan.idle, plan.attempt);
     let body = body_source(body, &plan.attempt.retry, &snapshot);
     let attempts = Attempts {
         state,
@@ -77,13 +79,14 @@ pub async fn handle(
         rules: plan.attempt,
         metrics: &snapshot.metrics,
         deadlines: Deadlines::new(&call, &head, plan.timeout),
+        moving: moving.as_ref(),
         version,
     };
     match attempts.send(&head, &body, &mut call).await {
-        Ok(response) => shared(
-            plan.cors.as_ref(),
-            respond(state, call, response, upgrade, plan.filters),
-        ),
+        Ok(response) => {
+            let response = respond(state, call, response, upgrade, &plan, moving.as_ref());
+            shared(plan.cors.as_ref(), response)
+        }
         Err(error) => shared(plan.cors.as_ref(), call.fail(&error)),
     }
 }
@@ -132,6 +135,8 @@ pub struct Plan<'a> {
     pub cors: Option<cors::Answer<'a>>,
     /// All attempts together.
     pub timeout: Option<Duration>,
+    /// Without a byte.
+    pub idle: Option<Duration>,
     pub attempt: &'a AttemptRules,
 }
 
@@ -160,7 +165,7 @@ pub fn apply_rules<'a>(service: &'a Service, facts: &Facts<'_>, head: &mut Parts
     strip_ours(&mut head.headers);
     let chosen = route::choose(service, head)?;
     let RouteRules { request, attempt } = chosen.rules;
-    let RequestRules { filters, timeout } = request;
+    let RequestRules { filters, timeout, idle } = request;
     // Before the filters that change the request: it is about what the page asked for.
     let cors = filters.cors.as_ref().map(|cors| cors::on_request(cors, head));
     let cors = cors.transpose()?;
@@ -172,6 +177,7 @@ pub fn apply_rules<'a>(service: &'a Service, facts: &Facts<'_>, head: &mut Parts
             filters: [filters, of_backend],
             cors,
             timeout: *timeout,
+            idle: *idle,
             attempt,
         }),
     }
@@ -210,7 +216,8 @@ fn respond(
     call: Call,
     response: ServerResponse,
     upgrade: Option<OnUpgrade>,
-    filters: [&Filters; 2],
+    plan: &Plan<'_>,
+    moving: Option<&Moving>,
 ) -> Response<ResponseBody> {
     let ServerResponse {
         mut response,
@@ -224,9 +231,9 @@ fn respond(
         let term = lease.term();
         async move { term.until_cut().await }
     };
-    let lease = upgrade::join_if_switched(&mut response, connect, upgrade, until_cut, activity, lease);
+    let lease = upgrade::join_if_switched(&mut response, connect, upgrade, until_cut, plan.idle, activity, lease);
     strip_response(&mut response);
-    for filters in filters {
+    for filters in plan.filters {
         filters::on_response(filters, response.headers_mut());
     }
     let grpc = call.request.is_grpc();
@@ -234,6 +241,7 @@ fn respond(
         ResponseBody::streaming(body, grpc, from_sidecar)
             .with_lease(lease)
             .with_deadline(deadline)
+            .with_idle(moving.and_then(Moving::answered))
     });
     call.respond(response, in_flight)
 }

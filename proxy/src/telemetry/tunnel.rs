@@ -37,6 +37,7 @@ pub struct Tunnel {
     sent: Cell<u64>,
     received: Cell<u64>,
     access: RefCell<Option<AccessNote>>,
+    idle: Cell<bool>,
 }
 
 /// A tunnel that has ended.
@@ -46,7 +47,7 @@ pub(super) struct TunnelEnd<'a> {
     /// Bytes from who connected to who was connected to, and back.
     pub(super) sent: u64,
     pub(super) received: u64,
-    /// Why it did not go on, where a policy ended it, or did not begin.
+    /// Why it did not go on, where a policy or a limit ended it, or did not begin.
     pub(super) reason: Option<Reason>,
     pub(super) access: Option<&'a AccessNote>,
     pub(super) limit: Option<&'a LimitNote>,
@@ -64,12 +65,19 @@ impl Tunnel {
             sent: Cell::new(0),
             received: Cell::new(0),
             access: RefCell::new(None),
+            idle: Cell::new(false),
         }
     }
 
     /// What policies say of it, in the place of what they said before. Who hears that it is denied ends it.
     pub fn note(&self, access: AccessNote) {
         self.access.replace(Some(access));
+    }
+
+    /// It ends because nothing has moved for too long.
+    pub fn idle(&self) {
+        self.idle.set(true);
+        self.telemetry.metrics().error(Reason::IdleTimeout);
     }
 }
 
@@ -91,7 +99,10 @@ impl Drop for Tunnel {
             duration: self.began.elapsed(),
             sent: self.sent.get(),
             received: self.received.get(),
-            reason: denied.then_some(Reason::AccessDenied),
+            reason: match self.idle.get() {
+                true => Some(Reason::IdleTimeout),
+                false => denied.then_some(Reason::AccessDenied),
+            },
             access,
             limit: None,
         });

@@ -4,6 +4,7 @@
 mod connections;
 mod fidelity;
 mod half_close;
+mod idle;
 mod limits;
 mod ours;
 mod refused;

@@ -114,6 +114,56 @@ async fn end_a_call_whichever_limit_is_shorter() {
     }
 }
 
+/// A stream in which nothing moves ends; one in which something does, in either direction, goes on.
+#[tokio::test]
+async fn of_idle_streams() {
+    let (told, mut tells) = mpsc::unbounded_channel();
+    let app = H2App::start(move |request, mut respond| {
+        let told = told.clone();
+        async move {
+            let path = request.uri().path().to_owned();
+            let mut questions = request.into_body();
+            let mut stream = respond.send_response(answer(), false).unwrap();
+            stream.send_data(message(b"first"), false).unwrap();
+            match path.as_str() {
+                "/idle" => told.send(reset(&mut stream).await).unwrap(),
+                // Hears all of it, and answers then.
+                _ => {
+                    while let Some(Ok(_)) = piece(&mut questions).await {}
+                    stream.send_data(message(b"last"), false).unwrap();
+                    stream.send_trailers(trailers("0")).unwrap();
+                }
+            }
+        }
+    })
+    .await;
+    for between in [Between::Both, Between::CallersSidecar] {
+        let mesh = mesh(between, app.address, "{timeouts: {idle: 1s}}").await;
+        let mut client = client(mesh.to).await;
+        let (idle, _) = client.send_request(call("/idle"), true).unwrap();
+        let (moves, mut questions) = client.send_request(call("/moves"), false).unwrap();
+        let mut moves = soon(moves).await.unwrap().into_body();
+        assert_eq!(piece(&mut moves).await.unwrap().unwrap(), message(b"first"));
+        let idle = soon(idle).await.unwrap().into_body();
+        let asks = async {
+            loop {
+                questions.send_data(message(b"?"), false).unwrap();
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let ended = tokio::select! {
+            ended = all(idle) => ended,
+            () = asks => unreachable!(),
+        };
+        let end = ended.unwrap().1.unwrap();
+        assert_eq!((grpc_status(&end), code(&end)), (Some("4"), Some("idle-timeout")));
+        assert_eq!(soon(tells.recv()).await, Some(Reason::CANCEL));
+        questions.send_data(message(b"end"), true).unwrap();
+        let (_, end) = all(moves).await.unwrap();
+        assert_eq!(grpc_status(&end.unwrap()), Some("0"), "{between:?}");
+    }
+}
+
 #[tokio::test]
 async fn that_say_nothing_change_nothing() {
     let app = H2App::start(|request, mut respond| async move {

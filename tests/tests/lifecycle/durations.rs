@@ -19,6 +19,8 @@ fn policy(millis: u64) -> Policy {
         request_timeout_ms: Some(millis),
         backend_request_timeout_ms: Some(millis),
         connect_timeout_ms: Some(millis),
+        idle_timeout_ms: Some(millis),
+        response_headers_timeout_ms: Some(millis),
         retry: Some(Retry {
             backoff_max_ms: Some(millis),
             ..Retry::default()

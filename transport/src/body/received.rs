@@ -1,6 +1,6 @@
 //! A request's body as it comes from the client.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use super::copied::{Copied, CopyRoom, Copying, Feed, copy};
 use super::progress::Progress;
 use crate::headers::strip_trailers;
+use crate::net::Quiet;
 
 /// A request's body as it comes from the client.
 pub struct ClientBody {
@@ -28,6 +29,8 @@ pub struct Received {
     /// Of the connection, in HTTP/1.
     progress: Option<Arc<Progress>>,
     copies: RefCell<Vec<Feed>>,
+    /// Where a policy asks for it.
+    quiet: OnceCell<Rc<Quiet>>,
 }
 
 impl ClientBody {
@@ -84,15 +87,24 @@ impl Received {
         }
     }
 
+    /// Tells when something was read. The first who asks is told.
+    pub fn watch(&self, quiet: &Rc<Quiet>) {
+        if self.quiet.set(Rc::clone(quiet)).is_ok() && self.ended() {
+            quiet.sent();
+        }
+    }
+
     fn add(&self, frame: &Frame<Bytes>) {
         let length = frame.data_ref().map_or(0, Bytes::len);
         self.bytes.set(self.bytes.get() + length as u64);
         self.copies.borrow().iter().for_each(|copy| copy.write(frame));
+        self.quiet.get().into_iter().for_each(|quiet| quiet.moved());
     }
 
     fn end(&self) {
         self.ended.set(true);
         self.copies.take().iter().for_each(Feed::end);
+        self.quiet.get().into_iter().for_each(|quiet| quiet.sent());
         if let Some(progress) = &self.progress {
             progress.sent_body();
         }

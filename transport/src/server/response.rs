@@ -16,6 +16,7 @@ use crate::client::Lease;
 use crate::error::{ProxyError, Reason};
 use crate::grpc::{grpc_status, grpc_trailers};
 use crate::headers::strip_trailers;
+use crate::net::Idle;
 use crate::room::Busy;
 
 /// How a response ended.
@@ -48,6 +49,8 @@ pub struct ResponseBody {
     on_end: Option<Box<dyn OnEnd>>,
     /// `None`: there is no limit, and no timer.
     deadline: Option<(Pin<Box<Sleep>>, Reason)>,
+    /// `None`: nothing need move, and there is no timer.
+    idle: Option<Box<Idle>>,
     /// Why the server broke off. It is told one turn later: hyper throws away what it has not written by then, which may be
     /// the head of the response.
     broken: Option<BoxError>,
@@ -126,6 +129,14 @@ impl ResponseBody {
         self
     }
 
+    /// Breaks off when nothing has moved for too long, neither of this body nor of the request's.
+    pub fn with_idle(mut self, idle: Option<Idle>) -> Self {
+        if !self.is_end_stream() {
+            self.idle = idle.map(Box::new);
+        }
+        self
+    }
+
     /// Tells a client's connection when it has ended.
     pub fn with_progress(mut self, progress: Arc<Progress>) -> Self {
         self.progress = Some(progress);
@@ -140,6 +151,7 @@ impl ResponseBody {
             busy: None,
             on_end: None,
             deadline: None,
+            idle: None,
             broken: None,
             bytes: 0,
             progress: None,
@@ -170,6 +182,7 @@ impl ResponseBody {
 
     fn complete(&mut self, trailers: Option<&HeaderMap>) {
         self.deadline = None;
+        self.idle = None;
         self.release();
         self.tell(Ended::Complete(trailers.and_then(grpc_status)));
     }
@@ -206,6 +219,15 @@ impl Body for ResponseBody {
                     let late = ProxyError::new(*reason, "the time for the response was up before its last byte");
                     return Poll::Ready(this.fail(late));
                 }
+                if let Some(idle) = &mut this.idle
+                    && Pin::new(idle.as_mut()).poll(cx).is_ready()
+                {
+                    let idle = ProxyError::new(
+                        Reason::IdleTimeout,
+                        "no byte of the request or the response has moved for too long; see timeouts.idle",
+                    );
+                    return Poll::Ready(this.fail(idle));
+                }
                 return Poll::Pending;
             }
         };
@@ -221,6 +243,7 @@ impl Body for ResponseBody {
                 if !from_sidecar {
                     frame.trailers_mut().into_iter().for_each(strip_trailers);
                 }
+                this.idle.iter().for_each(|idle| idle.moved());
                 if let Some(data) = frame.data_ref() {
                     this.bytes += data.len() as u64;
                 }

@@ -2,6 +2,7 @@
 
 use std::pin::pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use http::{Response, StatusCode};
 use hyper::body::Incoming;
@@ -11,15 +12,17 @@ use hyper_util::rt::TokioIo;
 use super::guard::Guard;
 use crate::client::Lease;
 use crate::drain::{Activity, InFlight};
-use crate::net::{Stream, copy};
+use crate::net::{Stream, TunnelLimit, copy};
 
 /// Where a response begins a tunnel, the connection that it came from goes into it, joined with the client's (`None`: it asked for none).
-/// Else that connection is given back. `connect`: the request was a CONNECT. `until_cut`: the tunnel lasts no longer.
+/// Else that connection is given back. `connect`: the request was a CONNECT. `until_cut`: the tunnel lasts no longer; nor where nothing
+/// moves in it for `idle`.
 pub fn join_if_switched<C>(
     response: &mut Response<Incoming>,
     connect: bool,
     client: Option<OnUpgrade>,
     until_cut: impl FnOnce(&Lease) -> C,
+    idle: Option<Duration>,
     activity: &Rc<Activity>,
     lease: Lease,
 ) -> Option<Lease>
@@ -32,7 +35,7 @@ where
     }
     if let Some(client) = client {
         let server = hyper::upgrade::on(response);
-        join(client, server, until_cut(&lease), activity.begin(), lease);
+        join(client, server, until_cut(&lease), idle, activity.begin(), lease);
     }
     None
 }
@@ -43,6 +46,7 @@ fn join(
     client: OnUpgrade,
     server: OnUpgrade,
     cut: impl Future<Output = ()> + 'static,
+    idle: Option<Duration>,
     in_flight: InFlight,
     lease: Lease,
 ) {
@@ -59,15 +63,20 @@ fn join(
             Ok((client, server)) => (TokioIo::new(client), TokioIo::new(server)),
             Err(error) => return tracing::debug!(%error, "an upgrade was not completed"),
         };
+        let (idle, meter) = TunnelLimit::new(idle, &());
         let broken = tokio::select! {
             biased;
-            copied = copy::both_ways(&mut client, &mut server, &()) => copied
+            copied = copy::both_ways(&mut client, &mut server, &meter) => copied
                 .result
                 .inspect_err(|error| {
                     tracing::debug!(%error, sent = copied.sent, received = copied.received, "an upgraded connection broke");
                 })
                 .is_err(),
             () = cut => true,
+            () = idle => {
+                tracing::debug!("an upgraded connection was idle for too long");
+                true
+            }
         };
         if broken {
             reset(client.into_inner());

@@ -118,6 +118,8 @@ impl discovery::Policy {
             connect_timeout_ms: self.connect_timeout_ms.or(outer.connect_timeout_ms),
             load_balancer: load_balancer::over(self.load_balancer.as_ref(), outer.load_balancer.as_ref()),
             ejection: ejection::over(self.ejection.as_ref(), outer.ejection.as_ref()),
+            idle_timeout_ms: self.idle_timeout_ms.or(outer.idle_timeout_ms),
+            response_headers_timeout_ms: self.response_headers_timeout_ms.or(outer.response_headers_timeout_ms),
         }
     }
 }
@@ -140,7 +142,11 @@ pub fn needs(policy: &discovery::Policy) -> Vec<(Feature, &'static str)> {
     let retry = policy.retry.iter().filter_map(discovery::Retry::needs);
     let ejection = policy.ejection.iter().map(|_| (Feature::Ejection, "ejection"));
     let load_balancer = policy.load_balancer.iter().flat_map(load_balancer::needs);
-    retry.chain(load_balancer).chain(ejection).collect()
+    retry
+        .chain(load_balancer)
+        .chain(ejection)
+        .chain(timeouts::needs(policy))
+        .collect()
 }
 
 #[cfg(test)]
