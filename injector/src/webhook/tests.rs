@@ -116,10 +116,14 @@ impl Server {
 
     /// Status and body of what is answered.
     async fn ask(&self, trusted: &Material, method: &str, path: &str, body: &str) -> (u16, String) {
+        self.announce(trusted, method, path, body.len(), body).await
+    }
+
+    /// Asks with a body that is said to be so long.
+    async fn announce(&self, trusted: &Material, method: &str, path: &str, length: usize, body: &str) -> (u16, String) {
         let mut stream = self.connect(trusted, false).await.unwrap();
         let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
-            body.len()
+            "{method} {path} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
         );
         stream.write_all(head.as_bytes()).await.unwrap();
         // The server may have answered and closed before all is sent.
@@ -285,13 +289,9 @@ async fn what_is_no_review_is_refused() {
     }
     assert_eq!(server.ask(&material, "GET", "/inject", "").await.0, 405);
     assert_eq!(server.ask(&material, "POST", "/", "").await.0, 404);
-    assert_eq!(
-        server
-            .ask(&material, "POST", "/inject", &" ".repeat(MAX_BODY + 1))
-            .await
-            .0,
-        413
-    );
+    // By its length alone: what is sent behind an early answer may have the kernel reset the connection, and the answer is lost with it.
+    let too_large = server.announce(&material, "POST", "/inject", MAX_BODY + 1, "");
+    assert_eq!(too_large.await.0, 413);
     // It is not known what the namespace wants: better no pod than one outside of the mesh.
     assert_eq!(
         server
