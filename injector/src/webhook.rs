@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -217,14 +217,21 @@ impl Webhook {
     /// The whole body. Its time is limited by the connection's.
     async fn read(&self, mut body: Incoming, caller: &Caller) -> Result<Body, Refused> {
         let (mut text, mut memory, mut charged) = (BytesMut::new(), Vec::new(), 0);
+        let too_large = || {
+            self.metrics.reviewed(Reviewed::Malformed);
+            let why = format!("a review has at most {MAX_BODY} bytes");
+            Err((StatusCode::PAYLOAD_TOO_LARGE, why))
+        };
+        // By its announced length, nothing of it is read.
+        if body.size_hint().lower() > MAX_BODY as u64 {
+            return too_large();
+        }
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| self.malformed(format!("reading the body: {error}")))?;
             let Ok(data) = frame.into_data() else { continue };
             let length = text.len() + data.len();
             if length > MAX_BODY {
-                self.metrics.reviewed(Reviewed::Malformed);
-                let why = format!("a review has at most {MAX_BODY} bytes");
-                return Err((StatusCode::PAYLOAD_TOO_LARGE, why));
+                return too_large();
             }
             while charged < length {
                 memory.push(self.charge(caller, STEP as u64)?);
