@@ -39,9 +39,8 @@ fn first_line(bytes: &[u8]) -> Verdict<Detected> {
         line
     };
     let method = line.iter().take_while(|&&b| is_token(b)).count();
-    let is_text = line
-        .iter()
-        .all(|&b| !b.is_ascii_control() || matches!(b, b'\t' | b'\r'));
+    // A form feed is no reason: there are apps that read a target with one in it.
+    let is_text = line.iter().all(|&b| !b.is_ascii_control() || is_blank(b) || b == b'\r');
     let has_method = match line.get(method) {
         Some(b) => method > 0 && is_blank(*b),
         // Its end may be to come.
@@ -74,8 +73,9 @@ fn without_empty_lines(bytes: &[u8]) -> &[u8] {
     &bytes[begin.unwrap_or(bytes.len())..]
 }
 
+/// What some app takes for the space between two words: Python's `split` all of these.
 fn is_blank(b: u8) -> bool {
-    matches!(b, b' ' | b'\t')
+    matches!(b, b' ' | b'\t' | 0x0b | 0x0c | 0x1c..=0x1f)
 }
 
 /// RFC 9110 section 5.6.2.
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     /// What some server takes for a request.
-    const REQUESTS: [&[u8]; 13] = [
+    const REQUESTS: [&[u8]; 15] = [
         b"GET / HTTP/1.1\r\n",
         b"\r\nGET / HTTP/1.1\r\n",
         b"\n\r\n\r\n\nGET / HTTP/1.1\r\n",
@@ -100,6 +100,8 @@ mod tests {
         b"GET ?x HTTP/9\r\n",
         b"PRI * HTTP/2.0\r\n\r\nno",
         b"\r\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\r\nGET /a\x0cb HTTP/1.1\r\n",
+        b"GET\x0b/a\x0cHTTP/1.1\r\n",
         b"GET /login\r\n",
         b"GET  /login\n",
     ];
