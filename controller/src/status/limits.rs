@@ -1,6 +1,6 @@
 //! What is said of a RateLimitPolicy: which pods it selects, and whether their sidecars carry it out as it is meant.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use outrigger_api::policy::limits::UnresolvedLimits;
 use serde_json::Value;
@@ -85,40 +85,49 @@ pub(super) fn short(
 /// Where nothing verifies the tokens that it asks for.
 fn unverified(store: &Store, limits: &UnresolvedLimits, attachment: &Attachment) -> Vec<String> {
     let asked: BTreeSet<_> = limits.tokens().collect();
-    let of = |&(policy, provider): &(&str, &str)| {
-        let all = reached(store, attachment);
-        let without = all.filter(|(name, pod)| !verifies(store, attachment, (name, pod), (policy, provider)));
-        let without = without.count();
-        (without > 0).then(|| {
-            format!(
-                "{without} of its pods are not, or not at all of its ports, selected by an AccessPolicy {policy} with a provider {provider}: \
-                 there no tokens of it are verified, and limits that ask for them count all requests together"
-            )
-        })
-    };
-    asked.iter().filter_map(of).collect()
+    if asked.is_empty() {
+        return Vec::new();
+    }
+    let mut without: BTreeMap<_, usize> = BTreeMap::new();
+    for (name, pod) in reached(store, attachment) {
+        let verified = verified(store, attachment, name, pod);
+        let is_verified = |(policy, provider): &(&str, &str)| {
+            let providers = verified.get(*policy);
+            providers.is_some_and(|providers| providers.contains(provider))
+        };
+        for pair in asked.iter().filter(|pair| !is_verified(pair)) {
+            *without.entry(*pair).or_default() += 1;
+        }
+    }
+    let said = without.into_iter().map(|((policy, provider), pods)| {
+        format!(
+            "{pods} of its pods are not, or not at all of its ports, selected by an AccessPolicy {policy} with a provider {provider}: \
+             there no tokens of it are verified, and limits that ask for them count all requests together"
+        )
+    });
+    said.collect()
 }
 
-/// Whether an AccessPolicy has tokens verified wherever the attachment selects the pod.
-fn verifies(
-    store: &Store,
+/// Whose tokens AccessPolicies have verified wherever the attachment selects the pod: providers by the policy.
+fn verified<'a>(
+    store: &'a Store,
     attachment: &Attachment,
-    (name, pod): (&ObjectName, &Pod),
-    (policy, provider): (&str, &str),
-) -> bool {
+    name: &ObjectName,
+    pod: &Pod,
+) -> BTreeMap<String, BTreeSet<&'a str>> {
     let wanted = ports_at(store, attachment, pod).flatten();
-    let selecting = selecting(store, PolicyKind::Access, name, Some(pod));
-    selecting.iter().any(|(access, ports)| {
-        let has = access
-            .access()
-            .is_some_and(|access| access.providers().any(|(name, _)| name == provider));
+    let mut verified: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
+    for (policy, ports) in &selecting(store, PolicyKind::Access, name, Some(pod)) {
         let covers = match (ports, &wanted) {
             (None, _) => true,
             (Some(ports), Some(wanted)) => wanted.is_subset(ports),
             (Some(_), None) => false,
         };
-        has && covers && access.name.to_string() == policy
-    })
+        let providers = policy.access().filter(|_| covers).into_iter();
+        let providers = providers.flat_map(|access| access.providers().map(|(provider, _)| provider));
+        verified.entry(policy.name.to_string()).or_default().extend(providers);
+    }
+    verified
 }
 
 /// Where a rate that is divided among pods is not what it says.
