@@ -61,7 +61,8 @@ pub async fn handle(
     };
     let Some(backend) = snapshot.backend(plan.backend) else {
         let none = "the route's backend is not one of the Service's";
-        return call.fail(&ProxyError::new(Reason::InvalidBackend, none));
+        let error = ProxyError::new(Reason::InvalidBackend, none);
+        return shared(plan.cors.as_ref(), call.fail(&error));
     };
 
     target
