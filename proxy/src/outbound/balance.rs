@@ -385,8 +385,9 @@ impl Member {
             Answer::Missing => Verdict::Nothing,
         };
         self.health.borrow_mut().learn(answer, began, now);
-        if self.group.has_zones() && matches!((answer, verdict), (Answer::Good, _) | (Answer::Missing, Verdict::Fails))
-        {
+        // Of requests that may go to either: those of others would be compared with what they are not.
+        let compared = self.group.has_zones() && rules.prefers_near() && rules.hash_keys().is_none();
+        if compared && matches!((answer, verdict), (Answer::Good, _) | (Answer::Missing, Verdict::Fails)) {
             let time = now.saturating_duration_since(began);
             self.group.zones.borrow_mut().answered(!self.remote.get(), time, now);
         }
@@ -394,17 +395,18 @@ impl Member {
             let counts = |other: &Self| other.with_standing(rules, |standing| standing.counts(policy, now));
             self.others(rules, now, Counts::default(), |all, other| all.and(counts(other)))
         };
-        let (was_out, ejected) = self.with_standing(rules, |standing| {
-            let was_out = standing.ends().is_some();
+        let (has_changed, ejected) = self.with_standing(rules, |standing| {
+            let before = standing.ends();
             if in_hand.is_probe {
                 standing.asked();
             }
             if answer == Answer::Missing && verdict == Verdict::Fails {
                 standing.hangs(now);
             }
-            (was_out, standing.judge(verdict, rules.ejection(), now, others))
+            let ejected = standing.judge(verdict, rules.ejection(), began, now, others);
+            (standing.ends() != before, ejected)
         });
-        if was_out || ejected {
+        if has_changed {
             self.group.changed();
         }
         if ejected {

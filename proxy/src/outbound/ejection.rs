@@ -9,7 +9,7 @@
 //! **For how long.** `baseEjectionTime` × the number of its ejections without a success between them, at most `maxEjectionTime`.
 //!
 //! **How it comes back.** One request is sent to it, and the others go elsewhere until that one has an answer, or for
-//! `baseEjectionTime`. A success clears everything; a failure ejects it again. What says nothing (a client that went away) leaves it to
+//! `baseEjectionTime`. A success of a request that was sent after the ejection clears everything; a failure ejects it again. What says nothing (a client that went away) leaves it to
 //! the next request.
 //!
 //! **How many.** Of the endpoints that are not absent, `maxEjectedPercent` may be left out as failing, at least one of two, and never
@@ -64,6 +64,7 @@ pub struct Standing {
 #[derive(Clone, Copy, Debug)]
 struct Ejected {
     why: LeftOut,
+    since: Instant,
     until: Instant,
     /// While a request is there that was sent first: until when the others wait for it.
     probe: Option<Instant>,
@@ -114,11 +115,12 @@ impl Standing {
         }
     }
 
-    /// Takes a verdict over. `others`: the requests of those that are not left out. True: it is left out from now on.
+    /// Takes the verdict of a request that began then over. `others`: the requests of those that are not left out. True: it is left out from now on.
     pub fn judge(
         &mut self,
         verdict: Verdict,
         policy: &Ejection,
+        began: Instant,
         now: Instant,
         others: impl FnOnce(SuccessRate) -> Counts,
     ) -> bool {
@@ -130,7 +132,8 @@ impl Standing {
             Verdict::Nothing => false,
             Verdict::Works => {
                 self.failures = 0;
-                if may_be_ejected {
+                // Also of one that is used while it is left out, because all are: it would be shut out again when others recover.
+                if self.ejected.is_none_or(|ejected| began > ejected.since) {
                     (self.ejected, self.ejections) = (None, 0);
                 }
                 false
@@ -197,6 +200,7 @@ impl Standing {
         self.ejections = self.ejections.saturating_add(1).min(10_000);
         self.ejected = Some(Ejected {
             why,
+            since: now,
             until: now + (policy.base * self.ejections).min(policy.max),
             probe: None,
         });

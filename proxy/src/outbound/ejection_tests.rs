@@ -310,3 +310,26 @@ fn the_last_one_is_never_left_out() {
         }
     }
 }
+
+/// Where too many fail, all are used. Those that have recovered by then are not shut out again as the ejections of others end.
+#[test]
+fn who_works_while_all_are_used_takes_part_from_then_on() {
+    let begin = Instant::now();
+    let balancer = balancer(4, begin);
+    for of in 1..=4 {
+        fail(&member(&balancer, of), &NO_RULES, 5, begin);
+    }
+    assert_eq!(left_out(&balancer, &NO_RULES, begin), 4);
+    assert_eq!(picked(&balancer, &NO_RULES, 400, begin).len(), 4, "all are used");
+    // A request from before says nothing of what is now.
+    let of_before = member(&balancer, 1).take(&NO_RULES, begin);
+    let now = begin + SECOND;
+    for of in 2..=4 {
+        ask_by(&member(&balancer, of), &NO_RULES, Answer::Good, MS, now);
+    }
+    let mut of_before = of_before;
+    of_before.end(Answer::Good, now);
+    assert_eq!(left_out(&balancer, &NO_RULES, now), 1);
+    let picked = picked(&balancer, &NO_RULES, 400, now);
+    assert!(picked.len() == 3 && !picked.contains_key(&1), "{picked:?}");
+}
