@@ -116,6 +116,8 @@ pub struct InHand {
     rules: Balancing,
     /// The first one after an ejection.
     is_probe: bool,
+    /// It may go to endpoints near the caller and to others: how long it takes compares them.
+    compares: bool,
     /// Whether it waits for the head of a response.
     waits: bool,
 }
@@ -311,6 +313,7 @@ impl Member {
                 ejection: rules.ejection.clone(),
             },
             is_probe,
+            compares: rules.prefers_near() && rules.hash_keys().is_none(),
             waits: true,
         }
     }
@@ -385,9 +388,8 @@ impl Member {
             Answer::Missing => Verdict::Nothing,
         };
         self.health.borrow_mut().learn(answer, began, now);
-        // Of requests that may go to either: those of others would be compared with what they are not.
-        let compared = self.group.has_zones() && rules.prefers_near() && rules.hash_keys().is_none();
-        if compared && matches!((answer, verdict), (Answer::Good, _) | (Answer::Missing, Verdict::Fails)) {
+        let compares = in_hand.compares && self.group.has_zones();
+        if compares && matches!((answer, verdict), (Answer::Good, _) | (Answer::Missing, Verdict::Fails)) {
             let time = now.saturating_duration_since(began);
             self.group.zones.borrow_mut().answered(!self.remote.get(), time, now);
         }

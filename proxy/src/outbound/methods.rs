@@ -153,7 +153,7 @@ fn accepts(share: f64, rng: &mut SmallRng) -> bool {
 /// A number that is as good as random, from 0.0 to below 1.0.
 fn part(bits: u64) -> f64 {
     // The upper 32 bits are exact.
-    f64::from((bits >> 32) as u32) / f64::from(u32::MAX)
+    f64::from((bits >> 32) as u32) / (f64::from(u32::MAX) + 1.0)
 }
 
 #[cfg(test)]

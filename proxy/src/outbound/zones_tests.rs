@@ -195,3 +195,28 @@ fn who_becomes_near_keeps_what_is_known() {
     let to_two = (0..1000).filter(|_| port(&pick_by(&balancer, &NO_RULES, &[], now, &random)) == 2);
     assert!((400..600).contains(&to_two.count()));
 }
+
+/// Requests that stay near whatever it takes say nothing about the others, which have none of their kind.
+#[test]
+fn slow_requests_that_stay_near_send_no_others_away() {
+    for policy in [
+        "loadBalancer: {type: ConsistentHash, consistentHash: {keys: [{type: Path}]}}",
+        "loadBalancer: {zone: Off}",
+    ] {
+        let staying = rules(policy);
+        let random = rng(5);
+        let begin = Instant::now();
+        let balancer = zoned(2, 6, None, begin);
+        let mut near = 0;
+        for n in 0..2000u32 {
+            let now = begin + n * SECOND / 10;
+            // Whichever it is: of the near ones, as a rule that knows no zones would call them too.
+            let slow = member(&balancer, 1 + (n % 2) as u16);
+            ask_by(&slow, &staying, Answer::Good, 5 * SECOND, now);
+            let picked = pick_by(&balancer, &NO_RULES, &[], now, &random);
+            ask_by(&picked, &NO_RULES, Answer::Good, 10 * MS, now);
+            near += u32::from(port(&picked) <= 2);
+        }
+        assert!(near > 1900, "{policy}: {near} of 2000 stay near");
+    }
+}
