@@ -6,7 +6,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::to_millis;
+use super::{to_millis, within};
 use crate::discovery;
 use crate::duration;
 
@@ -110,14 +110,14 @@ impl EjectionSpec {
             ));
         }
         let base = within(
-            "baseEjectionTime",
-            self.base_ejection_time.as_ref(),
+            "ejection.baseEjectionTime",
+            self.base_ejection_time.as_deref(),
             EJECTION_TIME,
             errors,
         );
         let max = within(
-            "maxEjectionTime",
-            self.max_ejection_time.as_ref(),
+            "ejection.maxEjectionTime",
+            self.max_ejection_time.as_deref(),
             EJECTION_TIME,
             errors,
         );
@@ -154,24 +154,18 @@ impl SuccessRateSpec {
                 "ejection.successRate.minRequests: {min_requests} is not {least} to {most}"
             ));
         }
-        let said = within("successRate.window", self.window.as_ref(), SUCCESS_WINDOW, errors);
+        let said = within(
+            "ejection.successRate.window",
+            self.window.as_deref(),
+            SUCCESS_WINDOW,
+            errors,
+        );
         discovery::SuccessRate {
             threshold: self.threshold,
             window_ms: to_millis(said.unwrap_or(window)),
             min_requests,
         }
     }
-}
-
-fn within(
-    field: &str,
-    text: Option<&String>,
-    range: RangeInclusive<Duration>,
-    errors: &mut Vec<String>,
-) -> Option<Duration> {
-    duration::parse_within(text?, range)
-        .map_err(|e| errors.push(format!("ejection.{field}: {e}")))
-        .ok()
 }
 
 /// What is nearer, and what it does not say from `outer`.

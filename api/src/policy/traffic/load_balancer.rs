@@ -6,7 +6,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::to_millis;
+use super::{to_millis, within};
 use crate::discovery::{self, Feature, hash_key};
 use crate::duration;
 use crate::policy::access::no_header;
@@ -230,7 +230,7 @@ impl ConsistentHashSpec {
 
 impl SlowStartSpec {
     fn to_proto(&self, errors: &mut Vec<String>) -> discovery::SlowStart {
-        let window = within("slowStart.window", Some(&self.window), SLOW_START, errors);
+        let window = within("loadBalancer.slowStart.window", Some(&self.window), SLOW_START, errors);
         let min_percent = self.min_percent.unwrap_or(DEFAULT_MIN_PERCENT);
         if !(1..=100).contains(&min_percent) {
             errors.push(format!(
@@ -252,25 +252,19 @@ impl PenaltySpec {
                 "loadBalancer.penalty.statuses: {status} is not a status of an error (400 to 599)"
             ));
         }
-        let duration = within("penalty.duration", self.duration.as_ref(), PENALTY, errors);
-        let max = within("penalty.max", self.max.as_ref(), PENALTY, errors);
+        let duration = within(
+            "loadBalancer.penalty.duration",
+            self.duration.as_deref(),
+            PENALTY,
+            errors,
+        );
+        let max = within("loadBalancer.penalty.max", self.max.as_deref(), PENALTY, errors);
         discovery::Penalty {
             statuses: statuses.iter().map(|&s| s.into()).collect(),
             duration_ms: to_millis(duration.unwrap_or(DEFAULT_PENALTY.1)),
             max_ms: to_millis(max.unwrap_or(DEFAULT_PENALTY.2)),
         }
     }
-}
-
-fn within(
-    field: &str,
-    text: Option<&String>,
-    range: RangeInclusive<Duration>,
-    errors: &mut Vec<String>,
-) -> Option<Duration> {
-    duration::parse_within(text?, range)
-        .map_err(|e| errors.push(format!("loadBalancer.{field}: {e}")))
-        .ok()
 }
 
 impl HashKeySpec {

@@ -6,6 +6,7 @@ mod load_balancer;
 mod retry;
 mod timeouts;
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -129,6 +130,17 @@ fn millis(field: &str, text: Option<&str>, errors: &mut Vec<String>) -> Option<u
         .map_err(|e| errors.push(format!("{field}: {e}")))
         .ok()
         .map(to_millis)
+}
+
+fn within(
+    field: &str,
+    text: Option<&str>,
+    range: RangeInclusive<Duration>,
+    errors: &mut Vec<String>,
+) -> Option<Duration> {
+    duration::parse_within(text?, range)
+        .map_err(|e| errors.push(format!("{field}: {e}")))
+        .ok()
 }
 
 fn to_millis(duration: Duration) -> u64 {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{millis, to_millis};
+use super::{millis, to_millis, within};
 use crate::discovery::{self, Feature};
 use crate::duration;
 
@@ -163,18 +163,17 @@ impl RetrySpec {
 
 impl RetryConstraintSpec {
     pub(super) fn fill(&self, retry: &mut discovery::Retry, errors: &mut Vec<String>) {
-        let within = |field: &str, text: &Option<String>, range, errors: &mut Vec<String>| {
-            let text = text.as_deref()?;
-            duration::parse_within(text, range)
-                .map_err(|e| errors.push(format!("retryConstraint.{field}: {e}")))
-                .ok()
-        };
         if let Some(budget) = &self.budget {
             if let Some(percent) = budget.percent.filter(|&p| p > 100) {
                 errors.push(format!("retryConstraint.budget.percent: {percent} is more than 100"));
             }
             retry.budget_percent = budget.percent;
-            let interval = within("budget.interval", &budget.interval, BUDGET_INTERVAL, errors);
+            let interval = within(
+                "retryConstraint.budget.interval",
+                budget.interval.as_deref(),
+                BUDGET_INTERVAL,
+                errors,
+            );
             retry.budget_interval_ms = interval.map(to_millis);
         }
         if let Some(rate) = &self.min_retry_rate {
@@ -185,7 +184,12 @@ impl RetryConstraintSpec {
                     "retryConstraint.minRetryRate.count: {count} is not {least} to {most}"
                 ));
             }
-            let interval = within("minRetryRate.interval", &rate.interval, RATE_INTERVAL, errors);
+            let interval = within(
+                "retryConstraint.minRetryRate.interval",
+                rate.interval.as_deref(),
+                RATE_INTERVAL,
+                errors,
+            );
             let interval_ms = to_millis(interval.unwrap_or(DEFAULT_RATE.1));
             // For sidecars that do not know the rate: fewer rather than more.
             let per_second = u64::from(count) * 1000 / interval_ms;
