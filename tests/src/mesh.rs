@@ -46,6 +46,22 @@ const ISSUER_ID: &str = "spiffe://mesh.test/ns/outrigger/sa/outrigger-controller
 /// Everything on loopback is there within this, or never.
 pub const SOON: Duration = Duration::from_secs(10);
 
+/// Waits for a condition that must come true.
+pub async fn until(what: &str, condition: impl AsyncFnMut() -> bool) {
+    until_within(SOON, what, condition).await;
+}
+
+/// The same, with another limit.
+pub async fn until_within(limit: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let waiting = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(limit, waiting).await;
+    assert!(in_time.is_ok(), "never: {what}");
+}
+
 /// A response's body in these tests.
 pub type Body = BoxBody<Bytes, Infallible>;
 type Answer = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::mesh::{Authority, Http, SOON, Sidecar};
+use crate::mesh::{Authority, Http, Sidecar, until};
 use crate::netns::program;
 
 /// Killed when it is dropped.
@@ -160,14 +160,4 @@ impl Drop for Program {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let waiting = async {
-        while !condition().await {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    let in_time = tokio::time::timeout(SOON, waiting).await;
-    assert!(in_time.is_ok(), "never: {what}");
 }

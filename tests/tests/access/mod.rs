@@ -17,6 +17,8 @@ mod unknown;
 
 use std::time::Duration;
 
+use outrigger_tests::mesh::until_within;
+
 /// Everything on loopback is there within this, or never; also what waits for a controller's first word.
 const SOON: Duration = Duration::from_secs(25);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -27,12 +29,6 @@ async fn soon<T>(what: impl Future<Output = T>) -> T {
 }
 
 /// Waits for a condition that must come true.
-async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let waiting = async {
-        while !condition().await {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    let in_time = tokio::time::timeout(SOON, waiting).await;
-    assert!(in_time.is_ok(), "never: {what}");
+async fn until(what: &str, condition: impl AsyncFnMut() -> bool) {
+    until_within(SOON, what, condition).await;
 }

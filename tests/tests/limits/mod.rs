@@ -14,7 +14,7 @@ use std::time::Duration;
 use http::{HeaderValue, Method, Response};
 use outrigger_proxy::app::RunningProxy;
 use outrigger_tests::mesh::{
-    App, Authority, Collector, Http, SOON, Seen, Sidecar, attribute, id, metric, request, text,
+    App, Authority, Collector, Http, SOON, Seen, Sidecar, attribute, id, metric, request, text, until,
 };
 use sfv::{List, ListEntry, Parser};
 
@@ -23,17 +23,6 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// Does not wait for ever.
 async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(SOON, what).await.expect("it takes too long")
-}
-
-/// Waits for a condition that must come true.
-async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let waiting = async {
-        while !condition().await {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    let in_time = tokio::time::timeout(SOON, waiting).await;
-    assert!(in_time.is_ok(), "never: {what}");
 }
 
 /// An app, its sidecar with policies, and the sidecars of two workloads that call it.

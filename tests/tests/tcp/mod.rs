@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use outrigger_proxy::app::RunningProxy;
 use outrigger_proxy::config::Mtls;
-use outrigger_tests::mesh::{Authority, Sidecar, id, metric};
+use outrigger_tests::mesh::{Authority, Sidecar, id, metric, until_within};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Everything on loopback is there within this, or never.
@@ -72,14 +72,8 @@ fn handshakes(proxy: &RunningProxy, direction: &str, result: &str) -> u64 {
 }
 
 /// Waits for a condition that must come true.
-async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let waiting = async {
-        while !condition().await {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    let in_time = tokio::time::timeout(SOON, waiting).await;
-    assert!(in_time.is_ok(), "never: {what}");
+async fn until(what: &str, condition: impl AsyncFnMut() -> bool) {
+    until_within(SOON, what, condition).await;
 }
 
 /// Does not wait for ever.
