@@ -191,8 +191,11 @@ impl Build<'_> {
                 .map(|(route, rule)| self.byte_route(route, rule, backends))
                 .collect();
         }
-        let requests = if of_bytes.is_some() { &[][..] } else { &routes };
-        for (route, rule, matches) in routing::in_order(requests, &over.unwrap_or_default()) {
+        let rules = match of_bytes {
+            Some(_) => Vec::new(),
+            None => routing::in_order(&routes, &over.unwrap_or_default()),
+        };
+        for (route, rule, matches) in rules {
             let rule = self.rule(route, rule, matches, backends);
             // A rule may be there in many parts, and each has all its filters.
             left = left.checked_sub(rule.encoded_len()).ok_or(Refusal::TooLarge)?;
