@@ -68,13 +68,16 @@ impl Scene {
     }
 }
 
-/// One that carries bytes, as these are; or `None`: it was reset.
+/// One that carries bytes, as these are; or `None`: it was reset, perhaps before connect() has returned.
 async fn connects(to: SocketAddr, word: &[u8]) -> Option<TcpStream> {
-    let mut client = TcpStream::connect(to).await.unwrap();
-    let _ = client.write_all(word).await;
-    let mut heard = vec![0; word.len()];
-    match soon(client.read_exact(&mut heard)).await {
-        Ok(_) => Some(client),
+    let echoed = async {
+        let mut client = TcpStream::connect(to).await?;
+        let _ = client.write_all(word).await;
+        client.read_exact(&mut vec![0; word.len()]).await?;
+        Ok::<_, std::io::Error>(client)
+    };
+    match soon(echoed).await {
+        Ok(client) => Some(client),
         Err(error) => {
             assert!(
                 matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof),
@@ -130,8 +133,8 @@ async fn who_says_nothing_has_no_way_round() {
                 silent.push(TcpStream::connect(to).await.unwrap());
             }
             until("they are counted", async || scene.open().await == 3).await;
-            let mut one_more = TcpStream::connect(to).await.unwrap();
-            let end = soon(one_more.read(&mut [0])).await;
+            let one_more = async { TcpStream::connect(to).await?.read(&mut [0]).await };
+            let end = soon(one_more).await;
             assert!(!matches!(end, Ok(1..)), "opaque: {opaque}, {limits}");
             assert_eq!(scene.open().await, 3);
             drop(silent);
