@@ -6,18 +6,21 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::request::Parts;
 use http::{HeaderMap, Response};
 use outrigger_proxy_transport::body::Received;
 use outrigger_proxy_transport::drain::InFlight;
 use outrigger_proxy_transport::error::ProxyError;
+use outrigger_proxy_transport::headers::OUTRIGGER_FAULT;
 use outrigger_proxy_transport::server::{Ended, OnEnd, ResponseBody, error_response};
 use tokio::time::Instant;
 
 use crate::model::ServiceName;
 use crate::telemetry::{
-    AttemptEnd, Direction, Peer, RequestEnd, RequestInfo, ServiceMetrics, SpanStart, Status, Telemetry, request_id,
+    AttemptEnd, Direction, FaultNote, Peer, RequestEnd, RequestInfo, ServiceMetrics, SpanStart, Status, Telemetry,
+    request_id,
 };
 
 /// What a request is for.
@@ -115,6 +118,17 @@ impl Call {
         self.attempt = Some(Attempt { span, remote });
     }
 
+    /// It is delayed on purpose, answered on purpose, or both. Its response says so, and no metric of the Service counts it.
+    pub fn fault(&mut self, delay: Option<Duration>, abort: bool) {
+        let fault = FaultNote {
+            at: self.telemetry.start_span().at,
+            delay,
+            abort,
+        };
+        self.metrics.fault(&fault);
+        self.request.fault = Some(Box::new(fault));
+    }
+
     /// Makes the attempt the parent of whatever the receiver of these headers does.
     pub fn propagate(&self, headers: &mut HeaderMap) {
         if let Some(attempt) = &self.attempt {
@@ -135,7 +149,16 @@ impl Call {
     }
 
     /// A server's response, on its way to the client. `held` is let go when the call ends.
-    pub fn respond(mut self, response: Response<ResponseBody>, held: impl Sized + 'static) -> Response<ResponseBody> {
+    pub fn respond(
+        mut self,
+        mut response: Response<ResponseBody>,
+        held: impl Sized + 'static,
+    ) -> Response<ResponseBody> {
+        match &self.request.fault {
+            Some(fault) => _ = response.headers_mut().insert(OUTRIGGER_FAULT, fault.mark()),
+            // A peer's sidecar that says it is not believed.
+            None => _ = response.headers_mut().remove(OUTRIGGER_FAULT),
+        }
         self.status = Status::of(response.status(), response.headers());
         let responding = Responding {
             call: self,
@@ -167,8 +190,15 @@ impl Call {
         self.ended = true;
         self.status.end(ended);
         let last = self.attempt.take();
-        if let Some(attempt) = &last {
-            self.attempt_ended(attempt, self.status);
+        match &last {
+            Some(attempt) => self.attempt_ended(attempt, self.status),
+            None if self.attempts > 0 || self.request.fault.is_none() => {}
+            // What was done to it is said in a span of its own.
+            None => {
+                let span = self.telemetry.span_since(self.started);
+                self.telemetry
+                    .answered_here(&self.attempt_end(span, Peer::default(), self.status));
+            }
         }
         self.telemetry.request_ended(&RequestEnd {
             request: &self.request,
@@ -183,14 +213,19 @@ impl Call {
     }
 
     fn attempt_ended(&self, attempt: &Attempt, status: Status) {
-        self.telemetry.attempt_ended(&AttemptEnd {
+        let end = self.attempt_end(attempt.span, attempt.remote.peer(), status);
+        self.telemetry.attempt_ended(&end);
+    }
+
+    fn attempt_end<'a>(&'a self, span: SpanStart, peer: Peer<'a>, status: Status) -> AttemptEnd<'a> {
+        AttemptEnd {
             request: &self.request,
             metrics: &self.metrics,
-            span: attempt.span,
+            span,
             resend: self.attempts.saturating_sub(1),
-            peer: attempt.remote.peer(),
+            peer,
             status,
-        });
+        }
     }
 }
 

@@ -22,6 +22,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
+use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use outrigger_api::spiffe::SpiffeId;
@@ -588,7 +589,12 @@ impl Drop for Collector {
 
 /// An attribute of a span, as text.
 pub fn attribute(span: &Span, key: &str) -> Option<String> {
-    let value = span.attributes.iter().find(|a| a.key == key)?.value.as_ref()?;
+    attribute_of(&span.attributes, key)
+}
+
+/// One of some attributes, as text.
+pub fn attribute_of(attributes: &[KeyValue], key: &str) -> Option<String> {
+    let value = attributes.iter().find(|a| a.key == key)?.value.as_ref()?;
     match value.value.as_ref()? {
         Value::StringValue(text) => Some(text.clone()),
         Value::IntValue(number) => Some(number.to_string()),

@@ -705,6 +705,15 @@ async fn access_unknown() {
 }
 
 #[tokio::test]
+async fn fault_injected() {
+    let mut lab = Lab::new().await;
+    let policy = "{faults: [{percent: 100, until: '9999-01-01T00:00:00Z', abort: {status: 503}}]}";
+    let web = lab.web(nobody(), policy).start(&lab.authority).await;
+    let words = "a fault on purpose; see faults";
+    lab.told(&web, web.outbound[0], Reason::FaultInjected, words).await;
+}
+
+#[tokio::test]
 async fn client_closed() {
     let mut lab = Lab::new().await;
     let (came, mut comes) = tokio::sync::mpsc::unbounded_channel();

@@ -93,6 +93,22 @@ fn the_policies() {
     }
 }
 
+/// A recipe has no time of its own: who applies it writes one, and without it nothing is applied.
+#[test]
+fn the_chaos_has_an_end_that_is_written_when_it_is_applied() {
+    let text = include_str!("../../examples/releases/chaos.yaml");
+    let policy = |text: &str| -> TrafficPolicy { serde_saphyr::from_str(text).unwrap() };
+    let mistakes = policy(text).spec.to_proto().unwrap_err();
+    assert!(
+        mistakes.len() == 2 && mistakes[0].starts_with("faults[0].until: "),
+        "{mistakes:?}"
+    );
+    policy(&text.replace("UNTIL", "2026-12-01T18:00:00Z"))
+        .spec
+        .to_proto()
+        .unwrap();
+}
+
 /// Each is valid, and together they have every field and every word that a field may have.
 #[test]
 fn the_access_policies() {

@@ -58,13 +58,15 @@ pub enum Reason {
     RateLimited,
     /// The called sidecar does not know yet whom its workload lets in.
     AccessUnknown,
+    /// A policy of the Service called has requests fail on purpose.
+    FaultInjected,
     /// The client went away before the response.
     ClientClosed,
 }
 
 impl Reason {
     /// Every reason, for the documentation's test.
-    pub const ALL: [Reason; 27] = [
+    pub const ALL: [Reason; 28] = [
         Reason::NoEndpoints,
         Reason::DiscoveryUnavailable,
         Reason::IdentityUnavailable,
@@ -91,6 +93,7 @@ impl Reason {
         Reason::TokenInvalid,
         Reason::RateLimited,
         Reason::AccessUnknown,
+        Reason::FaultInjected,
         Reason::ClientClosed,
     ];
 
@@ -123,11 +126,12 @@ impl Reason {
             Reason::TokenInvalid => "token-invalid",
             Reason::RateLimited => "rate-limited",
             Reason::AccessUnknown => "access-unknown",
+            Reason::FaultInjected => "fault-injected",
             Reason::ClientClosed => "client-closed",
         }
     }
 
-    /// The HTTP status that it is answered with.
+    /// The HTTP status that it is answered with. Of [`Reason::FaultInjected`] a policy says it.
     pub fn status(self) -> StatusCode {
         match self {
             Reason::NoEndpoints
@@ -139,7 +143,8 @@ impl Reason {
             | Reason::UpstreamRefused
             | Reason::AppUnavailable
             | Reason::Overloaded
-            | Reason::AccessUnknown => StatusCode::SERVICE_UNAVAILABLE,
+            | Reason::AccessUnknown
+            | Reason::FaultInjected => StatusCode::SERVICE_UNAVAILABLE,
             Reason::ConnectTimeout | Reason::RequestTimeout | Reason::AttemptTimeout | Reason::IdleTimeout => {
                 StatusCode::GATEWAY_TIMEOUT
             }
@@ -160,15 +165,7 @@ impl Reason {
         if self == Reason::InvalidBackend {
             return 14; // GRPCRouteRule.backendRefs: UNAVAILABLE
         }
-        match self.status() {
-            StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT => 4, // DEADLINE_EXCEEDED
-            StatusCode::FORBIDDEN => 7,                                     // PERMISSION_DENIED
-            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE | StatusCode::TOO_MANY_REQUESTS => 8, // RESOURCE_EXHAUSTED
-            StatusCode::NOT_FOUND => 12,                                    // UNIMPLEMENTED
-            StatusCode::BAD_REQUEST | StatusCode::INTERNAL_SERVER_ERROR => 13, // INTERNAL
-            StatusCode::UNAUTHORIZED => 16,                                 // UNAUTHENTICATED
-            _ => 14,                                                        // UNAVAILABLE
-        }
+        grpc_status_of(self.status())
     }
 
     /// Whether the app at the other end cannot have seen the request, so that another attempt is safe for every method.
@@ -184,6 +181,21 @@ impl Reason {
                 | Reason::Overloaded
                 | Reason::AccessUnknown
         )
+    }
+}
+
+/// The gRPC status that stands for an HTTP status, where a sidecar answers: 504 and 429 have names of their own in gRPC, which its mapping for
+/// clients does not use (http-grpc-status-mapping.md); the others are as there.
+pub fn grpc_status_of(status: StatusCode) -> u16 {
+    match status {
+        StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT => 4, // DEADLINE_EXCEEDED
+        StatusCode::FORBIDDEN => 7,                                     // PERMISSION_DENIED
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE | StatusCode::TOO_MANY_REQUESTS => 8, // RESOURCE_EXHAUSTED
+        StatusCode::NOT_FOUND => 12,                                    // UNIMPLEMENTED
+        StatusCode::BAD_REQUEST | StatusCode::INTERNAL_SERVER_ERROR => 13, // INTERNAL
+        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE => 14, // UNAVAILABLE
+        StatusCode::UNAUTHORIZED => 16,                                 // UNAUTHENTICATED
+        _ => 2,                                                         // UNKNOWN
     }
 }
 

@@ -26,6 +26,19 @@ pub struct NamedMatch {
     #[prost(message, optional, tag = "2")]
     pub value: ::core::option::Option<StringMatch>,
 }
+/// A request. All that is set must match.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Match {
+    #[prost(message, optional, tag = "1")]
+    pub path: ::core::option::Option<StringMatch>,
+    #[prost(message, repeated, tag = "2")]
+    pub headers: ::prost::alloc::vec::Vec<NamedMatch>,
+    #[prost(message, repeated, tag = "3")]
+    pub query: ::prost::alloc::vec::Vec<NamedMatch>,
+    /// Upper case; empty: any.
+    #[prost(string, tag = "4")]
+    pub method: ::prost::alloc::string::String,
+}
 /// A field that is absent says nothing, and the next outer policy's, or the default, holds.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Policy {
@@ -49,6 +62,8 @@ pub struct Policy {
     /// Of one attempt, from the last byte of the request to the head of the response. 0: no limit.
     #[prost(uint64, optional, tag = "8")]
     pub response_headers_timeout_ms: ::core::option::Option<u64>,
+    #[prost(message, optional, tag = "10")]
+    pub faults: ::core::option::Option<Faults>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Retry {
@@ -204,6 +219,59 @@ pub struct SuccessRate {
     /// Of the endpoint, and of the others together, within the window. Fewer say nothing.
     #[prost(uint32, tag = "3")]
     pub min_requests: u32,
+}
+/// Requests that are delayed or refused on purpose. A request has at most one of them: their shares are of the same whole, in their order.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Faults {
+    /// None: requests have no faults, whatever an outer policy says.
+    #[prost(message, repeated, tag = "1")]
+    pub in_order: ::prost::alloc::vec::Vec<Fault>,
+}
+/// One that has neither an end nor a header that asks for it, or of which anything is not understood, is none.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Fault {
+    /// Any of them; none at all matches everything.
+    #[prost(message, repeated, tag = "1")]
+    pub matches: ::prost::alloc::vec::Vec<Match>,
+    /// The share of the requests that it is for, 0 to 1,000,000.
+    #[prost(uint32, tag = "2")]
+    pub parts_per_million: u32,
+    /// Only requests that carry this header.
+    #[prost(message, optional, tag = "3")]
+    pub only_when_header: ::core::option::Option<FaultHeader>,
+    /// Seconds since 1970. From then on there is no such fault.
+    #[prost(uint64, optional, tag = "4")]
+    pub until_unix_seconds: ::core::option::Option<u64>,
+    #[prost(message, optional, tag = "5")]
+    pub delay: ::core::option::Option<FaultDelay>,
+    #[prost(message, optional, tag = "6")]
+    pub abort: ::core::option::Option<FaultAbort>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FaultHeader {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Of one of its lines. Absent: any.
+    #[prost(string, optional, tag = "2")]
+    pub value: ::core::option::Option<::prost::alloc::string::String>,
+}
+/// As long as drawn between the two.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FaultDelay {
+    #[prost(uint64, tag = "1")]
+    pub min_ms: u64,
+    #[prost(uint64, tag = "2")]
+    pub max_ms: u64,
+}
+/// Exactly one is not 0.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FaultAbort {
+    /// 400 to 599. A gRPC call is answered with the gRPC status that stands for it.
+    #[prost(uint32, tag = "1")]
+    pub http_status: u32,
+    /// 1 to 16. The fault is for gRPC calls alone.
+    #[prost(uint32, tag = "2")]
+    pub grpc_status: u32,
 }
 /// What `Endpoint.remote` means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -542,19 +610,6 @@ pub struct Route {
     #[prost(string, repeated, tag = "6")]
     pub hostnames: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
-/// All that is set must match.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct Match {
-    #[prost(message, optional, tag = "1")]
-    pub path: ::core::option::Option<StringMatch>,
-    #[prost(message, repeated, tag = "2")]
-    pub headers: ::prost::alloc::vec::Vec<NamedMatch>,
-    #[prost(message, repeated, tag = "3")]
-    pub query: ::prost::alloc::vec::Vec<NamedMatch>,
-    /// Upper case; empty: any.
-    #[prost(string, tag = "4")]
-    pub method: ::prost::alloc::string::String,
-}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Filter {
     #[prost(oneof = "filter::Kind", tags = "1, 2, 3, 4, 5, 6")]
@@ -764,6 +819,8 @@ pub enum Feature {
     ZoneSpill = 8,
     /// `Policy.idle_timeout_ms` and `Policy.response_headers_timeout_ms`.
     MoreTimeouts = 9,
+    /// `Policy.faults`. Who does not understand it injects none.
+    Faults = 11,
     /// `limits.v1.Policy.connections`. Who does not understand it takes any number of connections.
     ConnectionLimits = 20,
     /// `limits.v1.PerClaim`, and `access.v1.Jwt.policy` in limits. Who does not understand them leaves out limits that have one.
@@ -786,6 +843,7 @@ impl Feature {
             Self::Ejection => "FEATURE_EJECTION",
             Self::ZoneSpill => "FEATURE_ZONE_SPILL",
             Self::MoreTimeouts => "FEATURE_MORE_TIMEOUTS",
+            Self::Faults => "FEATURE_FAULTS",
             Self::ConnectionLimits => "FEATURE_CONNECTION_LIMITS",
             Self::LimitClaims => "FEATURE_LIMIT_CLAIMS",
         }
@@ -803,6 +861,7 @@ impl Feature {
             "FEATURE_EJECTION" => Some(Self::Ejection),
             "FEATURE_ZONE_SPILL" => Some(Self::ZoneSpill),
             "FEATURE_MORE_TIMEOUTS" => Some(Self::MoreTimeouts),
+            "FEATURE_FAULTS" => Some(Self::Faults),
             "FEATURE_CONNECTION_LIMITS" => Some(Self::ConnectionLimits),
             "FEATURE_LIMIT_CLAIMS" => Some(Self::LimitClaims),
             _ => None,

@@ -3,6 +3,7 @@
 use http::Request;
 use outrigger_api::discovery as proto;
 use outrigger_api::policy::{BUDGET_INTERVAL, RATE_COUNT, RATE_INTERVAL};
+use outrigger_proxy::identity::Clock;
 use outrigger_proxy::model::from_proto;
 use outrigger_proxy::model::{Endpoints, RouteRules, Service, Target, Workload};
 use outrigger_proxy::outbound::affinity::Caller;
@@ -47,6 +48,7 @@ fn target(message: &proto::Target) {
     let facts = Facts {
         caller: Caller::new(&Workload::default()),
         rng: &rng,
+        clock: &Clock::system(),
         keeps_upgrade: false,
     };
     // So are connections of bytes.

@@ -45,6 +45,7 @@ fn in_todays_words(model: &mut Value) {
                 for field in ["idleTimeoutMs", "responseHeadersTimeoutMs"] {
                     fields.insert(field.to_owned(), Value::Null);
                 }
+                fields.insert("faults".to_owned(), json!([]));
             }
             let budget = (fields.remove("budgetPercent"), fields.remove("budgetMinPerSecond"));
             if let (Some(percent), Some(per_second)) = budget {

@@ -20,7 +20,7 @@ use super::wants::Word;
 use crate::backoff::Backoff;
 
 /// What this sidecar understands.
-const FEATURES: [Feature; 11] = [
+const FEATURES: [Feature; 12] = [
     Feature::EndpointChanges,
     Feature::RetryConstraint,
     Feature::Access,
@@ -30,6 +30,7 @@ const FEATURES: [Feature; 11] = [
     Feature::Ejection,
     Feature::ZoneSpill,
     Feature::MoreTimeouts,
+    Feature::Faults,
     Feature::ConnectionLimits,
     Feature::LimitClaims,
 ];

@@ -2,10 +2,12 @@
 
 use outrigger_access::Access;
 use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::model::{
-    Backend, ByteRoute, Endpoints, Protocol, Route, RouteRules, Service, ServiceName, Target, WeightedBackend,
-    WorkloadInfo,
+    Abort, Backend, ByteRoute, Endpoints, Fault, Protocol, Route, RouteRules, Service, ServiceName, Target,
+    WeightedBackend, WorkloadInfo,
 };
 
 pub(super) fn target(target: &Target) -> Value {
@@ -132,5 +134,38 @@ fn policy(rules: &RouteRules) -> Value {
             "nonIdempotent": retry.non_idempotent,
             "maxBodyBytes": retry.max_body_bytes,
         },
+        "faults": request.faults.iter().map(fault).collect::<Vec<_>>(),
+    })
+}
+
+fn fault(fault: &Fault) -> Value {
+    let Fault {
+        matches,
+        share,
+        only_when,
+        until,
+        delay,
+        abort,
+    } = fault;
+    let header = only_when.as_ref().map(|(name, value)| {
+        json!({ "name": name.as_str(), "value": value.as_ref().map(|value| String::from_utf8_lossy(value.as_bytes())) })
+    });
+    let until = until
+        .map(OffsetDateTime::from)
+        .and_then(|until| until.format(&Rfc3339).ok());
+    json!({
+        "matches": matches.iter().map(|m| format!("{m:?}")).collect::<Vec<_>>(),
+        "partsPerMillion": share,
+        "onlyWhenHeader": header,
+        "until": until,
+        "delayMs": delay.as_ref().map(|delay| [delay.start().as_millis(), delay.end().as_millis()]),
+        "status": abort.and_then(|abort| match abort {
+            Abort::Http(status) => Some(status.as_u16()),
+            Abort::Grpc(_) => None,
+        }),
+        "grpcStatus": abort.and_then(|abort| match abort {
+            Abort::Http(_) => None,
+            Abort::Grpc(status) => Some(status),
+        }),
     })
 }

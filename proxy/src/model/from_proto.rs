@@ -50,7 +50,13 @@ fn networks(networks: &[String]) -> Vec<IpNet> {
 /// A Service with its routes, backends and policies.
 pub fn service(message: &proto::Service) -> Service {
     let name = service_name(message.r#ref.as_ref());
-    let outer = RouteRules::from_proto(&RouteRules::default(), message.policy.as_ref(), Filters::default());
+    let mut patterns = pattern::Budget::default();
+    let outer = RouteRules::from_proto(
+        &RouteRules::default(),
+        message.policy.as_ref(),
+        Filters::default(),
+        &mut patterns,
+    );
     let mut backends: Vec<_> = message.backends.iter().map(|b| Arc::new(backend(b))).collect();
     if backends.is_empty() {
         backends.push(Arc::new(Backend {
@@ -59,7 +65,6 @@ pub fn service(message: &proto::Service) -> Service {
             client_affinity: false,
         }));
     }
-    let mut patterns = pattern::Budget::default();
     // Indices are those of the message: the one put in above is none of them.
     let indexed = message.backends.len();
     Service {
@@ -125,6 +130,7 @@ fn pod(message: &proto::Pod) -> Service {
             &RouteRules::default(),
             message.policy.as_ref(),
             Filters::default(),
+            &mut pattern::Budget::default(),
         )),
         name,
     }
@@ -235,7 +241,7 @@ fn route(message: &proto::Route, backends: usize, outer: &RouteRules, patterns: 
         Some(_) => message.backends.iter().map(weighted).collect(),
         None => Vec::new(),
     };
-    let mut rules = RouteRules::from_proto(outer, message.policy.as_ref(), of_rule.unwrap_or_default());
+    let mut rules = RouteRules::from_proto(outer, message.policy.as_ref(), of_rule.unwrap_or_default(), patterns);
     if message.policy.as_ref().is_some_and(|policy| policy.ejection.is_some()) {
         rules.attempt.balancing.count_apart(&name);
     }
@@ -258,7 +264,7 @@ fn indexed(backends: usize, index: u32) -> Option<usize> {
 }
 
 /// `None`: there is something in it that is not understood, and it matches nothing.
-fn route_match(message: &proto::Match, patterns: &mut pattern::Budget) -> Option<RouteMatch> {
+pub(super) fn route_match(message: &proto::Match, patterns: &mut pattern::Budget) -> Option<RouteMatch> {
     let path = match &message.path {
         None => None,
         Some(path) => Some(match path.kind.as_ref()? {

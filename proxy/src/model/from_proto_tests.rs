@@ -5,6 +5,7 @@ use std::time::Duration;
 use http::StatusCode;
 use outrigger_api::discovery as proto;
 use outrigger_api::discovery::{backend, filter, string_match, target};
+use outrigger_api::pattern;
 use prost::Message;
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
@@ -298,7 +299,7 @@ fn policies_merge_field_by_field() {
         ..Default::default()
     };
     fn rules(outer: &RouteRules, inner: Option<&proto::Policy>) -> RouteRules {
-        RouteRules::from_proto(outer, inner, Filters::default())
+        RouteRules::from_proto(outer, inner, Filters::default(), &mut pattern::Budget::default())
     }
     let outer = rules(
         &RouteRules::default(),
@@ -356,7 +357,12 @@ fn a_budgets_intervals_are_bounded_and_its_rate_replaces_the_older_word() {
             retry: Some(retry),
             ..Default::default()
         };
-        RouteRules::from_proto(outer, Some(&policy), Filters::default())
+        RouteRules::from_proto(
+            outer,
+            Some(&policy),
+            Filters::default(),
+            &mut pattern::Budget::default(),
+        )
     };
     let rate = |count, interval_ms| Some(proto::RetryRate { count, interval_ms });
     let millis = Duration::from_millis;

@@ -7,9 +7,10 @@ use std::time::Duration;
 use http::StatusCode;
 use outrigger_api::discovery as proto;
 use outrigger_api::duration;
+use outrigger_api::pattern;
 use outrigger_api::policy::{BUDGET_INTERVAL, RATE_COUNT, RATE_INTERVAL};
 
-use super::{Balancing, Filters};
+use super::{Balancing, Faults, Filters};
 
 /// Stands for "no limit" where a limit must be given.
 const NO_CONNECT_LIMIT: Duration = Duration::from_secs(3600);
@@ -33,6 +34,8 @@ pub struct RequestRules {
     pub timeout: Option<Duration>,
     /// Without a byte in either direction; of connections of bytes and of upgraded ones too.
     pub idle: Option<Duration>,
+    /// What is done to requests on purpose.
+    pub faults: Faults,
 }
 
 /// For each attempt: see `outbound::attempts`.
@@ -78,13 +81,19 @@ pub struct RetryBudget {
 }
 
 impl RouteRules {
-    /// What `policy` says, and `outer` where it says nothing.
-    pub fn from_proto(outer: &Self, policy: Option<&proto::Policy>, filters: Filters) -> Self {
+    /// What `policy` says, and `outer` where it says nothing. `patterns`: those of all rules of the Service together.
+    pub fn from_proto(
+        outer: &Self,
+        policy: Option<&proto::Policy>,
+        filters: Filters,
+        patterns: &mut pattern::Budget,
+    ) -> Self {
         let mut rules = Self {
             request: RequestRules {
                 filters,
                 timeout: outer.request.timeout,
                 idle: outer.request.idle,
+                faults: outer.request.faults.clone(),
             },
             attempt: outer.attempt.clone(),
         };
@@ -100,6 +109,9 @@ impl RouteRules {
         }
         if let Some(ms) = policy.idle_timeout_ms {
             rules.request.idle = limit(ms);
+        }
+        if let Some(faults) = &policy.faults {
+            rules.request.faults = Faults::from_proto(faults, patterns);
         }
         if let Some(ms) = policy.response_headers_timeout_ms {
             rules.attempt.response_headers = limit(ms);

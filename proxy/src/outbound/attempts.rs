@@ -84,6 +84,11 @@ impl Deadlines {
             request: request.into_iter().chain(caller).min(),
         }
     }
+
+    /// When all of it must have ended.
+    pub fn request(&self) -> Option<Instant> {
+        self.request
+    }
 }
 
 impl Attempts<'_> {

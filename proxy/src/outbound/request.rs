@@ -22,12 +22,14 @@ use tokio::time::Instant;
 
 use super::affinity::Caller;
 use super::attempts::{Attempts, Deadlines, ServerResponse};
+use super::faults::{Injected, decide};
 use super::mirror::mirror;
 use super::route::Chosen;
 use super::target::{Snapshot, WorkerTarget};
 use super::waits::Moving;
 use super::{State, route};
 use crate::call::{Call, Callee, LocalReply};
+use crate::identity::Clock;
 use crate::model::{AttemptRules, Filters, RequestRules, RetryPolicy, RouteRules, Service};
 
 /// Answers a request.
@@ -53,6 +55,7 @@ pub async fn handle(
     let facts = Facts {
         caller: state.caller,
         rng: &state.context.rng,
+        clock: state.context.process.identity.clock(),
         keeps_upgrade: upgrade.is_some() && version == HttpVersion::Http1,
     };
     let plan = match apply_rules(&snapshot.service, &facts, &mut head) {
@@ -65,6 +68,18 @@ pub async fn handle(
         return shared(plan.cors.as_ref(), call.fail(&error));
     };
 
+    let deadlines = Deadlines::new(&call, &head, plan.timeout);
+    if let Some(fault) = &plan.fault
+        // Boxed: most requests have none (`outbound::sizes`).
+        && let Err(reply) = Box::pin(fault.carry_out(deadlines.request(), &mut call)).await
+    {
+        return shared(plan.cors.as_ref(), call.reply(reply));
+    }
+    // A fault may have taken its time.
+    let now = match plan.fault {
+        None => now,
+        Some(_) => Instant::now(),
+    };
     target
         .budgets
         .borrow_mut()
@@ -79,7 +94,7 @@ pub async fn handle(
         backend,
         rules: plan.attempt,
         metrics: &snapshot.metrics,
-        deadlines: Deadlines::new(&call, &head, plan.timeout),
+        deadlines,
         moving: moving.as_ref(),
         version,
     };
@@ -122,6 +137,8 @@ pub struct Facts<'a> {
     /// This pod.
     pub caller: Caller,
     pub rng: &'a RefCell<SmallRng>,
+    /// Read where a rule ends at a time.
+    pub clock: &'a Clock,
     /// The request may become another protocol's connection.
     pub keeps_upgrade: bool,
 }
@@ -138,6 +155,8 @@ pub struct Plan<'a> {
     pub timeout: Option<Duration>,
     /// Without a byte.
     pub idle: Option<Duration>,
+    /// What is done to it on purpose.
+    pub fault: Option<Box<Injected>>,
     pub attempt: &'a AttemptRules,
 }
 
@@ -166,10 +185,20 @@ pub fn apply_rules<'a>(service: &'a Service, facts: &Facts<'_>, head: &mut Parts
     strip_ours(&mut head.headers);
     let chosen = route::choose(service, head)?;
     let RouteRules { request, attempt } = chosen.rules;
-    let RequestRules { filters, timeout, idle } = request;
+    let RequestRules {
+        filters,
+        timeout,
+        idle,
+        faults,
+    } = request;
     // Before the filters that change the request: it is about what the page asked for.
     let cors = filters.cors.as_ref().map(|cors| cors::on_request(cors, head));
     let cors = cors.transpose()?;
+    // Before them too: it is about what the app has sent.
+    let fault = match faults.is_empty() {
+        true => None,
+        false => decide(faults, head, facts.clock.now(), &mut *facts.rng.borrow_mut()).map(Box::new),
+    };
     strip_hop_by_hop(&mut head.headers, facts.keeps_upgrade);
     match apply_filters(service, facts, &chosen, head) {
         Err(reply) => Err(Refusal { reply, cors }),
@@ -179,6 +208,7 @@ pub fn apply_rules<'a>(service: &'a Service, facts: &Facts<'_>, head: &mut Parts
             cors,
             timeout: *timeout,
             idle: *idle,
+            fault,
             attempt,
         }),
     }

@@ -153,6 +153,11 @@ fn matches<'a>(route: &'a Route, host: &str, request: &Parts) -> Option<Option<&
     })
 }
 
+/// Whether a request matches any of these; none matches everything.
+pub(super) fn matches_any(matches: &[RouteMatch], request: &Parts) -> bool {
+    matches.is_empty() || matches.iter().any(|m| matches_one(m, request))
+}
+
 fn matches_one(m: &RouteMatch, request: &Parts) -> bool {
     m.method.as_ref().is_none_or(|method| *method == request.method)
         && m.path

@@ -8,6 +8,7 @@ use std::path::Path;
 use http::Request;
 use http::request::Parts;
 use outrigger_api::discovery as proto;
+use outrigger_api::pattern;
 use prost::Message;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -16,6 +17,7 @@ use super::affinity::Caller;
 use super::request::{Facts, Refusal, apply_rules, filters};
 use super::route;
 use crate::call::LocalReply;
+use crate::identity::Clock;
 use crate::model::{
     Backend, Endpoints, Filters, RetryPolicy, RouteRules, Service, Target, Workload, WorkloadInfo, from_proto,
 };
@@ -116,6 +118,7 @@ fn answer(service: &Service) -> String {
     let facts = Facts {
         caller: Caller::new(&Workload::default()),
         rng: &SmallRng::seed_from_u64(1).into(),
+        clock: &Clock::system(),
         keeps_upgrade: false,
     };
     let mut head = request();
@@ -284,7 +287,12 @@ fn numbers_that_are_not_known_are_as_good_as_absent() {
     // A retry condition that is not known adds none, and takes none away.
     let retry = all(&[integer(1, 4), later(), integer(4, 14), integer(4, 4_000_000)]);
     let policy = proto::Policy::decode(&field(1, retry)[..]).unwrap();
-    let rules = RouteRules::from_proto(&RouteRules::default(), Some(&policy), Filters::default());
+    let rules = RouteRules::from_proto(
+        &RouteRules::default(),
+        Some(&policy),
+        Filters::default(),
+        &mut pattern::Budget::default(),
+    );
     let retry = rules.attempt.retry;
     assert_eq!((retry.attempts, &retry.grpc_statuses[..]), (4, &[14][..]));
     assert_eq!(retry.statuses, RetryPolicy::default().statuses);

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use outrigger_api::pattern;
 use outrigger_api::policy::TrafficPolicySpec;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -22,13 +23,22 @@ pub(super) const SECOND: Duration = Duration::from_secs(1);
 /// Without a policy.
 pub(super) static NO_RULES: Balancing = Balancing::NONE;
 
-/// Those of a policy, as a standalone file has it.
+/// What a policy says of which endpoint a request goes to.
 pub(super) fn rules(policy: &str) -> Balancing {
+    let AttemptRules { balancing, .. } = rules_of(policy).attempt;
+    balancing
+}
+
+/// Those of a policy, as a standalone file has it.
+pub(super) fn rules_of(policy: &str) -> RouteRules {
     let spec: TrafficPolicySpec = serde_saphyr::from_str(policy).unwrap();
     let policy = spec.to_proto().unwrap();
-    let rules = RouteRules::from_proto(&RouteRules::default(), Some(&policy), Filters::default());
-    let AttemptRules { balancing, .. } = rules.attempt;
-    balancing
+    RouteRules::from_proto(
+        &RouteRules::default(),
+        Some(&policy),
+        Filters::default(),
+        &mut pattern::Budget::default(),
+    )
 }
 
 /// Of one address.

@@ -172,6 +172,10 @@ struct Line<'a> {
     access: AccessFields<'a>,
     #[serde(flatten)]
     limit: LimitFields<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fault: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fault_delay_ms: Option<f64>,
 }
 
 impl<'a> Line<'a> {
@@ -199,6 +203,8 @@ impl<'a> Line<'a> {
             request_id: request.request_id().map(bounded),
             access: AccessFields::of(request.access.as_deref()),
             limit: LimitFields::of(request.limit.as_deref()),
+            fault: request.fault.as_ref().map(|fault| fault.as_str()),
+            fault_delay_ms: request.fault.as_ref().and_then(|fault| fault.delay).map(milliseconds),
         }
     }
 }

@@ -7,6 +7,7 @@ mod access;
 mod access_log;
 pub mod context;
 mod export;
+mod fault;
 mod ids;
 mod limit;
 pub mod logging;
@@ -21,13 +22,15 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue};
 use outrigger_proxy_transport::error::Reason;
+use tokio::time::Instant;
 
 pub use access::{AccessDecision, AccessNote};
 pub use context::TraceContext;
+pub use fault::{FaultKind, FaultNote};
 pub use limit::{LimitDecision, LimitNote};
 pub use metrics::{Metrics, ServiceMetrics};
 pub use request::{AttemptEnd, Direction, Peer, Protocol, RequestEnd, RequestInfo, SpanStart, Status, request_id};
-pub use span::{SpanKind, SpanRecord};
+pub use span::{SpanEvent, SpanKind, SpanRecord};
 pub use tunnel::{Tunnel, TunnelEnds};
 
 use crate::dns::Resolver;
@@ -144,6 +147,11 @@ impl Telemetry {
         self.0.tracer.start_span()
     }
 
+    /// A span that began at an earlier moment.
+    pub fn span_since(&self, began: Instant) -> SpanStart {
+        self.0.tracer.span_since(began)
+    }
+
     /// An attempt ended: exactly once for each.
     pub fn attempt_ended(&self, attempt: &AttemptEnd<'_>) {
         let Observers {
@@ -153,6 +161,11 @@ impl Telemetry {
         } = &*self.0;
         tracer.attempt_ended(attempt);
         metrics.attempt_ended(attempt);
+    }
+
+    /// A request ended that this sidecar has answered itself, and something happened to it. That is no attempt, and has a span.
+    pub fn answered_here(&self, attempt: &AttemptEnd<'_>) {
+        self.0.tracer.attempt_ended(attempt);
     }
 
     /// A request ended: exactly once for each, and each side.

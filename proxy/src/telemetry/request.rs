@@ -13,7 +13,7 @@ use outrigger_proxy_transport::headers::REQUEST_ID;
 use outrigger_proxy_transport::server::{Ended, reason_of};
 use tokio::time::Instant;
 
-use super::{AccessNote, LimitNote, ServiceMetrics, TraceContext};
+use super::{AccessNote, FaultNote, LimitNote, ServiceMetrics, TraceContext};
 use crate::model::ServiceName;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -93,6 +93,8 @@ pub struct RequestInfo {
     pub access: Option<Box<AccessNote>>,
     /// Inbound: the limit that refuses it, or would.
     pub limit: Option<Box<LimitNote>>,
+    /// Outbound: what is done to it on purpose.
+    pub fault: Option<Box<FaultNote>>,
 }
 
 impl RequestInfo {
@@ -121,6 +123,7 @@ impl RequestInfo {
             context,
             access: None,
             limit: None,
+            fault: None,
         }
     }
 

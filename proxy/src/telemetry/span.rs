@@ -19,6 +19,14 @@ pub enum SpanKind {
     Server,
 }
 
+/// Something that happened to a request, beside its attempts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpanEvent {
+    pub name: &'static str,
+    pub at: SystemTime,
+    pub attributes: Vec<(&'static str, String)>,
+}
+
 /// A span that has ended.
 #[derive(Clone, Debug)]
 pub struct SpanRecord {
@@ -54,6 +62,7 @@ pub struct SpanRecord {
     pub access: Option<Box<AccessNote>>,
     /// The limit that refuses it, or would.
     pub limit: Option<Box<LimitNote>>,
+    pub events: Vec<SpanEvent>,
 }
 
 impl SpanRecord {
@@ -89,6 +98,18 @@ impl SpanRecord {
             mtls: peer.identity.is_some(),
             access: request.access.clone(),
             limit: request.limit.clone(),
+            events: events(attempt),
         }
     }
+}
+
+/// What happened before the attempt began is said at its beginning.
+fn events(attempt: &AttemptEnd<'_>) -> Vec<SpanEvent> {
+    let fault = attempt.request.fault.as_ref().filter(|_| attempt.resend == 0);
+    let events = fault.into_iter().map(|fault| fault.event());
+    let within = events.map(|event| SpanEvent {
+        at: event.at.max(attempt.span.at),
+        ..event
+    });
+    within.collect()
 }

@@ -35,6 +35,17 @@ impl Tracer {
         }
     }
 
+    /// A span that began at an earlier moment.
+    pub(super) fn span_since(&self, began: Instant) -> SpanStart {
+        let now = self.start_span();
+        let at = now.at.checked_sub(now.instant.saturating_duration_since(began));
+        SpanStart {
+            id: now.id,
+            at: at.unwrap_or(now.at),
+            instant: began,
+        }
+    }
+
     /// Hands the span to the exporter, if its trace is recorded. A full queue drops it and counts it.
     pub(super) fn attempt_ended(&self, attempt: &AttemptEnd<'_>) {
         if let Some(exporter) = &self.exporter

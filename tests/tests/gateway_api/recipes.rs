@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use outrigger_tests::cluster::Cluster;
 use outrigger_tests::kube::{Kubectl, eventually};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::own::{Ask, NAMESPACE, SOON, Sees};
 
@@ -231,6 +233,32 @@ pub(super) async fn all(cluster: &Cluster, routes: &Kubectl) -> Result<()> {
         println!("holds: {}", recipe.name);
         routes.run(["delete", "httproute/orders"]).await?;
     }
+    chaos(cluster, routes).await.context("chaos")?;
+    println!("holds: chaos");
+    Ok(())
+}
+
+/// What is lost here is lost on purpose, until the time that is written when the policy is applied.
+async fn chaos(cluster: &Cluster, routes: &Kubectl) -> Result<()> {
+    let policy = include_str!("../../../examples/releases/chaos.yaml");
+    let some_fail = Ask {
+        client: MANY,
+        sees: Sees::Shares(&[("200 v1", 80..=99), ("503 -", 1..=20)]),
+    };
+    let none_fails = Ask {
+        client: MANY,
+        sees: Sees::All("200 v1"),
+    };
+    ensure!(routes.apply(policy).await.is_err(), "it is taken without a time");
+    for (until, sees) in [
+        (time::Duration::minutes(10), &some_fail),
+        (time::Duration::ZERO, &none_fails),
+    ] {
+        let until = (OffsetDateTime::now_utc() + until).format(&Rfc3339)?;
+        routes.apply(&policy.replace("UNTIL", &until)).await?;
+        eventually(&until, SOON, async || sees.is_answered(cluster, routes).await).await?;
+    }
+    routes.run(["delete", "trafficpolicy/chaos"]).await?;
     Ok(())
 }
 

@@ -75,7 +75,7 @@ impl Reader<'_> {
         texts.to_vec()
     }
 
-    fn path(&mut self, at: &str, spec: &PathSpec) -> Option<StringMatch> {
+    pub(in crate::policy) fn path(&mut self, at: &str, spec: &PathSpec) -> Option<StringMatch> {
         let types = ["Exact", "PathPrefix", "RegularExpression"];
         let type_ = self.one_of(&format!("{at}.type"), &spec.type_, &types)?;
         let value = spec.value.clone();
@@ -101,11 +101,16 @@ impl Reader<'_> {
     }
 
     fn header(&mut self, at: &str, spec: &HeaderSpec) -> Option<http_condition::Kind> {
-        let type_ = spec.type_.as_deref().unwrap_or("Exact");
-        let type_ = self.one_of(&format!("{at}.type"), type_, &["Exact", "RegularExpression"])?;
         if spec.name.eq_ignore_ascii_case("host") {
             return self.none(&format!("{at}.name"), "for the host there is `hosts`".to_owned());
         }
+        self.named(at, spec).map(http_condition::Kind::Header)
+    }
+
+    /// The name of a header, and what its value has to be.
+    pub(in crate::policy) fn named(&mut self, at: &str, spec: &HeaderSpec) -> Option<NamedMatch> {
+        let type_ = spec.type_.as_deref().unwrap_or("Exact");
+        let type_ = self.one_of(&format!("{at}.type"), type_, &["Exact", "RegularExpression"])?;
         if let Some(why) = no_header(&spec.name) {
             return self.none(&format!("{at}.name"), why);
         }
@@ -123,10 +128,10 @@ impl Reader<'_> {
                 self.pattern(&format!("{at}.value"), spec.value.clone(), compiled, None)?
             }
         };
-        Some(http_condition::Kind::Header(NamedMatch {
+        Some(NamedMatch {
             name: spec.name.clone(),
             value: Some(value),
-        }))
+        })
     }
 
     /// `may_begin`: whether a value may begin so.

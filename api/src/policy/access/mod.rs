@@ -16,7 +16,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 pub use self::jwt::*;
-pub(super) use self::reader::{Reader, TokenParts, TokenSpec, no_header};
+pub(super) use self::reader::{Reader, TokenParts, TokenSpec, is_token, no_header};
 pub use self::unresolved::{Cluster, Unresolved};
 pub(super) use self::unresolved::{Condition, Source};
 use super::selector::LabelSelector;

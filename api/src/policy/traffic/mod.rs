@@ -2,6 +2,7 @@
 //! a standalone sidecar's file.
 
 mod ejection;
+mod faults;
 mod load_balancer;
 mod retry;
 mod timeouts;
@@ -19,6 +20,10 @@ use crate::duration;
 pub use ejection::{
     DEFAULT_SUCCESS_RATE, EJECTION_TIME, EjectionSpec, FAILURES_IN_A_ROW, SUCCESS_REQUESTS, SUCCESS_WINDOW,
     SuccessRateSpec,
+};
+pub use faults::{
+    ABORT_GRPC_STATUSES, ABORT_STATUSES, FAULT_DELAY, FaultAbortSpec, FaultDelaySpec, FaultHeaderSpec, FaultMatchSpec,
+    FaultSpec, MAX_FAULTS,
 };
 pub use load_balancer::{
     BOUNDED_LOAD, ConsistentHashSpec, DEFAULT_BOUNDED_LOAD, HashKeySpec, HashKeyType, LoadBalancerSpec,
@@ -80,6 +85,11 @@ pub struct TrafficPolicySpec {
     /// When an endpoint that fails is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ejection: Option<EjectionSpec>,
+    /// Requests that are delayed or answered with an error on purpose, to see how an app takes it. An empty list: none, whatever an outer
+    /// policy says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 8))]
+    pub faults: Option<Vec<FaultSpec>>,
 }
 
 impl TrafficPolicySpec {
@@ -102,6 +112,7 @@ impl TrafficPolicySpec {
         }
         policy.load_balancer = self.load_balancer.as_ref().map(|said| said.to_proto(&mut errors));
         policy.ejection = self.ejection.as_ref().map(|ejection| ejection.to_proto(&mut errors));
+        policy.faults = self.faults.as_ref().map(|said| faults::to_proto(said, &mut errors));
         if errors.is_empty() { Ok(policy) } else { Err(errors) }
     }
 }
@@ -121,6 +132,7 @@ impl discovery::Policy {
             ejection: ejection::over(self.ejection.as_ref(), outer.ejection.as_ref()),
             idle_timeout_ms: self.idle_timeout_ms.or(outer.idle_timeout_ms),
             response_headers_timeout_ms: self.response_headers_timeout_ms.or(outer.response_headers_timeout_ms),
+            faults: self.faults.as_ref().or(outer.faults.as_ref()).cloned(),
         }
     }
 }
@@ -158,6 +170,7 @@ pub fn needs(policy: &discovery::Policy) -> Vec<(Feature, &'static str)> {
         .chain(load_balancer)
         .chain(ejection)
         .chain(timeouts::needs(policy))
+        .chain(faults::needs(policy))
         .collect()
 }
 

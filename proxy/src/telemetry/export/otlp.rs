@@ -8,12 +8,12 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue};
 use opentelemetry_proto::tonic::resource::v1::Resource as OtlpResource;
-use opentelemetry_proto::tonic::trace::v1::span::SpanKind as OtlpKind;
+use opentelemetry_proto::tonic::trace::v1::span::{Event, SpanKind as OtlpKind};
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span, Status};
 
 use super::super::request::{Protocol, grpc_server_error};
-use super::super::{AccessNote, Resource, SpanKind, SpanRecord};
+use super::super::{AccessNote, Resource, SpanEvent, SpanKind, SpanRecord};
 
 /// Longest text of an attribute, in bytes: what a peer sends must not make a span large.
 const MAX_TEXT: usize = 1024;
@@ -92,7 +92,18 @@ pub(super) fn span(record: SpanRecord) -> Span {
             message: String::new(),
         }),
         name: bounded(&record.name).to_owned(),
+        events: record.events.iter().map(event).collect(),
         ..Span::default()
+    }
+}
+
+fn event(event: &SpanEvent) -> Event {
+    let attributes = event.attributes.iter();
+    Event {
+        time_unix_nano: nanos(event.at),
+        name: event.name.to_owned(),
+        attributes: attributes.map(|(key, value)| text(key, value)).collect(),
+        ..Event::default()
     }
 }
 

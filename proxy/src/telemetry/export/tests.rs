@@ -54,6 +54,7 @@ fn record() -> SpanRecord {
         mtls: true,
         access: None,
         limit: None,
+        events: Vec::new(),
     }
 }
 

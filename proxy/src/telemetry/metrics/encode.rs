@@ -12,7 +12,9 @@ use prometheus_client::registry::Registry;
 
 use super::super::request::Direction;
 use super::policies::PolicyCounters;
-use super::{Ejected, Ended, Handshake, LimitDecision, Metrics, NotMirrored, Refused, ServiceMetrics, process};
+use super::{
+    Ejected, Ended, FaultKind, Handshake, LimitDecision, Metrics, NotMirrored, Refused, ServiceMetrics, process,
+};
 
 const DIRECTIONS: [Direction; 2] = [Direction::Outbound, Direction::Inbound];
 const OUTCOMES: [&str; 2] = ["success", "failure"];
@@ -52,6 +54,7 @@ impl Collector for Scrape {
         to.attempts(&services)?;
         to.mirrors(&services)?;
         to.ejections(&services)?;
+        to.faults(&services)?;
         to.connections(metrics)?;
         to.own(metrics)?;
         to.process()
@@ -212,7 +215,7 @@ impl Families<'_> {
         self.counters(
             "outrigger_requests_not_mirrored",
             "Requests that were to be mirrored and were not, or not whole, for each mirror.",
-            by_reason(services, NotMirrored::NAMES, |of| &of.not_mirrored),
+            by("reason", services, NotMirrored::NAMES, |of| &of.not_mirrored),
         )
     }
 
@@ -220,7 +223,15 @@ impl Families<'_> {
         self.counters(
             "outrigger_endpoint_ejections",
             "How often an endpoint was left out; too-many: more failed than may be left out, and all were used from then on.",
-            by_reason(services, Ejected::NAMES, |of| &of.ejected),
+            by("reason", services, Ejected::NAMES, |of| &of.ejected),
+        )
+    }
+
+    fn faults(&mut self, services: &[Arc<ServiceMetrics>]) -> fmt::Result {
+        self.counters(
+            "outrigger_faults",
+            "Requests that were delayed or answered with an error on purpose; they stand in no other metric of the Service.",
+            by("kind", services, FaultKind::NAMES, |of| &of.faults),
         )
     }
 
@@ -456,7 +467,8 @@ impl Families<'_> {
 }
 
 /// Of those Services alone where something was counted: few have any.
-fn by_reason<const N: usize>(
+fn by<const N: usize>(
+    label: &'static str,
     services: &[Arc<ServiceMetrics>],
     names: [&'static str; N],
     of: fn(&ServiceMetrics) -> &[AtomicU64; N],
@@ -465,9 +477,9 @@ fn by_reason<const N: usize>(
     for service in services {
         let counts = of(service).each_ref().map(|count| count.load(Relaxed));
         if counts.iter().any(|count| *count > 0) {
-            for (reason, count) in names.into_iter().zip(counts) {
-                let label = ("service", Some(service.label.clone()));
-                series.push((Labels([label, ("reason", Some(reason.to_owned()))]), count));
+            for (name, count) in names.into_iter().zip(counts) {
+                let service = ("service", Some(service.label.clone()));
+                series.push((Labels([service, (label, Some(name.to_owned()))]), count));
             }
         }
     }

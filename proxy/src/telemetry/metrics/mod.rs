@@ -34,7 +34,7 @@ use crate::model::ServiceName;
 
 use super::request::{AttemptEnd, Direction, RequestEnd, Status};
 use super::tunnel::TunnelEnds;
-use super::{AccessDecision, LimitDecision};
+use super::{AccessDecision, FaultKind, FaultNote, LimitDecision};
 use callers::Callers;
 pub use labels::{Ejected, Ended, Handshake, NotMirrored, Refused};
 use policies::PolicyCounters;
@@ -253,14 +253,22 @@ impl Metrics {
     /// An attempt to call an endpoint ended: success rates before retries come from these.
     #[expect(clippy::unused_self, reason = "an observer of calls, as the others are")]
     pub(super) fn attempt_ended(&self, attempt: &AttemptEnd<'_>) {
-        if attempt.request.direction == Direction::Outbound {
+        if attempt.request.direction == Direction::Outbound && attempt.request.fault.is_none() {
             attempt.metrics.attempt_ended(attempt);
         }
     }
 
     pub(super) fn request_ended(&self, end: &RequestEnd<'_>) {
-        end.metrics.request_ended(end);
-        if let Some(reason) = end.status.reason {
+        // What a fault has done says nothing of the Service.
+        let has_fault = end.request.fault.is_some();
+        if !has_fault {
+            end.metrics.request_ended(end);
+        }
+        let reason = end
+            .status
+            .reason
+            .filter(|reason| !has_fault || *reason == Reason::FaultInjected);
+        if let Some(reason) = reason {
             self.error(reason);
         }
     }
@@ -316,6 +324,7 @@ pub struct ServiceMetrics {
     bodies_not_kept: AtomicU64,
     not_mirrored: [AtomicU64; NotMirrored::NAMES.len()],
     ejected: [AtomicU64; Ejected::NAMES.len()],
+    faults: [AtomicU64; FaultKind::NAMES.len()],
     /// Connections that are carried as bytes, and what they have sent and received.
     tunnels: AtomicU64,
     tunnel_bytes: [AtomicU64; 2],
@@ -358,6 +367,7 @@ impl ServiceMetrics {
             bodies_not_kept: AtomicU64::new(0),
             not_mirrored: Default::default(),
             ejected: Default::default(),
+            faults: Default::default(),
             tunnels: AtomicU64::new(0),
             tunnel_bytes: Default::default(),
         }
@@ -387,6 +397,13 @@ impl ServiceMetrics {
         self.ejected[what as usize].fetch_add(1, Relaxed);
     }
 
+    /// A request has a fault on purpose.
+    pub fn fault(&self, fault: &FaultNote) {
+        for kind in fault.kinds() {
+            self.faults[kind as usize].fetch_add(1, Relaxed);
+        }
+    }
+
     fn request_ended(&self, end: &RequestEnd<'_>) {
         let (outcome, mtls) = (Outcome::from(end.status), end.peer.identity.is_some());
         self.requests[outcome as usize][usize::from(mtls)].fetch_add(1, Relaxed);
@@ -396,7 +413,10 @@ impl ServiceMetrics {
     /// Grows with everything that is counted.
     fn activity(&self) -> u64 {
         let counters = self.requests.iter().flatten().chain(&self.attempts);
-        let counters = counters.chain([&self.tunnels]).chain(&self.tunnel_bytes);
+        let counters = counters
+            .chain([&self.tunnels])
+            .chain(&self.tunnel_bytes)
+            .chain(&self.faults);
         counters.map(|counter| counter.load(Relaxed)).sum()
     }
 }
