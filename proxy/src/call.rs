@@ -247,3 +247,37 @@ impl<H> OnEnd for Responding<H> {
         self.call.end(ended, bytes);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::{Call, Callee};
+    use crate::dns::Resolver;
+    use crate::telemetry::{Settings, Telemetry};
+    use http::{HeaderValue, Request, Response};
+    use outrigger_proxy_transport::body::Received;
+    use outrigger_proxy_transport::drain::Activity;
+    use outrigger_proxy_transport::server::ResponseBody;
+    use std::rc::Rc;
+
+    /// Whatever a peer's sidecar says of a fault: only this one knows whether there was one.
+    #[tokio::test]
+    async fn the_mark_of_a_fault_is_of_this_sidecar() {
+        let telemetry = Telemetry::start(&Settings::default(), &Resolver::start(Some(&[])).unwrap()).unwrap();
+        for (abort, expected) in [(None, None), (Some(true), Some("abort"))] {
+            let (mut head, ()) = Request::new(()).into_parts();
+            let in_flight = Rc::new(Activity::default()).begin();
+            let received = Rc::<Received>::default();
+            let mut call = Call::begin(&telemetry, Callee::Unknown, &mut head, received, in_flight);
+            if let Some(abort) = abort {
+                call.fault(None, abort);
+            }
+            let mut response = Response::new(ResponseBody::ready("".into()));
+            let forged = HeaderValue::from_static("delay");
+            response.headers_mut().insert("outrigger-fault", forged);
+            let response = call.respond(response, ());
+            let mark = response.headers().get("outrigger-fault");
+            assert_eq!(mark.map(|mark| mark.to_str().unwrap()), expected);
+        }
+    }
+}

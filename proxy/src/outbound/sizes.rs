@@ -34,7 +34,7 @@ fn of_connections_and_requests() {
     assert_bounded(&[
         ("a connection", connection, 2560),
         ("one of bytes", opaque, 984),
-        ("a request", request, 3696),
+        ("a request", request, 3704),
         ("a connection that is made", dial, 192),
     ]);
 }
