@@ -17,7 +17,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ),
     ] {
         println!("cargo:rerun-if-changed={folder}");
-        tonic_prost_build::configure().compile_fds(protox::compile(files, [folder])?)?;
+        // What has a key is shown without it: `api` writes how.
+        let config = tonic_prost_build::configure().skip_debug(["outrigger.discovery.v1.SessionPersistence"]);
+        config.compile_fds(protox::compile(files, [folder])?)?;
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use kube::Client;
 use outrigger_api::spiffe::SpiffeId;
+use outrigger_issuer::ca::Ca;
 use outrigger_issuer::ca::rotation::Rotation;
 use outrigger_issuer::server::{self, ServerTls};
 use outrigger_issuer::service::Issuer;
@@ -28,6 +29,7 @@ use crate::jwks::{self, Fetcher};
 use crate::metrics::Metrics;
 use crate::objects::networks::Networks;
 use crate::room::Room;
+use crate::session_keys::SessionSecret;
 
 /// Between attempts to get a CA at the start.
 const CA_RETRY: Duration = Duration::from_secs(2);
@@ -109,6 +111,8 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
     };
     let ca = watch::Sender::new(first_ca.ca().clone());
     let trusted = ca.subscribe();
+    set_session_secret(&index, &trusted.borrow());
+    tasks.spawn(follow_session_secret(index.clone(), trusted.clone()));
     tasks.spawn(secret.follow(first_ca, ca, metrics.clone()));
     tasks.spawn(bundle::run(
         client.clone(),
@@ -137,6 +141,24 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
         served = server::serve(listener, tls, issuer, discovery, stop.clone()) => served,
         // None of them ends by itself. Without one of them the rest would go on with what gets older and older.
         ended = wait_for_one(&mut tasks, &stop) => bail!("a part of the controller ended: {ended}"),
+    }
+}
+
+/// Sessions are sealed by what is derived from the CA that issues.
+async fn follow_session_secret(index: Arc<Index>, mut ca: watch::Receiver<Arc<Ca>>) {
+    while ca.changed().await.is_ok() {
+        set_session_secret(&index, &ca.borrow_and_update());
+    }
+    // That task's end is seen by itself.
+    std::future::pending::<()>().await;
+}
+
+fn set_session_secret(index: &Index, ca: &Ca) {
+    match SessionSecret::of_ca(&ca.pem().key) {
+        Some(secret) => index.set_session_secret(secret),
+        None => tracing::error!(
+            "no keys of sessions can be derived from the CA's key: sessionPersistence keeps no sessions"
+        ),
     }
 }
 

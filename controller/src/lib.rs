@@ -55,6 +55,7 @@ pub mod objects;
 mod pieces;
 pub mod room;
 mod same;
+pub mod session_keys;
 pub mod split;
 mod status;
 mod store;

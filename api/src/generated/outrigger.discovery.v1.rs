@@ -64,6 +64,8 @@ pub struct Policy {
     pub response_headers_timeout_ms: ::core::option::Option<u64>,
     #[prost(message, optional, tag = "10")]
     pub faults: ::core::option::Option<Faults>,
+    #[prost(message, optional, tag = "12")]
+    pub session_persistence: ::core::option::Option<SessionPersistence>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Retry {
@@ -273,6 +275,27 @@ pub struct FaultAbort {
     #[prost(uint32, tag = "2")]
     pub grpc_status: u32,
 }
+/// Requests of one session go to one endpoint (Gateway API, GEP-1619).
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct SessionPersistence {
+    /// Unknown: there are no sessions.
+    #[prost(enumeration = "SessionType", tag = "1")]
+    pub r#type: i32,
+    /// Of the cookie or the header. Empty: the sidecar's own, which all sidecars agree on.
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// From a session's first request on. 0: no limit.
+    #[prost(uint64, tag = "3")]
+    pub absolute_timeout_ms: u64,
+    /// A client keeps the cookie for that time.
+    #[prost(bool, tag = "4")]
+    pub permanent: bool,
+    /// 32 bytes, the same for all callers of the Service: what is given to clients is sealed with it. Of another length: there are no sessions.
+    /// It is in no log and no `/config`.
+    #[prost(bytes = "vec", tag = "5")]
+    pub key: ::prost::alloc::vec::Vec<u8>,
+}
 /// What `Endpoint.remote` means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -341,6 +364,36 @@ impl LoadBalancerType {
             "LOAD_BALANCER_TYPE_ROUND_ROBIN" => Some(Self::RoundRobin),
             "LOAD_BALANCER_TYPE_RANDOM" => Some(Self::Random),
             "LOAD_BALANCER_TYPE_CONSISTENT_HASH" => Some(Self::ConsistentHash),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum SessionType {
+    /// Says nothing.
+    Unspecified = 0,
+    Cookie = 1,
+    Header = 2,
+}
+impl SessionType {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SESSION_TYPE_UNSPECIFIED",
+            Self::Cookie => "SESSION_TYPE_COOKIE",
+            Self::Header => "SESSION_TYPE_HEADER",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SESSION_TYPE_UNSPECIFIED" => Some(Self::Unspecified),
+            "SESSION_TYPE_COOKIE" => Some(Self::Cookie),
+            "SESSION_TYPE_HEADER" => Some(Self::Header),
             _ => None,
         }
     }
@@ -821,6 +874,8 @@ pub enum Feature {
     MoreTimeouts = 9,
     /// `Policy.faults`. Who does not understand it injects none.
     Faults = 11,
+    /// `Policy.session_persistence`. Who does not understand it keeps no sessions.
+    SessionPersistence = 13,
     /// `limits.v1.Policy.connections`. Who does not understand it takes any number of connections.
     ConnectionLimits = 20,
     /// `limits.v1.PerClaim`, and `access.v1.Jwt.policy` in limits. Who does not understand them leaves out limits that have one.
@@ -844,6 +899,7 @@ impl Feature {
             Self::ZoneSpill => "FEATURE_ZONE_SPILL",
             Self::MoreTimeouts => "FEATURE_MORE_TIMEOUTS",
             Self::Faults => "FEATURE_FAULTS",
+            Self::SessionPersistence => "FEATURE_SESSION_PERSISTENCE",
             Self::ConnectionLimits => "FEATURE_CONNECTION_LIMITS",
             Self::LimitClaims => "FEATURE_LIMIT_CLAIMS",
         }
@@ -862,6 +918,7 @@ impl Feature {
             "FEATURE_ZONE_SPILL" => Some(Self::ZoneSpill),
             "FEATURE_MORE_TIMEOUTS" => Some(Self::MoreTimeouts),
             "FEATURE_FAULTS" => Some(Self::Faults),
+            "FEATURE_SESSION_PERSISTENCE" => Some(Self::SessionPersistence),
             "FEATURE_CONNECTION_LIMITS" => Some(Self::ConnectionLimits),
             "FEATURE_LIMIT_CLAIMS" => Some(Self::LimitClaims),
             _ => None,

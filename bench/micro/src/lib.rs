@@ -174,6 +174,7 @@ fn pick() -> Work {
             rng,
             rules: &Balancing::NONE,
             key: None,
+            session: None,
         });
         let mut in_hand = picked.expect("an endpoint").take(&Balancing::NONE, now);
         in_hand.end(Answer::Good, now + Duration::from_millis(1));

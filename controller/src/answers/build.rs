@@ -195,8 +195,13 @@ impl Build<'_> {
             Some(_) => Vec::new(),
             None => routing::in_order(&routes, &over.unwrap_or_default()),
         };
+        let policy = self.policy(name, &port.name);
+        let keeps_sessions = policy
+            .as_ref()
+            .is_some_and(|policy| policy.session_persistence.is_some());
         for (route, rule, matches) in rules {
-            let rule = self.rule(route, rule, matches, backends);
+            let mut rule = self.rule(route, rule, matches, backends, keeps_sessions);
+            rule.policy = self.with_key(rule.policy, name);
             // A rule may be there in many parts, and each has all its filters.
             left = left.checked_sub(rule.encoded_len()).ok_or(Refusal::TooLarge)?;
             told.push(rule);
@@ -211,7 +216,7 @@ impl Build<'_> {
             routes: told,
             byte_routes,
             backends: Vec::new(), // they are in `backends`
-            policy: self.policy(name, &port.name),
+            policy: self.with_key(policy, name),
         };
         Ok((service, expected))
     }
@@ -233,6 +238,7 @@ impl Build<'_> {
         rule: &Rule,
         matches: Vec<proto::Match>,
         backends: &mut Backends,
+        keeps_sessions: bool,
     ) -> proto::Route {
         let policies = Dep::Policies(PolicyKind::Traffic, route.name.namespace.clone());
         self.deps.insert(policies);
@@ -251,7 +257,10 @@ impl Build<'_> {
             return answer; // no backends: 500
         }
         answer.filters = self.filters(&rule.filters, backends);
-        let weighted = rule.backends.iter().filter(|b| b.weight > 0);
+        // A session stays at a backend that gets no others any more (GEP-1619, "Traffic Splitting").
+        let own = { answer.policy.as_ref() }.is_some_and(|policy| policy.session_persistence.is_some());
+        let keeps_sessions = keeps_sessions || own;
+        let weighted = rule.backends.iter().filter(|b| b.weight > 0 || keeps_sessions);
         answer.backends = weighted
             .map(|weighted| proto::WeightedBackend {
                 backend: self.backend(&weighted.backend, backends),
@@ -354,6 +363,17 @@ impl Build<'_> {
             self.payer = Arc::clone(self.callers);
         }
         traffic::of_service(self.store, service, port, self.callers)
+    }
+
+    /// The policy with the Service's key, where sessions are kept.
+    fn with_key(&mut self, mut policy: Option<proto::Policy>, service: &ObjectName) -> Option<proto::Policy> {
+        if let Some(sessions) = policy.as_mut().and_then(|policy| policy.session_persistence.as_mut()) {
+            self.deps.insert(Dep::SessionSecret);
+            let secret = self.store.session_secret.as_ref();
+            let key = secret.and_then(|secret| secret.key_of(&service.namespace, &service.name));
+            sessions.key = key.map(Into::into).unwrap_or_default();
+        }
+        policy
     }
 
     fn depend_on_service(&mut self, name: &ObjectName) {

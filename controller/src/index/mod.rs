@@ -32,6 +32,7 @@ use crate::objects::policy::PolicyKind;
 use crate::objects::{Kind, Object, ObjectName, Pod};
 use crate::room::Room;
 use crate::same::fingerprint;
+use crate::session_keys::SessionSecret;
 use crate::split::{EndpointViews, Routes, SetName};
 use crate::store::{Dep, Deps, Store, Touched};
 use crate::topic::{Followed, Reader};
@@ -130,6 +131,11 @@ impl Index {
     pub fn set_own(&self, namespace: &str, pod: &str) {
         let own = ObjectName::new(namespace, pod);
         self.change(|store, touched| store.set_own(own, touched));
+    }
+
+    /// What keys of sessions are derived from.
+    pub fn set_session_secret(&self, secret: SessionSecret) {
+        self.change(|store, touched| store.set_session_secret(secret, touched));
     }
 
     /// Says which fields the kind's CRD has not, of those that this controller knows. None where it is of this version, or newer.

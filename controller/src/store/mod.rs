@@ -20,6 +20,7 @@ use crate::objects::networks::{Holder, Networks};
 use crate::objects::policy::{Policy, PolicyKind};
 use crate::objects::route::{Route, RouteKind};
 use crate::objects::{EndpointSlice, Kind, Namespace, Node, Object, ObjectName, Pod, Service};
+use crate::session_keys::SessionSecret;
 
 /// Something that an answer was made from. An answer is made again when one of them was touched.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -50,6 +51,8 @@ pub(crate) enum Dep {
     Keys(KeySource),
     /// The networks of the cluster, and what is outside of them.
     Networks,
+    /// What keys of sessions are derived from.
+    SessionSecret,
 }
 
 /// Everything that one answer was made from.
@@ -93,6 +96,8 @@ pub(crate) struct Store {
     networks: ClusterNetworks,
     /// Whether a Service of the type ExternalName may be a route's backend.
     pub(crate) external_names_allowed: bool,
+    /// `None`: there is none yet, and no session is kept.
+    pub(crate) session_secret: Option<SessionSecret>,
 }
 
 /// What a change was about.
@@ -176,6 +181,14 @@ impl Store {
     pub(crate) fn set_cluster_networks(&mut self, networks: Networks, touched: &mut Touched) {
         self.networks.configure(networks);
         self.judge_networks(touched);
+    }
+
+    pub(crate) fn set_session_secret(&mut self, secret: SessionSecret, touched: &mut Touched) {
+        let secret = Some(secret);
+        if self.session_secret != secret {
+            self.session_secret = secret;
+            touched.deps.insert(Dep::SessionSecret);
+        }
     }
 
     /// The fields that the kind's CRD has not.

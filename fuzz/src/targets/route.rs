@@ -67,7 +67,7 @@ pub fn run(bytes: &[u8]) {
     let Ok(chosen) = chosen else {
         return;
     };
-    if let Some(prefix) = chosen.prefix {
+    if let Some(prefix) = chosen.prefix() {
         assert!(request.uri.path().starts_with(prefix));
     }
     let mut rng = SmallRng::seed_from_u64(u64::from(input.byte()));

@@ -392,7 +392,17 @@ impl Reader<'_> {
             self.wrong(&format!("{path}.targetRefs"), spec.referenced, wrong);
         }
         match spec.value.to_proto() {
-            Ok(policy) => Some(policy),
+            Ok(mut policy) => {
+                if let Some(sessions) = &mut policy.session_persistence {
+                    // No controller says it. So sessions end with this process.
+                    sessions.key = vec![0; 32];
+                    if aws_lc_rs::rand::fill(&mut sessions.key).is_err() {
+                        let none = format!("{path}.sessionPersistence: this system has no random numbers for its key");
+                        self.wrong_at(spec.referenced, &none);
+                    }
+                }
+                Some(policy)
+            }
             Err(errors) => {
                 for error in errors {
                     self.wrong_at(spec.referenced, &format!("{path}.{error}"));

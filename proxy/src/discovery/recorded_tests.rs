@@ -42,7 +42,7 @@ fn in_todays_words(model: &mut Value) {
             fields.values_mut().for_each(in_todays_words);
             if fields.contains_key("connectTimeoutMs") {
                 // It had none of these.
-                for field in ["idleTimeoutMs", "responseHeadersTimeoutMs"] {
+                for field in ["idleTimeoutMs", "responseHeadersTimeoutMs", "sessionPersistence"] {
                     fields.insert(field.to_owned(), Value::Null);
                 }
                 fields.insert("faults".to_owned(), json!([]));

@@ -6,8 +6,8 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::model::{
-    Abort, Backend, ByteRoute, Endpoints, Fault, Protocol, Route, RouteRules, Service, ServiceName, Target,
-    WeightedBackend, WorkloadInfo,
+    Abort, Backend, ByteRoute, Carrier, Endpoints, Fault, Protocol, Route, RouteRules, Service, ServiceName, Sessions,
+    Target, WeightedBackend, WorkloadInfo,
 };
 
 pub(super) fn target(target: &Target) -> Value {
@@ -109,6 +109,20 @@ fn backend(backend: &Backend) -> Value {
     }
 }
 
+/// Never the key.
+fn sessions(sessions: &Sessions) -> Value {
+    let (kind, name) = match &sessions.carrier {
+        Carrier::Cookie(name) => ("Cookie", &**name),
+        Carrier::Header(name) => ("Header", name.as_str()),
+    };
+    json!({
+        "type": kind,
+        "sessionName": name,
+        "absoluteTimeoutMs": sessions.timeout.map(|timeout| timeout.as_millis()),
+        "lifetimeType": if sessions.permanent { "Permanent" } else { "Session" },
+    })
+}
+
 fn policy(rules: &RouteRules) -> Value {
     let RouteRules { request, attempt } = rules;
     let retry = &attempt.retry;
@@ -118,6 +132,7 @@ fn policy(rules: &RouteRules) -> Value {
         "backendRequestTimeoutMs": millis(attempt.timeout),
         "idleTimeoutMs": millis(request.idle),
         "responseHeadersTimeoutMs": millis(attempt.response_headers),
+        "sessionPersistence": request.sessions.as_deref().map(sessions),
         "connectTimeoutMs": attempt.connect_timeout.as_millis(),
         "retry": {
             "attempts": retry.attempts,

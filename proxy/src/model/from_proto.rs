@@ -12,7 +12,7 @@ use outrigger_api::pattern::{self, Pattern};
 
 use super::{
     Backend, ByteRoute, Endpoint, Endpoints, Filters, HostnameMatch, PathMatch, Protocol, Route, RouteMatch,
-    RouteRules, Service, ServiceName, Target, ValueMatch, WeightedBackend, WorkloadInfo,
+    RouteRules, Service, ServiceName, Sessions, Target, ValueMatch, WeightedBackend, WorkloadInfo,
 };
 
 /// Equal to no path and no host name of a request: both are without NUL.
@@ -51,12 +51,19 @@ fn networks(networks: &[String]) -> Vec<IpNet> {
 pub fn service(message: &proto::Service) -> Service {
     let name = service_name(message.r#ref.as_ref());
     let mut patterns = pattern::Budget::default();
-    let outer = RouteRules::from_proto(
+    let mut outer = RouteRules::from_proto(
         &RouteRules::default(),
         message.policy.as_ref(),
         Filters::default(),
         &mut patterns,
     );
+    // Each rule has sessions of its own, by whichever policy (GEP-1619).
+    let sessions = |policy: Option<&proto::Policy>, rule: &str| {
+        let said = [policy, message.policy.as_ref()].into_iter().flatten();
+        let said = said.filter_map(|policy| policy.session_persistence.as_ref()).next();
+        Sessions::from_proto(said, &name, rule)
+    };
+    outer.request.sessions = sessions(None, "");
     let mut backends: Vec<_> = message.backends.iter().map(|b| Arc::new(backend(b))).collect();
     if backends.is_empty() {
         backends.push(Arc::new(Backend {
@@ -71,7 +78,11 @@ pub fn service(message: &proto::Service) -> Service {
         routes: message
             .routes
             .iter()
-            .map(|r| route(r, indexed, &outer, &mut patterns))
+            .map(|r| {
+                let mut route = route(r, indexed, &outer, &mut patterns);
+                route.rules.request.sessions = sessions(r.policy.as_ref(), &route.name);
+                route
+            })
             .collect(),
         byte_routes: message
             .byte_routes

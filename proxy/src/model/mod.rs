@@ -13,6 +13,7 @@ pub mod from_proto;
 #[cfg(test)]
 mod from_proto_tests;
 pub mod rules;
+mod sessions;
 mod workload;
 
 use std::fmt;
@@ -29,6 +30,7 @@ pub use cors::{Allowed, Cors};
 pub use faults::{Abort, Fault, Faults};
 pub use filters::{Filters, HeaderModifier, Mirror, PathModifier, Redirect, Rewrite};
 pub use rules::{AttemptRules, RequestRules, RetryBudget, RetryPolicy, RouteRules};
+pub use sessions::{Carrier, Sessions};
 pub use workload::{Workload, WorkloadInfo};
 
 /// What is behind an address.

@@ -2,6 +2,7 @@
 //! and a line in the function that carries it out. That names all fields, so it does not compile while one is forgotten.
 
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -10,7 +11,7 @@ use outrigger_api::duration;
 use outrigger_api::pattern;
 use outrigger_api::policy::{BUDGET_INTERVAL, RATE_COUNT, RATE_INTERVAL};
 
-use super::{Balancing, Faults, Filters};
+use super::{Balancing, Faults, Filters, Sessions};
 
 /// Stands for "no limit" where a limit must be given.
 const NO_CONNECT_LIMIT: Duration = Duration::from_secs(3600);
@@ -36,6 +37,8 @@ pub struct RequestRules {
     pub idle: Option<Duration>,
     /// What is done to requests on purpose.
     pub faults: Faults,
+    /// Of the rule alone, and so put in where it is known which one this is.
+    pub sessions: Option<Arc<Sessions>>,
 }
 
 /// For each attempt: see `outbound::attempts`.
@@ -94,6 +97,7 @@ impl RouteRules {
                 timeout: outer.request.timeout,
                 idle: outer.request.idle,
                 faults: outer.request.faults.clone(),
+                sessions: None,
             },
             attempt: outer.attempt.clone(),
         };

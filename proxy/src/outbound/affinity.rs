@@ -161,6 +161,7 @@ mod tests {
                         rng: &rng,
                         rules: &NO_RULES,
                         key: None,
+                        session: None,
                     })
                     .unwrap()
             };

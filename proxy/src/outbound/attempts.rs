@@ -42,6 +42,8 @@ pub struct Attempts<'a> {
     pub deadlines: Deadlines,
     pub moving: Option<&'a Moving>,
     pub version: HttpVersion,
+    /// The endpoint that the request's session is at.
+    pub session: Option<u64>,
 }
 
 /// When a request must have been answered, however many attempts there are.
@@ -107,6 +109,7 @@ impl Attempts<'_> {
         let repeatable = repeatable(&head.method, &head.headers, retry);
         let mut repeats = Repeats::default();
         let mut tried: Vec<Rc<Member>> = Vec::new();
+        let mut session = self.session;
         let key = balancing.hash_keys();
         let key = key.and_then(|on| hash::key(on, Some(head), self.state.caller));
         loop {
@@ -116,10 +119,14 @@ impl Attempts<'_> {
                 rng: &self.state.context.rng,
                 rules: balancing,
                 key,
+                session,
             };
             let member = self.backend.pick(pick, *connect_timeout).await?;
             let began = Instant::now();
             let mut in_flight = member.take(balancing, began);
+            if session == Some(member.reference()) {
+                in_flight.stays();
+            }
             call.attempt(Rc::clone(&member) as Rc<dyn Remote>);
             let deadline = earliest(self.deadlines.request, timeout.map(|limit| began + limit));
             let waits = Waits {
@@ -158,6 +165,8 @@ impl Attempts<'_> {
                     if !wait.is_zero() {
                         tokio::time::sleep(wait).await;
                     }
+                    // What found a stale connection has learnt nothing of the endpoint; what failed goes elsewhere.
+                    session = session.filter(|_| decision == RetryDecision::Replay && tried.is_empty());
                     tried.push(member);
                 }
                 None => {

@@ -51,7 +51,7 @@ use tokio::time::Instant;
 use super::affinity::Caller;
 use super::ejection::{Counts, LeftOut, Standing, Verdict};
 use super::group::Group;
-use super::hash::of_address;
+use super::hash::{of_address, of_endpoint};
 use super::health::{Answer, Health, Others};
 use super::methods::Among;
 use crate::model::{Balancing, Endpoint};
@@ -86,6 +86,8 @@ pub struct Pick<'a> {
     pub rules: &'a Balancing,
     /// What `ConsistentHash` goes by; see [`hash::key`](super::hash::key).
     pub key: Option<u64>,
+    /// The endpoint that the request's session is at; see [`hash::of_endpoint`](super::hash::of_endpoint).
+    pub session: Option<u64>,
 }
 
 /// One endpoint with what is known of it, and the connections to it.
@@ -94,6 +96,8 @@ pub struct Member {
     pub pool: Rc<Pool>,
     /// See [`super::hash`].
     hash: u64,
+    /// By what sessions know it.
+    reference: u64,
     /// When it came. `None`: it was there when this worker began to call the Service.
     came: Option<Instant>,
     /// Until when its load counts more, because it has said that it is busy.
@@ -143,6 +147,12 @@ impl Balancer {
             Some(LeftOut::Failing) => self.group.uses_all(pick.rules, now),
         };
         let all = &*self.members;
+        if let Some(session) = pick.session {
+            let of_session = all.iter().find(|m| m.reference == session && healthy(m));
+            if let Some(member) = of_session {
+                return Some(Rc::clone(member));
+            }
+        }
         if (1..all.len()).contains(&self.near) && pick.rules.prefers_near() {
             let (near, others) = all.split_at(self.near);
             let mut sides = [(near, &self.turns[0]), (others, &self.turns[1])];
@@ -284,6 +294,7 @@ impl Member {
         Self {
             pool: Rc::new(Pool::new(endpoint.identity.is_some())),
             hash: of_address(endpoint.address),
+            reference: of_endpoint(&endpoint),
             endpoint,
             came,
             busy_until: Cell::new(None),
@@ -321,6 +332,11 @@ impl Member {
     /// Requests of this worker that it has not answered to the last byte.
     pub fn in_hand(&self) -> u32 {
         self.in_hand.get()
+    }
+
+    /// By what sessions know it.
+    pub fn reference(&self) -> u64 {
+        self.reference
     }
 
     /// How long ago it came. `None`: it was there from the beginning.
@@ -455,6 +471,11 @@ impl InHand {
     /// Whose hands.
     pub fn member(&self) -> &Rc<Member> {
         &self.member
+    }
+
+    /// It stays with its session, and so how long it takes compares nobody.
+    pub fn stays(&mut self) {
+        self.compares = false;
     }
 
     /// There is an answer, or it is known that there will be none. Counts once.

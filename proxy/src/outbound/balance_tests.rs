@@ -167,6 +167,7 @@ fn an_update_keeps_what_is_known() {
                 rng: &rng(6),
                 rules: &NO_RULES,
                 key: None,
+                session: None,
             })
             .is_none()
     );

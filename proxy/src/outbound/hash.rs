@@ -10,7 +10,7 @@ use http::request::Parts;
 
 use super::affinity::Caller;
 use super::route::query_value;
-use crate::model::HashKey;
+use crate::model::{Endpoint, HashKey, ServiceName};
 
 /// FNV-1a, 64 bits.
 struct Hash(u64);
@@ -80,6 +80,30 @@ pub fn of_address(address: SocketAddr) -> u64 {
         IpAddr::V6(ip) => hash.write(&ip.octets()),
     }
     hash.write(&address.port().to_le_bytes());
+    mix(hash.0)
+}
+
+/// By what a session knows an endpoint: by its pod, which may have another address tomorrow, or by its address where there is no pod.
+pub fn of_endpoint(endpoint: &Endpoint) -> u64 {
+    let Some(pod) = &endpoint.pod else {
+        return of_address(endpoint.address);
+    };
+    let mut hash = Hash::new();
+    hash.write(b"pod\0");
+    hash.write(pod.as_bytes());
+    hash.write(b"\0");
+    hash.write(&endpoint.address.port().to_le_bytes());
+    mix(hash.0)
+}
+
+/// By what a session knows a backend.
+pub fn of_service(name: &ServiceName) -> u64 {
+    let mut hash = Hash::new();
+    for part in [&name.namespace, &name.name] {
+        hash.write(part.as_bytes());
+        hash.write(b"\0");
+    }
+    hash.write(&name.port.to_le_bytes());
     mix(hash.0)
 }
 

@@ -174,6 +174,7 @@ async fn answered(
         rng: &state.context.rng,
         rules: &rules,
         key: None,
+        session: None,
     };
     let member = backend.pick(pick, CONNECT).await?;
     let mut in_hand = member.take(&rules, Instant::now());

@@ -18,6 +18,7 @@ pub mod request;
 pub mod retry;
 pub mod route;
 pub mod self_call;
+pub mod sessions;
 #[cfg(test)]
 mod sizes;
 #[cfg(test)]

@@ -189,6 +189,7 @@ async fn connect_to_any(
                 .balancing
                 .hash_keys()
                 .and_then(|on| hash::key(on, None, state.caller)),
+            session: None,
         };
         let member = backend.pick(pick, rules.connect_timeout).await?;
         let dialer = EndpointDialer::new(state, &member.endpoint, rules.connect_timeout)?;

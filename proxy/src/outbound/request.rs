@@ -16,7 +16,7 @@ use outrigger_proxy_transport::body::{BodySource, ClientBody, OnTooLarge};
 use outrigger_proxy_transport::client::Lease;
 use outrigger_proxy_transport::error::{ProxyError, Reason};
 use outrigger_proxy_transport::headers::{strip_hop_by_hop, strip_ours, strip_response, wants_upgrade};
-use outrigger_proxy_transport::server::{HttpVersion, ResponseBody, check, upgrade};
+use outrigger_proxy_transport::server::{HttpVersion, ResponseBody, check, reason_of, upgrade};
 use rand::rngs::SmallRng;
 use tokio::time::Instant;
 
@@ -25,6 +25,7 @@ use super::attempts::{Attempts, Deadlines, ServerResponse};
 use super::faults::{Injected, decide};
 use super::mirror::mirror;
 use super::route::Chosen;
+use super::sessions::Session;
 use super::target::{Snapshot, WorkerTarget};
 use super::waits::Moving;
 use super::{State, route};
@@ -97,6 +98,7 @@ pub async fn handle(
         deadlines,
         moving: moving.as_ref(),
         version,
+        session: plan.session.as_ref().and_then(Session::endpoint),
     };
     match attempts.send(&head, &body, &mut call).await {
         Ok(response) => {
@@ -157,6 +159,7 @@ pub struct Plan<'a> {
     pub idle: Option<Duration>,
     /// What is done to it on purpose.
     pub fault: Option<Box<Injected>>,
+    pub session: Option<Session<'a>>,
     pub attempt: &'a AttemptRules,
 }
 
@@ -190,6 +193,7 @@ pub fn apply_rules<'a>(service: &'a Service, facts: &Facts<'_>, head: &mut Parts
         timeout,
         idle,
         faults,
+        sessions,
     } = request;
     // Before the filters that change the request: it is about what the page asked for.
     let cors = filters.cors.as_ref().map(|cors| cors::on_request(cors, head));
@@ -199,8 +203,11 @@ pub fn apply_rules<'a>(service: &'a Service, facts: &Facts<'_>, head: &mut Parts
         true => None,
         false => decide(faults, head, facts.clock.now(), &mut *facts.rng.borrow_mut()).map(Box::new),
     };
+    // Before the filters as well: it is about what the client was told.
+    let session = sessions.as_deref();
+    let mut session = session.map(|sessions| Session::of(sessions, &chosen, head, facts.clock.now()));
     strip_hop_by_hop(&mut head.headers, facts.keeps_upgrade);
-    match apply_filters(service, facts, &chosen, head) {
+    match apply_filters(service, facts, &chosen, session.as_mut(), head) {
         Err(reply) => Err(Refusal { reply, cors }),
         Ok((backend, of_backend)) => Ok(Plan {
             backend,
@@ -209,6 +216,7 @@ pub fn apply_rules<'a>(service: &'a Service, facts: &Facts<'_>, head: &mut Parts
             timeout: *timeout,
             idle: *idle,
             fault,
+            session,
             attempt,
         }),
     }
@@ -219,14 +227,22 @@ fn apply_filters<'a>(
     service: &'a Service,
     facts: &Facts<'_>,
     chosen: &Chosen<'a>,
+    session: Option<&mut Session<'a>>,
     head: &mut Parts,
 ) -> Result<(usize, &'a Filters), LocalReply> {
-    filters::on_request(&chosen.rules.request.filters, chosen.prefix, head)?;
-    let (backend, of_backend) = match service.backends.first() {
-        Some(own) if own.client_affinity => route::backend(service, chosen, &mut facts.caller.draws(&service.name))?,
+    filters::on_request(&chosen.rules.request.filters, chosen.prefix(), head)?;
+    let of_session = session.as_deref().and_then(|session| session.backend(service, chosen));
+    let (backend, of_backend) = match (of_session, service.backends.first()) {
+        (Some(of_session), _) => of_session,
+        (None, Some(own)) if own.client_affinity => {
+            route::backend(service, chosen, &mut facts.caller.draws(&service.name))?
+        }
         _ => route::backend(service, chosen, &mut *facts.rng.borrow_mut())?,
     };
-    filters::on_request(of_backend, chosen.prefix, head)?;
+    if let Some((session, backend)) = session.zip(service.backends.get(backend)) {
+        session.goes_to(&backend.name);
+    }
+    filters::on_request(of_backend, chosen.prefix(), head)?;
     Ok((backend, of_backend))
 }
 
@@ -264,8 +280,14 @@ fn respond(
     };
     let lease = upgrade::join_if_switched(&mut response, connect, upgrade, until_cut, plan.idle, activity, lease);
     strip_response(&mut response);
+    // What the app has not answered begins no session.
+    let is_of_the_app = !from_sidecar || reason_of(response.headers()).is_none();
     for filters in plan.filters {
         filters::on_response(filters, response.headers_mut());
+    }
+    if let Some(session) = plan.session.as_ref().filter(|_| is_of_the_app) {
+        let now = state.context.process.identity.clock().now();
+        session.answered(in_flight.member().reference(), response.headers_mut(), now);
     }
     let grpc = call.request.is_grpc();
     let response = response.map(|body| {

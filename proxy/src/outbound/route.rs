@@ -9,7 +9,9 @@ use outrigger_proxy_transport::authority;
 use outrigger_proxy_transport::error::{ProxyError, Reason};
 use rand::Rng;
 
-use crate::model::{Filters, PathMatch, Route, RouteMatch, RouteRules, Service, ValueMatch, WeightedBackend};
+use crate::model::{
+    Filters, PathMatch, Route, RouteMatch, RouteRules, Service, ServiceName, ValueMatch, WeightedBackend,
+};
 
 /// What is to be done with a request.
 #[derive(Clone, Copy, Debug)]
@@ -17,8 +19,18 @@ pub struct Chosen<'a> {
     pub rules: &'a RouteRules,
     /// `None`: the Service has no routes.
     pub route: Option<&'a Route>,
+    /// What it matched the path by.
+    pub path: Option<&'a PathMatch>,
+}
+
+impl<'a> Chosen<'a> {
     /// What the route's path prefix was, for a rewrite that replaces it.
-    pub prefix: Option<&'a str>,
+    pub fn prefix(&self) -> Option<&'a str> {
+        match self.path {
+            Some(PathMatch::Prefix(prefix)) => Some(prefix),
+            _ => None,
+        }
+    }
 }
 
 /// The first route that matches wins: they come in the order of Gateway API's precedence.
@@ -30,16 +42,16 @@ pub fn choose<'a>(service: &'a Service, request: &Parts) -> Result<Chosen<'a>, P
         return Ok(Chosen {
             rules: &service.rules,
             route: None,
-            prefix: None,
+            path: None,
         });
     }
     let host = lower_case(authority::split(authority::of(request)).0);
     for route in &*service.routes {
-        if let Some(prefix) = matches(route, &host, request) {
+        if let Some(path) = matches(route, &host, request) {
             return Ok(Chosen {
                 rules: &route.rules,
                 route: Some(route),
-                prefix,
+                path,
             });
         }
     }
@@ -71,6 +83,25 @@ pub fn backend<'a>(
         };
     };
     draw(&route.name, &route.backends, rng).map(|(backend, weighted)| (backend, &weighted.filters))
+}
+
+/// The first backend that is meant, whatever its weight. `None`: there is none such.
+pub fn backend_where<'a>(
+    service: &'a Service,
+    chosen: &Chosen<'a>,
+    is_meant: impl Fn(&ServiceName) -> bool,
+) -> Option<(usize, &'a Filters)> {
+    let is_meant = |index: usize| {
+        let backend = service.backends.get(index);
+        backend.is_some_and(|backend| is_meant(&backend.name))
+    };
+    match chosen.route {
+        None => is_meant(0).then_some((0, Filters::NONE)),
+        Some(route) => route.backends.iter().find_map(|weighted| {
+            let backend = weighted.backend.filter(|index| is_meant(*index))?;
+            Some((backend, &weighted.filters))
+        }),
+    }
 }
 
 /// Where a connection of bytes goes that asks for the server of this name, as an index into the Service's backends: of the routes that are for it
@@ -137,8 +168,8 @@ fn draw<'a>(
     Err(invalid("no backend was drawn"))
 }
 
-/// `Some`: it matches, and with which path prefix, if it was one.
-fn matches<'a>(route: &'a Route, host: &str, request: &Parts) -> Option<Option<&'a str>> {
+/// `Some`: it matches, and by what of the path, if it says something of that.
+fn matches<'a>(route: &'a Route, host: &str, request: &Parts) -> Option<Option<&'a PathMatch>> {
     let hostname = route.hostnames.is_empty() || route.hostnames.iter().any(|hostname| hostname.is(host));
     if !hostname {
         return None;
@@ -147,10 +178,7 @@ fn matches<'a>(route: &'a Route, host: &str, request: &Parts) -> Option<Option<&
         return Some(None);
     }
     let matched = route.matches.iter().find(|m| matches_one(m, request))?;
-    Some(match &matched.path {
-        Some(PathMatch::Prefix(prefix)) => Some(prefix.as_str()),
-        _ => None,
-    })
+    Some(matched.path.as_ref())
 }
 
 /// Whether a request matches any of these; none matches everything.

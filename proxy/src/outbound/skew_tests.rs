@@ -352,7 +352,7 @@ fn routes_recorded_from_the_version_before_match_what_they_matched() {
     let chosen = route::choose(&orders, &head).unwrap();
     let filters = &chosen.rules.request.filters;
     assert_eq!(filters.count(), 4);
-    assert!(filters::on_request(filters, chosen.prefix, &mut head).is_ok());
+    assert!(filters::on_request(filters, chosen.prefix(), &mut head).is_ok());
     assert_eq!(head.uri, "http://inner.example/new?full=1");
     assert_eq!(
         (&head.headers["x-a"], &head.headers["x-b"]),

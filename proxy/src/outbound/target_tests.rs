@@ -90,6 +90,7 @@ impl Named {
             rng: &self.rng,
             rules: &NO_RULES,
             key: None,
+            session: None,
         };
         let picked = backend.pick(pick, limit);
         timeout(LONG, picked)

@@ -88,6 +88,7 @@ pub(super) fn pick_by(
         rng,
         rules,
         key,
+        session: None,
     };
     balancer.pick(&pick).unwrap()
 }
@@ -107,6 +108,7 @@ pub(super) fn pick_keyed(
         rng,
         rules,
         key,
+        session: None,
     };
     balancer.pick(&pick).unwrap()
 }

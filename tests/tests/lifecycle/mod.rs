@@ -9,6 +9,7 @@ mod endpoints;
 mod faults;
 mod hung;
 mod names;
+mod sessions;
 mod skew;
 mod stop;
 

@@ -5,6 +5,7 @@ mod ejection;
 mod faults;
 mod load_balancer;
 mod retry;
+mod sessions;
 mod timeouts;
 
 use std::ops::RangeInclusive;
@@ -33,6 +34,7 @@ pub use retry::{
     BUDGET_INTERVAL, BackoffSpec, BudgetSpec, RATE_COUNT, RATE_INTERVAL, RetryBudgetSpec, RetryConstraintSpec,
     RetryRateSpec, RetrySpec,
 };
+pub use sessions::{CookieConfigSpec, CookieLifetime, SESSION_TIMEOUT, SessionPersistenceSpec, SessionPersistenceType};
 pub use timeouts::TimeoutSpec;
 
 /// How a Service is called: retries, their budget, timeouts, which endpoint a request goes to, and when endpoints
@@ -90,6 +92,9 @@ pub struct TrafficPolicySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 8))]
     pub faults: Option<Vec<FaultSpec>>,
+    /// Keeps the requests of a session at one endpoint (Gateway API, GEP-1619). Its fields count as one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_persistence: Option<SessionPersistenceSpec>,
 }
 
 impl TrafficPolicySpec {
@@ -113,6 +118,8 @@ impl TrafficPolicySpec {
         policy.load_balancer = self.load_balancer.as_ref().map(|said| said.to_proto(&mut errors));
         policy.ejection = self.ejection.as_ref().map(|ejection| ejection.to_proto(&mut errors));
         policy.faults = self.faults.as_ref().map(|said| faults::to_proto(said, &mut errors));
+        let sessions = self.session_persistence.as_ref();
+        policy.session_persistence = sessions.map(|said| said.to_proto("sessionPersistence", &mut errors));
         if errors.is_empty() { Ok(policy) } else { Err(errors) }
     }
 }
@@ -133,6 +140,9 @@ impl discovery::Policy {
             idle_timeout_ms: self.idle_timeout_ms.or(outer.idle_timeout_ms),
             response_headers_timeout_ms: self.response_headers_timeout_ms.or(outer.response_headers_timeout_ms),
             faults: self.faults.as_ref().or(outer.faults.as_ref()).cloned(),
+            session_persistence: { self.session_persistence.as_ref() }
+                .or(outer.session_persistence.as_ref())
+                .cloned(),
         }
     }
 }
@@ -171,6 +181,7 @@ pub fn needs(policy: &discovery::Policy) -> Vec<(Feature, &'static str)> {
         .chain(ejection)
         .chain(timeouts::needs(policy))
         .chain(faults::needs(policy))
+        .chain(sessions::needs(policy))
         .collect()
 }
 

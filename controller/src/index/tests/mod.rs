@@ -2,6 +2,7 @@ mod access;
 mod keys;
 mod limits;
 mod networks;
+mod persistence;
 mod policies;
 mod room;
 mod routes;

@@ -8,6 +8,7 @@
 //! what it matches: the name of the server that a client of TLS asks for (SNI, RFC 6066 section 3).
 
 mod matches;
+mod sessions;
 mod spec;
 
 use std::sync::Arc;
@@ -303,7 +304,7 @@ impl Reader {
                 .ok()
                 .and_then(|d| u64::try_from(d.as_millis()).ok())
         };
-        let policy = proto::Policy {
+        let mut policy = proto::Policy {
             request_timeout_ms: millis("timeouts.request", rule.timeouts.request),
             backend_request_timeout_ms: millis("timeouts.backendRequest", rule.timeouts.backend_request),
             retry: rule.retry.map(|retry| proto::Retry {
@@ -315,6 +316,10 @@ impl Reader {
             }),
             ..proto::Policy::default()
         };
+        if self.kind.protocol().is_none() {
+            let said = rule.session_persistence;
+            policy.session_persistence = said.and_then(|said| sessions::sessions(&at, said, &mut self.problems));
+        }
         let filtered = |filters: &[RouteFilter]| -> usize { filters.iter().map(RouteFilter::size).sum() };
         let size = matches.iter().map(|(_, matched)| matched.encoded_len()).sum::<usize>()
             + filtered(&filters)

@@ -38,6 +38,7 @@ pub(super) struct RuleSpec {
     pub(super) backend_refs: Vec<BackendRefSpec>,
     pub(super) timeouts: TimeoutsSpec,
     pub(super) retry: Option<RetrySpec>,
+    pub(super) session_persistence: Option<SessionPersistenceSpec>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -174,4 +175,21 @@ pub(super) struct RetrySpec {
     pub(super) codes: Option<Vec<u32>>,
     pub(super) attempts: Option<u32>,
     pub(super) backoff: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct SessionPersistenceSpec {
+    #[serde(rename = "type")]
+    pub(super) type_: Option<String>,
+    pub(super) session_name: Option<String>,
+    pub(super) absolute_timeout: Option<String>,
+    pub(super) idle_timeout: Option<String>,
+    pub(super) cookie_config: Option<CookieConfigSpec>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct CookieConfigSpec {
+    pub(super) lifetime_type: Option<String>,
 }
