@@ -10,8 +10,10 @@ pub(crate) mod own;
 mod protocol;
 mod routing;
 mod traffic;
+mod uneven;
 
 pub(crate) use self::access::{ports_at, provider_of, selecting};
 pub(crate) use self::limits::{is_whole_mesh, ready_pods};
 pub(crate) use self::routing::{OverBudget, displaced_by, resolve};
 pub(crate) use self::traffic::is_overridden;
+pub(crate) use self::uneven::Uneven;

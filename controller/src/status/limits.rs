@@ -9,9 +9,9 @@ use super::Absent;
 use super::access::nothing;
 use super::policy::said_by_another;
 use super::reach::{Reach, reached, selected};
-use crate::answers::{is_whole_mesh, ports_at, ready_pods, selecting};
+use crate::answers::{Uneven, is_whole_mesh, ports_at, ready_pods, selecting};
 use crate::index::Callers;
-use crate::objects::policy::{Attachment, Policy, PolicyKind, TargetKind};
+use crate::objects::policy::{Attachment, Policy, PolicyKind};
 use crate::objects::{ObjectName, Pod};
 use crate::store::Store;
 
@@ -26,7 +26,7 @@ pub(super) fn in_force(store: &Store, attachment: &Attachment) -> String {
 /// Which of its pods do not carry it out, or not as it is written. Each controller knows its own sidecars: the first that says it goes
 /// on, as with other policies.
 pub(super) fn short(
-    store: &Store,
+    (store, uneven): (&Store, &Uneven<'_>),
     callers: &Callers<'_>,
     absent: &Absent,
     policy: &Policy,
@@ -77,7 +77,7 @@ pub(super) fn short(
     parts.extend(reach.open("limit nothing"));
     if let Some(limits) = policy.limits() {
         parts.extend(unverified(store, limits, attachment));
-        parts.extend(divided(store, policy, limits, attachment, reach.bare > 0));
+        parts.extend(divided((store, uneven), policy, limits, attachment, reach.bare > 0));
     }
     (!parts.is_empty()).then(|| parts.join("; "))
 }
@@ -132,7 +132,7 @@ fn verified<'a>(
 
 /// Where a rate that is divided among pods is not what it says.
 fn divided(
-    store: &Store,
+    (store, uneven): (&Store, &Uneven<'_>),
     policy: &Policy,
     limits: &UnresolvedLimits,
     attachment: &Attachment,
@@ -166,16 +166,21 @@ fn divided(
             "pods without a sidecar have their share of a rate of the scope Service, and may take more".to_owned(),
         );
     }
-    let service = attachment
-        .target
-        .as_ref()
-        .ok()
-        .filter(|target| target.kind == TargetKind::Service);
-    let service = service.and_then(|target| store.services.get(&target.name));
-    if service.is_some_and(|service| service.client_affinity) {
-        parts.push(
-            "the Service has sessionAffinity: ClientIP, and so calls its pods unevenly: together they take less than the rate".to_owned(),
-        );
+    let is_of_these = |name: &ObjectName| {
+        let service = store.services.get(name);
+        service.is_some_and(|service| {
+            reached(store, attachment).any(|(pod, of)| pod.namespace == name.namespace && service.selects(of))
+        })
+    };
+    let mut named = { uneven.services().iter() }.filter(|(name, _)| is_of_these(name));
+    if let Some((name, by)) = named.next() {
+        let others = match named.count() {
+            0 => String::new(),
+            others => format!(" (and {others} more)"),
+        };
+        parts.push(format!(
+            "the Service {name}{others} is called with {by}, and so its pods unevenly: together they take less than the rate"
+        ));
     }
     parts
 }

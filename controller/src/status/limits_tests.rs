@@ -139,6 +139,125 @@ fn what_is_not_as_it_says_is_said() {
     }
 }
 
+/// A rate that is divided is not what it says where pods are not called evenly, whoever says how they are called.
+#[test]
+fn pods_that_are_not_called_evenly_are_said() {
+    let service = |name: &str, n: u8, more: &str| {
+        format!(
+            "{{kind: Service, metadata: {{namespace: shop, name: {name}}}, spec: {{clusterIP: 10.96.0.{n}, clusterIPs: [10.96.0.{n}], \
+             ports: [{{name: http, port: 80}}]{more}}}}}"
+        )
+    };
+    let traffic = |namespace: &str, target: &str, spec: &str| {
+        format!(
+            "{{kind: TrafficPolicy, metadata: {{namespace: {namespace}, name: t}}, spec: {{targetRefs: [{target}], {spec}}}}}"
+        )
+    };
+    let route = |on: &str, to: &str, more: &str| {
+        format!(
+            "{{kind: HTTPRoute, metadata: {{namespace: shop, name: r}}, spec: {{parentRefs: [{{group: '', kind: Service, name: {on}}}], \
+             rules: [{{backendRefs: [{{name: {to}, port: 80}}]{more}}}]}}}}"
+        )
+    };
+    let pods = ", selector: {app: web}";
+    let sessions = "sessionPersistence: {}";
+    let hash = "loadBalancer: {type: ConsistentHash, consistentHash: {keys: [{type: Path}]}}";
+    let (web, front) = (service("web", 1, pods), service("front", 2, ""));
+    let on_web = "{kind: Service, name: web}";
+    for (objects, by) in [
+        (vec![web.clone()], None),
+        (
+            vec![web.clone(), traffic("shop", on_web, "loadBalancer: {type: Random}")],
+            None,
+        ),
+        (
+            vec![service("web", 1, ", selector: {app: web}, sessionAffinity: ClientIP")],
+            Some("sessionAffinity: ClientIP"),
+        ),
+        (
+            vec![web.clone(), traffic("shop", on_web, sessions)],
+            Some("sessionPersistence"),
+        ),
+        (
+            vec![
+                web.clone(),
+                traffic("shop", "{kind: Service, name: web, sectionName: http}", sessions),
+            ],
+            Some("sessionPersistence"),
+        ),
+        (
+            vec![web.clone(), traffic("shop", "{kind: Namespace, name: shop}", hash)],
+            Some("loadBalancer.type: ConsistentHash"),
+        ),
+        (
+            vec![
+                web.clone(),
+                traffic("buyer", "{kind: Service, namespace: shop, name: web}", hash),
+            ],
+            Some("loadBalancer.type: ConsistentHash"),
+        ),
+        // Of other pods.
+        (
+            vec![
+                web.clone(),
+                front.clone(),
+                traffic("shop", "{kind: Service, name: front}", sessions),
+            ],
+            None,
+        ),
+        // By a route that leads there.
+        (vec![web.clone(), front.clone(), route("front", "web", "")], None),
+        (
+            vec![
+                web.clone(),
+                front.clone(),
+                route("front", "web", ", sessionPersistence: {}"),
+            ],
+            Some("sessionPersistence"),
+        ),
+        (
+            vec![
+                web.clone(),
+                front.clone(),
+                route("front", "web", ""),
+                traffic("shop", "{kind: Service, name: front}", hash),
+            ],
+            Some("loadBalancer.type: ConsistentHash"),
+        ),
+        (
+            vec![
+                web.clone(),
+                front.clone(),
+                route("front", "web", ""),
+                traffic(
+                    "shop",
+                    "{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r}",
+                    sessions,
+                ),
+            ],
+            Some("sessionPersistence"),
+        ),
+    ] {
+        for scope in ["Service", "Pod"] {
+            let cluster = cluster();
+            objects.iter().for_each(|object| cluster.apply(object));
+            cluster.apply_value(policy("shop", scope, 9, json!({})));
+            let said = said(&cluster);
+            let (got, message) = said.last().unwrap();
+            match by.filter(|_| scope == "Service") {
+                None => assert_eq!(got, "Programmed", "{objects:?}: {said:?}"),
+                Some(by) => {
+                    let words = format!("the Service shop/web is called with {by}, and so its pods unevenly");
+                    assert!(
+                        got == "PartiallyProgrammed" && message.contains(&words),
+                        "{objects:?}: {said:?}"
+                    );
+                }
+            }
+        }
+    }
+}
+
 /// A sidecar of the version before limits nothing.
 #[test]
 fn older_sidecars_are_counted() {

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 pub(crate) use self::absent::Absent;
 use self::entries::{To, conditions, merged};
-use crate::answers::OverBudget;
+use crate::answers::{OverBudget, Uneven};
 use crate::index::Callers;
 use crate::objects::policy::Policy;
 use crate::objects::{Kind, ObjectName};
@@ -33,6 +33,7 @@ pub(crate) struct Write {
 /// All statuses that are not as they should be. `now` is RFC 3339.
 pub(crate) fn wanted(store: &Store, callers: &Callers<'_>, absent: &Absent, now: &str) -> Vec<Write> {
     let mut over = OverBudget::default();
+    let uneven = Uneven::new(store);
     let routes = store.routes.iter().filter_map(|((kind, name), route)| {
         Some(Write {
             kind: Kind::Route(*kind),
@@ -46,7 +47,7 @@ pub(crate) fn wanted(store: &Store, callers: &Callers<'_>, absent: &Absent, now:
             kind: Kind::Policy(policy.kind),
             name: policy.name.clone(),
             resource_version: policy.resource_version.clone(),
-            status: of_policy(store, callers, absent, policy, now)?,
+            status: of_policy((store, &uneven), callers, absent, policy, now)?,
         })
     });
     let meshes = store.meshes.iter().filter_map(|(name, mesh)| {
@@ -61,9 +62,15 @@ pub(crate) fn wanted(store: &Store, callers: &Callers<'_>, absent: &Absent, now:
 }
 
 /// None: it is so already, as far as its CRD has room for it.
-fn of_policy(store: &Store, callers: &Callers<'_>, absent: &Absent, policy: &Policy, now: &str) -> Option<Value> {
+fn of_policy(
+    (store, uneven): (&Store, &Uneven<'_>),
+    callers: &Callers<'_>,
+    absent: &Absent,
+    policy: &Policy,
+    now: &str,
+) -> Option<Value> {
     let dropped = store.old_crds.get(&policy.kind).map(Vec::as_slice).unwrap_or_default();
-    let entries = policy::entries(store, callers, absent, policy);
+    let entries = policy::entries((store, uneven), callers, absent, policy);
     let summary = policy::summary(policy, &entries, dropped);
     let conditions = conditions(&[summary], &policy.conditions, policy.generation, now);
     let ancestors = merged(To::Ancestor, &entries, &policy.ancestors, policy.generation, now);

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::entries::{Entry, Verdict, is_ours};
 use super::{Absent, access, limits};
-use crate::answers::is_overridden;
+use crate::answers::{Uneven, is_overridden};
 use crate::index::{Callers, Of};
 use crate::objects::ObjectName;
 use crate::objects::policy::{Attachment, Policy, Target, TargetKind};
@@ -22,13 +22,25 @@ const MOST_MISTAKES: usize = 16;
 const LONGEST_MISTAKE: usize = 224;
 
 /// One for each target.
-pub(super) fn entries(store: &Store, callers: &Callers<'_>, absent: &Absent, policy: &Policy) -> Vec<Entry> {
+pub(super) fn entries(
+    (store, uneven): (&Store, &Uneven<'_>),
+    callers: &Callers<'_>,
+    absent: &Absent,
+    policy: &Policy,
+) -> Vec<Entry> {
     let entry = |attachment: &Attachment| {
         let accepted = accepted(store, policy, attachment);
         // Where it is not accepted, nobody carries it out.
         let target = attachment.target.as_ref().ok().filter(|_| accepted.ok);
-        let programmed =
-            target.map(|target| programmed(store, callers, absent, policy, (target, &attachment.reference)));
+        let programmed = target.map(|target| {
+            programmed(
+                (store, uneven),
+                callers,
+                absent,
+                policy,
+                (target, &attachment.reference),
+            )
+        });
         Entry {
             reference: attachment.reference.clone(),
             verdicts: [accepted].into_iter().chain(programmed).collect(),
@@ -97,7 +109,7 @@ fn accepted(store: &Store, policy: &Policy, attachment: &Attachment) -> Verdict 
 }
 
 fn programmed(
-    store: &Store,
+    (store, uneven): (&Store, &Uneven<'_>),
     callers: &Callers<'_>,
     absent: &Absent,
     policy: &Policy,
@@ -123,7 +135,7 @@ fn programmed(
     }
     let short = match (policy.access(), policy.limits()) {
         (Some(_), _) => access::short(store, callers, absent, policy, reference),
-        (None, Some(_)) => limits::short(store, callers, absent, policy, reference),
+        (None, Some(_)) => limits::short((store, uneven), callers, absent, policy, reference),
         (None, None) => lacking(store, callers, policy, (target, reference)),
     };
     if let Some(message) = short {
