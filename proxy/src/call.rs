@@ -13,14 +13,14 @@ use http::{HeaderMap, Response};
 use outrigger_proxy_transport::body::Received;
 use outrigger_proxy_transport::drain::InFlight;
 use outrigger_proxy_transport::error::ProxyError;
-use outrigger_proxy_transport::headers::OUTRIGGER_FAULT;
+use outrigger_proxy_transport::headers::{OUTRIGGER_FALLBACK, OUTRIGGER_FAULT};
 use outrigger_proxy_transport::server::{Ended, OnEnd, ResponseBody, error_response};
 use tokio::time::Instant;
 
 use crate::model::ServiceName;
 use crate::telemetry::{
-    AttemptEnd, Direction, FaultNote, Peer, RequestEnd, RequestInfo, ServiceMetrics, SpanStart, Status, Telemetry,
-    request_id,
+    AttemptEnd, Direction, FallbackCause, FallbackNote, FaultNote, Peer, RequestEnd, RequestInfo, ServiceMetrics,
+    SpanStart, Status, Telemetry, request_id,
 };
 
 /// What a request is for.
@@ -72,6 +72,8 @@ pub struct Call {
     attempt: Option<Attempt>,
     attempts: u32,
     status: Status,
+    /// There is a span, though there was no attempt.
+    told: bool,
     ended: bool,
     _in_flight: InFlight,
 }
@@ -106,6 +108,7 @@ impl Call {
             attempt: None,
             attempts: 0,
             status: Status::default(),
+            told: false,
             ended: false,
             _in_flight: in_flight,
         }
@@ -127,6 +130,28 @@ impl Call {
         };
         self.metrics.fault(&fault);
         self.request.fault = Some(Box::new(fault));
+    }
+
+    /// It is answered in place of a failure, which ends the attempt that is under way. Its response says so.
+    pub fn fallback(&mut self, cause: FallbackCause, failure: Status) {
+        let at = self.telemetry.start_span().at;
+        self.metrics.fallback();
+        self.request.fallback = Some(Box::new(FallbackNote { at, cause }));
+        match self.attempt {
+            Some(_) => self.end_attempt(failure),
+            None => self.answered_here(failure),
+        }
+    }
+
+    /// A span of its own says what was done to it.
+    fn answered_here(&mut self, status: Status) {
+        self.told = true;
+        let span = self.telemetry.span_since(self.started);
+        let end = AttemptEnd {
+            resend: self.attempts,
+            ..self.attempt_end(span, Peer::default(), status)
+        };
+        self.telemetry.answered_here(&end);
     }
 
     /// Makes the attempt the parent of whatever the receiver of these headers does.
@@ -158,6 +183,10 @@ impl Call {
             Some(fault) => _ = response.headers_mut().insert(OUTRIGGER_FAULT, fault.mark()),
             // A peer's sidecar that says it is not believed.
             None => _ = response.headers_mut().remove(OUTRIGGER_FAULT),
+        }
+        match self.request.fallback.as_ref().and_then(|fallback| fallback.mark()) {
+            Some(mark) => _ = response.headers_mut().insert(OUTRIGGER_FALLBACK, mark),
+            None => _ = response.headers_mut().remove(OUTRIGGER_FALLBACK),
         }
         self.status = Status::of(response.status(), response.headers());
         let responding = Responding {
@@ -192,13 +221,8 @@ impl Call {
         let last = self.attempt.take();
         match &last {
             Some(attempt) => self.attempt_ended(attempt, self.status),
-            None if self.attempts > 0 || self.request.fault.is_none() => {}
-            // What was done to it is said in a span of its own.
-            None => {
-                let span = self.telemetry.span_since(self.started);
-                self.telemetry
-                    .answered_here(&self.attempt_end(span, Peer::default(), self.status));
-            }
+            None if self.attempts == 0 && self.request.fault.is_some() && !self.told => self.answered_here(self.status),
+            None => {}
         }
         self.telemetry.request_ended(&RequestEnd {
             request: &self.request,
@@ -260,9 +284,9 @@ mod tests {
     use outrigger_proxy_transport::server::ResponseBody;
     use std::rc::Rc;
 
-    /// Whatever a peer's sidecar says of a fault: only this one knows whether there was one.
+    /// Whatever a peer's sidecar says of a fault or a fallback: only this one knows whether there was one.
     #[tokio::test]
-    async fn the_mark_of_a_fault_is_of_this_sidecar() {
+    async fn marks_are_of_this_sidecar() {
         let telemetry = Telemetry::start(&Settings::default(), &Resolver::start(Some(&[])).unwrap()).unwrap();
         for (abort, expected) in [(None, None), (Some(true), Some("abort"))] {
             let (mut head, ()) = Request::new(()).into_parts();
@@ -274,8 +298,10 @@ mod tests {
             }
             let mut response = Response::new(ResponseBody::ready("".into()));
             let forged = HeaderValue::from_static("delay");
+            response.headers_mut().insert("outrigger-fallback", forged.clone());
             response.headers_mut().insert("outrigger-fault", forged);
             let response = call.respond(response, ());
+            assert!(!response.headers().contains_key("outrigger-fallback"));
             let mark = response.headers().get("outrigger-fault");
             assert_eq!(mark.map(|mark| mark.to_str().unwrap()), expected);
         }

@@ -8,6 +8,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 pub const OUTRIGGER_ERROR: HeaderName = HeaderName::from_static("outrigger-error");
 /// Says what was done to a request on purpose: "delay", "abort" or both. The caller's own sidecar says it, and no other.
 pub const OUTRIGGER_FAULT: HeaderName = HeaderName::from_static("outrigger-fault");
+/// Says in place of which failure a response stands. The caller's own sidecar says it, and no other.
+pub const OUTRIGGER_FALLBACK: HeaderName = HeaderName::from_static("outrigger-fallback");
 /// To an app: the SPIFFE ID of who calls it, which mutual TLS has proven. Without mutual TLS there is none.
 pub const OUTRIGGER_CLIENT_ID: HeaderName = HeaderName::from_static("outrigger-client-id");
 /// Names that only sidecars may use: what they say to one another, and to those who call them.

@@ -39,6 +39,13 @@ pub struct Match {
     #[prost(string, tag = "4")]
     pub method: ::prost::alloc::string::String,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Header {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub value: ::prost::alloc::string::String,
+}
 /// A field that is absent says nothing, and the next outer policy's, or the default, holds.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Policy {
@@ -64,6 +71,8 @@ pub struct Policy {
     pub response_headers_timeout_ms: ::core::option::Option<u64>,
     #[prost(message, optional, tag = "10")]
     pub faults: ::core::option::Option<Faults>,
+    #[prost(message, optional, tag = "11")]
+    pub fallback: ::core::option::Option<Fallback>,
     #[prost(message, optional, tag = "12")]
     pub session_persistence: ::core::option::Option<SessionPersistence>,
 }
@@ -274,6 +283,44 @@ pub struct FaultAbort {
     /// 1 to 16. The fault is for gRPC calls alone.
     #[prost(uint32, tag = "2")]
     pub grpc_status: u32,
+}
+/// What a request is answered with in place of a failure. One without `when` or without a response is none, whatever an outer policy says.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Fallback {
+    #[prost(message, optional, tag = "1")]
+    pub when: ::core::option::Option<FallbackWhen>,
+    #[prost(message, optional, tag = "2")]
+    pub response: ::core::option::Option<FallbackResponse>,
+}
+/// Failures, as the caller would see them: any of these.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FallbackWhen {
+    #[prost(bool, tag = "1")]
+    pub no_endpoints: bool,
+    #[prost(bool, tag = "2")]
+    pub overloaded: bool,
+    #[prost(bool, tag = "3")]
+    pub timeout: bool,
+    /// 400 to 599.
+    #[prost(uint32, repeated, tag = "4")]
+    pub statuses: ::prost::alloc::vec::Vec<u32>,
+    /// 1 to 16, in the head of a response.
+    #[prost(uint32, repeated, tag = "5")]
+    pub grpc_statuses: ::prost::alloc::vec::Vec<u32>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FallbackResponse {
+    /// 200 to 599. 0: it is for gRPC calls alone.
+    #[prost(uint32, tag = "1")]
+    pub http_status: u32,
+    /// 0 to 16. Absent: what stands for `http_status`, from 400 on; below that it is not for gRPC calls.
+    #[prost(uint32, optional, tag = "2")]
+    pub grpc_status: ::core::option::Option<u32>,
+    #[prost(message, repeated, tag = "3")]
+    pub headers: ::prost::alloc::vec::Vec<Header>,
+    /// At most 4 KiB.
+    #[prost(string, tag = "4")]
+    pub body: ::prost::alloc::string::String,
 }
 /// Requests of one session go to one endpoint (Gateway API, GEP-1619).
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -697,13 +744,6 @@ pub struct HeaderModifier {
     pub remove: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Header {
-    #[prost(string, tag = "1")]
-    pub name: ::prost::alloc::string::String,
-    #[prost(string, tag = "2")]
-    pub value: ::prost::alloc::string::String,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UrlRewrite {
     #[prost(string, tag = "1")]
     pub hostname: ::prost::alloc::string::String,
@@ -874,6 +914,8 @@ pub enum Feature {
     MoreTimeouts = 9,
     /// `Policy.faults`. Who does not understand it injects none.
     Faults = 11,
+    /// `Policy.fallback`. Who does not understand it answers with the failure.
+    Fallback = 12,
     /// `Policy.session_persistence`. Who does not understand it keeps no sessions.
     SessionPersistence = 13,
     /// `limits.v1.Policy.connections`. Who does not understand it takes any number of connections.
@@ -899,6 +941,7 @@ impl Feature {
             Self::ZoneSpill => "FEATURE_ZONE_SPILL",
             Self::MoreTimeouts => "FEATURE_MORE_TIMEOUTS",
             Self::Faults => "FEATURE_FAULTS",
+            Self::Fallback => "FEATURE_FALLBACK",
             Self::SessionPersistence => "FEATURE_SESSION_PERSISTENCE",
             Self::ConnectionLimits => "FEATURE_CONNECTION_LIMITS",
             Self::LimitClaims => "FEATURE_LIMIT_CLAIMS",
@@ -918,6 +961,7 @@ impl Feature {
             "FEATURE_ZONE_SPILL" => Some(Self::ZoneSpill),
             "FEATURE_MORE_TIMEOUTS" => Some(Self::MoreTimeouts),
             "FEATURE_FAULTS" => Some(Self::Faults),
+            "FEATURE_FALLBACK" => Some(Self::Fallback),
             "FEATURE_SESSION_PERSISTENCE" => Some(Self::SessionPersistence),
             "FEATURE_CONNECTION_LIMITS" => Some(Self::ConnectionLimits),
             "FEATURE_LIMIT_CLAIMS" => Some(Self::LimitClaims),

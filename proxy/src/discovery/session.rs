@@ -20,7 +20,7 @@ use super::wants::Word;
 use crate::backoff::Backoff;
 
 /// What this sidecar understands.
-const FEATURES: [Feature; 13] = [
+const FEATURES: [Feature; 14] = [
     Feature::EndpointChanges,
     Feature::RetryConstraint,
     Feature::Access,
@@ -31,6 +31,7 @@ const FEATURES: [Feature; 13] = [
     Feature::ZoneSpill,
     Feature::MoreTimeouts,
     Feature::Faults,
+    Feature::Fallback,
     Feature::SessionPersistence,
     Feature::ConnectionLimits,
     Feature::LimitClaims,

@@ -6,8 +6,8 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::model::{
-    Abort, Backend, ByteRoute, Carrier, Endpoints, Fault, Protocol, Route, RouteRules, Service, ServiceName, Sessions,
-    Target, WeightedBackend, WorkloadInfo,
+    Abort, Backend, ByteRoute, Carrier, Endpoints, Fallback, Fault, Protocol, Route, RouteRules, Service, ServiceName,
+    Sessions, Target, WeightedBackend, WorkloadInfo,
 };
 
 pub(super) fn target(target: &Target) -> Value {
@@ -150,6 +150,30 @@ fn policy(rules: &RouteRules) -> Value {
             "maxBodyBytes": retry.max_body_bytes,
         },
         "faults": request.faults.iter().map(fault).collect::<Vec<_>>(),
+        "fallback": request.fallback.as_deref().map(fallback),
+    })
+}
+
+fn fallback(fallback: &Fallback) -> Value {
+    let Fallback {
+        when,
+        status,
+        grpc_status,
+        headers,
+        body,
+    } = fallback;
+    json!({
+        "when": {
+            "noEndpoints": when.no_endpoints,
+            "overloaded": when.overloaded,
+            "timeout": when.timeout,
+            "statuses": when.statuses.iter().map(|status| status.as_u16()).collect::<Vec<_>>(),
+            "grpcStatuses": when.grpc_statuses,
+        },
+        "status": status.map(|status| status.as_u16()),
+        "grpcStatus": grpc_status,
+        "headers": headers.keys().map(|name| name.as_str()).collect::<Vec<_>>(),
+        "bodyBytes": body.len(),
     })
 }
 

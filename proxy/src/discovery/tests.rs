@@ -512,6 +512,7 @@ async fn from_an_older_controller_to_a_newer_one_and_back() {
         proto::Feature::ZoneSpill,
         proto::Feature::MoreTimeouts,
         proto::Feature::Faults,
+        proto::Feature::Fallback,
         proto::Feature::SessionPersistence,
         proto::Feature::ConnectionLimits,
         proto::Feature::LimitClaims,

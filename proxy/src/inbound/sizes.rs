@@ -51,6 +51,6 @@ fn of_connections_and_requests() {
         ("one that says nothing", silent, 1056),
         ("one of bytes", opaque, 960),
         ("a handshake", handshake, 3200),
-        ("a request", request, 3080),
+        ("a request", request, 3088),
     ]);
 }

@@ -7,6 +7,7 @@
 mod balancing;
 mod byte_route;
 mod cors;
+mod fallback;
 mod faults;
 mod filters;
 pub mod from_proto;
@@ -27,6 +28,7 @@ use outrigger_api::spiffe::SpiffeId;
 pub use balancing::{Balancing, Choice, Ejection, HashKey, LoadBalancer, Penalty, SlowStart, SuccessRate, Zone};
 pub use byte_route::ByteRoute;
 pub use cors::{Allowed, Cors};
+pub use fallback::{Fallback, FallbackWhen};
 pub use faults::{Abort, Fault, Faults};
 pub use filters::{Filters, HeaderModifier, Mirror, PathModifier, Redirect, Rewrite};
 pub use rules::{AttemptRules, RequestRules, RetryBudget, RetryPolicy, RouteRules};

@@ -11,7 +11,7 @@ use outrigger_api::duration;
 use outrigger_api::pattern;
 use outrigger_api::policy::{BUDGET_INTERVAL, RATE_COUNT, RATE_INTERVAL};
 
-use super::{Balancing, Faults, Filters, Sessions};
+use super::{Balancing, Fallback, Faults, Filters, Sessions};
 
 /// Stands for "no limit" where a limit must be given.
 const NO_CONNECT_LIMIT: Duration = Duration::from_secs(3600);
@@ -37,6 +37,8 @@ pub struct RequestRules {
     pub idle: Option<Duration>,
     /// What is done to requests on purpose.
     pub faults: Faults,
+    /// What stands in for a failure.
+    pub fallback: Option<Arc<Fallback>>,
     /// Of the rule alone, and so put in where it is known which one this is.
     pub sessions: Option<Arc<Sessions>>,
 }
@@ -97,6 +99,7 @@ impl RouteRules {
                 timeout: outer.request.timeout,
                 idle: outer.request.idle,
                 faults: outer.request.faults.clone(),
+                fallback: outer.request.fallback.clone(),
                 sessions: None,
             },
             attempt: outer.attempt.clone(),
@@ -116,6 +119,9 @@ impl RouteRules {
         }
         if let Some(faults) = &policy.faults {
             rules.request.faults = Faults::from_proto(faults, patterns);
+        }
+        if let Some(fallback) = &policy.fallback {
+            rules.request.fallback = Fallback::from_proto(fallback).map(Arc::new);
         }
         if let Some(ms) = policy.response_headers_timeout_ms {
             rules.attempt.response_headers = limit(ms);

@@ -66,6 +66,13 @@ pub struct ServerResponse {
     pub deadline: Option<(Instant, Reason)>,
 }
 
+impl ServerResponse {
+    /// Another one goes to the client.
+    pub fn discard(self) {
+        discard(self.response, self.lease);
+    }
+}
+
 /// How often a request was sent again so far.
 #[derive(Default)]
 struct Repeats {

@@ -6,6 +6,7 @@ pub mod balance;
 pub mod budget;
 pub mod connect;
 pub mod ejection;
+pub mod fallback;
 pub mod faults;
 pub mod group;
 pub mod hash;

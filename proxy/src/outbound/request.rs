@@ -28,10 +28,11 @@ use super::route::Chosen;
 use super::sessions::Session;
 use super::target::{Snapshot, WorkerTarget};
 use super::waits::Moving;
-use super::{State, route};
+use super::{State, fallback, route};
 use crate::call::{Call, Callee, LocalReply};
 use crate::identity::Clock;
-use crate::model::{AttemptRules, Filters, RequestRules, RetryPolicy, RouteRules, Service};
+use crate::model::{AttemptRules, Fallback, Filters, RequestRules, RetryPolicy, RouteRules, Service};
+use crate::telemetry::Status;
 
 /// Answers a request.
 pub async fn handle(
@@ -74,7 +75,7 @@ pub async fn handle(
         // Boxed: most requests have none (`outbound::sizes`).
         && let Err(reply) = Box::pin(fault.carry_out(deadlines.request(), &mut call)).await
     {
-        return shared(plan.cors.as_ref(), call.reply(reply));
+        return fail(call, reply, &plan);
     }
     // A fault may have taken its time.
     let now = match plan.fault {
@@ -102,11 +103,38 @@ pub async fn handle(
     };
     match attempts.send(&head, &body, &mut call).await {
         Ok(response) => {
-            let response = respond(state, call, response, upgrade, &plan, moving.as_ref());
+            let response = match in_place_of(&response, &plan, &mut call) {
+                Some(answer) => {
+                    response.discard();
+                    call.reply(answer.into())
+                }
+                None => respond(state, call, response, upgrade, &plan, moving.as_ref()),
+            };
             shared(plan.cors.as_ref(), response)
         }
-        Err(error) => shared(plan.cors.as_ref(), call.fail(&error)),
+        Err(error) => fail(call, error.into(), &plan),
     }
+}
+
+/// What answers in place of a server's response that is a failure to the policy.
+fn in_place_of(response: &ServerResponse, plan: &Plan<'_>, call: &mut Call) -> Option<Response<ResponseBody>> {
+    let fallback = plan.fallback?;
+    let said = Status::of(response.response.status(), response.response.headers());
+    let (answer, cause) = fallback::instead(fallback, said, call.request.is_grpc())?;
+    call.fallback(cause, said);
+    Some(answer)
+}
+
+/// The answer of this sidecar, or what the policy has in its place.
+fn fail(mut call: Call, reply: LocalReply, plan: &Plan<'_>) -> Response<ResponseBody> {
+    let answer = plan.fallback.and_then(|fallback| {
+        let grpc = call.request.is_grpc();
+        let said = fallback::of_reply(&reply, grpc);
+        let (answer, cause) = fallback::instead(fallback, said, grpc)?;
+        call.fallback(cause, said);
+        Some(answer)
+    });
+    shared(plan.cors.as_ref(), call.reply(answer.map_or(reply, Into::into)))
 }
 
 /// The response, with what pages of other origins may do with it.
@@ -159,6 +187,8 @@ pub struct Plan<'a> {
     pub idle: Option<Duration>,
     /// What is done to it on purpose.
     pub fault: Option<Box<Injected>>,
+    /// What stands in for a failure.
+    pub fallback: Option<&'a Fallback>,
     pub session: Option<Session<'a>>,
     pub attempt: &'a AttemptRules,
 }
@@ -193,6 +223,7 @@ pub fn apply_rules<'a>(service: &'a Service, facts: &Facts<'_>, head: &mut Parts
         timeout,
         idle,
         faults,
+        fallback,
         sessions,
     } = request;
     // Before the filters that change the request: it is about what the page asked for.
@@ -216,6 +247,7 @@ pub fn apply_rules<'a>(service: &'a Service, facts: &Facts<'_>, head: &mut Parts
             timeout: *timeout,
             idle: *idle,
             fault,
+            fallback: fallback.as_deref(),
             session,
             attempt,
         }),

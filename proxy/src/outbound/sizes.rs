@@ -34,7 +34,7 @@ fn of_connections_and_requests() {
     assert_bounded(&[
         ("a connection", connection, 2560),
         ("one of bytes", opaque, 1016),
-        ("a request", request, 3784),
+        ("a request", request, 3840),
         ("a connection that is made", dial, 192),
     ]);
 }

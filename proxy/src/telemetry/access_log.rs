@@ -176,6 +176,8 @@ struct Line<'a> {
     fault: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     fault_delay_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fallback: Option<String>,
 }
 
 impl<'a> Line<'a> {
@@ -205,6 +207,7 @@ impl<'a> Line<'a> {
             limit: LimitFields::of(request.limit.as_deref()),
             fault: request.fault.as_ref().map(|fault| fault.as_str()),
             fault_delay_ms: request.fault.as_ref().and_then(|fault| fault.delay).map(milliseconds),
+            fallback: request.fallback.as_ref().map(|fallback| fallback.cause.text()),
         }
     }
 }

@@ -7,6 +7,7 @@ mod access;
 mod access_log;
 pub mod context;
 mod export;
+mod fallback;
 mod fault;
 mod ids;
 mod limit;
@@ -26,6 +27,7 @@ use tokio::time::Instant;
 
 pub use access::{AccessDecision, AccessNote};
 pub use context::TraceContext;
+pub use fallback::{FallbackCause, FallbackNote};
 pub use fault::{FaultKind, FaultNote};
 pub use limit::{LimitDecision, LimitNote};
 pub use metrics::{Metrics, ServiceMetrics};

@@ -13,7 +13,7 @@ use outrigger_proxy_transport::headers::REQUEST_ID;
 use outrigger_proxy_transport::server::{Ended, reason_of};
 use tokio::time::Instant;
 
-use super::{AccessNote, FaultNote, LimitNote, ServiceMetrics, TraceContext};
+use super::{AccessNote, FallbackNote, FaultNote, LimitNote, ServiceMetrics, TraceContext};
 use crate::model::ServiceName;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -95,6 +95,8 @@ pub struct RequestInfo {
     pub limit: Option<Box<LimitNote>>,
     /// Outbound: what is done to it on purpose.
     pub fault: Option<Box<FaultNote>>,
+    /// Outbound: it was answered in place of a failure.
+    pub fallback: Option<Box<FallbackNote>>,
 }
 
 impl RequestInfo {
@@ -124,6 +126,7 @@ impl RequestInfo {
             access: None,
             limit: None,
             fault: None,
+            fallback: None,
         }
     }
 

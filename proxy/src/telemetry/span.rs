@@ -106,7 +106,10 @@ impl SpanRecord {
 /// What happened before the attempt began is said at its beginning.
 fn events(attempt: &AttemptEnd<'_>) -> Vec<SpanEvent> {
     let fault = attempt.request.fault.as_ref().filter(|_| attempt.resend == 0);
+    // It ends the last attempt: those before have had none.
+    let fallback = attempt.request.fallback.as_ref();
     let events = fault.into_iter().map(|fault| fault.event());
+    let events = events.chain(fallback.map(|fallback| fallback.event()));
     let within = events.map(|event| SpanEvent {
         at: event.at.max(attempt.span.at),
         ..event

@@ -6,6 +6,7 @@ mod balancing;
 mod controller;
 mod durations;
 mod endpoints;
+mod fallback;
 mod faults;
 mod hung;
 mod names;

@@ -2,6 +2,7 @@
 //! a standalone sidecar's file.
 
 mod ejection;
+mod fallback;
 mod faults;
 mod load_balancer;
 mod retry;
@@ -21,6 +22,10 @@ use crate::duration;
 pub use ejection::{
     DEFAULT_SUCCESS_RATE, EJECTION_TIME, EjectionSpec, FAILURES_IN_A_ROW, SUCCESS_REQUESTS, SUCCESS_WINDOW,
     SuccessRateSpec,
+};
+pub use fallback::{
+    FALLBACK_GRPC_STATUSES, FALLBACK_STATUSES, FALLBACK_WHEN, FALLBACK_WHEN_GRPC, FallbackHeaderSpec, FallbackReason,
+    FallbackResponseSpec, FallbackSpec, FallbackWhenSpec, MAX_FALLBACK_BODY,
 };
 pub use faults::{
     ABORT_GRPC_STATUSES, ABORT_STATUSES, FAULT_DELAY, FaultAbortSpec, FaultDelaySpec, FaultHeaderSpec, FaultMatchSpec,
@@ -92,6 +97,9 @@ pub struct TrafficPolicySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 8))]
     pub faults: Option<Vec<FaultSpec>>,
+    /// What a request is answered with in place of a failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<FallbackSpec>,
     /// Keeps the requests of a session at one endpoint (Gateway API, GEP-1619). Its fields count as one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_persistence: Option<SessionPersistenceSpec>,
@@ -118,6 +126,7 @@ impl TrafficPolicySpec {
         policy.load_balancer = self.load_balancer.as_ref().map(|said| said.to_proto(&mut errors));
         policy.ejection = self.ejection.as_ref().map(|ejection| ejection.to_proto(&mut errors));
         policy.faults = self.faults.as_ref().map(|said| faults::to_proto(said, &mut errors));
+        policy.fallback = self.fallback.as_ref().map(|fallback| fallback.to_proto(&mut errors));
         let sessions = self.session_persistence.as_ref();
         policy.session_persistence = sessions.map(|said| said.to_proto("sessionPersistence", &mut errors));
         if errors.is_empty() { Ok(policy) } else { Err(errors) }
@@ -140,6 +149,7 @@ impl discovery::Policy {
             idle_timeout_ms: self.idle_timeout_ms.or(outer.idle_timeout_ms),
             response_headers_timeout_ms: self.response_headers_timeout_ms.or(outer.response_headers_timeout_ms),
             faults: self.faults.as_ref().or(outer.faults.as_ref()).cloned(),
+            fallback: self.fallback.as_ref().or(outer.fallback.as_ref()).cloned(),
             session_persistence: { self.session_persistence.as_ref() }
                 .or(outer.session_persistence.as_ref())
                 .cloned(),
@@ -181,6 +191,7 @@ pub fn needs(policy: &discovery::Policy) -> Vec<(Feature, &'static str)> {
         .chain(ejection)
         .chain(timeouts::needs(policy))
         .chain(faults::needs(policy))
+        .chain(fallback::needs(policy))
         .chain(sessions::needs(policy))
         .collect()
 }

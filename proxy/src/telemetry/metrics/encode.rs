@@ -232,6 +232,17 @@ impl Families<'_> {
             "outrigger_faults",
             "Requests that were delayed or answered with an error on purpose; they stand in no other metric of the Service.",
             by("kind", services, FaultKind::NAMES, |of| &of.faults),
+        )?;
+        let fallbacks = services.iter().map(|of| {
+            (
+                Labels([("service", Some(of.label.clone()))]),
+                of.fallbacks.load(Relaxed),
+            )
+        });
+        self.counters(
+            "outrigger_fallbacks",
+            "Requests that were answered in place of a failure; they are counted as what the client saw.",
+            fallbacks.filter(|(_, count)| *count > 0).collect(),
         )
     }
 

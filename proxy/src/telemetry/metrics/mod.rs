@@ -325,6 +325,7 @@ pub struct ServiceMetrics {
     not_mirrored: [AtomicU64; NotMirrored::NAMES.len()],
     ejected: [AtomicU64; Ejected::NAMES.len()],
     faults: [AtomicU64; FaultKind::NAMES.len()],
+    fallbacks: AtomicU64,
     /// Connections that are carried as bytes, and what they have sent and received.
     tunnels: AtomicU64,
     tunnel_bytes: [AtomicU64; 2],
@@ -368,6 +369,7 @@ impl ServiceMetrics {
             not_mirrored: Default::default(),
             ejected: Default::default(),
             faults: Default::default(),
+            fallbacks: AtomicU64::new(0),
             tunnels: AtomicU64::new(0),
             tunnel_bytes: Default::default(),
         }
@@ -402,6 +404,11 @@ impl ServiceMetrics {
         for kind in fault.kinds() {
             self.faults[kind as usize].fetch_add(1, Relaxed);
         }
+    }
+
+    /// A request was answered in place of a failure.
+    pub fn fallback(&self) {
+        self.fallbacks.fetch_add(1, Relaxed);
     }
 
     fn request_ended(&self, end: &RequestEnd<'_>) {
