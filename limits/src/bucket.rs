@@ -14,11 +14,11 @@ const MOST_DEBT: u64 = u64::MAX / 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Rate {
     /// Units of one token.
-    token: u64,
+    pub(crate) token: u64,
     /// Units that come back in a microsecond.
-    per_micro: u64,
+    pub(crate) per_micro: u64,
     /// Units. At least one token.
-    capacity: u64,
+    pub(crate) capacity: u64,
     /// Whole requests in an interval, at least one: for people.
     pub(crate) requests: u64,
     /// In seconds, rounded up: for people.
@@ -54,7 +54,7 @@ impl Rate {
     }
 
     /// Units that so many tokens are: at most all that there are.
-    fn units(&self, tokens: u32) -> u64 {
+    pub(crate) fn units(&self, tokens: u32) -> u64 {
         self.token.saturating_mul(tokens.into()).min(self.capacity)
     }
 }
@@ -70,6 +70,12 @@ impl Bucket {
     pub(crate) fn take(&mut self, rate: &Rate, tokens: u32, now: u64) {
         self.debt = self.debt_at(rate, now) + rate.units(tokens);
         // Another worker may have looked at the clock later, and come first.
+        self.at = self.at.max(now);
+    }
+
+    /// Gives back what was taken for a request that was refused after all.
+    pub(crate) fn give_back(&mut self, rate: &Rate, tokens: u32, now: u64) {
+        self.debt = self.debt_at(rate, now).saturating_sub(rate.units(tokens));
         self.at = self.at.max(now);
     }
 

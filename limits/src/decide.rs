@@ -11,17 +11,19 @@ use outrigger_access::{Asked, Facts};
 use outrigger_api::limits as proto;
 use parking_lot::Mutex;
 
+use crate::asking::{self, Match};
 use crate::key;
 use crate::open::Open;
 use crate::plan::{Headers, Limit, Plan, Policy};
+use crate::store::{Ask, Store};
 use crate::table::{State, Table, Wish};
 use crate::view::{LimitView, PolicyView};
 
 /// The limits of a pod, and what has been taken of each. All workers of a sidecar share one.
 #[derive(Debug, Default)]
 pub struct Limiter {
-    plan: ArcSwap<Plan>,
-    tables: Mutex<Tables>,
+    pub(crate) plan: ArcSwap<Plan>,
+    pub(crate) tables: Mutex<Tables>,
     /// Connections of bytes.
     pub(crate) open: Mutex<Open>,
     /// One update after the other: what it compiles, no request waits for.
@@ -32,30 +34,39 @@ pub struct Limiter {
 
 /// Of the plan of this version: a table for each limit.
 #[derive(Debug, Default)]
-struct Tables {
+pub(crate) struct Tables {
     version: u64,
-    all: Vec<Table>,
-}
-
-/// A limit that a request matches.
-#[derive(Clone, Copy, Debug)]
-struct Match {
-    limit: usize,
-    wish: Wish,
+    pub(crate) all: Vec<Table>,
 }
 
 /// What becomes of a request that a limit is about.
 #[derive(Debug)]
 pub struct Outcome {
-    plan: Arc<Plan>,
+    pub(crate) plan: Arc<Plan>,
     /// Those that are enforced and that it matches.
-    enforced: Vec<usize>,
+    pub(crate) enforced: Vec<usize>,
     /// The one that it has to wait for longest, and for how long.
-    refused: Option<(usize, u64)>,
+    pub(crate) refused: Option<(usize, u64)>,
     /// The one with least left, of those of which responses say something.
-    shown: Option<(usize, usize, State)>,
+    pub(crate) shown: Option<Shown>,
     /// Of each policy that is a shadow, and would refuse it.
-    shadows: Vec<usize>,
+    pub(crate) shadows: Vec<usize>,
+    /// What is not decided yet.
+    pub(crate) open: Option<Box<asking::Open>>,
+    /// Of those that are enforced, the ones whose store has not answered.
+    pub(crate) unanswered: Vec<usize>,
+    /// The one of these that refuses it for that.
+    pub(crate) unavailable: Option<usize>,
+}
+
+/// How a limit is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shown {
+    pub(crate) limit: usize,
+    pub(crate) rate: usize,
+    /// It is the whole rate, of all pods together.
+    pub(crate) whole: bool,
+    pub(crate) state: State,
 }
 
 /// A limit that refuses a request, or would.
@@ -92,11 +103,7 @@ impl Limiter {
         let _updating = self.updating.lock();
         let before = self.plan.load_full();
         let plan = Arc::new(Plan::new(message, before.version + 1));
-        let same = plan.limits.iter().map(|limit| {
-            let name = (&plan.policy_of(limit).name, &limit.name, &limit.per);
-            let mut old = before.limits.iter();
-            old.position(|old| (&before.policy_of(old).name, &old.name, &old.per) == name)
-        });
+        let same = plan.limits.iter().map(|limit| before.find(&plan, limit));
         let same: Vec<Option<usize>> = same.collect();
         let mut all: Vec<Table> = plan.limits.iter().map(Limit::table).collect();
         self.open.lock().follow(message, now);
@@ -140,12 +147,27 @@ impl Limiter {
         self.plan.load().version
     }
 
+    /// The stores that limits are counted in. Of several policies with one, the shortest time.
+    pub fn stores(&self) -> Vec<Store> {
+        let plan = self.plan.load();
+        let mut stores: Vec<Store> = Vec::new();
+        let limits = plan.limits.iter().filter(|limit| limit.global.is_some());
+        for store in limits.filter_map(|limit| plan.policy_of(limit).store.as_ref()) {
+            match stores.iter_mut().find(|known| known.address == store.address) {
+                Some(known) => known.timeout = known.timeout.min(store.timeout),
+                None => stores.push(store.clone()),
+            }
+        }
+        stores
+    }
+
     /// Whether there is a policy of this name.
     pub fn has_policy(&self, name: &str) -> bool {
         self.plan.load().policies.iter().any(|policy| *policy.name == *name)
     }
 
-    /// Decides, and takes tokens. `None`: no limit is about the request.
+    /// Decides, and takes tokens. `None`: no limit is about the request. Where [`Outcome::asks`] has something, stores have to be asked, and
+    /// [`Self::settle`] decides.
     pub fn decide(&self, facts: &Facts<'_>, now: Duration) -> Option<Outcome> {
         loop {
             let plan = self.plan.load();
@@ -158,9 +180,14 @@ impl Limiter {
             if shadows.is_empty() && enforced.is_empty() {
                 return None;
             }
+            // No request waits for its hashes.
+            let open = open(&plan, &enforced, &shadows, facts);
             let mut tables = self.tables.lock();
             if tables.version == plan.version {
-                return Some(tables.decide(&plan, &enforced, &shadows, micros(now)));
+                return Some(match open {
+                    None => tables.decide(&plan, &enforced, &shadows, micros(now)),
+                    Some(open) => tables.begin(&plan, open, micros(now)),
+                });
             }
             // It has changed meanwhile.
         }
@@ -181,7 +208,9 @@ impl Limiter {
                 name: policy.name.to_string(),
                 shadow: policy.shadow,
                 ports: policy.ports.as_ref().map(|ports| ports.to_vec()),
-                limits: limits.map(|(limit, keys)| LimitView::new(limit, *keys)).collect(),
+                limits: limits
+                    .map(|(limit, keys)| LimitView::new(policy, limit, *keys))
+                    .collect(),
                 connections: open.view(&policy.name),
             }
         };
@@ -200,9 +229,27 @@ impl Limiter {
                     rate,
                     tokens: limit.tokens_of(asked),
                 },
+                asked: None,
+                taken: None,
             }
         })
     }
+}
+
+/// What stores have to be asked.
+fn open(plan: &Plan, enforced: &[Match], shadows: &[Match], facts: &Facts<'_>) -> Option<asking::Open> {
+    let is_whole = |m: &Match| plan.limits[m.limit].global.is_some();
+    if !enforced.iter().chain(shadows).any(is_whole) {
+        return None;
+    }
+    let shadows = of_policies(plan, shadows).map(<[Match]>::to_vec);
+    let groups = std::iter::once(enforced.to_vec()).chain(shadows);
+    asking::Open::new(plan, groups.collect(), facts)
+}
+
+/// Those of each policy.
+fn of_policies<'a>(plan: &'a Plan, matches: &'a [Match]) -> impl Iterator<Item = &'a [Match]> {
+    matches.chunk_by(|a, b| plan.limits[a.limit].policy == plan.limits[b.limit].policy)
 }
 
 impl Tables {
@@ -213,13 +260,18 @@ impl Tables {
         }
         let shown = enforced.iter().filter_map(|m| {
             plan.policy_of(&plan.limits[m.limit]).headers?;
-            Some((m.limit, m.wish.rate, self.all[m.limit].state(&m.wish, now)))
+            Some(Shown {
+                limit: m.limit,
+                rate: m.wish.rate,
+                whole: false,
+                state: self.all[m.limit].state(&m.wish, now),
+            })
         });
-        let shown = shown.min_by_key(|(limit, _, state)| (state.remaining, Reverse(state.full), *limit));
+        let shown = shown.min_by_key(Shown::order);
         let mut shadows = Vec::new();
         // What is refused already, no shadow is asked about.
         if refused.is_none() {
-            for of_policy in of_shadows.chunk_by(|a, b| plan.limits[a.limit].policy == plan.limits[b.limit].policy) {
+            for of_policy in of_policies(plan, of_shadows) {
                 match self.refusal(of_policy, now) {
                     Some((limit, _)) => shadows.push(limit),
                     None => self.take(of_policy, now),
@@ -232,6 +284,40 @@ impl Tables {
             refused,
             shown,
             shadows,
+            open: None,
+            unanswered: Vec::new(),
+            unavailable: None,
+        }
+    }
+
+    /// Takes what the pod itself counts, before stores are asked. Where that refuses, they need not be.
+    fn begin(&mut self, plan: &Arc<Plan>, mut open: asking::Open, now: u64) -> Outcome {
+        let enforced = &open.groups[0];
+        let own: Vec<Match> = enforced.iter().filter(|m| m.asked.is_none()).copied().collect();
+        if self.refusal(&own, now).is_some() {
+            let mut outcome = self.decide(plan, &own, &[], now);
+            outcome.enforced = enforced.iter().map(|m| m.limit).collect();
+            return outcome;
+        }
+        let enforced = enforced.iter().map(|m| m.limit).collect();
+        for (group, refused) in open.groups.iter_mut().zip(&mut open.refused) {
+            let own: Vec<Match> = group.iter().filter(|m| m.asked.is_none()).copied().collect();
+            *refused = self.refusal(&own, now);
+            if refused.is_none() {
+                for m in group.iter_mut().filter(|m| m.asked.is_none()) {
+                    m.taken = Some(self.all[m.limit].take(&m.wish, now));
+                }
+            }
+        }
+        Outcome {
+            plan: Arc::clone(plan),
+            enforced,
+            refused: None,
+            shown: None,
+            shadows: Vec::new(),
+            open: Some(Box::new(open)),
+            unanswered: Vec::new(),
+            unavailable: None,
         }
     }
 
@@ -251,6 +337,13 @@ impl Tables {
     }
 }
 
+impl Shown {
+    /// The one with least left first.
+    pub(crate) fn order(&self) -> (u64, Reverse<u64>, usize) {
+        (self.state.remaining, Reverse(self.state.full), self.limit)
+    }
+}
+
 impl Outcome {
     /// Why it is refused, and after which time it would not be, if nobody else came. `None`: it is admitted.
     pub fn refused(&self) -> Option<(Refused<'_>, Duration)> {
@@ -258,9 +351,25 @@ impl Outcome {
         Some((self.name(limit), Duration::from_micros(wait)))
     }
 
-    /// The limits in force that it matches.
+    /// What stores have to be asked, each once. Empty: it is decided.
+    pub fn asks(&self) -> &[Ask] {
+        self.open.as_ref().map(|open| &*open.asks).unwrap_or_default()
+    }
+
+    /// The limit that refuses it because its store does not answer.
+    pub fn unavailable(&self) -> Option<Refused<'_>> {
+        Some(self.name(self.unavailable?))
+    }
+
+    /// The limits in force that it matches, but for those that are [`Self::unanswered`].
     pub fn enforced(&self) -> impl Iterator<Item = Refused<'_>> {
-        self.enforced.iter().map(|&limit| self.name(limit))
+        let answered = self.enforced.iter().filter(|limit| !self.unanswered.contains(limit));
+        answered.map(|&limit| self.name(limit))
+    }
+
+    /// The limits in force that it matches and whose store has not answered.
+    pub fn unanswered(&self) -> impl Iterator<Item = Refused<'_>> {
+        self.unanswered.iter().map(|&limit| self.name(limit))
     }
 
     /// Shadows that would refuse it: of each policy one limit.
@@ -270,9 +379,15 @@ impl Outcome {
 
     /// What its response says.
     pub fn standing(&self) -> Option<Standing<'_>> {
-        let (limit, rate, state) = self.shown.as_ref()?;
+        let Shown {
+            limit,
+            rate,
+            whole,
+            state,
+        } = self.shown.as_ref()?;
         let limit = &self.plan.limits[*limit];
-        let rate = &limit.rates[*rate];
+        let rates = limit.global.as_ref().filter(|_| *whole).unwrap_or(&limit.rates);
+        let rate = &rates[*rate];
         Some(Standing {
             headers: self.plan.policy_of(limit).headers?,
             limit: &limit.name,

@@ -13,6 +13,8 @@
 //! first. Where none is, further keys share a bucket, or are refused. Two keys of one hash would share a bucket: among 10,000 that is
 //! one chance in 10^11.
 //!
+//! What all pods count together stands in a store that they share ([`store`]): one question for each request that matches such a limit.
+//!
 //! Connections that carry bytes are counted beside that, under a lock of their own: how many are open, of all and of one caller, and how many
 //! come. The lock is taken when one begins and when it ends.
 //!
@@ -23,12 +25,15 @@
 
 #![warn(missing_docs)]
 
+mod asking;
 mod bucket;
 mod connections;
 mod decide;
 mod key;
 mod open;
 mod plan;
+mod settle;
+pub mod store;
 mod table;
 pub mod view;
 

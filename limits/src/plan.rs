@@ -7,6 +7,7 @@ use outrigger_api::policy::limits::{COST, KEYS};
 
 use crate::bucket::Rate;
 use crate::key::Part;
+use crate::store::{OnFailure, Store};
 use crate::table::Table;
 
 /// Buckets of all limits of a pod together, of at most some 100 bytes each. Where policies ask for more, each limit with keys has its share;
@@ -39,6 +40,9 @@ pub(crate) struct Policy {
     /// `None`: all.
     pub(crate) ports: Option<Box<[u16]>>,
     pub(crate) headers: Option<Headers>,
+    /// Where those of its limits are counted that have [`Limit::global`].
+    pub(crate) store: Option<Store>,
+    pub(crate) on_failure: OnFailure,
 }
 
 #[derive(Debug)]
@@ -53,6 +57,8 @@ pub(crate) struct Limit {
     cost: Option<Cost>,
     /// Its own, and then those of the overrides.
     pub(crate) rates: Box<[Rate]>,
+    /// The same of all pods together, where it is counted in the policy's store. `rates` hold while that does not answer.
+    pub(crate) global: Option<Box<[Rate]>>,
     pub(crate) max: usize,
     pub(crate) reject: bool,
 }
@@ -77,7 +83,7 @@ impl Plan {
                 of_policy.sort_by(|a, b| a.name.cmp(&b.name));
                 let of_policy = of_policy.into_iter();
                 compiled[n] = of_policy
-                    .filter_map(|limit| Limit::new(limit, n, &mut patterns))
+                    .filter_map(|limit| Limit::new(limit, (n, policies[n].store.is_some()), &mut patterns))
                     .collect();
             }
         }
@@ -88,6 +94,13 @@ impl Plan {
             policies,
             limits: limits.into(),
         }
+    }
+
+    /// The limit that is the same one in another plan: by the names of policy and limit, and by the key.
+    pub(crate) fn find(&self, other: &Self, limit: &Limit) -> Option<usize> {
+        let name = (&other.policy_of(limit).name, &limit.name, &limit.per);
+        let mut own = self.limits.iter();
+        own.position(|own| (&self.policy_of(own).name, &own.name, &own.per) == name)
     }
 
     pub(crate) fn policy_of(&self, limit: &Limit) -> &Policy {
@@ -130,6 +143,12 @@ impl Policy {
                 proto::ResponseHeaders::Legacy => Some(Headers::Legacy),
                 proto::ResponseHeaders::Unspecified => None,
             },
+            store: message.global.as_ref().and_then(Store::new),
+            on_failure: match message.global.as_ref().map(proto::Global::on_failure) {
+                Some(proto::OnFailure::Allow) => OnFailure::Allow,
+                Some(proto::OnFailure::Deny) => OnFailure::Deny,
+                Some(proto::OnFailure::Unspecified) | None => OnFailure::Local,
+            },
         }
     }
 
@@ -140,7 +159,7 @@ impl Policy {
 
 impl Limit {
     /// `None`: a part of it is faulty, or this version does not know it.
-    fn new(message: &proto::Limit, policy: usize, patterns: &mut Budget) -> Option<Self> {
+    fn new(message: &proto::Limit, (policy, has_store): (usize, bool), patterns: &mut Budget) -> Option<Self> {
         let matches = match message.matches.is_empty() {
             true => None,
             false => {
@@ -149,12 +168,22 @@ impl Limit {
             }
         };
         let per: Option<Box<[Part]>> = message.per.iter().map(Part::new).collect();
-        let mut rates = vec![Rate::new(message.rate.as_ref()?, message.shares)?];
         let mut overrides = Vec::new();
         for one in &message.overrides {
             overrides.push(Selection::of_sources(one.sources.as_ref()?, patterns)?);
-            rates.push(Rate::new(one.rate.as_ref()?, message.shares)?);
         }
+        let all = || {
+            [&message.rate]
+                .into_iter()
+                .chain(message.overrides.iter().map(|one| &one.rate))
+        };
+        let divided_by =
+            |shares| -> Option<Vec<Rate>> { all().map(|rate| Rate::new(rate.as_ref()?, shares)).collect() };
+        let rates = divided_by(message.shares)?;
+        let global = match message.global && has_store {
+            true => Some(divided_by(1)?.into()),
+            false => None,
+        };
         let per = per?;
         let max = match per.is_empty() {
             true => rates.len(),
@@ -172,6 +201,7 @@ impl Limit {
                 None => None,
             },
             rates: rates.into(),
+            global,
             max,
             reject: message.reject_overflow,
         })

@@ -38,14 +38,24 @@ pub(crate) struct Wish {
     pub(crate) tokens: u32,
 }
 
+/// Which bucket has given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// The key's own.
+    Own,
+    /// That of keys which have none.
+    Shared,
+}
+
 /// How a bucket is.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct State {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct State {
     /// Microseconds until it admits the request. 0: now.
-    pub(crate) wait: u64,
-    pub(crate) remaining: u64,
+    pub wait: u64,
+    /// Whole tokens that are there.
+    pub remaining: u64,
     /// Microseconds until it is full again.
-    pub(crate) full: u64,
+    pub full: u64,
 }
 
 impl Table {
@@ -118,13 +128,15 @@ impl Table {
     }
 
     /// Takes tokens, where [`Self::state`] has said that they are there.
-    pub(crate) fn take(&mut self, wish: &Wish, now: u64) {
+    pub(crate) fn take(&mut self, wish: &Wish, now: u64) -> Taken {
         let rate = self.rates[wish.rate];
         if let Some(entry) = self.buckets.get_mut(&wish.key) {
-            return entry.bucket.take(&rate, wish.tokens, now);
+            entry.bucket.take(&rate, wish.tokens, now);
+            return Taken::Own;
         }
         if !self.has_room(now) {
-            return self.overflow[wish.rate].take(&rate, wish.tokens, now);
+            self.overflow[wish.rate].take(&rate, wish.tokens, now);
+            return Taken::Shared;
         }
         // Those that nobody uses go also while there is room: one comes, and two go.
         if self.free(now) {
@@ -134,6 +146,26 @@ impl Table {
         bucket.take(&rate, wish.tokens, now);
         let rate = wish.rate;
         self.insert(wish.key, Entry { bucket, rate });
+        Taken::Own
+    }
+
+    /// Gives back what was taken for a request that was refused after all. A bucket that is not there any more was full again.
+    pub(crate) fn give_back(&mut self, wish: &Wish, taken: Taken, now: u64) {
+        let (own, shared) = (self.buckets.get_mut(&wish.key), self.overflow.get_mut(wish.rate));
+        let bucket = match taken {
+            Taken::Own => own
+                .filter(|entry| entry.rate == wish.rate)
+                .map(|entry| &mut entry.bucket),
+            Taken::Shared => shared,
+        };
+        if let (Some(bucket), Some(rate)) = (bucket, self.rates.get(wish.rate)) {
+            bucket.give_back(rate, wish.tokens, now);
+        }
+    }
+
+    /// Whether it has the rate that a request wants: the policy may have changed meanwhile.
+    pub(crate) fn knows(&self, wish: &Wish) -> bool {
+        wish.rate < self.rates.len()
     }
 
     fn insert(&mut self, key: u64, entry: Entry) {

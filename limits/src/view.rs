@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::key::Part;
 pub use crate::open::ConnectionsView;
-use crate::plan::Limit;
+use crate::plan::{Limit, Policy};
 
 /// A policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,7 +31,7 @@ pub struct LimitView {
     pub name: String,
     /// What has a bucket of its own.
     pub per: Vec<String>,
-    /// Requests of this pod in an interval, and its seconds.
+    /// Requests of this pod in an interval, and its seconds; of all pods, where `store` is there.
     pub requests: u64,
     /// The interval.
     pub seconds: u64,
@@ -39,17 +39,25 @@ pub struct LimitView {
     pub keys: usize,
     /// The most that there are.
     pub max_keys: usize,
+    /// Where it is counted: the buckets are those that are used while nothing answers there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<String>,
 }
 
 impl LimitView {
-    pub(crate) fn new(limit: &Limit, keys: usize) -> Self {
+    pub(crate) fn new(policy: &Policy, limit: &Limit, keys: usize) -> Self {
+        let global = limit.global.as_ref();
+        let rate = global.unwrap_or(&limit.rates)[0];
         Self {
             name: limit.name.to_string(),
             per: limit.per.iter().map(Part::text).collect(),
-            requests: limit.rates[0].requests,
-            seconds: limit.rates[0].seconds,
+            requests: rate.requests,
+            seconds: rate.seconds,
             keys,
             max_keys: limit.max,
+            store: { policy.store.as_ref() }
+                .filter(|_| global.is_some())
+                .map(|store| store.address.to_string()),
         }
     }
 }

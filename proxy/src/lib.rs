@@ -21,5 +21,6 @@ pub mod inbound;
 pub mod model;
 pub mod outbound;
 pub mod probe;
+mod store;
 pub mod telemetry;
 pub mod worker;

@@ -651,6 +651,28 @@ async fn rate_limited() {
     lab.told_of(case).await;
 }
 
+#[tokio::test]
+async fn limit_unavailable() {
+    let mut lab = Lab::new().await;
+    // Nothing listens there.
+    let closed = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let deny = format!(
+        "rateLimitPolicies: [{{name: deny, spec: {{limits: [{{rate: {{requests: 1, interval: 1h}}, scope: Global}}], \
+         global: {{address: '{closed}', onFailure: Deny}}}}}}]"
+    );
+    let orders = lab.sidecar("orders").protects(nobody()).with(&deny);
+    let orders = orders.start(&lab.authority).await;
+    let web = lab.web(orders.inbound[0], ONCE).start(&lab.authority).await;
+    let words = "the store in which the called workload counts requests does not answer";
+    lab.told(&web, web.outbound[0], Reason::LimitUnavailable, words).await;
+    let mut case = Case::new(&orders, web.outbound[0], Reason::LimitUnavailable, words);
+    case.span_of = Some("orders");
+    lab.told_of(case).await;
+}
+
 /// Whoever has a token of an issuer whose key nobody has.
 const DEVS: &str = r#"accessPolicies: [{name: devs, spec: {
     jwt: {providers: [{name: login, issuer: me, audiences: [orders], jwks: {inline: '{"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}'}}]},

@@ -56,6 +56,8 @@ pub enum Reason {
     TokenInvalid,
     /// The called workload takes no more such requests for now.
     RateLimited,
+    /// The called workload counts its requests in a store that does not answer, and refuses them meanwhile.
+    LimitUnavailable,
     /// The called sidecar does not know yet whom its workload lets in.
     AccessUnknown,
     /// A policy of the Service called has requests fail on purpose.
@@ -66,7 +68,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for the documentation's test.
-    pub const ALL: [Reason; 28] = [
+    pub const ALL: [Reason; 29] = [
         Reason::NoEndpoints,
         Reason::DiscoveryUnavailable,
         Reason::IdentityUnavailable,
@@ -92,6 +94,7 @@ impl Reason {
         Reason::TokenRequired,
         Reason::TokenInvalid,
         Reason::RateLimited,
+        Reason::LimitUnavailable,
         Reason::AccessUnknown,
         Reason::FaultInjected,
         Reason::ClientClosed,
@@ -125,6 +128,7 @@ impl Reason {
             Reason::TokenRequired => "token-required",
             Reason::TokenInvalid => "token-invalid",
             Reason::RateLimited => "rate-limited",
+            Reason::LimitUnavailable => "limit-unavailable",
             Reason::AccessUnknown => "access-unknown",
             Reason::FaultInjected => "fault-injected",
             Reason::ClientClosed => "client-closed",
@@ -143,6 +147,7 @@ impl Reason {
             | Reason::UpstreamRefused
             | Reason::AppUnavailable
             | Reason::Overloaded
+            | Reason::LimitUnavailable
             | Reason::AccessUnknown
             | Reason::FaultInjected => StatusCode::SERVICE_UNAVAILABLE,
             Reason::ConnectTimeout | Reason::RequestTimeout | Reason::AttemptTimeout | Reason::IdleTimeout => {

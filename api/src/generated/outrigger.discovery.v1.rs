@@ -922,6 +922,8 @@ pub enum Feature {
     ConnectionLimits = 20,
     /// `limits.v1.PerClaim`, and `access.v1.Jwt.policy` in limits. Who does not understand them leaves out limits that have one.
     LimitClaims = 21,
+    /// `limits.v1.Limit.global`. Who does not understand it divides the rate by `shares`.
+    GlobalLimits = 22,
 }
 impl Feature {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -945,6 +947,7 @@ impl Feature {
             Self::SessionPersistence => "FEATURE_SESSION_PERSISTENCE",
             Self::ConnectionLimits => "FEATURE_CONNECTION_LIMITS",
             Self::LimitClaims => "FEATURE_LIMIT_CLAIMS",
+            Self::GlobalLimits => "FEATURE_GLOBAL_LIMITS",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -965,6 +968,7 @@ impl Feature {
             "FEATURE_SESSION_PERSISTENCE" => Some(Self::SessionPersistence),
             "FEATURE_CONNECTION_LIMITS" => Some(Self::ConnectionLimits),
             "FEATURE_LIMIT_CLAIMS" => Some(Self::LimitClaims),
+            "FEATURE_GLOBAL_LIMITS" => Some(Self::GlobalLimits),
             _ => None,
         }
     }

@@ -25,6 +25,21 @@ pub struct Policy {
     /// Of connections that carry bytes, and not HTTP. Absent: they are not limited.
     #[prost(message, optional, tag = "6")]
     pub connections: ::core::option::Option<Connections>,
+    /// Where its limits with `global` are counted (FEATURE_GLOBAL_LIMITS). Absent, or faulty: they are carried out as if nothing answered there.
+    #[prost(message, optional, tag = "7")]
+    pub global: ::core::option::Option<Global>,
+}
+/// A Redis that all pods share.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Global {
+    /// A host or an address, and a port. A name that ends with ".svc" is a Service of the cluster.
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+    /// What asking it may add to a request, 1 to 1,000. Out of its range: 20.
+    #[prost(uint32, tag = "2")]
+    pub timeout_ms: u32,
+    #[prost(enumeration = "OnFailure", tag = "3")]
+    pub on_failure: i32,
 }
 /// How many connections of bytes the pod takes at the ports that the policy selects, all callers together and each (FEATURE_CONNECTION_LIMITS).
 /// Each number is 1 to 1,000,000; 0: it is not limited. One with a number that is out of its range is left out.
@@ -68,6 +83,10 @@ pub struct Limit {
     /// How many tokens a request takes. Absent: one.
     #[prost(message, optional, tag = "9")]
     pub cost: ::core::option::Option<Cost>,
+    /// It is counted in the policy's store, by all pods together, with the whole rate. Who does not know that carries it out with its shares, and so
+    /// does everybody while the store does not answer (FEATURE_GLOBAL_LIMITS).
+    #[prost(bool, tag = "10")]
+    pub global: bool,
 }
 /// All of the conditions, read as those of a Deny rule are: a path by each of its readings.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -160,6 +179,39 @@ pub struct Cost {
     pub header: ::prost::alloc::string::String,
     #[prost(uint32, tag = "2")]
     pub max: u32,
+}
+/// What limits with `global` do while the store does not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum OnFailure {
+    /// Each pod counts by itself, with its shares.
+    Unspecified = 0,
+    /// They admit.
+    Allow = 1,
+    /// They refuse.
+    Deny = 2,
+}
+impl OnFailure {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ON_FAILURE_UNSPECIFIED",
+            Self::Allow => "ON_FAILURE_ALLOW",
+            Self::Deny => "ON_FAILURE_DENY",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ON_FAILURE_UNSPECIFIED" => Some(Self::Unspecified),
+            "ON_FAILURE_ALLOW" => Some(Self::Allow),
+            "ON_FAILURE_DENY" => Some(Self::Deny),
+            _ => None,
+        }
+    }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

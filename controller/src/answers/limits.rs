@@ -2,8 +2,8 @@
 //!
 //! All policies that select a pod are joined, as AccessPolicies are. A policy that is not valid is none: a limit is no lock.
 //!
-//! A rate that holds for all pods of a policy together is divided among those that are ready. Among the pods of the whole mesh, which no
-//! Service spreads its load over, none is.
+//! A rate that holds for all pods of a policy together is divided among those that are ready, also where a store counts it, for the time in which
+//! that does not answer. Among the pods of the whole mesh, which no Service spreads its load over, none is.
 //!
 //! Until the policies have been listed nothing is told: a sidecar that is told of none forgets those that it knows, and what they counted.
 
@@ -59,7 +59,7 @@ pub(crate) fn limits(store: &Store, room: &Room, counted: &Counted, key: &PodKey
             deps.insert(Dep::Namespaces);
         }
         let mut pods = None;
-        if limits.divided().next().is_some() && !is_whole_mesh(store, policy) {
+        if limits.counts_pods() && !is_whole_mesh(store, policy) {
             deps.insert(Dep::ReadyPods(policy.name.namespace.clone()));
             pods = Some(counted.ready_pods(store, policy));
         }

@@ -109,6 +109,8 @@ pub(crate) struct Enforcers {
     pub(crate) without_connections: usize,
     /// Those that understand limits, and none by tokens.
     pub(crate) without_claims: usize,
+    /// Those that understand limits, and ask no store.
+    pub(crate) without_global: usize,
     pub(crate) limits_cut: usize,
 }
 
@@ -186,6 +188,8 @@ impl<'a> Callers<'a> {
             let limit = { of_pod.sessions.iter() }.filter(|inbox| inbox.understands(Feature::RateLimits));
             let connections = { limit.clone() }.filter(|inbox| inbox.understands(Feature::ConnectionLimits));
             let claims = { limit.clone() }.filter(|inbox| inbox.understands(Feature::LimitClaims));
+            let global = { limit.clone() }.filter(|inbox| inbox.understands(Feature::GlobalLimits));
+            count.without_global += limit.clone().count() - global.count();
             count.without_claims += limit.clone().count() - claims.count();
             count.without_connections += limit.clone().count() - connections.count();
             count.without_limits += sessions + streams - limit.count();

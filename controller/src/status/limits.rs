@@ -60,6 +60,13 @@ pub(super) fn short(
             told.without_claims, told.all
         ));
     }
+    if told.without_global > 0 && policy.limits().is_some_and(UnresolvedLimits::asks_store) {
+        parts.push(format!(
+            "{} of {} sidecars that it tells of the policy are older, and ask no store: each counts its share of the rate, as of the scope \
+             Service: kubectl rollout restart brings the new one into their pods",
+            told.without_global, told.all
+        ));
+    }
     parts.extend(
         reach.away("they go on with the limits that they were told last, and those that have just begun limit nothing"),
     );

@@ -124,7 +124,7 @@ fn what_is_not_as_it_says_is_said() {
             json!({}),
             false,
             "Invalid",
-            "Not in force. limits[0].scope: \"Global\" is none of Pod, Service",
+            "Not in force. global: limits of the scope Global need it, and no others have it",
         ),
     ] {
         let cluster = cluster();
@@ -285,6 +285,42 @@ fn older_sidecars_are_counted() {
             .contains("controller-a: 1 of 2 sidecars that it tells of the policy are older, and limit nothing"),
         "{said:?}"
     );
+}
+
+/// A sidecar that asks no store carries its limits out with the share of its pod.
+#[test]
+fn sidecars_that_ask_no_store_are_counted_and_told_their_share() {
+    let cluster = cluster();
+    let mut policy = policy("shop", "Global", 9, json!({}));
+    policy["spec"]["global"] = json!({"address": "redis.shop.svc:6379"});
+    cluster.apply_value(policy);
+    let follow = |pod: &str, features: &[Feature]| {
+        let reader = Reader {
+            inbox: Arc::new(Inbox::new(features.iter().copied())),
+            number: 0,
+        };
+        let key = pod_key("shop", pod, "web");
+        (
+            cluster.index.follow_access(&key, reader),
+            cluster.index.watch_workload(&key),
+        )
+    };
+    let all = [Feature::Access, Feature::RateLimits, Feature::GlobalLimits];
+    let _new = follow("web-1", &all);
+    assert_eq!(said(&cluster)[1].0, "Programmed");
+    let _old = follow("web-2", &all[..2]);
+    let (reason, message) = said(&cluster).remove(1);
+    assert_eq!(reason, "PartiallyProgrammed");
+    assert!(
+        message.contains("1 of 2 sidecars that it tells of the policy are older, and ask no store"),
+        "{message}"
+    );
+    // Both are told the same: who does not know `global` reads the shares.
+    let told = cluster.index.watch_limits(&pod_key("shop", "web-2", "web"));
+    let told = told.borrow();
+    let policy = &told.said().unwrap().policies[0];
+    assert_eq!((policy.limits[0].shares, policy.limits[0].global), (2, true));
+    assert_eq!(policy.global.as_ref().unwrap().address, "redis.shop.svc:6379");
 }
 
 /// What the version before the fields understands of a policy is in force, and the status says what is not.

@@ -124,7 +124,8 @@ fn programmed(
             message += ". A rule that allows, and has one of them, lets nobody in";
         }
         if policy.limits().is_some() {
-            message += ". A limit that has one of them is left out; where it stands elsewhere than in limits or response, all are";
+            message += ". A limit that has one of them is left out, and no store is asked whose `global` has one; where it stands elsewhere than in \
+                         limits, global or response, all are";
         }
         return verdict(PROGRAMMED, PARTIALLY, message);
     }

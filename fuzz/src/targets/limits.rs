@@ -10,6 +10,7 @@ use outrigger_access::{Caller, Carries, Facts, Head, Tokens};
 use outrigger_api::limits as proto;
 use outrigger_api::policy::limits::{INTERVAL, REQUESTS};
 use outrigger_api::spiffe::SpiffeId;
+use outrigger_limits::store::{Answer, Ask, State};
 use outrigger_limits::{Limiter, MOST_BUCKETS, Place};
 use prost::Message;
 
@@ -39,7 +40,7 @@ struct Step {
     /// A connection of bytes begins, and one ends.
     connects: bool,
     closes: bool,
-    /// The policies are told again, or the other ones are.
+    /// The policies are told again, or the other ones are; and whether stores refuse, or do not answer.
     told: usize,
 }
 
@@ -145,19 +146,40 @@ fn ask(limiter: &Limiter, step: &Step, now: Duration) -> Said {
             tokens: &Tokens::NONE,
         }),
     };
-    let Some(outcome) = limiter.decide(&facts, now) else {
+    let Some(mut outcome) = limiter.decide(&facts, now) else {
         let (text, taken) = (String::new(), Vec::new());
         return Said { text, taken };
     };
+    let answers: Vec<Answer> = outcome.asks().iter().map(|ask| answer(ask, step)).collect();
+    for ask in limiter.settle(&mut outcome, &answers, now) {
+        assert!(ask.entries.iter().all(|entry| entry.units <= 0), "it gives back");
+    }
+    assert!(outcome.asks().is_empty());
     let mut shadows: Vec<String> = outcome.shadows().map(|by| format!("{by:?}")).collect();
     shadows.sort();
     let refused = outcome.refused();
+    let unavailable = outcome.unavailable();
+    assert!(refused.is_none() || unavailable.is_none());
     assert!(refused.is_none_or(|(_, wait)| wait > Duration::ZERO));
     let taken = outcome.enforced().map(|by| (by.policy.to_owned(), by.limit.to_owned()));
     Said {
-        text: format!("{refused:?} {:?} {shadows:?}", outcome.standing()),
-        taken: if refused.is_none() { taken.collect() } else { Vec::new() },
+        text: format!("{refused:?} {unavailable:?} {:?} {shadows:?}", outcome.standing()),
+        taken: if refused.is_none() && unavailable.is_none() {
+            taken.collect()
+        } else {
+            Vec::new()
+        },
     }
+}
+
+/// A store does not answer, or refuses.
+fn answer(ask: &Ask, step: &Step) -> Answer {
+    let refuses = State {
+        wait: 1,
+        remaining: 0,
+        full: 1,
+    };
+    (step.told % 4 == 0).then(|| vec![refuses; ask.entries.len()])
 }
 
 fn is_named_once(message: &proto::Limits) -> bool {

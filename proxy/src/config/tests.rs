@@ -386,7 +386,10 @@ fn a_limit_of_a_file_says_all_of_it() {
     for (spec, says) in [
         (limit("scope: Service"), "spec.limits: the scope has to be Pod"),
         (limit(selects), "spec.limits: namespaces have to be named"),
-        (limit("scope: Global"), "spec.limits[0].scope: \"Global\" is none of"),
+        (
+            limit("scope: Global"),
+            "spec.global: limits of the scope Global need it",
+        ),
         ("{}".to_owned(), "spec.limits: name at least one"),
     ] {
         let errors = read(&spec).unwrap_err();

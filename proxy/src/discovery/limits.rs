@@ -6,6 +6,7 @@ use std::time::Duration;
 use outrigger_access::Facts;
 use outrigger_api::limits as proto;
 use outrigger_api::spiffe::SpiffeId;
+use outrigger_limits::store::{Answer, Ask, Store};
 use outrigger_limits::view::PolicyView;
 use outrigger_limits::{Connection, Denied, Limiter, Outcome};
 use tokio::time::Instant;
@@ -46,6 +47,16 @@ impl Limits {
     /// What becomes of a request that came at this time. `None`: no limit is about it.
     pub fn decide(&self, facts: &Facts<'_>, at: Instant) -> Option<Outcome> {
         self.limiter.decide(facts, self.at(at))
+    }
+
+    /// What becomes of it by what stores have said, now. Gives what they have to be told.
+    pub fn settle(&self, outcome: &mut Outcome, answers: &[Answer]) -> Vec<Ask> {
+        self.limiter.settle(outcome, answers, self.at(Instant::now()))
+    }
+
+    /// The stores that limits are counted in.
+    pub fn stores(&self) -> Vec<Store> {
+        self.limiter.stores()
     }
 
     /// What becomes of a connection of bytes that comes now.

@@ -20,7 +20,7 @@ use super::wants::Word;
 use crate::backoff::Backoff;
 
 /// What this sidecar understands.
-const FEATURES: [Feature; 14] = [
+const FEATURES: [Feature; 15] = [
     Feature::EndpointChanges,
     Feature::RetryConstraint,
     Feature::Access,
@@ -35,6 +35,7 @@ const FEATURES: [Feature; 14] = [
     Feature::SessionPersistence,
     Feature::ConnectionLimits,
     Feature::LimitClaims,
+    Feature::GlobalLimits,
 ];
 /// Words that are on their way. The others wait in [`super::wants::Wants`].
 const WORDS: usize = 16;

@@ -516,6 +516,7 @@ async fn from_an_older_controller_to_a_newer_one_and_back() {
         proto::Feature::SessionPersistence,
         proto::Feature::ConnectionLimits,
         proto::Feature::LimitClaims,
+        proto::Feature::GlobalLimits,
     ];
     assert_eq!(state.hellos[0].features, features.map(i32::from));
 }

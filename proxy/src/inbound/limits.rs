@@ -4,14 +4,17 @@
 //! `Retry-After`, in gRPC RESOURCE_EXHAUSTED with `grpc-retry-pushback-ms` (gRFC A6), and where a policy says so, what is left of a limit.
 
 use std::cell::Cell;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::RETRY_AFTER;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
+use outrigger_api::address;
 use outrigger_api::spiffe::SpiffeId;
-use outrigger_limits::{Headers, Place, Refused, Standing};
+use outrigger_limits::{Headers, Outcome, Place, Refused, Standing};
 use outrigger_proxy_transport::error::{ProxyError, Reason};
 use outrigger_proxy_transport::grpc::GRPC_PUSHBACK;
 use outrigger_proxy_transport::server::{ResponseBody, error_response};
@@ -20,8 +23,9 @@ use tokio::time::Instant;
 use super::Caller;
 use super::access::{Beside, facts_of};
 use crate::call::{Call, LocalReply};
-use crate::context::Context;
-use crate::discovery::Limits;
+use crate::context::{Context, Process};
+use crate::discovery::{DiscoveryConfig, Limits};
+use crate::store::{Permitted, Stores};
 use crate::telemetry::logging::LogLimit;
 use crate::telemetry::{LimitDecision, LimitNote, Metrics};
 
@@ -37,6 +41,9 @@ pub(super) struct LimitRule {
     /// Of which policies the metrics are.
     version: Cell<u64>,
     metrics: Arc<Metrics>,
+    stores: Stores,
+    /// Of which policies the stores are.
+    followed: Cell<u64>,
     limited: LogLimit,
     shadows: LogLimit,
 }
@@ -53,13 +60,20 @@ impl LimitRule {
             limits: context.process.discovery.limits(),
             version: Cell::new(0),
             metrics: Arc::clone(context.metrics()),
+            stores: Stores::new(
+                context.process.resolver.clone(),
+                permitted(&context.process),
+                Arc::clone(context.metrics()),
+            ),
+            followed: Cell::new(0),
             limited: LogLimit::default(),
             shadows: LogLimit::default(),
         }
     }
 
-    /// Forgets the metrics of policies that are not there any more.
+    /// Forgets the metrics of policies that are not there any more, and connects to the stores of those that are.
     pub(super) fn sweep(&self) {
+        self.follow();
         let version = self.limits.version();
         if self.version.replace(version) != version {
             self.metrics.retain_limits(|name| self.limits.has_policy(name));
@@ -79,8 +93,8 @@ impl LimitRule {
     /// Lets a request through, or not. It costs next to nothing where no limit is in force.
     ///
     /// # Errors
-    /// The answer [`Reason::RateLimited`].
-    pub(super) fn admit(
+    /// The answer [`Reason::RateLimited`], or [`Reason::LimitUnavailable`].
+    pub(super) async fn admit(
         &self,
         caller: &Caller,
         head: &Parts,
@@ -90,18 +104,32 @@ impl LimitRule {
         if self.limits.is_empty() {
             return Ok(None);
         }
-        // What the client names in `Connection` does not come to the app; it hides nothing from limits all the same.
-        let headers = beside.and_named(&head.headers);
-        let facts = facts_of(caller, head, &headers, beside);
-        let Some(outcome) = self.limits.decide(&facts, call.started) else {
+        let Some(mut outcome) = self.decide(caller, head, beside, call) else {
             return Ok(None);
         };
+        if !outcome.asks().is_empty() {
+            // Boxed: requests that no store is asked about have no room for it (`sizes`).
+            Box::pin(self.ask(&mut outcome)).await;
+        }
         let left = outcome.standing().and_then(|standing| left(&standing)).map(Box::new);
         if let Some((by, wait)) = outcome.refused() {
             self.metrics.limit(LimitDecision::Limited, by.policy, by.limit);
             let note = self.tell(caller, "a request", LimitDecision::Limited, by);
             call.request.limit = Some(note);
             return Err(refusal(wait, left.as_deref(), call.request.is_grpc()).into());
+        }
+        if let Some(by) = outcome.unavailable() {
+            self.metrics.limit(LimitDecision::Unavailable, by.policy, by.limit);
+            let note = self.tell(caller, "a request", LimitDecision::Unavailable, by);
+            call.request.limit = Some(note);
+            return Err(unavailable(call.request.is_grpc()).into());
+        }
+        for by in outcome.unanswered() {
+            self.metrics.limit(LimitDecision::Fallback, by.policy, by.limit);
+            // Each of them would be said: that the store is away, the log says once.
+            call.request
+                .limit
+                .get_or_insert_with(|| note(LimitDecision::Fallback, by));
         }
         for by in outcome.enforced() {
             self.metrics.limit(LimitDecision::Admitted, by.policy, by.limit);
@@ -113,6 +141,28 @@ impl LimitRule {
             call.request.limit.get_or_insert(note);
         }
         Ok(left)
+    }
+
+    fn decide(&self, caller: &Caller, head: &Parts, beside: &Beside, call: &Call) -> Option<Outcome> {
+        // What the client names in `Connection` does not come to the app; it hides nothing from limits all the same.
+        let headers = beside.and_named(&head.headers);
+        let facts = facts_of(caller, head, &headers, beside);
+        self.limits.decide(&facts, call.started)
+    }
+
+    /// Decides by what stores say.
+    async fn ask(&self, outcome: &mut Outcome) {
+        self.follow();
+        let answers = self.stores.ask(outcome.asks()).await;
+        let back = self.limits.settle(outcome, &answers);
+        self.stores.tell(&back);
+    }
+
+    fn follow(&self) {
+        let version = self.limits.version();
+        if self.followed.replace(version) != version {
+            self.stores.follow(&self.limits.stores());
+        }
     }
 
     /// Lets a connection of bytes have a place, or not.
@@ -139,6 +189,7 @@ impl LimitRule {
     fn tell(&self, caller: &Caller, what: &str, decision: LimitDecision, by: Refused<'_>) -> Box<LimitNote> {
         let (log, verb) = match decision {
             LimitDecision::Shadow => (&self.shadows, "would be refused by a limit in Shadow mode"),
+            LimitDecision::Unavailable => (&self.limited, "is refused because the store of a limit does not answer"),
             _ => (&self.limited, "is refused by a limit"),
         };
         log.log(Instant::now(), |left_out| {
@@ -152,12 +203,26 @@ impl LimitRule {
                 "{what} {verb}"
             );
         });
-        Box::new(LimitNote {
-            decision,
-            policy: by.policy.to_owned(),
-            limit: by.limit.to_owned(),
-        })
+        note(decision, by)
     }
+}
+
+fn note(decision: LimitDecision, by: Refused<'_>) -> Box<LimitNote> {
+    Box::new(LimitNote {
+        decision,
+        policy: by.policy.to_owned(),
+        limit: by.limit.to_owned(),
+    })
+}
+
+/// Which addresses a policy may have called. The file of a standalone sidecar is of whoever runs it, and may name any.
+fn permitted(process: &Arc<Process>) -> Permitted {
+    let process = Arc::clone(process);
+    Rc::new(move |ip: IpAddr| match process.config.discovery {
+        DiscoveryConfig::Standalone(_) => Ok(()),
+        DiscoveryConfig::Controller { .. } if process.is_own_pod(SocketAddr::new(ip, 0)) => Err("this pod's own"),
+        DiscoveryConfig::Controller { .. } => address::why_no_backend(ip).map_or(Ok(()), Err),
+    })
 }
 
 impl Left {
@@ -188,6 +253,17 @@ fn refusal(wait: Duration, left: Option<&Left>, grpc: bool) -> Response<Response
     if let Some(left) = left {
         left.say(headers);
     }
+    response
+}
+
+/// 503, since nobody has sent too much: whether he has, nobody knows.
+fn unavailable(grpc: bool) -> Response<ResponseBody> {
+    let error = ProxyError::new(
+        Reason::LimitUnavailable,
+        "the store in which the called workload counts requests does not answer, and its policy refuses them until it does",
+    );
+    let mut response = error_response(&error, grpc);
+    insert(response.headers_mut(), RETRY_AFTER, 1);
     response
 }
 

@@ -66,7 +66,7 @@ pub(super) async fn handle(
         keeps_upgrade,
     };
     let mut call = begin(state, &facts, &mut head, &body);
-    let (beside, left) = match apply_rules(&state.rules, &facts, &mut head, &mut call) {
+    let (beside, left) = match apply_rules(&state.rules, &facts, &mut head, &mut call).await {
         Ok(admitted) => admitted,
         Err(reply) => return call.reply(reply),
     };
@@ -143,7 +143,7 @@ struct Facts<'a> {
 ///
 /// # Errors
 /// What answers the request in place of the app.
-fn apply_rules(
+async fn apply_rules(
     rules: &RequestRules,
     facts: &Facts<'_>,
     head: &mut Parts,
@@ -165,7 +165,7 @@ fn apply_rules(
     strip_hop_by_hop(&mut head.headers, facts.keeps_upgrade);
     let beside = access.admit(facts.caller, head, named, call)?;
     // Only who is let in takes anything.
-    let left = limits.admit(facts.caller, head, &beside, call)?;
+    let left = limits.admit(facts.caller, head, &beside, call).await?;
     Ok((beside, left))
 }
 

@@ -7,6 +7,10 @@ pub enum LimitDecision {
     Limited,
     /// It is let through, and a policy that is a shadow would refuse it.
     Shadow,
+    /// It is let through, as far as this limit goes, without the word of its store, which does not answer.
+    Fallback,
+    /// It is refused, because the store does not answer.
+    Unavailable,
 }
 
 impl LimitDecision {
@@ -16,11 +20,13 @@ impl LimitDecision {
             Self::Admitted => "admitted",
             Self::Limited => "limited",
             Self::Shadow => "shadow",
+            Self::Fallback => "fallback",
+            Self::Unavailable => "unavailable",
         }
     }
 }
 
-/// A decision that is told of each request: only where a limit refuses it, or would.
+/// A decision that is told of each request: only where a limit refuses it, or would, or is without its store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LimitNote {
     pub decision: LimitDecision,

@@ -35,7 +35,24 @@ fn the_crd_of_limits_refuses_what_is_wrong() -> Result<()> {
                 json!({"mode": "Audit", "limits": limit(json!({}))["limits"]}),
                 "Unsupported value",
             ),
-            (limit(json!({"scope": "Global"})), "Unsupported value"),
+            (limit(json!({"scope": "Mesh"})), "Unsupported value"),
+            (limit(json!({"scope": "Global"})), "limits of the scope Global need it"),
+            (
+                json!({"limits": limit(json!({}))["limits"], "global": {"address": "redis.shop.svc:6379"}}),
+                "limits of the scope Global need it, and no others have it",
+            ),
+            (
+                json!({"limits": limit(json!({"scope": "Global"}))["limits"], "global": {"address": "redis://redis.shop.svc"}}),
+                "spec.global.address",
+            ),
+            (
+                json!({"limits": limit(json!({"scope": "Global"}))["limits"], "global": {"address": "10.0.0.7:6379", "timeout": "2s"}}),
+                "the timeout is 1ms to 1s",
+            ),
+            (
+                json!({"limits": limit(json!({"scope": "Global"}))["limits"], "global": {"address": "10.0.0.7:6379", "onFailure": "Wait"}}),
+                "Unsupported value",
+            ),
             (limit(json!({"scope": null})), "scope"),
             (limit(json!({"rate": null})), "rate"),
             (

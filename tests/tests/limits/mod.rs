@@ -4,6 +4,7 @@
 //! told. An interval is an hour, so that nothing depends on how fast a test runs.
 
 mod connections;
+mod global;
 mod shared;
 mod tokens;
 mod undeclared;

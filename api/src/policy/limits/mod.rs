@@ -7,6 +7,7 @@
 //! The lengths of lists and texts bound what the API server estimates for the rules in CEL: there are at most as many sources and paths as in
 //! an AccessPolicy.
 
+mod global;
 mod reader;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use self::global::{GlobalSpec, ON_FAILURE, TIMEOUT};
 pub use self::unresolved::UnresolvedLimits;
 use super::access::{AccessTargetRef, ClaimSpec, HttpAttributesSpec, SourceSpec};
 use crate::duration;
@@ -35,7 +37,7 @@ pub const KEYS: RangeInclusive<u32> = 1..=100_000;
 /// Values of `mode`.
 pub const MODES: [&str; 2] = ["Enforce", "Shadow"];
 /// Values of `scope`.
-pub const SCOPES: [&str; 2] = ["Pod", "Service"];
+pub const SCOPES: [&str; 3] = ["Pod", "Service", "Global"];
 /// Values of the `type` of a part of `per`.
 pub const PARTS: [&str; 5] = ["Identity", "Namespace", "Header", "Address", "Claim"];
 /// Values of `keys.overflow`.
@@ -72,6 +74,10 @@ pub const HEADERS: [&str; 3] = ["Off", "IETF", "Legacy"];
     {
         "rule": "has(self.limits) || has(self.connections)",
         "message": "limits: name at least one limit, or limit connections"
+    },
+    {
+        "rule": "has(self.global) == (has(self.limits) && self.limits.exists(limit, limit.scope == 'Global'))",
+        "message": "global: limits of the scope Global need it, and no others have it"
     }
 ]))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -90,6 +96,8 @@ pub struct RateLimitPolicySpec {
     pub limits: Option<Vec<LimitSpec>>,
     /// Of connections that carry bytes: TCP, and TLS that the app itself ends. Default: they are not limited.
     pub connections: Option<ConnectionsSpec>,
+    /// Where limits of the scope `Global` are counted: they need it, and no others have it.
+    pub global: Option<GlobalSpec>,
     /// What is said to callers.
     pub response: Option<LimitResponseSpec>,
 }
@@ -133,8 +141,9 @@ pub struct LimitSpec {
     #[schemars(range(min = 1, max = 1_000_000))]
     pub burst: Option<u32>,
     /// `Pod`: each pod takes so many. `Service`: all pods that the policy selects take so many together, each its share, as long as they
-    /// are called evenly: rate and burst are divided by the number of those that are ready.
-    #[schemars(extend("enum" = ["Pod", "Service"]))]
+    /// are called evenly: rate and burst are divided by the number of those that are ready. `Global`: all pods that the policy selects take so
+    /// many together, however they are called: they are counted in the store that `global` names.
+    #[schemars(extend("enum" = ["Pod", "Service", "Global"]))]
     pub scope: String,
     /// Another rate for some callers: the first that is about the caller.
     #[schemars(length(min = 1, max = 8))]

@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::global::global;
 use super::unresolved::UnresolvedLimit;
 use super::{
     CONNECTIONS, COST, ConnectionsSpec, CostSpec, HEADERS, INTERVAL, KEYS, KeyPartSpec, LimitJwtSpec, LimitMatchSpec,
@@ -75,12 +76,17 @@ fn policy(reader: &mut Reader<'_>, name: &str, spec: &RateLimitPolicySpec) -> Un
             reader.mistake(&format!("limits[{n}].name"), &wrong);
         }
     }
+    let global = spec.global.as_ref().map(|spec| global(reader, spec));
+    if global.is_some() != limits.iter().any(|limit| limit.global) {
+        reader.mistake("global", "limits of the scope Global need it, and no others have it");
+    }
     UnresolvedLimits {
         name: name.to_owned(),
         shadow: mode == Some("Shadow"),
         headers,
         limits,
         connections,
+        global,
     }
 }
 
@@ -142,6 +148,7 @@ fn limit(reader: &mut Reader<'_>, n: usize, spec: &LimitSpec) -> UnresolvedLimit
         },
         matches,
         shared: scope == Some("Service"),
+        global: scope == Some("Global"),
         overrides,
     }
 }

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
-use super::RateLimitPolicySpec;
-use crate::limits::{PerAddress, Rate, ResponseHeaders, key_part};
+use super::{GlobalSpec, RateLimitPolicySpec};
+use crate::limits::{OnFailure, PerAddress, Rate, ResponseHeaders, key_part};
 use crate::policy::access::{Cluster, JwksSpec};
 use crate::policy::selector::LabelSelector;
 
@@ -72,13 +72,62 @@ fn what_is_divided_is_told_with_the_number_of_pods_and_only_then() {
 }
 
 #[test]
+fn what_a_store_counts_is_told_with_the_share_that_holds_without_it() {
+    let spec = parse(
+        "{limits: [{rate: {requests: 100, interval: 1s}, scope: Global}, {rate: {requests: 5, interval: 1s}, scope: Pod}], \
+         global: {address: 'redis.shop.svc:6379'}}",
+    );
+    let policy = spec.to_wire("shop/p", "shop").unwrap();
+    assert!(policy.asks_store() && policy.counts_pods() && policy.divided().next().is_none());
+    for (pods, shares) in [(Some(5), 5), (None, 0)] {
+        let told = policy.resolve(None, pods, &Nowhere);
+        let limits: Vec<_> = told.limits.iter().map(|limit| (limit.shares, limit.global)).collect();
+        assert_eq!(limits, [(shares, true), (0, false)]);
+        let global = told.global.unwrap();
+        assert_eq!((global.timeout_ms, global.on_failure()), (20, OnFailure::Unspecified));
+    }
+}
+
+#[test]
+fn a_store_has_a_whole_name_or_an_address() {
+    for (address, is_good) in [
+        ("redis.shop.svc:6379", true),
+        ("10.0.0.7:1", true),
+        ("[fd00::7]:65535", true),
+        ("redis:6379", false),
+        ("localhost:6379", false),
+        ("redis.shop.svc", false),
+        ("redis.shop.svc:0", false),
+        ("redis.shop.svc:65536", false),
+        ("redis.shop.svc:6379/0", false),
+        ("redis://redis.shop.svc:6379", false),
+        ("user@redis.shop.svc:6379", false),
+        ("fd00::7:6379", false),
+        ("[redis.shop.svc]:6379", false),
+        ("redis.shop.svc:6379\r\n", false),
+        (":6379", false),
+    ] {
+        let spec = GlobalSpec {
+            address: address.to_owned(),
+            ..GlobalSpec::default()
+        };
+        let limits = parse("limits: [{rate: {requests: 1, interval: 1s}, scope: Global}]");
+        let policy = RateLimitPolicySpec {
+            global: Some(spec),
+            ..limits
+        };
+        assert_eq!(policy.to_wire("shop/p", "shop").is_ok(), is_good, "{address}");
+    }
+}
+
+#[test]
 fn all_mistakes_are_reported_together() {
     let spec = parse(
         "mode: Audit\n\
          response: {headers: All}\n\
          targetRefs: [{kind: Pod, name: a}]\n\
          limits:\n\
-         - {name: a b, rate: {requests: 0, interval: 1ms}, burst: 2000000, scope: Global, keys: {max: 0, overflow: Drop}}\n\
+         - {name: a b, rate: {requests: 0, interval: 1ms}, burst: 2000000, scope: Mesh, keys: {max: 0, overflow: Drop}}\n\
          - {name: x, matches: [], per: [], overrides: [], rate: {requests: 1, interval: 25h}, scope: Pod, cost: {header: 'a b', max: 0}}\n\
          - name: x\n\
          \x20 matches: [{}, {sources: [{type: JWT, jwt: {accessPolicy: A_b, provider: p}}]}, {sources: []}, {httpAttributes: [{paths: [{type: Exact, value: a}]}]}]\n\
@@ -134,6 +183,22 @@ fn all_mistakes_are_reported_together() {
             &["connections.max", "connections.perIdentity", "connections.newPerSecond"],
         ),
         ("connections: {perIdentity: 7}", &[]),
+        (
+            "limits: [{rate: {requests: 1, interval: 1s}, scope: Global}]",
+            &["global"],
+        ),
+        (
+            "{limits: [{rate: {requests: 1, interval: 1s}, scope: Service}], global: {address: 'redis.shop.svc:6379'}}",
+            &["global"],
+        ),
+        (
+            "{limits: [{rate: {requests: 1, interval: 1s}, scope: Global}], global: {address: redis, timeout: 2s, onFailure: Wait}}",
+            &["global.address", "global.timeout", "global.onFailure"],
+        ),
+        (
+            "{limits: [{rate: {requests: 1, interval: 1s}, scope: Global}], global: {address: '[fd00::7]:6379', timeout: 1ms, onFailure: Deny}}",
+            &[],
+        ),
     ] {
         let mut mistakes = parse(spec).to_wire("shop/p", "shop").err().unwrap_or_default();
         mistakes.iter_mut().for_each(|m| m.truncate(m.find(": ").unwrap()));

@@ -1,5 +1,8 @@
 //! A policy, read, whose conditions on the cluster are open.
 
+use std::net::IpAddr;
+
+use super::global::literal;
 use crate::access as access_proto;
 use crate::access::source;
 use crate::limits as proto;
@@ -14,6 +17,7 @@ pub struct UnresolvedLimits {
     pub(super) headers: proto::ResponseHeaders,
     pub(super) limits: Vec<UnresolvedLimit>,
     pub(super) connections: Option<proto::Connections>,
+    pub(super) global: Option<proto::Global>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -24,6 +28,8 @@ pub(super) struct UnresolvedLimit {
     pub(super) matches: Vec<Vec<Condition>>,
     /// Its rate is divided.
     pub(super) shared: bool,
+    /// It is counted in the store, and divided while that does not answer.
+    pub(super) global: bool,
     pub(super) overrides: Vec<(Vec<Source>, proto::Rate)>,
 }
 
@@ -40,6 +46,11 @@ impl UnresolvedLimits {
     /// Limits no connections.
     pub fn leave_out_connections(&mut self) {
         self.connections = None;
+    }
+
+    /// Asks no store: what is counted there is carried out as while it does not answer.
+    pub fn leave_out_store(&mut self) {
+        self.global = None;
     }
 
     /// Of which tokens it asks something: the AccessPolicy of each, and its provider.
@@ -82,6 +93,21 @@ impl UnresolvedLimits {
         })
     }
 
+    /// Whether a limit is counted in a store.
+    pub fn asks_store(&self) -> bool {
+        self.limits.iter().any(|limit| limit.global)
+    }
+
+    /// The address of the store, where it is an address and no name.
+    pub fn store_address(&self) -> Option<IpAddr> {
+        literal(&self.global.as_ref()?.address)
+    }
+
+    /// Whether a limit is divided among pods, always or while a store does not answer.
+    pub fn counts_pods(&self) -> bool {
+        self.limits.iter().any(|limit| limit.shared || limit.global)
+    }
+
     /// Whether namespaces are selected by their labels.
     pub fn selects_namespaces(&self) -> bool {
         let mut all = self.sources();
@@ -89,7 +115,7 @@ impl UnresolvedLimits {
     }
 
     /// The policy at these ports of a pod (`None`: at all), which is one of so many. Without a number of pods nothing that is divided among
-    /// them is in it.
+    /// them is in it; and what is counted in a store is each pod's alone while that does not answer.
     pub fn resolve(
         &self,
         ports: Option<access_proto::Ports>,
@@ -99,7 +125,12 @@ impl UnresolvedLimits {
         let told = self.limits.iter().filter(|limit| !limit.shared || pods.is_some());
         let limits = told.map(|of| proto::Limit {
             matches: of.matches.iter().map(|all| matching(all, cluster)).collect(),
-            shares: if of.shared { pods.unwrap_or_default() } else { 0 },
+            shares: if of.shared || of.global {
+                pods.unwrap_or_default()
+            } else {
+                0
+            },
+            global: of.global,
             overrides: of
                 .overrides
                 .iter()
@@ -117,6 +148,7 @@ impl UnresolvedLimits {
             limits: limits.collect(),
             headers: self.headers.into(),
             connections: self.connections,
+            global: self.global.clone(),
         }
     }
 }

@@ -60,7 +60,7 @@ impl Reader<'_> {
             self.wrong(&format!("{path}.spec.limits"), at, wrong);
         }
         if policy.divided().next().is_some() {
-            let wrong = "the scope has to be Pod: there is no cluster that could say how many pods there are";
+            let wrong = "the scope has to be Pod or Global: there is no cluster that could say how many pods there are";
             self.wrong(&format!("{path}.spec.limits"), at, wrong);
         }
         let cluster = Standalone {

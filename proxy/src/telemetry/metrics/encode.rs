@@ -13,7 +13,7 @@ use prometheus_client::registry::Registry;
 use super::super::request::Direction;
 use super::policies::PolicyCounters;
 use super::{
-    Ejected, Ended, FaultKind, Handshake, LimitDecision, Metrics, NotMirrored, Refused, ServiceMetrics, process,
+    Asked, Ejected, Ended, FaultKind, Handshake, LimitDecision, Metrics, NotMirrored, Refused, ServiceMetrics, process,
 };
 
 const DIRECTIONS: [Direction; 2] = [Direction::Outbound, Direction::Inbound];
@@ -402,7 +402,17 @@ impl Families<'_> {
             "outrigger_limited_connections",
             help,
             series(&metrics.connection_limits),
-        )
+        )?;
+        let asked = Asked::NAMES.iter().zip(&metrics.stores.asked);
+        let asked = asked.filter(|(_, count)| count.load(Relaxed) > 0);
+        let asked =
+            asked.map(|(result, count)| (Labels([("result", Some((*result).to_owned()))]), count.load(Relaxed)));
+        let help = "Requests about which a store of rate limits was asked, or should have been.";
+        self.counters("outrigger_limit_store_asked", help, asked.collect())?;
+        let links = ["answers", "away"].iter().zip(&metrics.stores.links);
+        let links = links.map(|(state, count)| (Labels([("state", Some((*state).to_owned()))]), count.load(Relaxed)));
+        let help = "Connections of this sidecar's workers to stores of rate limits; away: nothing answers there.";
+        self.gauges("outrigger_limit_store_connections", help, links.collect())
     }
 
     fn servers_first(&mut self, metrics: &Metrics) -> fmt::Result {

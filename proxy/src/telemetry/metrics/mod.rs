@@ -13,6 +13,7 @@ mod labels;
 mod policies;
 mod process;
 mod series;
+mod stores;
 #[cfg(test)]
 mod tests;
 
@@ -39,6 +40,8 @@ use callers::Callers;
 pub use labels::{Ejected, Ended, Handshake, NotMirrored, Refused};
 use policies::PolicyCounters;
 use series::{SeriesKey, SeriesSet};
+use stores::StoreMetrics;
+pub use stores::{Asked, StoreLink};
 
 /// Services whose series are kept apart.
 const MAX_SERVICES: usize = 512;
@@ -70,6 +73,7 @@ pub struct Metrics {
     access: PolicyCounters<AccessDecision>,
     limits: PolicyCounters<LimitDecision>,
     connection_limits: PolicyCounters<LimitDecision>,
+    stores: StoreMetrics,
     callers: Callers,
     handshakes: [[AtomicU64; Handshake::NAMES.len()]; 2],
     connections: [[AtomicI64; 2]; 2],
@@ -106,6 +110,7 @@ impl Metrics {
             access: PolicyCounters::default(),
             limits: PolicyCounters::default(),
             connection_limits: PolicyCounters::default(),
+            stores: StoreMetrics::default(),
             callers: Callers::new(),
             handshakes: Default::default(),
             connections: Default::default(),
