@@ -179,7 +179,7 @@ fn answer(ask: &Ask, step: &Step) -> Answer {
         remaining: 0,
         full: 1,
     };
-    (step.told % 4 == 0).then(|| vec![refuses; ask.entries.len()])
+    step.told.is_multiple_of(4).then(|| vec![refuses; ask.entries.len()])
 }
 
 fn is_named_once(message: &proto::Limits) -> bool {

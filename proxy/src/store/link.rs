@@ -40,8 +40,10 @@ use crate::telemetry::metrics::{Asked, StoreLink};
 const QUEUE: usize = 256;
 /// What was written and is not answered, in questions.
 const MOST_PENDING: usize = 1024;
-/// What was asked and is not on its way, in bytes; and so the longest question.
+/// What is to be written, in bytes; and so the longest question.
 const MOST_OUT: usize = 64 * 1024;
+/// All questions that are not answered, in bytes.
+const MOST_BYTES: usize = 1024 * 1024;
 /// The name, the connection, and that the store knows the script.
 const CONNECT: Duration = Duration::from_secs(1);
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -69,6 +71,8 @@ struct Shared {
     health: Health,
     /// What asking may take.
     patience: Cell<Duration>,
+    /// Of questions that are not answered.
+    bytes: Cell<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,9 +93,17 @@ struct Health {
 struct Question {
     /// The keys and arguments of the script, as they are sent.
     rest: Bytes,
+    /// What it takes of [`MOST_BYTES`]. `None`: it is the connection's own.
+    _room: Option<Room>,
     /// How many keys those are, each with five arguments.
     entries: usize,
     answer: oneshot::Sender<Vec<State>>,
+}
+
+/// Bytes that are counted until this is dropped.
+struct Room {
+    state: Rc<Shared>,
+    bytes: usize,
 }
 
 /// Why there is no answer.
@@ -116,6 +128,7 @@ impl Link {
             phase: watch::Sender::new(Phase::First),
             health: Health::default(),
             patience: Cell::new(patience),
+            bytes: Cell::new(0),
         });
         let keeper = Keeper {
             address: address.to_owned(),
@@ -165,7 +178,7 @@ impl Link {
     pub(super) fn tell(&self, entries: &[Entry]) {
         if self.is_up() {
             // Where there is no room, what was taken stays taken.
-            let _ = self.questions.try_send(question(entries, oneshot::channel().0));
+            let _ = self.send(entries, oneshot::channel().0);
         }
     }
 
@@ -183,14 +196,31 @@ impl Link {
             return Err(Failure::Away);
         }
         let (sender, answer) = oneshot::channel();
-        let question = question(entries, sender);
-        if question.rest.len() > MOST_OUT {
-            return Err(Failure::Full);
-        }
-        self.questions.try_send(question).map_err(|_| Failure::Full)?;
+        self.send(entries, sender)?;
         let states = answer.await.map_err(|_| Failure::Error)?;
         self.state.health.was_in_time();
         Ok(states)
+    }
+}
+
+impl Link {
+    fn send(&self, entries: &[Entry], answer: oneshot::Sender<Vec<State>>) -> Result<(), Failure> {
+        let mut question = question(entries, answer);
+        let bytes = question.rest.len();
+        let all = self.state.bytes.get() + bytes;
+        if bytes > MOST_OUT || all > MOST_BYTES {
+            return Err(Failure::Full);
+        }
+        self.state.bytes.set(all);
+        let state = Rc::clone(&self.state);
+        question._room = Some(Room { state, bytes });
+        self.questions.try_send(question).map_err(|_| Failure::Full)
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.state.bytes.set(self.state.bytes.get() - self.bytes);
     }
 }
 
@@ -234,6 +264,7 @@ fn question(entries: &[Entry], answer: oneshot::Sender<Vec<State>>) -> Question 
     }
     Question {
         rest: rest.into(),
+        _room: None,
         entries: entries.len(),
         answer,
     }

@@ -22,7 +22,7 @@ pub(crate) use self::link::Permitted;
 use crate::dns::Resolver;
 use crate::telemetry::Metrics;
 
-/// Of one worker. Each has a connection and at most some 300 KB.
+/// Of one worker. Each has a connection and at most some 1.3 MB.
 const MOST_STORES: usize = 16;
 
 /// The stores of one worker.

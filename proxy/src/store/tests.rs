@@ -350,6 +350,18 @@ async fn what_waits_is_bounded() {
             assert!(all.iter().all(|answer| answer[0].is_none()));
             let full = asked(&metrics, "full");
             assert!((3000 - 1024 - 256..3000).contains(&full), "{full}");
+            fake.says(works);
+            is_back(&metrics, 0).await;
+            is_back(&metrics, 1).await;
+            // Large ones have as many bytes as all may have.
+            fake.says(|_| None);
+            let mut large = fake.ask(Duration::from_millis(200));
+            large[0].entries = vec![entry(); 500];
+            let all = join_all((0..100).map(|_| stores.ask(&large))).await;
+            assert!(all.iter().all(|answer| answer[0].is_none()));
+            let of_large = asked(&metrics, "full") - full;
+            assert!((50..90).contains(&of_large), "{of_large}");
+            let full = full + of_large;
             // One that is larger than all that may be written.
             fake.says(works);
             is_back(&metrics, 1).await;
