@@ -77,3 +77,54 @@ impl Fallback {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Fallback;
+    use outrigger_api::discovery as proto;
+
+    fn fallback() -> proto::Fallback {
+        proto::Fallback {
+            when: Some(proto::FallbackWhen {
+                no_endpoints: true,
+                statuses: vec![503, 200, 70_000],
+                grpc_statuses: vec![14, 0, 17],
+                ..proto::FallbackWhen::default()
+            }),
+            response: Some(proto::FallbackResponse {
+                http_status: 200,
+                ..proto::FallbackResponse::default()
+            }),
+        }
+    }
+
+    /// What is not understood makes no failure look like an answer.
+    #[test]
+    fn one_that_is_not_understood_is_none() {
+        let understood = Fallback::from_proto(&fallback()).map(|read| (read.when.statuses, read.when.grpc_statuses));
+        assert_eq!(
+            understood,
+            Some((vec![http::StatusCode::SERVICE_UNAVAILABLE], vec![14]))
+        );
+        type Change = fn(&mut proto::Fallback);
+        let response: [Change; 6] = [
+            |f| f.when = None,
+            |f| f.response = None,
+            |f| f.response.iter_mut().for_each(|r| r.http_status = 101),
+            |f| f.response.iter_mut().for_each(|r| r.grpc_status = Some(17)),
+            |f| f.response.iter_mut().for_each(|r| r.body = "x".repeat(4097)),
+            |f| {
+                let header = proto::Header {
+                    name: "a b".to_owned(),
+                    value: String::new(),
+                };
+                f.response.iter_mut().for_each(|r| r.headers.push(header.clone()));
+            },
+        ];
+        for (n, change) in response.into_iter().enumerate() {
+            let mut fallback = fallback();
+            change(&mut fallback);
+            assert_eq!(Fallback::from_proto(&fallback), None, "{n}");
+        }
+    }
+}
