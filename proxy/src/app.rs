@@ -137,6 +137,7 @@ pub async fn start_by(clock: Clock, config: Config, log: Option<LogFilter>) -> a
         telemetry,
         servers_first: Arc::default(),
         app_first: Arc::default(),
+        counts: Arc::default(),
     });
     watch_expiry(&process);
     show_servers_first(&process);

@@ -17,6 +17,7 @@ use crate::dns::Resolver;
 use crate::identity::{Identity, Peers, Rules};
 use crate::model::ServiceName;
 use crate::telemetry::{Direction, Metrics, Telemetry};
+use crate::usage::Registry;
 
 /// What all workers share, and the control runtime carries.
 pub struct Process {
@@ -28,6 +29,8 @@ pub struct Process {
     /// Ports of Services, and of the app, whose server speaks first although nobody declared it.
     pub servers_first: Arc<ServerFirst<ServiceName>>,
     pub app_first: Arc<ServerFirst<u16>>,
+    /// What is limited for all workers together.
+    pub counts: Arc<Registry>,
     /// The addresses that are listened on: a connection to one of them is never forwarded.
     pub listening: Vec<SocketAddr>,
 }

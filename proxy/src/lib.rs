@@ -6,6 +6,7 @@ mod backoff;
 mod shared;
 #[cfg(test)]
 mod sizes;
+mod usage;
 
 pub mod admin;
 pub mod app;

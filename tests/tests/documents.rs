@@ -32,6 +32,7 @@ fn source(program: &str) -> String {
         "inject" => root().join("injector/src/inject"),
         "gate" => root().join("gate/src"),
         "sidecar" => root().join("proxy/src"),
+        "transport" => root().join("transport/src"),
         "cli" => root().join("cli/src"),
         _ => tests.join(program),
     };

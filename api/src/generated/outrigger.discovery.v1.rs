@@ -69,12 +69,33 @@ pub struct Policy {
     /// Of one attempt, from the last byte of the request to the head of the response. 0: no limit.
     #[prost(uint64, optional, tag = "8")]
     pub response_headers_timeout_ms: ::core::option::Option<u64>,
+    #[prost(message, optional, tag = "9")]
+    pub limits: ::core::option::Option<CallLimits>,
     #[prost(message, optional, tag = "10")]
     pub faults: ::core::option::Option<Faults>,
     #[prost(message, optional, tag = "11")]
     pub fallback: ::core::option::Option<Fallback>,
     #[prost(message, optional, tag = "12")]
     pub session_persistence: ::core::option::Option<SessionPersistence>,
+}
+/// How much one sidecar asks of a Service at a time, all of its workers together. 0: no limit. The Service's and the namespace's policies have
+/// them all, a route's `max_requests` alone: connections are shared by the routes of a Service.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CallLimits {
+    /// Connections that are open to a backend, idle ones too.
+    #[prost(uint32, optional, tag = "1")]
+    pub max_connections: ::core::option::Option<u32>,
+    /// Requests that wait for a connection to a backend.
+    #[prost(uint32, optional, tag = "2")]
+    pub max_pending_requests: ::core::option::Option<u32>,
+    /// Requests that a backend has not answered to the last byte. Where a route's policy has it, those of the route alone.
+    #[prost(uint32, optional, tag = "3")]
+    pub max_requests: ::core::option::Option<u32>,
+    /// The same, of each endpoint.
+    #[prost(uint32, optional, tag = "4")]
+    pub endpoint_max_connections: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "5")]
+    pub endpoint_max_requests: ::core::option::Option<u32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Retry {
@@ -912,6 +933,8 @@ pub enum Feature {
     ZoneSpill = 8,
     /// `Policy.idle_timeout_ms` and `Policy.response_headers_timeout_ms`.
     MoreTimeouts = 9,
+    /// `Policy.limits`. Who does not understand it asks for as much as its app does.
+    CircuitBreaker = 10,
     /// `Policy.faults`. Who does not understand it injects none.
     Faults = 11,
     /// `Policy.fallback`. Who does not understand it answers with the failure.
@@ -942,6 +965,7 @@ impl Feature {
             Self::Ejection => "FEATURE_EJECTION",
             Self::ZoneSpill => "FEATURE_ZONE_SPILL",
             Self::MoreTimeouts => "FEATURE_MORE_TIMEOUTS",
+            Self::CircuitBreaker => "FEATURE_CIRCUIT_BREAKER",
             Self::Faults => "FEATURE_FAULTS",
             Self::Fallback => "FEATURE_FALLBACK",
             Self::SessionPersistence => "FEATURE_SESSION_PERSISTENCE",
@@ -963,6 +987,7 @@ impl Feature {
             "FEATURE_EJECTION" => Some(Self::Ejection),
             "FEATURE_ZONE_SPILL" => Some(Self::ZoneSpill),
             "FEATURE_MORE_TIMEOUTS" => Some(Self::MoreTimeouts),
+            "FEATURE_CIRCUIT_BREAKER" => Some(Self::CircuitBreaker),
             "FEATURE_FAULTS" => Some(Self::Faults),
             "FEATURE_FALLBACK" => Some(Self::Fallback),
             "FEATURE_SESSION_PERSISTENCE" => Some(Self::SessionPersistence),

@@ -33,6 +33,13 @@ pub struct TargetRef {
     pub section_name: Option<String>,
 }
 
+impl TargetRef {
+    /// Whether it is a route, or a rule of one.
+    fn is_route(&self) -> bool {
+        matches!(&*self.kind, "HTTPRoute" | "GRPCRoute")
+    }
+}
+
 /// What has become of a policy (Gateway API, GEP-713).
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

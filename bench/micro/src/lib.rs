@@ -175,6 +175,7 @@ fn pick() -> Work {
             rules: &Balancing::NONE,
             key: None,
             session: None,
+            limit: None,
         });
         let mut in_hand = picked.expect("an endpoint").take(&Balancing::NONE, now);
         in_hand.end(Answer::Good, now + Duration::from_millis(1));

@@ -256,6 +256,12 @@ fn route(message: &proto::Route, backends: usize, outer: &RouteRules, patterns: 
     if message.policy.as_ref().is_some_and(|policy| policy.ejection.is_some()) {
         rules.attempt.balancing.count_apart(&name);
     }
+    let limits = message.policy.as_ref().and_then(|policy| policy.limits.as_ref());
+    if limits.is_some_and(|limits| limits.max_requests.is_some())
+        && let Some(limits) = &mut rules.attempt.limits
+    {
+        Arc::make_mut(limits).counters = Some(Arc::clone(&name));
+    }
     Route {
         name,
         hostnames: message

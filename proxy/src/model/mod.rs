@@ -6,6 +6,7 @@
 
 mod balancing;
 mod byte_route;
+mod call_limits;
 mod cors;
 mod fallback;
 mod faults;
@@ -27,6 +28,7 @@ use outrigger_api::spiffe::SpiffeId;
 
 pub use balancing::{Balancing, Choice, Ejection, HashKey, LoadBalancer, Penalty, SlowStart, SuccessRate, Zone};
 pub use byte_route::ByteRoute;
+pub use call_limits::CallLimits;
 pub use cors::{Allowed, Cors};
 pub use fallback::{Fallback, FallbackWhen};
 pub use faults::{Abort, Fault, Faults};

@@ -11,7 +11,7 @@ use outrigger_api::duration;
 use outrigger_api::pattern;
 use outrigger_api::policy::{BUDGET_INTERVAL, RATE_COUNT, RATE_INTERVAL};
 
-use super::{Balancing, Fallback, Faults, Filters, Sessions};
+use super::{Balancing, CallLimits, Fallback, Faults, Filters, Sessions};
 
 /// Stands for "no limit" where a limit must be given.
 const NO_CONNECT_LIMIT: Duration = Duration::from_secs(3600);
@@ -55,6 +55,8 @@ pub struct AttemptRules {
     pub connect_timeout: Duration,
     /// Which endpoint it goes to.
     pub balancing: Balancing,
+    /// How much is asked of the backend at a time. `None`: any number.
+    pub limits: Option<Arc<CallLimits>>,
 }
 
 /// Safe by default: see `outbound::retry`.
@@ -133,6 +135,9 @@ impl RouteRules {
             rules.attempt.retry.adopt(retry);
         }
         rules.attempt.balancing.adopt(policy);
+        if let Some(limits) = &policy.limits {
+            rules.attempt.limits = CallLimits::adopt(rules.attempt.limits.as_ref(), limits);
+        }
         rules
     }
 }
@@ -145,6 +150,7 @@ impl Default for AttemptRules {
             response_headers: None,
             connect_timeout: Duration::from_secs(1),
             balancing: Balancing::default(),
+            limits: None,
         }
     }
 }

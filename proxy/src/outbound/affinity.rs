@@ -162,6 +162,7 @@ mod tests {
                         rules: &NO_RULES,
                         key: None,
                         session: None,
+                        limit: None,
                     })
                     .unwrap()
             };

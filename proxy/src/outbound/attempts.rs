@@ -17,7 +17,8 @@ use outrigger_proxy_transport::headers::strip_ours;
 use outrigger_proxy_transport::server::{HttpVersion, reason_of};
 use tokio::time::Instant;
 
-use super::balance::{InHand, Member, Pick};
+use super::balance::{EndpointLimit, InHand, Member, Pick};
+use super::breaker::Breaker;
 use super::connect::checkout;
 use super::penalty::penalised;
 use super::retry::{Attempted, RetryDecision, backoff, judge, repeatable};
@@ -112,7 +113,13 @@ impl Attempts<'_> {
             response_headers: _, // in `self.moving`
             connect_timeout,
             balancing,
+            limits,
         } = self.rules;
+        let breaker = self.backend.breaker(self.rules, self.metrics);
+        let breaker = breaker.as_ref();
+        let mut of_request = breaker.map_or(Ok(None), Breaker::request)?;
+        let limit = limits.as_ref().and_then(|limits| limits.endpoint_requests);
+        let limit = limit.map(EndpointLimit::Requests);
         let repeatable = repeatable(&head.method, &head.headers, retry);
         let mut repeats = Repeats::default();
         let mut tried: Vec<Rc<Member>> = Vec::new();
@@ -127,8 +134,13 @@ impl Attempts<'_> {
                 rules: balancing,
                 key,
                 session,
+                limit,
             };
-            let member = self.backend.pick(pick, *connect_timeout).await?;
+            let member = self.backend.pick(pick, breaker, *connect_timeout).await?;
+            // Another worker may have been faster.
+            let Ok(of_endpoint) = breaker.map_or(Ok(None), |breaker| breaker.of_endpoint(&member)) else {
+                continue;
+            };
             let began = Instant::now();
             let mut in_flight = member.take(balancing, began);
             if session == Some(member.reference()) {
@@ -143,7 +155,7 @@ impl Attempts<'_> {
             };
             let result = tokio::select! {
                 biased;
-                result = self.attempt(&member, head, body, *connect_timeout, call) => result,
+                result = self.attempt(&member, breaker, head, body, *connect_timeout, call) => result,
                 limit = waits.over() => {
                     let took = Took {
                         attempt: began.elapsed(),
@@ -178,6 +190,7 @@ impl Attempts<'_> {
                 }
                 None => {
                     let (response, lease) = result.map_err(|failure| failure.error)?;
+                    let in_flight = in_flight.holding([of_request.take(), of_endpoint]);
                     return Ok(ServerResponse {
                         response,
                         from_sidecar: member.endpoint.identity.is_some(),
@@ -193,12 +206,13 @@ impl Attempts<'_> {
     async fn attempt(
         &self,
         member: &Rc<Member>,
+        breaker: Option<&Breaker<'_>>,
         head: &Parts,
         body: &BodySource,
         limit: Duration,
         call: &Call,
     ) -> Result<(Response<Incoming>, Lease), Failure> {
-        let checkout = checkout(self.state, member, self.version, limit).await?;
+        let checkout = checkout(self.state, member, breaker, self.version, limit).await?;
         let Some(next) = body.attempt() else {
             // Not reached: there is no retry without a body.
             let lost = ProxyError::new(Reason::UpstreamReset, "the request's body cannot be sent again");
@@ -310,6 +324,8 @@ pub(super) fn says(attempted: &Attempted<'_>, ejection: &Ejection) -> health::An
         Attempted::Failed { reason, reused, .. } => match reason {
             // Ours or the client's, and not the endpoint's failure.
             Reason::ClientClosed | Reason::BadRequest | Reason::IdentityUnavailable => health::Answer::Missing,
+            // There may be no more connections.
+            Reason::Overloaded => health::Answer::Missing,
             Reason::RequestTimeout | Reason::AttemptTimeout | Reason::IdleTimeout => health::Answer::Missing,
             // A connection that says goodbye. A new one has no reason to.
             Reason::UpstreamRefused if reused => health::Answer::Missing,

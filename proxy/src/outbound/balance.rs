@@ -36,7 +36,7 @@
 //!
 //! Time and randomness are arguments, so that tests run in simulated time.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -44,6 +44,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger_proxy_transport::client::Pool;
+use outrigger_proxy_transport::net::count::Place;
 use rand::Rng;
 use rand::rngs::SmallRng;
 use tokio::time::Instant;
@@ -54,8 +55,9 @@ use super::group::Group;
 use super::hash::{of_address, of_endpoint};
 use super::health::{Answer, Health, Others};
 use super::methods::Among;
-use crate::model::{Balancing, Endpoint};
+use crate::model::{Balancing, Endpoint, ServiceName};
 use crate::telemetry::ServiceMetrics;
+use crate::usage::{Registry, Usage};
 
 /// Seconds that an endpoint takes which has not answered yet, beside another such.
 const UNKNOWN: f64 = 0.001;
@@ -88,6 +90,15 @@ pub struct Pick<'a> {
     pub key: Option<u64>,
     /// The endpoint that the request's session is at; see [`hash::of_endpoint`](super::hash::of_endpoint).
     pub session: Option<u64>,
+    /// One that has so much is not picked.
+    pub limit: Option<EndpointLimit>,
+}
+
+/// How much one endpoint may have of this sidecar, all workers together.
+#[derive(Clone, Copy, Debug)]
+pub enum EndpointLimit {
+    Requests(usize),
+    Connections(usize),
 }
 
 /// One endpoint with what is known of it, and the connections to it.
@@ -111,6 +122,8 @@ pub struct Member {
     /// and with those of rules that count apart, by the name of the route. At most one for each route.
     apart: RefCell<Vec<(Arc<str>, Standing)>>,
     group: Rc<Group>,
+    /// What all workers have of it.
+    usage: OnceCell<Arc<Usage>>,
 }
 
 /// A request in an endpoint's hands, until the last byte of its response. Dropped before [`InHand::end`], it got no answer.
@@ -124,6 +137,8 @@ pub struct InHand {
     compares: bool,
     /// Whether it waits for the head of a response.
     waits: bool,
+    /// Where the number of requests is limited: its own, and its endpoint's.
+    _places: [Option<Place>; 2],
 }
 
 impl Balancer {
@@ -148,7 +163,9 @@ impl Balancer {
         };
         let all = &*self.members;
         if let Some(session) = pick.session {
-            let of_session = all.iter().find(|m| m.reference == session && healthy(m));
+            let of_session = all
+                .iter()
+                .find(|m| m.reference == session && healthy(m) && m.has_room(pick.limit));
             if let Some(member) = of_session {
                 return Some(Rc::clone(member));
             }
@@ -181,6 +198,11 @@ impl Balancer {
     /// Where ejections are counted.
     pub fn count_at(&self, metrics: &Arc<ServiceMetrics>) {
         self.group.count_at(metrics);
+    }
+
+    /// Where limits are counted that hold for all workers.
+    pub fn count_in(&self, counts: &Arc<Registry>, service: &ServiceName, backend: &ServiceName) {
+        self.group.count_in(counts, service, backend);
     }
 
     /// Forgets what was counted for rules that are no more.
@@ -230,6 +252,7 @@ impl Balancer {
         pick: &Pick<'_>,
         rng: &mut SmallRng,
     ) -> Option<&'a Rc<Member>> {
+        let allowed = |m: &Rc<Member>| m.has_room(pick.limit) && allowed(m);
         match members {
             [] => None,
             [only] => Some(only).filter(|m| allowed(m)),
@@ -304,6 +327,25 @@ impl Member {
             standing: RefCell::default(),
             apart: RefCell::default(),
             group,
+            usage: OnceCell::new(),
+        }
+    }
+
+    /// What all workers have of it.
+    pub fn usage(&self) -> &Usage {
+        self.usage.get_or_init(|| self.group.usage_of(self.endpoint.address))
+    }
+
+    /// Closes an idle connection to another endpoint of the backend, if there is one.
+    pub fn close_one_idle(&self) {
+        self.group.members().iter().any(|member| member.pool.close_idle());
+    }
+
+    fn has_room(&self, limit: Option<EndpointLimit>) -> bool {
+        match limit {
+            None => true,
+            Some(EndpointLimit::Requests(most)) => self.usage().requests.taken() < most,
+            Some(EndpointLimit::Connections(most)) => self.usage().connections.taken() < most,
         }
     }
 
@@ -326,6 +368,7 @@ impl Member {
             is_probe,
             compares: rules.prefers_near() && rules.hash_keys().is_none(),
             waits: true,
+            _places: [None, None],
         }
     }
 
@@ -468,6 +511,12 @@ impl Member {
 }
 
 impl InHand {
+    /// The same, which has these places until its end.
+    pub fn holding(mut self, places: [Option<Place>; 2]) -> Self {
+        self._places = places;
+        self
+    }
+
     /// Whose hands.
     pub fn member(&self) -> &Rc<Member> {
         &self.member

@@ -168,6 +168,7 @@ fn an_update_keeps_what_is_known() {
                 rules: &NO_RULES,
                 key: None,
                 session: None,
+                limit: None,
             })
             .is_none()
     );

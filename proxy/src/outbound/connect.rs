@@ -8,10 +8,12 @@ use std::time::Duration;
 use outrigger_api::address;
 use outrigger_proxy_transport::client::{Checkout, Dialer, Failure};
 use outrigger_proxy_transport::error::{ProxyError, Reason};
+use outrigger_proxy_transport::net::count::{Bound, Place};
 use outrigger_proxy_transport::net::{HttpVersion, Io, ReadAhead, Stream, Termed, listen};
 
 use super::State;
 use super::balance::Member;
+use super::breaker::{Bounds, Breaker};
 use crate::context::Process;
 use crate::identity::{Credentials, MeshProtocol};
 use crate::model::Endpoint;
@@ -24,20 +26,25 @@ pub struct EndpointDialer<'a> {
     /// `None`: it is not in the mesh.
     credentials: Option<Arc<Credentials>>,
     limit: Duration,
+    /// What limits its connections.
+    // Boxed: few Services have limits (`outbound::sizes`).
+    bounds: Option<Box<Bounds<'a>>>,
 }
 
-/// A connection for one request, whether it is there or made within `limit`.
+/// A connection for one request, whether it is there or made within `limit`; as soon as `breaker` allows another one.
 ///
 /// # Errors
 /// Those of [`EndpointDialer::new`] and [`EndpointDialer::connect_for`]; in HTTP/2 [`Reason::ConnectTimeout`] and others when
-/// the endpoint sends no SETTINGS.
+/// the endpoint sends no SETTINGS; [`Reason::Overloaded`] where too many wait.
 pub async fn checkout(
     state: &Rc<State>,
     member: &Member,
+    breaker: Option<&Breaker<'_>>,
     version: HttpVersion,
     limit: Duration,
 ) -> Result<Checkout, Failure> {
-    let dialer = EndpointDialer::new(state, &member.endpoint, limit).map_err(Failure::before_sending)?;
+    let mut dialer = EndpointDialer::new(state, &member.endpoint, limit).map_err(Failure::before_sending)?;
+    dialer.bounds = breaker.map(|breaker| Box::new(breaker.bounds(member)));
     let checkout = member.pool.checkout(version, &dialer).await;
     checkout.map_err(Failure::before_sending)
 }
@@ -58,6 +65,7 @@ impl<'a> EndpointDialer<'a> {
             endpoint,
             credentials,
             limit,
+            bounds: None,
         })
     }
 
@@ -94,6 +102,20 @@ impl Dialer for EndpointDialer<'_> {
 
     fn limit(&self) -> Duration {
         self.limit
+    }
+
+    fn connections(&self) -> &[Bound] {
+        self.bounds.as_ref().map_or(&[], |bounds| bounds.connections())
+    }
+
+    fn wait(&self) -> Result<Option<Place>, ProxyError> {
+        self.bounds.as_ref().map_or(Ok(None), |bounds| bounds.wait())
+    }
+
+    fn make_room(&self) {
+        if let Some(bounds) = &self.bounds {
+            bounds.make_room();
+        }
     }
 
     fn connect(&self, version: HttpVersion) -> impl Future<Output = Result<Stream, ProxyError>> + 'static {

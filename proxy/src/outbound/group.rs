@@ -2,6 +2,7 @@
 //! long those take that are near the caller, and the others (see [`zones`](super::zones)).
 
 use std::cell::{Cell, OnceCell, RefCell};
+use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
@@ -10,9 +11,10 @@ use tokio::time::Instant;
 use super::balance::Member;
 use super::ejection::{LeftOut, most};
 use super::zones::Zones;
-use crate::model::Balancing;
+use crate::model::{Balancing, ServiceName};
 use crate::telemetry::ServiceMetrics;
 use crate::telemetry::metrics::Ejected;
+use crate::usage::{Key, Part, Registry, Usage};
 
 /// See the module.
 #[derive(Default)]
@@ -21,6 +23,8 @@ pub struct Group {
     /// At most one for each route that counts apart, and one for all others.
     crowds: RefCell<Vec<Crowd>>,
     metrics: OnceCell<Arc<ServiceMetrics>>,
+    /// Where the endpoints' limits are counted, and for which Service and backend.
+    counts: OnceCell<(Arc<Registry>, ServiceName, ServiceName)>,
     /// Some are near the caller, and some are not.
     has_zones: Cell<bool>,
     pub zones: RefCell<Zones>,
@@ -84,6 +88,25 @@ impl Group {
     /// Where ejections are counted.
     pub fn count_at(&self, metrics: &Arc<ServiceMetrics>) {
         self.metrics.get_or_init(|| Arc::clone(metrics));
+    }
+
+    /// Where limits are counted that hold for all workers.
+    pub fn count_in(&self, counts: &Arc<Registry>, service: &ServiceName, backend: &ServiceName) {
+        self.counts
+            .get_or_init(|| (Arc::clone(counts), service.clone(), backend.clone()));
+    }
+
+    /// What all workers have of an endpoint.
+    pub fn usage_of(&self, endpoint: SocketAddr) -> Arc<Usage> {
+        self.counts
+            .get()
+            .map_or_else(Arc::default, |(counts, service, backend)| {
+                counts.of(Key {
+                    service: service.clone(),
+                    backend: backend.clone(),
+                    part: Part::Endpoint(endpoint),
+                })
+            })
     }
 
     /// Forgets what is known for routes that are no more.

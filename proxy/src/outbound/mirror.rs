@@ -175,11 +175,12 @@ async fn answered(
         rules: &rules,
         key: None,
         session: None,
+        limit: None,
     };
-    let member = backend.pick(pick, CONNECT).await?;
+    let member = backend.pick(pick, None, CONNECT).await?;
     let mut in_hand = member.take(&rules, Instant::now());
     let sent = async {
-        let checkout = checkout(state, &member, version, CONNECT).await?;
+        let checkout = checkout(state, &member, None, version, CONNECT).await?;
         ask(checkout, request, &member.endpoint).await
     };
     let sent = sent.await;

@@ -3,6 +3,7 @@
 pub mod affinity;
 pub mod attempts;
 pub mod balance;
+pub mod breaker;
 pub mod budget;
 pub mod connect;
 pub mod ejection;
@@ -33,6 +34,7 @@ pub mod window;
 pub mod zones;
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -116,6 +118,7 @@ impl State {
             self.caller,
             process.resolver.clone(),
             process.telemetry.clone(),
+            Arc::clone(&process.counts),
             now,
         ));
         self.targets.insert(key.clone(), Rc::clone(&target), now);

@@ -6,18 +6,20 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use outrigger_proxy_transport::error::{ProxyError, Reason};
+use outrigger_proxy_transport::net::count::Held;
 use outrigger_proxy_transport::net::{Io, Meter, Prefixed, Stream, listen, tunnel};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::balance::{InHand, Pick};
+use super::balance::{EndpointLimit, InHand, Pick};
 use super::connect::EndpointDialer;
 use super::hash;
 use super::health::Answer;
 use super::target::WorkerTarget;
 use super::{State, route};
 use crate::identity::MeshProtocol;
+use crate::telemetry::metrics::AtLimit;
 use crate::telemetry::{Direction, Tunnel, TunnelEnds};
 
 /// How long a connection to outside the cluster may take: the app's own limit is usually shorter.
@@ -178,6 +180,10 @@ async fn connect_to_any(
     let backend = route::backend_of_bytes(service, server, &mut *state.context.rng.borrow_mut())?;
     let backend = snapshot.backend(backend).ok_or_else(none)?;
     let rules = &service.rules.attempt;
+    let breaker = backend.breaker(rules, &snapshot.metrics);
+    let breaker = breaker.as_ref();
+    let limit = rules.limits.as_ref().and_then(|limits| limits.endpoint_connections);
+    let limit = limit.map(EndpointLimit::Connections);
     let mut tried = Vec::new();
     loop {
         let pick = Pick {
@@ -190,8 +196,15 @@ async fn connect_to_any(
                 .hash_keys()
                 .and_then(|on| hash::key(on, None, state.caller)),
             session: None,
+            limit,
         };
-        let member = backend.pick(pick, rules.connect_timeout).await?;
+        let member = backend.pick(pick, breaker, rules.connect_timeout).await?;
+        let held = match breaker.map_or_else(|| Ok(Held::default()), |breaker| breaker.connection(&member)) {
+            Ok(held) => held,
+            // Another worker was faster.
+            Err(AtLimit::EndpointConnections) => continue,
+            Err(full) => return Err(breaker.map_or_else(none, |breaker| breaker.refuse(full))),
+        };
         let dialer = EndpointDialer::new(state, &member.endpoint, rules.connect_timeout)?;
         let mut in_hand = member.take(&rules.balancing, Instant::now());
         match dialer.connect_for(MeshProtocol::Opaque).await {
@@ -205,7 +218,7 @@ async fn connect_to_any(
                     endpoint: Some(member.endpoint.address),
                 });
                 return Ok(Connected {
-                    server,
+                    server: server.counted(held),
                     in_hand,
                     idle: service.rules.request.idle,
                     ends,

@@ -28,7 +28,7 @@ use super::route::Chosen;
 use super::sessions::Session;
 use super::target::{Snapshot, WorkerTarget};
 use super::waits::Moving;
-use super::{State, fallback, route};
+use super::{State, breaker, fallback, route};
 use crate::call::{Call, Callee, LocalReply};
 use crate::identity::Clock;
 use crate::model::{AttemptRules, Fallback, Filters, RequestRules, RetryPolicy, RouteRules, Service};
@@ -127,14 +127,19 @@ fn in_place_of(response: &ServerResponse, plan: &Plan<'_>, call: &mut Call) -> O
 
 /// The answer of this sidecar, or what the policy has in its place.
 fn fail(mut call: Call, reply: LocalReply, plan: &Plan<'_>) -> Response<ResponseBody> {
+    let grpc = call.request.is_grpc();
     let answer = plan.fallback.and_then(|fallback| {
-        let grpc = call.request.is_grpc();
         let said = fallback::of_reply(&reply, grpc);
         let (answer, cause) = fallback::instead(fallback, said, grpc)?;
         call.fallback(cause, said);
         Some(answer)
     });
-    shared(plan.cors.as_ref(), call.reply(answer.map_or(reply, Into::into)))
+    let at_limit = answer.is_none() && matches!(&reply, LocalReply::Error(error) if error.reason == Reason::Overloaded);
+    let mut response = call.reply(answer.map_or(reply, Into::into));
+    if at_limit {
+        breaker::say_when(response.headers_mut(), grpc);
+    }
+    shared(plan.cors.as_ref(), response)
 }
 
 /// The response, with what pages of other origins may do with it.

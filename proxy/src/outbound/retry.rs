@@ -88,8 +88,8 @@ pub fn judge(attempted: &Attempted<'_>, repeatable: bool, policy: &RetryPolicy, 
         Attempted::Failed { reason, unsent, .. } => {
             let again = match reason {
                 Reason::UpstreamReset | Reason::AttemptTimeout => repeatable,
-                // Nobody is there to hear it; or it would be no different a moment later.
-                Reason::ClientClosed | Reason::IdentityUnavailable => false,
+                // Nobody is there to hear it; or it would be no different a moment later. An attempt is one more of what there is too much of.
+                Reason::ClientClosed | Reason::IdentityUnavailable | Reason::Overloaded => false,
                 _ => unsent || reason.never_processed(),
             };
             if again {

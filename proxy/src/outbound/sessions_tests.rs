@@ -310,6 +310,7 @@ impl Clients {
             rules: &NO_RULES,
             key: None,
             session: session.endpoint(),
+            limit: None,
         });
         let member = member.unwrap();
         member.take(&NO_RULES, self.now).end(Answer::Good, self.now);

@@ -33,8 +33,8 @@ fn of_connections_and_requests() {
     let dial = size(|dialer: &'static EndpointDialer<'static>| dialer.connect_for(MeshProtocol::Http1));
     assert_bounded(&[
         ("a connection", connection, 2560),
-        ("one of bytes", opaque, 1016),
-        ("a request", request, 3840),
+        ("one of bytes", opaque, 1144),
+        ("a request", request, 3936),
         ("a connection that is made", dial, 192),
     ]);
 }

@@ -11,11 +11,14 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::affinity::Caller;
-use super::balance::{Balancer, Member, Pick};
+use super::balance::{Balancer, EndpointLimit, Member, Pick};
+use super::breaker::{Breaker, Breakers};
 use super::budget::Budgets;
 use crate::dns::{Known, Resolver};
-use crate::model::{Backend, Endpoint, Endpoints, Service, ServiceName, Target};
+use crate::model::{AttemptRules, Backend, Endpoint, Endpoints, Service, ServiceName, Target};
+use crate::telemetry::metrics::AtLimit;
 use crate::telemetry::{ServiceMetrics, Telemetry};
+use crate::usage::Registry;
 
 /// A DNS name that was not used for so long makes room for others.
 const NAME_IDLE: Duration = Duration::from_secs(60);
@@ -30,6 +33,7 @@ pub struct WorkerTarget {
     caller: Caller,
     resolver: Resolver,
     telemetry: Telemetry,
+    counts: Arc<Registry>,
 }
 
 /// One state of a Service. A request keeps the one that it began with.
@@ -44,6 +48,8 @@ pub struct Snapshot {
 pub struct WorkerBackend {
     backend: Arc<Backend>,
     balancer: Rc<RefCell<Balancer>>,
+    /// What is limited at it.
+    breakers: Rc<Breakers>,
     /// Addresses of a DNS name, as they come.
     names: Option<Rc<Names>>,
 }
@@ -65,6 +71,7 @@ impl WorkerTarget {
         caller: Caller,
         resolver: Resolver,
         telemetry: Telemetry,
+        counts: Arc<Registry>,
         now: Instant,
     ) -> Self {
         let target = Self {
@@ -75,6 +82,7 @@ impl WorkerTarget {
             caller,
             resolver,
             telemetry,
+            counts,
         };
         target.refresh(now);
         target
@@ -104,6 +112,7 @@ impl WorkerTarget {
                     .iter()
                     .for_each(|m| m.pool.sweep(now));
                 backend.names.iter().for_each(|names| names.sweep(now));
+                backend.breakers.look(backend.name(), now);
             }
         }
     }
@@ -122,7 +131,7 @@ impl WorkerTarget {
             return;
         };
         let old = self.snapshot.borrow_mut().take();
-        let backends: Vec<_> = service
+        let mut backends: Vec<_> = service
             .backends
             .iter()
             .map(|backend| {
@@ -142,9 +151,11 @@ impl WorkerTarget {
             .borrow_mut()
             .keep(rules.map(|rules| &rules.attempt.retry.budget));
         let metrics = self.telemetry.metrics().service(Some(&service.name));
-        for WorkerBackend { balancer, .. } in &backends {
-            let balancer = balancer.borrow();
+        for backend in &mut backends {
+            backend.breakers = Rc::new(Breakers::new(&self.counts, service, backend.name()));
+            let balancer = backend.balancer.borrow();
             balancer.count_at(&metrics);
+            balancer.count_in(&self.counts, &service.name, backend.name());
             balancer.keep(|name| service.routes.iter().any(|route| &*route.name == name));
         }
         *self.snapshot.borrow_mut() = Some(Rc::new(Snapshot {
@@ -179,17 +190,34 @@ impl WorkerBackend {
         &self.backend.name
     }
 
+    /// What requests with these rules are limited by.
+    pub fn breaker<'a>(&'a self, rules: &'a AttemptRules, metrics: &'a ServiceMetrics) -> Option<Breaker<'a>> {
+        self.breakers.of(rules.limits.as_ref()?, self.name(), metrics)
+    }
+
     /// An endpoint for the next attempt. A name that has not been resolved yet is waited for, at most for `limit`.
     ///
     /// # Errors
-    /// [`Reason::NoEndpoints`].
-    pub async fn pick(&self, mut pick: Pick<'_>, limit: Duration) -> Result<Rc<Member>, ProxyError> {
+    /// [`Reason::NoEndpoints`]; [`Reason::Overloaded`] where each of them has as much as it may have, as `breaker` says.
+    pub async fn pick(
+        &self,
+        mut pick: Pick<'_>,
+        breaker: Option<&Breaker<'_>>,
+        limit: Duration,
+    ) -> Result<Rc<Member>, ProxyError> {
         let mut known = Ok(());
         if let Some(names) = &self.names {
             known = self.resolved(names, limit).await;
             pick.now = Instant::now();
         }
-        self.balancer.borrow().pick(&pick).ok_or_else(|| {
+        let balancer = self.balancer.borrow();
+        balancer.pick(&pick).ok_or_else(|| {
+            if let Some(breaker) = breaker.filter(|_| !balancer.members().is_empty()) {
+                return breaker.refuse(match pick.limit {
+                    Some(EndpointLimit::Connections(_)) => AtLimit::EndpointConnections,
+                    _ => AtLimit::EndpointRequests,
+                });
+            }
             let why = known.err().unwrap_or_else(|| match &self.backend.endpoints {
                 Endpoints::NoSuchPort(ports) => format!("the Service has no such port; its ports are {ports:?}"),
                 _ => "check its selector and the readiness of its pods".to_owned(),
@@ -238,6 +266,7 @@ impl WorkerBackend {
         Self {
             backend: Arc::clone(backend),
             balancer,
+            breakers: Rc::default(),
             names,
         }
     }

@@ -74,7 +74,14 @@ impl Named {
             pod_ips: Vec::new(),
         });
         Self {
-            target: WorkerTarget::new(updates, caller, resolver.clone(), telemetry, Instant::now()),
+            target: WorkerTarget::new(
+                updates,
+                caller,
+                resolver.clone(),
+                telemetry,
+                Arc::default(),
+                Instant::now(),
+            ),
             rng: RefCell::new(SmallRng::seed_from_u64(1)),
             _updates: sender,
         }
@@ -91,8 +98,9 @@ impl Named {
             rules: &NO_RULES,
             key: None,
             session: None,
+            limit: None,
         };
-        let picked = backend.pick(pick, limit);
+        let picked = backend.pick(pick, None, limit);
         timeout(LONG, picked)
             .await
             .expect("it waits for an answer that is known")

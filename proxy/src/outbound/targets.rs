@@ -103,7 +103,14 @@ mod tests {
             node: "".into(),
             pod_ips: Vec::new(),
         });
-        let target = WorkerTarget::new(updates, caller, resolver.clone(), telemetry.clone(), now);
+        let target = WorkerTarget::new(
+            updates,
+            caller,
+            resolver.clone(),
+            telemetry.clone(),
+            Arc::default(),
+            now,
+        );
         let target = Rc::new(target);
         targets.insert(key(n), Rc::clone(&target), now);
         target

@@ -89,6 +89,7 @@ pub(super) fn pick_by(
         rules,
         key,
         session: None,
+        limit: None,
     };
     balancer.pick(&pick).unwrap()
 }
@@ -109,6 +110,7 @@ pub(super) fn pick_keyed(
         rules,
         key,
         session: None,
+        limit: None,
     };
     balancer.pick(&pick).unwrap()
 }

@@ -3,6 +3,7 @@
 mod affinity;
 mod backends;
 mod balancing;
+mod breaker;
 mod controller;
 mod durations;
 mod endpoints;

@@ -39,6 +39,8 @@ struct Inner<C> {
     at_once: Cell<usize>,
     /// Who came first is first.
     waiting: RefCell<VecDeque<Waiting<C>>>,
+    /// Those that may not make one, behind all others: there are as many connections as there may be.
+    kept_out: RefCell<VecDeque<oneshot::Sender<C>>>,
     /// Whether a connection was given back or made since the last look.
     progress: Cell<bool>,
     /// Whether there is a task that looks at those who wait.
@@ -71,6 +73,7 @@ impl<C: 'static> Dials<C> {
             left: Cell::new(0),
             at_once: Cell::new(if mesh { AT_ONCE } else { usize::MAX }),
             waiting: RefCell::default(),
+            kept_out: RefCell::default(),
             progress: Cell::new(false),
             watched: Cell::new(false),
         }))
@@ -91,19 +94,46 @@ impl<C: 'static> Dials<C> {
         mine.await.unwrap_or_else(|_| Turn::Connect(Dial::new(&self.0)))
     }
 
+    /// Waits for a connection that another request gives back.
+    pub(super) async fn given(&self) -> C {
+        let (turn, mine) = oneshot::channel();
+        self.0.kept_out.borrow_mut().push_back(turn);
+        match mine.await {
+            Ok(connection) => connection,
+            // Who is forgotten, which does not happen.
+            Err(_) => pending().await,
+        }
+    }
+
+    /// How many wait for one that is given back, and may not make one.
+    pub(super) fn kept_out(&self) -> usize {
+        self.0
+            .kept_out
+            .borrow()
+            .iter()
+            .filter(|first| !first.is_closed())
+            .count()
+    }
+
     /// Hands a connection to the request that has waited longest.
     ///
     /// # Errors
     /// The connection: no request waits.
     pub(super) fn give(&self, connection: C) -> Result<(), C> {
         self.0.progress.set(true);
-        match self.0.first() {
-            Some(first) => {
-                first.tell(Turn::Reuse(connection));
-                Ok(())
-            }
-            None => Err(connection),
+        if let Some(first) = self.0.first() {
+            first.tell(Turn::Reuse(connection));
+            return Ok(());
         }
+        let mut kept_out = self.0.kept_out.borrow_mut();
+        let mut mine = connection;
+        while let Some(first) = kept_out.pop_front() {
+            match first.send(mine) {
+                Ok(()) => return Ok(()),
+                Err(back) => mine = back,
+            }
+        }
+        Err(mine)
     }
 }
 

@@ -30,6 +30,7 @@ use crate::cause::{classify_before_settings, describe, unanswered};
 use crate::error::{ProxyError, Reason};
 use crate::executor::LocalExecutor;
 use crate::limits::{CONNECTION_WINDOW, MAX_HEADER_BYTES, STREAM_WINDOW};
+use crate::net::count::Held;
 use crate::net::{HttpVersion, Stream, Term, writes_to_inner};
 
 /// Connections to one peer; beyond, requests wait for a stream to end.
@@ -96,16 +97,29 @@ impl Multiplex {
     /// What `dialer` says; [`Reason::ConnectTimeout`] and others when the peer sends no SETTINGS.
     pub(super) async fn slot(&self, dialer: &impl Dialer) -> Result<(Slot, bool), ProxyError> {
         let generation = dialer.generation();
-        let mut was_there = true;
+        let (mut was_there, mut waits, mut held) = (true, None, None);
         loop {
             if let Some(slot) = self.0.free(generation) {
                 return Ok((slot, was_there));
             }
+            if waits.is_none() {
+                waits = Some(dialer.wait()?);
+            }
             let mut dialled = match self.0.under_way(generation) {
                 Some(dialled) => dialled,
                 None if self.0.takes_another() => {
+                    let Some(held) = held.take().or_else(|| Held::take_behind(dialer.connections()).ok()) else {
+                        // Boxed: few Services have limits (`outbound::sizes`).
+                        let place = Box::pin(Held::wait(dialer.connections(), || dialer.make_room()));
+                        tokio::select! {
+                            biased;
+                            place = place => held = Some(place),
+                            () = self.0.freed.notified() => {}
+                        }
+                        continue;
+                    };
                     was_there = false;
-                    Connections::dial(&self.0, dialer)
+                    Connections::dial(&self.0, dialer, held)
                 }
                 None => {
                     self.0.freed.notified().await;
@@ -137,6 +151,21 @@ impl Multiplex {
         }
     }
 
+    /// Closes one without a stream. `false`: there is none.
+    pub(super) fn close_idle(&self) -> bool {
+        let mut connections = self.0.made.borrow_mut();
+        let idle = connections.iter().position(|c| c.open.get() == 0);
+        idle.map(|idle| connections.remove(idle)).is_some()
+    }
+
+    /// One of them takes no more requests, so that its place is free when its streams have ended: who waits for a place to call another peer
+    /// would wait for ever where these have always something to do.
+    pub(super) fn leave_one(&self) {
+        if let Some(first) = self.0.made.borrow().first() {
+            first.leaving.set(true);
+        }
+    }
+
     /// Whether there is no connection.
     pub(super) fn is_empty(&self) -> bool {
         self.0.made.borrow().is_empty()
@@ -163,14 +192,14 @@ impl Connections {
         (*of >= generation).then(|| dialled.clone())
     }
 
-    fn dial(this: &Rc<Self>, dialer: &impl Dialer) -> Dialled {
+    fn dial(this: &Rc<Self>, dialer: &impl Dialer, held: Held) -> Dialled {
         let (generation, to, limit) = (dialer.generation(), dialer.address(), dialer.limit());
         let connecting = dialer.connect(HttpVersion::Http2);
         let (sender, receiver) = watch::channel(None);
         *this.dialled.borrow_mut() = Some((generation, receiver.clone()));
         let this = Rc::clone(this);
         tokio::task::spawn_local(async move {
-            let result = this.connect(generation, to, limit, connecting).await;
+            let result = this.connect(generation, to, limit, connecting, held).await;
             // One with newer credentials may have begun meanwhile.
             this.dialled.borrow_mut().take_if(|(of, _)| *of == generation);
             if result.is_ok() {
@@ -188,9 +217,10 @@ impl Connections {
         to: SocketAddr,
         limit: Duration,
         connecting: impl Future<Output = Result<Stream, ProxyError>>,
+        held: Held,
     ) -> Result<(), ProxyError> {
         let began = Instant::now();
-        let io = connecting.await?;
+        let io = connecting.await?.counted(held);
         let term = io.term();
         let heard = Rc::<Notify>::default();
         let stream = Heard {

@@ -7,6 +7,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::client::conn::http1;
@@ -20,6 +21,7 @@ use super::multiplex::{Multiplex, Slot};
 use crate::body::{Refused, RequestBody};
 use crate::error::{ProxyError, Reason};
 use crate::limits::{MAX_BUFFER, MAX_HEADER_BYTES};
+use crate::net::count::{Count, Held};
 use crate::net::{HttpVersion, Stream, Term};
 
 /// Idle HTTP/1 connections to one peer; a further one is closed. As many as come at once are kept for a while: to close and
@@ -31,6 +33,9 @@ const PLAIN_IDLE: Duration = Duration::from_secs(4);
 /// A peer sidecar does not close idle connections, and a handshake costs more than keeping one.
 const MESH_IDLE: Duration = Duration::from_secs(60);
 
+/// Requests to one peer that have a connection one after the other while requests to other peers wait for its place.
+const IN_A_ROW: usize = 8;
+
 /// See the module.
 pub struct Pool {
     /// Whether mutual TLS protects its connections.
@@ -40,6 +45,10 @@ pub struct Pool {
     http2: Multiplex,
     /// Of the newest request.
     generation: Cell<u64>,
+    /// What its connections are counted by: while others wait for a place, none is kept that is idle.
+    counts: RefCell<Vec<Arc<Count>>>,
+    /// Connections that were given from request to request while others waited for their places.
+    handed: Cell<usize>,
 }
 
 struct Idle {
@@ -101,6 +110,9 @@ impl Lease {
             && !idling.sender.is_closed()
         {
             let pool = Rc::clone(&idling.pool);
+            if pool.gives_way() {
+                return;
+            }
             if let Err(idling) = pool.dials.give(idling) {
                 pool.keep(idling);
             }
@@ -117,6 +129,8 @@ impl Pool {
             dials: Dials::new(mesh),
             http2: Multiplex::default(),
             generation: Cell::new(0),
+            counts: RefCell::default(),
+            handed: Cell::new(0),
         }
     }
 
@@ -126,6 +140,10 @@ impl Pool {
     /// What `dialer` says; [`Reason::ConnectTimeout`] and others when a peer that is to speak HTTP/2 sends no SETTINGS.
     pub async fn checkout(self: &Rc<Self>, version: HttpVersion, dialer: &impl Dialer) -> Result<Checkout, ProxyError> {
         self.generation.set(dialer.generation());
+        let counted = dialer.connections();
+        if counted.len() != self.counts.borrow().len() {
+            *self.counts.borrow_mut() = counted.iter().map(|bound| Arc::clone(&bound.count)).collect();
+        }
         match version {
             HttpVersion::Http1 => self.http1(dialer).await,
             HttpVersion::Http2 => {
@@ -141,13 +159,28 @@ impl Pool {
     /// The one that was used last first.
     async fn http1(self: &Rc<Self>, dialer: &impl Dialer) -> Result<Checkout, ProxyError> {
         let generation = dialer.generation();
+        let mut waits = None;
         loop {
             let idling = match self.pop(generation) {
                 Some(idling) => idling,
-                None => match self.dials.turn().await {
-                    Turn::Reuse(idling) => idling,
-                    Turn::Connect(dial) => return self.dial(dialer, dial).await,
-                },
+                None => {
+                    if waits.is_none() {
+                        waits = Some(dialer.wait()?);
+                    }
+                    let place = if dialer.connections().is_empty() {
+                        Ok(Held::default())
+                    } else {
+                        // Boxed: few Services have limits (`outbound::sizes`).
+                        Box::pin(self.place_or_idling(dialer)).await
+                    };
+                    match place {
+                        Ok(held) => match self.dials.turn().await {
+                            Turn::Reuse(idling) => idling,
+                            Turn::Connect(dial) => return self.dial(dialer, dial, held).await,
+                        },
+                        Err(idling) => idling,
+                    }
+                }
             };
             if idling.generation == generation
                 && idling.term.is_good()
@@ -158,15 +191,32 @@ impl Pool {
         }
     }
 
+    /// The right to one more connection of those that are counted.
+    ///
+    /// # Errors
+    /// Another request has given one back meanwhile.
+    async fn place_or_idling(&self, dialer: &impl Dialer) -> Result<Held, Idling> {
+        tokio::select! {
+            biased;
+            held = Held::wait(dialer.connections(), || dialer.make_room()) => Ok(held),
+            idling = self.dials.given() => Err(idling),
+        }
+    }
+
     /// A connection that a task of its own makes. If the request has gone by then, another has it, or the next.
-    async fn dial(self: &Rc<Self>, dialer: &impl Dialer, dial: Dial<Idling>) -> Result<Checkout, ProxyError> {
+    async fn dial(
+        self: &Rc<Self>,
+        dialer: &impl Dialer,
+        dial: Dial<Idling>,
+        held: Held,
+    ) -> Result<Checkout, ProxyError> {
         let connecting = dialer.connect(HttpVersion::Http1);
         let (generation, pool) = (dialer.generation(), Rc::clone(self));
         let (mut made, mine) = oneshot::channel();
         tokio::task::spawn_local(async move {
             let connected = tokio::select! {
                 biased;
-                connected = pool.connect(generation, connecting) => connected,
+                connected = pool.connect(generation, connecting, held) => connected,
                 () = dial.given_up(made.closed()) => return,
             };
             if let Err(Ok(idling)) = made.send(connected) {
@@ -186,8 +236,9 @@ impl Pool {
         self: &Rc<Self>,
         generation: u64,
         connecting: impl Future<Output = Result<Stream, ProxyError>>,
+        held: Held,
     ) -> Result<Idling, ProxyError> {
-        let stream = connecting.await?;
+        let stream = connecting.await?.counted(held);
         let term = stream.term();
         let (sender, connection) = http1::Builder::new()
             .preserve_header_case(true)
@@ -216,7 +267,8 @@ impl Pool {
     /// Closes what was idle for too long, and forgets what is closed. Called by the worker's one timer.
     pub fn sweep(&self, now: Instant) {
         let limit = if self.mesh { MESH_IDLE } else { PLAIN_IDLE };
-        let expired = |since: Instant| now.saturating_duration_since(since) >= limit;
+        let wanted = self.is_wanted();
+        let expired = |since: Instant| wanted || now.saturating_duration_since(since) >= limit;
         let mut idle = self.http1.borrow_mut();
         let generation = self.generation.get();
         idle.retain(|i| !i.sender.is_closed() && i.generation == generation && i.term.is_good() && !expired(i.since));
@@ -224,6 +276,38 @@ impl Pool {
             *idle = Vec::new();
         }
         self.http2.sweep(expired);
+        if wanted {
+            self.http2.leave_one();
+        }
+    }
+
+    /// Closes one that is idle. `false`: there is none.
+    pub fn close_idle(&self) -> bool {
+        // The one that was used last is the likeliest to be used again.
+        let mut idle = self.http1.borrow_mut();
+        if idle.is_empty() {
+            return self.http2.close_idle();
+        }
+        idle.remove(0);
+        true
+    }
+
+    /// Whether the place of a connection that is given back goes to who waits for one to another peer, though others wait for it here: they
+    /// had [`IN_A_ROW`] of them.
+    fn gives_way(&self) -> bool {
+        let here = self.dials.kept_out();
+        let counts = self.counts.borrow();
+        if here == 0 || counts.iter().all(|count| count.wanted() <= here) {
+            return false;
+        }
+        let handed = (self.handed.get() + 1) % IN_A_ROW;
+        self.handed.set(handed);
+        handed == 0
+    }
+
+    /// Whether a place is waited for that an idle connection has.
+    fn is_wanted(&self) -> bool {
+        self.counts.borrow().iter().any(|count| count.wanted() > 0)
     }
 
     /// Whether it holds no connection.
@@ -248,6 +332,9 @@ impl Pool {
     }
 
     fn keep(&self, idling: Idling) {
+        if self.is_wanted() {
+            return;
+        }
         let mut idle = self.http1.borrow_mut();
         if idle.len() < MAX_IDLE {
             idle.push(Idle {
@@ -288,3 +375,7 @@ fn handshake_failed(error: &hyper::Error) -> ProxyError {
 #[cfg(test)]
 #[path = "pool_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "pool_bounds_tests.rs"]
+mod bounds_tests;

@@ -36,6 +36,7 @@ pub(crate) use writes_to_inner;
 
 mod buffer;
 pub mod copy;
+pub mod count;
 pub mod detect;
 mod linger;
 pub mod listen;

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::count::Held;
 use super::{Prefixed, ReadAhead, Term, Termed};
 
 /// A connection as it comes from the system.
@@ -30,6 +31,15 @@ pub enum Stream {
     Connected(Box<Termed<tokio_rustls::client::TlsStream<ReadAhead<Io>>>>),
     /// One of the others, of which some bytes were read ahead inside of TLS.
     Peeked(Box<Prefixed<Stream>>),
+    /// One of the others, which is counted.
+    Counted(Box<Counted>),
+}
+
+/// A connection with the places that it takes as long as it is open, whatever it becomes.
+#[derive(Debug)]
+pub struct Counted {
+    io: Stream,
+    _held: Held,
 }
 
 impl Io {
@@ -67,6 +77,14 @@ impl From<Io> for Stream {
 }
 
 impl Stream {
+    /// The same, which takes these places.
+    pub fn counted(self, held: Held) -> Self {
+        if held.is_empty() {
+            return self;
+        }
+        Self::Counted(Box::new(Counted { io: self, _held: held }))
+    }
+
     /// When it is dropped, the other end sees a reset instead of an end: so that it is not taken for a complete stream.
     pub fn reset_on_close(&self) {
         let io = match self {
@@ -74,6 +92,7 @@ impl Stream {
             Stream::Accepted(tls) => tls.get_ref().get_ref().0.get_ref().get_ref(),
             Stream::Connected(tls) => tls.get_ref().get_ref().0.get_ref(),
             Stream::Peeked(io) => return io.get_ref().reset_on_close(),
+            Stream::Counted(io) => return io.io.reset_on_close(),
         };
         if let Io::Tcp(tcp) = io {
             // Best effort: a socket that is closed already cannot be reset.
@@ -87,6 +106,7 @@ impl Stream {
             Stream::Plain(_) => false,
             Stream::Accepted(_) | Stream::Connected(_) => true,
             Stream::Peeked(io) => io.get_ref().is_mesh(),
+            Stream::Counted(io) => io.io.is_mesh(),
         }
     }
 
@@ -97,6 +117,7 @@ impl Stream {
             Stream::Accepted(tls) => tls.term().clone(),
             Stream::Connected(tls) => tls.term().clone(),
             Stream::Peeked(io) => io.get_ref().term(),
+            Stream::Counted(io) => io.io.term(),
         }
     }
 }
@@ -148,4 +169,18 @@ macro_rules! delegate {
 }
 
 delegate!(Io(Tcp, Pipe));
-delegate!(Stream(Plain, Accepted, Connected, Peeked));
+delegate!(Stream(Plain, Accepted, Connected, Peeked, Counted));
+
+impl AsyncRead for Counted {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Counted {
+    writes_to_inner!();
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+}

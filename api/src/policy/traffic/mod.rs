@@ -4,6 +4,7 @@
 mod ejection;
 mod fallback;
 mod faults;
+mod limits;
 mod load_balancer;
 mod retry;
 mod sessions;
@@ -31,6 +32,7 @@ pub use faults::{
     ABORT_GRPC_STATUSES, ABORT_STATUSES, FAULT_DELAY, FaultAbortSpec, FaultDelaySpec, FaultHeaderSpec, FaultMatchSpec,
     FaultSpec, MAX_FAULTS,
 };
+pub use limits::{CallLimitsSpec, MOST_AT_A_TIME, PerEndpointSpec};
 pub use load_balancer::{
     BOUNDED_LOAD, ConsistentHashSpec, DEFAULT_BOUNDED_LOAD, HashKeySpec, HashKeyType, LoadBalancerSpec,
     LoadBalancerType, MAX_HASH_KEYS, PENALTY, PenaltySpec, SLOW_START, SlowStartSpec, ZoneMode,
@@ -42,8 +44,8 @@ pub use retry::{
 pub use sessions::{CookieConfigSpec, CookieLifetime, SESSION_TIMEOUT, SessionPersistenceSpec, SessionPersistenceType};
 pub use timeouts::TimeoutSpec;
 
-/// How a Service is called: retries, their budget, timeouts, which endpoint a request goes to, and when endpoints
-/// are left out. Fields that are left out keep the outer policy's value,
+/// How a Service is called: retries, their budget, timeouts, which endpoint a request goes to, when endpoints
+/// are left out, and how much is asked of it at a time. Fields that are left out keep the outer policy's value,
 /// and then the safe default.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[cfg_attr(feature = "kube", derive(kube::CustomResource))]
@@ -68,6 +70,9 @@ pub use timeouts::TimeoutSpec;
 }, {
     "rule": "!(has(self.retryConstraint) && has(self.retry) && has(self.retry.budget))",
     "message": "retry.budget is the older form of retryConstraint: give one of them"
+}, {
+    "rule": "!has(self.limits) || !(has(self.limits.maxConnections) || has(self.limits.maxPendingRequests) || has(self.limits.perEndpoint)) || !has(self.targetRefs) || self.targetRefs.all(t, t.kind != 'HTTPRoute' && t.kind != 'GRPCRoute')",
+    "message": "limits of a route: it has maxRequests alone, since connections are shared by the routes of a Service"
 }]))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficPolicySpec {
@@ -103,6 +108,9 @@ pub struct TrafficPolicySpec {
     /// Keeps the requests of a session at one endpoint (Gateway API, GEP-1619). Its fields count as one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_persistence: Option<SessionPersistenceSpec>,
+    /// How much one sidecar asks for at a time; what is beyond is answered 503 at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<CallLimitsSpec>,
 }
 
 impl TrafficPolicySpec {
@@ -129,6 +137,10 @@ impl TrafficPolicySpec {
         policy.fallback = self.fallback.as_ref().map(|fallback| fallback.to_proto(&mut errors));
         let sessions = self.session_persistence.as_ref();
         policy.session_persistence = sessions.map(|said| said.to_proto("sessionPersistence", &mut errors));
+        if let Some(limits) = &self.limits {
+            let of_route = self.target_refs.iter().any(TargetRef::is_route);
+            policy.limits = Some(limits.to_proto(of_route, &mut errors));
+        }
         if errors.is_empty() { Ok(policy) } else { Err(errors) }
     }
 }
@@ -153,6 +165,7 @@ impl discovery::Policy {
             session_persistence: { self.session_persistence.as_ref() }
                 .or(outer.session_persistence.as_ref())
                 .cloned(),
+            limits: limits::over(self.limits.as_ref(), outer.limits.as_ref()),
         }
     }
 }
@@ -186,9 +199,11 @@ pub fn needs(policy: &discovery::Policy) -> Vec<(Feature, &'static str)> {
     let retry = policy.retry.iter().filter_map(discovery::Retry::needs);
     let ejection = policy.ejection.iter().map(|_| (Feature::Ejection, "ejection"));
     let load_balancer = policy.load_balancer.iter().flat_map(load_balancer::needs);
+    let limits = policy.limits.iter().map(|_| (Feature::CircuitBreaker, "limits"));
     retry
         .chain(load_balancer)
         .chain(ejection)
+        .chain(limits)
         .chain(timeouts::needs(policy))
         .chain(faults::needs(policy))
         .chain(fallback::needs(policy))

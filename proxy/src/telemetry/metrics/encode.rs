@@ -13,7 +13,8 @@ use prometheus_client::registry::Registry;
 use super::super::request::Direction;
 use super::policies::PolicyCounters;
 use super::{
-    Asked, Ejected, Ended, FaultKind, Handshake, LimitDecision, Metrics, NotMirrored, Refused, ServiceMetrics, process,
+    Asked, AtLimit, Ejected, Ended, FaultKind, Handshake, LimitDecision, Metrics, NotMirrored, Refused, ServiceMetrics,
+    process,
 };
 
 const DIRECTIONS: [Direction; 2] = [Direction::Outbound, Direction::Inbound];
@@ -55,6 +56,7 @@ impl Collector for Scrape {
         to.mirrors(&services)?;
         to.ejections(&services)?;
         to.faults(&services)?;
+        to.call_limits(&services)?;
         to.connections(metrics)?;
         to.own(metrics)?;
         to.process()
@@ -243,6 +245,14 @@ impl Families<'_> {
             "outrigger_fallbacks",
             "Requests that were answered in place of a failure; they are counted as what the client saw.",
             fallbacks.filter(|(_, count)| *count > 0).collect(),
+        )
+    }
+
+    fn call_limits(&mut self, services: &[Arc<ServiceMetrics>]) -> fmt::Result {
+        self.counters(
+            "outrigger_call_limit_refusals",
+            "Requests and connections of this pod that were refused because of a limit of a TrafficPolicy.",
+            by("limit", services, AtLimit::NAMES, |of| &of.at_limit),
         )
     }
 

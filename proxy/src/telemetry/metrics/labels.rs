@@ -105,3 +105,29 @@ impl Ejected {
     /// The label's values, in the order of the enum.
     pub(super) const NAMES: [&str; 3] = ["unreachable", "failing", "too-many"];
 }
+
+/// Which limit of a TrafficPolicy leaves no place for something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtLimit {
+    Requests,
+    Pending,
+    Connections,
+    EndpointRequests,
+    EndpointConnections,
+}
+
+impl AtLimit {
+    /// The label's values, in the order of the enum: the fields of `limits`.
+    pub(super) const NAMES: [&str; 5] = [
+        "maxRequests",
+        "maxPendingRequests",
+        "maxConnections",
+        "perEndpoint.maxRequests",
+        "perEndpoint.maxConnections",
+    ];
+
+    /// Its field of `limits`.
+    pub fn field(self) -> &'static str {
+        Self::NAMES[self as usize]
+    }
+}

@@ -37,7 +37,7 @@ use super::request::{AttemptEnd, Direction, RequestEnd, Status};
 use super::tunnel::TunnelEnds;
 use super::{AccessDecision, FaultKind, FaultNote, LimitDecision};
 use callers::Callers;
-pub use labels::{Ejected, Ended, Handshake, NotMirrored, Refused};
+pub use labels::{AtLimit, Ejected, Ended, Handshake, NotMirrored, Refused};
 use policies::PolicyCounters;
 use series::{SeriesKey, SeriesSet};
 use stores::StoreMetrics;
@@ -331,6 +331,7 @@ pub struct ServiceMetrics {
     ejected: [AtomicU64; Ejected::NAMES.len()],
     faults: [AtomicU64; FaultKind::NAMES.len()],
     fallbacks: AtomicU64,
+    at_limit: [AtomicU64; AtLimit::NAMES.len()],
     /// Connections that are carried as bytes, and what they have sent and received.
     tunnels: AtomicU64,
     tunnel_bytes: [AtomicU64; 2],
@@ -375,6 +376,7 @@ impl ServiceMetrics {
             ejected: Default::default(),
             faults: Default::default(),
             fallbacks: AtomicU64::new(0),
+            at_limit: Default::default(),
             tunnels: AtomicU64::new(0),
             tunnel_bytes: Default::default(),
         }
@@ -414,6 +416,11 @@ impl ServiceMetrics {
     /// A request was answered in place of a failure.
     pub fn fallback(&self) {
         self.fallbacks.fetch_add(1, Relaxed);
+    }
+
+    /// A limit of a policy leaves no place for a request or a connection, which is refused.
+    pub fn at_limit(&self, what: AtLimit) {
+        self.at_limit[what as usize].fetch_add(1, Relaxed);
     }
 
     fn request_ended(&self, end: &RequestEnd<'_>) {

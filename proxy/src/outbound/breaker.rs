@@ -1,0 +1,243 @@
+//! How much this sidecar asks of a backend at a time, where a policy limits it (`limits`).
+//!
+//! What it protects: a backend from more requests and connections than it can carry, and the app from requests that pile up behind one that does
+//! not answer. What is beyond a limit is answered at once, and never tried again: another attempt would be one more of what there is too much of.
+//! Nobody is ejected for it.
+//!
+//! What it does not protect from: other callers. Each sidecar counts its own requests, so a backend has at most the limit times the pods that call it.
+//!
+//! **Requests** are counted from before their first attempt to the last byte of their response, and so is each attempt for its endpoint; another
+//! endpoint is asked in the place of one that has enough. **Connections** are counted as long as they are open. Who needs one more waits, of which
+//! there may be so many **pending** requests: until one is given back, or closed; an idle one is closed for it. A connection of bytes does not
+//! wait, since others may last for days.
+
+use std::sync::Arc;
+
+use http::header::RETRY_AFTER;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use outrigger_proxy_transport::error::{ProxyError, Reason};
+use outrigger_proxy_transport::grpc::GRPC_PUSHBACK;
+use outrigger_proxy_transport::net::count::{Bound, Count, Held, Place};
+use tokio::time::Instant;
+
+use super::balance::Member;
+use crate::model::{CallLimits, Service, ServiceName};
+use crate::telemetry::ServiceMetrics;
+use crate::telemetry::metrics::AtLimit;
+use crate::usage::{Key, Part, Registry, Usage};
+
+/// When a client may try again, as it is answered: in seconds, and for gRPC in milliseconds (gRFC A6).
+const AGAIN: [(HeaderName, HeaderValue); 2] = [
+    (RETRY_AFTER, HeaderValue::from_static("1")),
+    (GRPC_PUSHBACK, HeaderValue::from_static("1000")),
+];
+
+/// Says when a client may try again whose request was refused.
+pub fn say_when(refused: &mut HeaderMap, grpc: bool) {
+    let [http, of_grpc] = AGAIN;
+    let (name, value) = if grpc { of_grpc } else { http };
+    refused.insert(name, value);
+}
+
+/// The counts of one backend of a Service, as far as policies limit something.
+#[derive(Default)]
+pub struct Breakers {
+    /// Those that are counted together first, and then those of routes.
+    counts: Vec<(Option<Arc<str>>, Arc<Usage>)>,
+}
+
+/// What one request is limited by at its backend.
+pub struct Breaker<'a> {
+    pub limits: &'a CallLimits,
+    /// Of all requests of the Service,
+    all: &'a Usage,
+    /// and of those that are counted together with this one.
+    own: &'a Usage,
+    pub backend: &'a ServiceName,
+    pub metrics: &'a ServiceMetrics,
+}
+
+/// What the connections to one endpoint are limited by.
+pub struct Bounds<'a> {
+    connections: Vec<Bound>,
+    pending: Option<Bound>,
+    breaker: &'a Breaker<'a>,
+    member: &'a Member,
+}
+
+impl Breakers {
+    /// Those of a backend, whatever its Service and the routes limit.
+    pub fn new(registry: &Registry, service: &Service, backend: &ServiceName) -> Self {
+        let of_routes = service.routes.iter().map(|route| &route.rules);
+        let rules = of_routes.chain([&*service.rules]);
+        let limits = rules.filter_map(|rules| rules.attempt.limits.as_deref());
+        let mut parts: Vec<_> = limits.map(|limits| limits.counters.clone()).collect();
+        if parts.is_empty() {
+            return Self::default();
+        }
+        parts.push(None);
+        parts.sort_unstable();
+        parts.dedup();
+        let counts = parts.into_iter().map(|route| {
+            let key = Key {
+                service: service.name.clone(),
+                backend: backend.clone(),
+                part: route.clone().map_or(Part::All, Part::Route),
+            };
+            (route, registry.of(key))
+        });
+        Self {
+            counts: counts.collect(),
+        }
+    }
+
+    /// What requests with these limits are limited by.
+    pub fn of<'a>(
+        &'a self,
+        limits: &'a CallLimits,
+        backend: &'a ServiceName,
+        metrics: &'a ServiceMetrics,
+    ) -> Option<Breaker<'a>> {
+        let own = self.counts.iter().find(|(route, _)| *route == limits.counters);
+        Some(Breaker {
+            limits,
+            all: &self.counts.first()?.1,
+            own: &own?.1,
+            backend,
+            metrics,
+        })
+    }
+
+    /// Says which storms are over.
+    pub fn look(&self, backend: &ServiceName, now: Instant) {
+        for (route, counts) in &self.counts {
+            if let Some(refused) = counts.storm.is_over(now) {
+                tracing::info!(%backend, route = route.as_deref(), refused, "nothing is over a limit any more");
+            }
+        }
+    }
+}
+
+impl<'a> Breaker<'a> {
+    /// One more request. `None`: there is no limit.
+    ///
+    /// # Errors
+    /// [`Reason::Overloaded`].
+    pub fn request(&self) -> Result<Option<Place>, ProxyError> {
+        let Some(most) = self.limits.requests else {
+            return Ok(None);
+        };
+        let requests = bound(&self.own.requests, most);
+        requests.take().map(Some).ok_or_else(|| self.refuse(AtLimit::Requests))
+    }
+
+    /// One more request for an endpoint. `Ok(None)`: there is no limit.
+    ///
+    /// # Errors
+    /// It has as many as it may have.
+    pub fn of_endpoint(&self, member: &Member) -> Result<Option<Place>, AtLimit> {
+        let Some(most) = self.limits.endpoint_requests else {
+            return Ok(None);
+        };
+        bound(&member.usage().requests, most)
+            .take()
+            .map(Some)
+            .ok_or(AtLimit::EndpointRequests)
+    }
+
+    /// What a connection to an endpoint is limited by.
+    pub fn bounds(&'a self, member: &'a Member) -> Bounds<'a> {
+        let all = self.limits.connections.map(|most| bound(&self.all.connections, most));
+        let endpoint = self.limits.endpoint_connections;
+        let endpoint = endpoint.map(|most| bound(&member.usage().connections, most));
+        Bounds {
+            connections: all.into_iter().chain(endpoint).collect(),
+            pending: self.limits.pending.map(|most| bound(&self.all.pending, most)),
+            breaker: self,
+            member,
+        }
+    }
+
+    /// One more connection of bytes to an endpoint, for which an idle one is closed.
+    ///
+    /// # Errors
+    /// Which limit leaves no place.
+    pub fn connection(&'a self, member: &'a Member) -> Result<Held, AtLimit> {
+        let bounds = self.bounds(member);
+        let held = Held::take(&bounds.connections).or_else(|_| {
+            bounds.make_room();
+            Held::take(&bounds.connections)
+        });
+        held.map_err(|full| match full {
+            0 if self.limits.connections.is_some() => AtLimit::Connections,
+            _ => AtLimit::EndpointConnections,
+        })
+    }
+
+    /// What is asked for is too much.
+    pub fn refuse(&self, what: AtLimit) -> ProxyError {
+        self.metrics.at_limit(what);
+        let (backend, route) = (self.backend, self.limits.counters.as_deref());
+        let route = route.filter(|_| matches!(what, AtLimit::Requests));
+        if self.own.storm.refused(Instant::now()) {
+            let limit = what.field();
+            tracing::warn!(%backend, route, limit, "a limit is reached, and what is beyond it is refused; see limits of its TrafficPolicy");
+        }
+        let most = match what {
+            AtLimit::Requests => self.limits.requests,
+            AtLimit::Pending => self.limits.pending,
+            AtLimit::Connections => self.limits.connections,
+            AtLimit::EndpointRequests => self.limits.endpoint_requests,
+            AtLimit::EndpointConnections => self.limits.endpoint_connections,
+        };
+        let (field, most) = (what.field(), most.unwrap_or_default());
+        ProxyError::new(
+            Reason::Overloaded,
+            format!("this pod asks {backend} for as much as its TrafficPolicy allows: limits.{field} is {most}"),
+        )
+    }
+}
+
+impl Bounds<'_> {
+    /// See [`Dialer::connections`](outrigger_proxy_transport::client::Dialer::connections).
+    pub fn connections(&self) -> &[Bound] {
+        &self.connections
+    }
+
+    /// See [`Dialer::wait`](outrigger_proxy_transport::client::Dialer::wait).
+    ///
+    /// # Errors
+    /// [`Reason::Overloaded`].
+    pub fn wait(&self) -> Result<Option<Place>, ProxyError> {
+        let Some(pending) = &self.pending else {
+            return Ok(None);
+        };
+        pending
+            .take()
+            .map(Some)
+            .ok_or_else(|| self.breaker.refuse(AtLimit::Pending))
+    }
+
+    /// See [`Dialer::make_room`](outrigger_proxy_transport::client::Dialer::make_room).
+    pub fn make_room(&self) {
+        let limits = self.breaker.limits;
+        // Where only this endpoint has too many, one of another is of no use.
+        let all_full = limits
+            .connections
+            .is_some_and(|most| self.breaker.all.connections.taken() >= most);
+        if all_full {
+            self.member.close_one_idle();
+        }
+    }
+}
+
+fn bound(count: &Arc<Count>, most: usize) -> Bound {
+    Bound {
+        count: Arc::clone(count),
+        most,
+    }
+}
+
+#[cfg(test)]
+#[path = "breaker_tests.rs"]
+mod tests;

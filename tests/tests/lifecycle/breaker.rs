@@ -1,0 +1,317 @@
+//! How much a sidecar asks of a backend at a time, in every version of HTTP, in gRPC and of connections of bytes.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use http::{HeaderValue, Method};
+use outrigger_proxy::app::RunningProxy;
+use outrigger_tests::mesh::{App, Authority, Http, Seen, Sidecar, id, metric, request, status, until};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// Apps that answer when they are let, and a caller of them.
+struct Scene {
+    web: RunningProxy,
+    /// Requests that each app has in hand.
+    in_hand: Vec<Arc<AtomicUsize>>,
+    go: Arc<Notify>,
+    kind: &'static str,
+    _orders: Vec<RunningProxy>,
+    _apps: Vec<App>,
+    _authority: Authority,
+}
+
+impl Scene {
+    /// `kind`: "http1", "http2" or "grpc".
+    async fn new(kind: &'static str, apps: usize, policy: &str) -> Self {
+        let authority = Authority::start(&["web", "orders"], DAY).await;
+        let go = Arc::<Notify>::default();
+        let (mut in_hand, mut orders, mut endpoints, mut all) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..apps {
+            let count = Arc::<AtomicUsize>::default();
+            let app = App::start({
+                let (count, go) = (Arc::clone(&count), Arc::clone(&go));
+                move |_| {
+                    let (count, go) = (Arc::clone(&count), Arc::clone(&go));
+                    async move {
+                        count.fetch_add(1, SeqCst);
+                        go.notified().await;
+                        count.fetch_sub(1, SeqCst);
+                        let mut response = status(200);
+                        if kind == "grpc" {
+                            let headers = response.headers_mut();
+                            headers.insert("content-type", HeaderValue::from_static("application/grpc"));
+                            headers.insert("grpc-status", HeaderValue::from_static("0"));
+                        }
+                        response
+                    }
+                }
+            });
+            let app = app.await;
+            let sidecar = Sidecar::new("orders").protects(app.address).start(&authority).await;
+            endpoints.push((sidecar.inbound[0], Some(id("orders"))));
+            in_hand.push(count);
+            orders.push(sidecar);
+            all.push(app);
+        }
+        let protocol = if kind == "http1" { "http1" } else { "http2" };
+        let web = Sidecar::new("web").calls("orders", protocol, &endpoints, policy);
+        // A limit is one of all workers together.
+        let web = web.with("workers: 2").start(&authority).await;
+        Self {
+            web,
+            in_hand,
+            go,
+            kind,
+            _orders: orders,
+            _apps: all,
+            _authority: authority,
+        }
+    }
+
+    /// On a connection of its own.
+    fn ask(&self) -> JoinHandle<Seen> {
+        let (kind, to) = (self.kind, self.web.outbound[0]);
+        let client = if kind == "http1" { Http::one() } else { Http::two() };
+        tokio::spawn(async move {
+            let mut request = request(Method::POST, to, "/shop.Orders/Get", "");
+            if kind == "grpc" {
+                let headers = request.headers_mut();
+                headers.insert("content-type", HeaderValue::from_static("application/grpc"));
+            }
+            client.send(request).await.unwrap()
+        })
+    }
+
+    fn in_hand(&self) -> Vec<usize> {
+        self.in_hand.iter().map(|count| count.load(SeqCst)).collect()
+    }
+
+    async fn hold(&self, requests: usize) -> Vec<JoinHandle<Seen>> {
+        let held = (0..requests).map(|_| self.ask()).collect();
+        until("they are with the apps", async || {
+            self.in_hand().iter().sum::<usize>() == requests
+        })
+        .await;
+        held
+    }
+
+    /// All that are held are answered.
+    async fn answer(&self, held: Vec<JoinHandle<Seen>>) {
+        for request in held {
+            until("it is answered", async || {
+                self.go.notify_waiters();
+                request.is_finished()
+            })
+            .await;
+            assert_eq!(request.await.unwrap().status, 200);
+        }
+        assert_eq!(self.in_hand().iter().sum::<usize>(), 0);
+    }
+
+    fn refusals(&self, limit: &str) -> u64 {
+        metric(
+            &self.web,
+            "outrigger_call_limit_refusals_total",
+            &[&format!("limit=\"{limit}\"")],
+        )
+    }
+}
+
+/// It is answered at once that there is too much.
+async fn is_refused(scene: &Scene, limit: &str, most: usize) {
+    let before = scene.refusals(limit);
+    let seen = scene.ask().await.unwrap();
+    let said = format!("limits.{limit} is {most}");
+    if scene.kind == "grpc" {
+        assert_eq!(
+            (seen.status, &seen.headers["grpc-status"]),
+            (200, &HeaderValue::from_static("14"))
+        );
+        assert_eq!(seen.headers["grpc-retry-pushback-ms"], "1000");
+        let message = seen.headers["grpc-message"].to_str().unwrap();
+        assert!(message.contains(&said) && message.contains("overloaded"), "{message}");
+    } else {
+        assert_eq!((seen.status, seen.error()), (503, Some("overloaded")));
+        assert_eq!(seen.headers["retry-after"], "1");
+        let body = String::from_utf8_lossy(&seen.body);
+        assert!(body.contains(&said), "{body}");
+    }
+    assert_eq!(scene.refusals(limit), before + 1, "it is not tried again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_too_much_is_refused_at_once_and_the_rest_is_answered() {
+    for kind in ["http1", "http2", "grpc"] {
+        for (apps, policy, held, limit, most) in [
+            (1, "{limits: {maxRequests: 3}}", 3, "maxRequests", 3),
+            (2, "{limits: {maxRequests: 3}}", 3, "maxRequests", 3),
+            (
+                2,
+                "{limits: {perEndpoint: {maxRequests: 2}}}",
+                4,
+                "perEndpoint.maxRequests",
+                2,
+            ),
+            (
+                1,
+                "{limits: {perEndpoint: {maxRequests: 2}, maxRequests: 9}}",
+                2,
+                "perEndpoint.maxRequests",
+                2,
+            ),
+        ] {
+            let scene = Scene::new(kind, apps, policy).await;
+            // Twice, for what is answered has to be counted down.
+            for _ in 0..2 {
+                let requests = scene.hold(held).await;
+                if limit.starts_with("perEndpoint") {
+                    assert_eq!(scene.in_hand(), vec![most; apps], "{kind} {policy}");
+                }
+                for _ in 0..5 {
+                    is_refused(&scene, limit, most).await;
+                }
+                scene.answer(requests).await;
+            }
+            let ejected = metric(&scene.web, "outrigger_endpoint_ejections_total", &[]);
+            assert_eq!(ejected, 0, "{kind} {policy}: nobody is ejected for it");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_limit_nothing_is_refused() {
+    for policy in [
+        "{}",
+        "{limits: {maxRequests: 0, maxConnections: 0, perEndpoint: {maxRequests: 0}}}",
+    ] {
+        let scene = Scene::new("http1", 1, policy).await;
+        let held = scene.hold(20).await;
+        scene.answer(held).await;
+    }
+}
+
+/// Over HTTP/1 each request needs a connection of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_no_connection_waits_for_one_and_of_these_there_are_so_many() {
+    for (policy, apps) in [
+        ("{limits: {maxConnections: 2, maxPendingRequests: 3}}", 1),
+        ("{limits: {maxConnections: 2, maxPendingRequests: 3}}", 3),
+        ("{limits: {perEndpoint: {maxConnections: 2}, maxPendingRequests: 3}}", 1),
+    ] {
+        let scene = Scene::new("http1", apps, policy).await;
+        let mut requests = scene.hold(1).await;
+        requests.extend([scene.ask()]);
+        until("both have one", async || scene.in_hand().iter().sum::<usize>() == 2).await;
+        // Three of these wait. Which of them are refused is not theirs to say.
+        let more: Vec<_> = (0..8).map(|_| scene.ask()).collect();
+        until("five are refused", async || scene.refusals("maxPendingRequests") == 5).await;
+        assert_eq!(scene.in_hand().iter().sum::<usize>(), 2, "{policy}");
+        let (mut answered, mut refused) = (0, 0);
+        for request in requests.into_iter().chain(more) {
+            until("it is answered", async || {
+                assert!(scene.in_hand().iter().sum::<usize>() <= 2, "{policy}");
+                scene.go.notify_waiters();
+                request.is_finished()
+            })
+            .await;
+            let seen = request.await.unwrap();
+            match seen.status {
+                200 => answered += 1,
+                _ => {
+                    assert_eq!(seen.error(), Some("overloaded"));
+                    refused += 1;
+                }
+            }
+        }
+        assert_eq!((answered, refused), (5, 5), "{policy}, {apps} apps");
+    }
+}
+
+/// Over HTTP/2 requests share it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_of_http2_share_the_connections_that_there_may_be() {
+    for kind in ["http2", "grpc"] {
+        let scene = Scene::new(kind, 1, "{limits: {maxConnections: 2}}").await;
+        let held = scene.hold(20).await;
+        let handshakes = metric(&scene.web, "outrigger_tls_handshakes_total", &["outbound"]);
+        assert!(handshakes <= 2, "{handshakes}");
+        scene.answer(held).await;
+    }
+}
+
+async fn echo() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut from, mut to) = stream.split();
+                let _ = tokio::io::copy(&mut from, &mut to).await;
+            });
+        }
+    });
+    address
+}
+
+/// One that carries bytes, or `None`: it was reset.
+async fn connect(to: SocketAddr) -> Option<TcpStream> {
+    let echoed = async {
+        let mut client = TcpStream::connect(to).await?;
+        client.write_all(b"word").await?;
+        client.read_exact(&mut [0; 4]).await?;
+        Ok::<_, std::io::Error>(client)
+    };
+    echoed.await.ok()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_of_bytes_beyond_the_limit_are_reset() {
+    for (policy, apps, most, limit) in [
+        ("{limits: {maxConnections: 3}}", 1, 3, "maxConnections"),
+        ("{limits: {maxConnections: 3}}", 2, 3, "maxConnections"),
+        (
+            "{limits: {perEndpoint: {maxConnections: 2}}}",
+            2,
+            4,
+            "perEndpoint.maxConnections",
+        ),
+    ] {
+        let authority = Authority::start(&["web", "orders"], DAY).await;
+        let (mut orders, mut endpoints) = (Vec::new(), Vec::new());
+        for _ in 0..apps {
+            let sidecar = Sidecar::new("orders").protects(echo().await).start(&authority).await;
+            endpoints.push((sidecar.inbound[0], Some(id("orders"))));
+            orders.push(sidecar);
+        }
+        let web = Sidecar::new("web").calls("orders", "opaque", &endpoints, policy);
+        let web = web.with("workers: 2").start(&authority).await;
+        let refusals = || {
+            let label = format!("limit=\"{limit}\"");
+            metric(&web, "outrigger_call_limit_refusals_total", &[&label])
+        };
+        // Twice, for what is closed has to be counted down.
+        for _ in 0..2 {
+            let before = refusals();
+            let mut open = Vec::new();
+            for _ in 0..most {
+                open.push(connect(web.outbound[0]).await.unwrap());
+            }
+            for _ in 0..3 {
+                assert!(connect(web.outbound[0]).await.is_none(), "{policy}");
+            }
+            assert_eq!(refusals(), before + 3, "{policy}");
+            drop(open);
+            until("all are closed", async || {
+                metric(&web, "outrigger_connections_open", &["outbound"]) == 0
+            })
+            .await;
+        }
+    }
+}

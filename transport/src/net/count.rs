@@ -1,0 +1,235 @@
+//! How many connections, and how many requests, there may be at a time.
+//!
+//! What is counted is shared by all threads, in atomics. Only who has to wait for a place takes a lock, and who frees one that is waited for: it is
+//! handed to the one who came first, so that nobody waits for ever.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+/// How many there are of something now.
+#[derive(Debug, Default)]
+pub struct Count {
+    taken: AtomicUsize,
+    waiting: AtomicUsize,
+    /// Who came first is first.
+    queue: Mutex<VecDeque<Waiter>>,
+}
+
+/// One that is counted, until it is dropped.
+#[derive(Debug)]
+pub struct Place(Arc<Count>);
+
+/// A limit, and what it is a limit of.
+#[derive(Clone, Debug)]
+pub struct Bound {
+    /// What is counted.
+    pub count: Arc<Count>,
+    /// At most.
+    pub most: usize,
+}
+
+/// The places that one connection takes.
+#[derive(Debug, Default)]
+pub struct Held(Option<Box<[Place]>>);
+
+#[derive(Debug)]
+struct Waiter {
+    most: usize,
+    place: oneshot::Sender<Place>,
+}
+
+impl Count {
+    /// How many there are.
+    pub fn taken(&self) -> usize {
+        self.taken.load(SeqCst)
+    }
+
+    /// How many wait for one to go.
+    pub fn wanted(&self) -> usize {
+        self.waiting.load(SeqCst)
+    }
+
+    fn take(self: &Arc<Self>, most: usize) -> Option<Place> {
+        let more = |taken| (taken < most).then_some(taken + 1);
+        let taken = self.taken.fetch_update(SeqCst, SeqCst, more);
+        taken.ok().map(|_| Place(Arc::clone(self)))
+    }
+
+    /// Gives what is free to those who wait, as far as it goes.
+    fn hand_over(self: &Arc<Self>) {
+        // Those whose waiters have gone meanwhile: they are freed when the lock is, for that may hand them over again.
+        let mut left = Vec::new();
+        let mut queue = self.queue.lock();
+        while let Some(first) = queue.front() {
+            if !first.place.is_closed() {
+                let Some(place) = self.take(first.most) else { break };
+                let gone = queue.pop_front().and_then(|first| first.place.send(place).err());
+                left.extend(gone);
+            } else {
+                queue.pop_front();
+            }
+        }
+        drop(queue);
+    }
+}
+
+impl Bound {
+    /// One more. `None`: there are as many as there may be.
+    pub fn take(&self) -> Option<Place> {
+        self.count.take(self.most)
+    }
+
+    /// The same, behind those who wait.
+    fn take_behind(&self) -> Option<Place> {
+        if self.count.wanted() > 0 { None } else { self.take() }
+    }
+
+    /// One more, as soon as there may be one, behind those who wait.
+    async fn wait(&self) -> Place {
+        self.count.waiting.fetch_add(1, SeqCst);
+        let _waits = Waits(&self.count);
+        let (place, mine) = oneshot::channel();
+        let most = self.most;
+        self.count.queue.lock().push_back(Waiter { most, place });
+        // Who frees one looks for who waits after it has, and so one of both sees the other.
+        self.count.hand_over();
+        match mine.await {
+            Ok(place) => place,
+            // Who is forgotten, which does not happen.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+impl Held {
+    /// One place of each.
+    ///
+    /// # Errors
+    /// Which of them has none.
+    pub fn take(bounds: &[Bound]) -> Result<Self, usize> {
+        Self::each(bounds, |_, bound| bound.take())
+    }
+
+    /// The same, behind those who wait.
+    ///
+    /// # Errors
+    /// Which of them has none.
+    pub fn take_behind(bounds: &[Bound]) -> Result<Self, usize> {
+        Self::each(bounds, |_, bound| bound.take_behind())
+    }
+
+    /// The same as soon as there is one of each. `make_room` is called before it waits.
+    pub async fn wait(bounds: &[Bound], make_room: impl Fn()) -> Self {
+        let mut full = match Self::take_behind(bounds) {
+            Ok(held) => return held,
+            Err(full) => full,
+        };
+        loop {
+            make_room();
+            // Nothing else is held meanwhile, which others may wait for.
+            let mut waited = Some(bounds[full].wait().await);
+            let take = |n, bound: &Bound| if n == full { waited.take() } else { bound.take() };
+            full = match Self::each(bounds, take) {
+                Ok(held) => return held,
+                Err(full) => full,
+            };
+        }
+    }
+
+    fn each(bounds: &[Bound], mut take: impl FnMut(usize, &Bound) -> Option<Place>) -> Result<Self, usize> {
+        if bounds.is_empty() {
+            return Ok(Self::default());
+        }
+        let places: Result<_, _> = (0..).zip(bounds).map(|(n, bound)| take(n, bound).ok_or(n)).collect();
+        places.map(|places| Self(Some(places)))
+    }
+
+    /// Whether nothing is counted.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.taken.fetch_sub(1, SeqCst);
+        if self.0.wanted() > 0 {
+            self.0.hand_over();
+        }
+    }
+}
+
+struct Waits<'a>(&'a Count);
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        let waiting = self.0.waiting.fetch_sub(1, SeqCst) - 1;
+        // Who has gone is not kept, however long the others wait.
+        let mut queue = self.0.queue.lock();
+        if queue.len() > waiting {
+            queue.retain(|waiter| !waiter.place.is_closed());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::{Bound, Count, Held};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+    fn bound(most: usize) -> Bound {
+        Bound {
+            count: Arc::<Count>::default(),
+            most,
+        }
+    }
+
+    #[test]
+    fn a_place_is_taken_until_it_is_dropped() {
+        let bounds = [bound(2), bound(1)];
+        let first = Held::take(&bounds).unwrap();
+        assert_eq!(Held::take(&bounds).unwrap_err(), 1);
+        assert_eq!(bounds[0].count.taken(), 1, "what is not used is given back");
+        drop(first);
+        assert!(Held::take(&bounds).is_ok());
+        assert_eq!(bounds.map(|b| b.count.taken()), [0, 0]);
+    }
+
+    /// Who waits for one of them does not keep others from the other.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn whoever_waits_gets_one_and_there_are_never_more() {
+        let all = bound(3);
+        let each: [Bound; 4] = std::array::from_fn(|_| bound(1));
+        let (most, served) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let mut tasks = tokio::task::JoinSet::new();
+        for n in 0..400 {
+            let bounds = [all.clone(), each[n % 4].clone()];
+            let (most, served) = (Arc::clone(&most), Arc::clone(&served));
+            tasks.spawn(async move {
+                let held = Held::wait(&bounds, || {}).await;
+                most.fetch_max(bounds[0].count.taken(), SeqCst);
+                assert_eq!(bounds[1].count.taken(), 1);
+                tokio::task::yield_now().await;
+                drop(held);
+                served.fetch_add(1, SeqCst);
+            });
+            // Some give up.
+            if n % 10 == 9 {
+                tasks.spawn(std::future::ready(())).abort();
+            }
+        }
+        while let Some(ended) = tasks.join_next().await {
+            assert!(ended.is_ok() || ended.unwrap_err().is_cancelled());
+        }
+        assert_eq!(served.load(SeqCst), 400);
+        assert!(most.load(SeqCst) <= 3);
+        assert_eq!(all.count.wanted(), 0);
+        assert_eq!(all.count.taken(), 0);
+    }
+}
