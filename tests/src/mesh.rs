@@ -36,7 +36,8 @@ use outrigger_proxy::config::{Config, Destination, OutboundListener};
 use outrigger_proxy::discovery::DiscoveryConfig;
 use outrigger_proxy::identity::Clock;
 use tempfile::TempDir;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -61,6 +62,20 @@ pub async fn until_within(limit: Duration, what: &str, mut condition: impl Async
     };
     let in_time = tokio::time::timeout(limit, waiting).await;
     assert!(in_time.is_ok(), "never: {what}");
+}
+
+/// Says something on a connection of its own, and hears so many bytes. A machine that has much to do may see a reset before connect() has
+/// returned, or before all was said: each is one and the same error.
+///
+/// # Errors
+/// The connection ends before that.
+pub async fn heard(to: SocketAddr, word: &[u8], bytes: usize) -> std::io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(to).await?;
+    // Where that fails, what was heard is still to be read, or the reset.
+    let _ = stream.write_all(word).await;
+    let mut heard = vec![0; bytes];
+    stream.read_exact(&mut heard).await?;
+    Ok(heard)
 }
 
 /// A response's body in these tests.

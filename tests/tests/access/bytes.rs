@@ -9,7 +9,7 @@ use std::time::Duration;
 use outrigger_api::access::Access;
 use outrigger_proxy::app::RunningProxy;
 use outrigger_proxy::config::Config;
-use outrigger_tests::mesh::{Authority, Sidecar, metric};
+use outrigger_tests::mesh::{Authority, Sidecar, heard, metric};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -61,10 +61,8 @@ async fn an_app_that_speaks_first_speaks_to_whom_policies_let_in() {
             let mail = mail(&authority, app, declared, policies).await;
             // More than once: what was learnt of the port changes nothing.
             for n in 1..=3 {
-                let mut client = TcpStream::connect(mail.inbound[0]).await.unwrap();
-                let mut heard = [0; 11];
-                match soon(client.read_exact(&mut heard)).await {
-                    Ok(_) => assert!(is_in && &heard == b"220 hello\r\n", "{policies}, declared: {declared}"),
+                match soon(heard(mail.inbound[0], b"", 11)).await {
+                    Ok(heard) => assert!(is_in && heard == b"220 hello\r\n", "{policies}, declared: {declared}"),
                     Err(error) => assert!(
                         !is_in && error.kind() == ErrorKind::ConnectionReset,
                         "{policies}, declared: {declared}: {error}"

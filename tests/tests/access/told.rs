@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use http::Method;
-use outrigger_tests::mesh::{Authority, Collector, Http, SOON, Sidecar, attribute, id, metric, request};
+use outrigger_tests::mesh::{Authority, Collector, Http, SOON, Sidecar, attribute, heard, id, metric, request};
 use outrigger_tests::program::Program;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -171,9 +171,7 @@ async fn audit_mode_changes_nothing_and_counts() {
             }
         }
         for to in [scene.web.outbound[1], scene.orders.inbound[0]] {
-            let mut stream = TcpStream::connect(to).await.unwrap();
-            stream.write_all(b"\0word").await.unwrap();
-            let echoed = soon(stream.read_exact(&mut [0; 5])).await.is_ok();
+            let echoed = soon(heard(to, b"\0word", 5)).await.is_ok();
             outcomes.push(u16::from(echoed));
         }
         outcomes
@@ -217,9 +215,7 @@ async fn the_log_says_whom_a_policy_refuses_and_is_not_flooded() {
         assert_eq!(http.get(orders.inbound[0], "/admin").await.status, 403);
     }
     for _ in 0..50 {
-        let mut stream = TcpStream::connect(orders.inbound[0]).await.unwrap();
-        stream.write_all(b"\0word").await.unwrap();
-        assert!(soon(stream.read_u8()).await.is_err());
+        assert!(soon(heard(orders.inbound[0], b"\0word", 1)).await.is_err());
     }
     super::until("it is logged", async || {
         orders.said("a request is refused by a policy") > 0
@@ -300,9 +296,7 @@ async fn what_the_app_has_not_taken_is_not_counted() {
     grpc.headers_mut().insert("content-type", kind);
     let seen = Http::two().send(grpc).await.unwrap();
     assert_eq!(seen.error(), Some("app-unavailable"));
-    let mut bytes = tokio::net::TcpStream::connect(to).await.unwrap();
-    bytes.write_all(b"\0word").await.unwrap();
-    super::soon(bytes.read_to_end(&mut Vec::new())).await.unwrap_err();
+    soon(heard(to, b"\0word", 1)).await.unwrap_err();
 
     let page = Http::one().get(orders.admin, "/callers").await.body;
     let page: serde_json::Value = serde_json::from_slice(&page).unwrap();

@@ -7,8 +7,8 @@ use http::Method;
 use outrigger_api::access::Access;
 use outrigger_api::discovery::Feature;
 use outrigger_api::probes::{AppProbe, Ask, HttpGet, Kind};
-use outrigger_tests::mesh::{Http, Sidecar, id, metric, request};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use outrigger_tests::mesh::{Http, Sidecar, heard, id, metric, request};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -53,9 +53,7 @@ async fn connections_wait_and_then_are_refused() {
         assert_eq!((seen.status, seen.error()), (200, Some("access-unknown")));
     };
     let bytes = async |to, bytes: &[u8]| {
-        let mut stream = TcpStream::connect(to).await.unwrap();
-        stream.write_all(bytes).await.unwrap();
-        let error = soon(stream.read_u8()).await.unwrap_err();
+        let error = soon(heard(to, bytes, 1)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     };
     let hello = hello("h2");
