@@ -47,6 +47,7 @@ fn in_todays_words(model: &mut Value) {
                 }
                 fields.insert("faults".to_owned(), json!([]));
                 fields.insert("fallback".to_owned(), Value::Null);
+                fields.insert("limits".to_owned(), Value::Null);
             }
             let budget = (fields.remove("budgetPercent"), fields.remove("budgetMinPerSecond"));
             if let (Some(percent), Some(per_second)) = budget {

@@ -20,7 +20,7 @@ use super::wants::Word;
 use crate::backoff::Backoff;
 
 /// What this sidecar understands.
-const FEATURES: [Feature; 15] = [
+const FEATURES: &[Feature] = &[
     Feature::EndpointChanges,
     Feature::RetryConstraint,
     Feature::Access,
@@ -30,6 +30,7 @@ const FEATURES: [Feature; 15] = [
     Feature::Ejection,
     Feature::ZoneSpill,
     Feature::MoreTimeouts,
+    Feature::CircuitBreaker,
     Feature::Faults,
     Feature::Fallback,
     Feature::SessionPersistence,
@@ -56,7 +57,7 @@ impl Session {
         let hello = Hello {
             namespace: link.asker.namespace.to_string(),
             pod: link.asker.pod.to_string(),
-            features: FEATURES.map(Into::into).into(),
+            features: FEATURES.iter().map(|&feature| feature.into()).collect(),
         };
         let kind = Some(from_sidecar::Kind::Hello(hello));
         // It is the first of WORDS.

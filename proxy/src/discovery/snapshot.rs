@@ -6,8 +6,8 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::model::{
-    Abort, Backend, ByteRoute, Carrier, Endpoints, Fallback, Fault, Protocol, Route, RouteRules, Service, ServiceName,
-    Sessions, Target, WeightedBackend, WorkloadInfo,
+    Abort, Backend, ByteRoute, CallLimits, Carrier, Endpoints, Fallback, Fault, Protocol, Route, RouteRules, Service,
+    ServiceName, Sessions, Target, WeightedBackend, WorkloadInfo,
 };
 
 pub(super) fn target(target: &Target) -> Value {
@@ -149,8 +149,27 @@ fn policy(rules: &RouteRules) -> Value {
             "nonIdempotent": retry.non_idempotent,
             "maxBodyBytes": retry.max_body_bytes,
         },
+        "limits": attempt.limits.as_deref().map(limits),
         "faults": request.faults.iter().map(fault).collect::<Vec<_>>(),
         "fallback": request.fallback.as_deref().map(fallback),
+    })
+}
+
+fn limits(limits: &CallLimits) -> Value {
+    let CallLimits {
+        counters,
+        connections,
+        pending,
+        requests,
+        endpoint_connections,
+        endpoint_requests,
+    } = limits;
+    json!({
+        "countedApart": counters.is_some(),
+        "maxConnections": connections,
+        "maxPendingRequests": pending,
+        "maxRequests": requests,
+        "perEndpoint": { "maxConnections": endpoint_connections, "maxRequests": endpoint_requests },
     })
 }
 

@@ -177,7 +177,7 @@ impl Attempts<'_> {
             match self.wait_before_retry(decision, retry, body, &mut repeats) {
                 Some(wait) => {
                     call.end_attempt(status(&attempted));
-                    drop(in_flight);
+                    drop((in_flight, of_endpoint));
                     if let Ok((response, lease)) = result {
                         discard(response, lease);
                     }
@@ -314,6 +314,11 @@ pub(super) fn says(attempted: &Attempted<'_>, ejection: &Ejection) -> health::An
             reason: Some(Reason::AppUnavailable | Reason::AccessUnknown),
             ..
         } => health::Answer::Unreachable,
+        // By a policy, while its store is away: it is so at each endpoint, and none of them fails.
+        Attempted::Answered {
+            reason: Some(Reason::LimitUnavailable),
+            ..
+        } => health::Answer::Good,
         Attempted::Answered { status, headers, .. } => {
             if ejection.is_failure(status, grpc_status(headers)) {
                 health::Answer::Bad
@@ -427,6 +432,8 @@ mod tests {
             (200, &denied, Reason::AccessDenied, health::Answer::Good),
             (401, &plain, Reason::TokenRequired, health::Answer::Good),
             (200, &unauthenticated, Reason::TokenInvalid, health::Answer::Good),
+            (503, &plain, Reason::LimitUnavailable, health::Answer::Good),
+            (200, &unknown, Reason::LimitUnavailable, health::Answer::Good),
             (503, &plain, Reason::AccessUnknown, health::Answer::Unreachable),
             (200, &unknown, Reason::AccessUnknown, health::Answer::Unreachable),
         ] {

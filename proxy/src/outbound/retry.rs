@@ -73,6 +73,10 @@ pub fn judge(attempted: &Attempted<'_>, repeatable: bool, policy: &RetryPolicy, 
                 Some(grpc) => policy.grpc_statuses.contains(&grpc),
                 None => policy.statuses.contains(&status),
             };
+            // A policy of the callee's that cannot be decided for now: a little later it is no different.
+            if reason == Some(Reason::LimitUnavailable) {
+                return RetryDecision::Final;
+            }
             let never_processed = reason.is_some_and(Reason::never_processed);
             match server_wait(headers, now) {
                 Some(after) if never_processed || (wanted && repeatable) => RetryDecision::Retry { after },

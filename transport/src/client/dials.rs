@@ -26,6 +26,8 @@ const AT_ONCE_THEN: usize = 1;
 const LOOK: Duration = Duration::from_millis(50);
 /// Nobody waits for longer.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// With so many that are kept out, those are looked for that have gone.
+const LOOK_AT: usize = 16;
 /// Connections that are made on although their requests have gone.
 const MOST_LEFT: usize = AT_ONCE;
 
@@ -41,6 +43,8 @@ struct Inner<C> {
     waiting: RefCell<VecDeque<Waiting<C>>>,
     /// Those that may not make one, behind all others: there are as many connections as there may be.
     kept_out: RefCell<VecDeque<oneshot::Sender<C>>>,
+    /// When these are so many, those are looked for that have gone.
+    look_at: Cell<usize>,
     /// Whether a connection was given back or made since the last look.
     progress: Cell<bool>,
     /// Whether there is a task that looks at those who wait.
@@ -74,6 +78,7 @@ impl<C: 'static> Dials<C> {
             at_once: Cell::new(if mesh { AT_ONCE } else { usize::MAX }),
             waiting: RefCell::default(),
             kept_out: RefCell::default(),
+            look_at: Cell::new(LOOK_AT),
             progress: Cell::new(false),
             watched: Cell::new(false),
         }))
@@ -97,12 +102,25 @@ impl<C: 'static> Dials<C> {
     /// Waits for a connection that another request gives back.
     pub(super) async fn given(&self) -> C {
         let (turn, mine) = oneshot::channel();
-        self.0.kept_out.borrow_mut().push_back(turn);
+        let mut kept_out = self.0.kept_out.borrow_mut();
+        // Who has gone is not kept. Not at each: a queue is looked through when half of it may have gone.
+        if kept_out.len() >= self.0.look_at.get() {
+            kept_out.retain(|first| !first.is_closed());
+            self.0.look_at.set(2 * kept_out.len() + LOOK_AT);
+        }
+        kept_out.push_back(turn);
+        drop(kept_out);
         match mine.await {
             Ok(connection) => connection,
             // Who is forgotten, which does not happen.
             Err(_) => pending().await,
         }
+    }
+
+    /// How many are kept, with those that have gone.
+    #[cfg(test)]
+    pub(super) fn kept_out_in_all(&self) -> usize {
+        self.0.kept_out.borrow().len()
     }
 
     /// How many wait for one that is given back, and may not make one.

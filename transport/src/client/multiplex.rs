@@ -108,7 +108,8 @@ impl Multiplex {
             let mut dialled = match self.0.under_way(generation) {
                 Some(dialled) => dialled,
                 None if self.0.takes_another() => {
-                    let Some(held) = held.take().or_else(|| Held::take_behind(dialer.connections()).ok()) else {
+                    let free = held.take().or_else(|| Held::take_behind(dialer.connections()).ok());
+                    let Some(held) = free.or_else(|| self.first_of_all(dialer)) else {
                         // Boxed: few Services have limits (`outbound::sizes`).
                         let place = Box::pin(Held::wait(dialer.connections(), || dialer.make_room()));
                         tokio::select! {
@@ -140,6 +141,15 @@ impl Multiplex {
         }
     }
 
+    /// Where there is no connection, there is one whatever is counted: those to other peers may carry streams for days, and who calls this one
+    /// would wait for as long.
+    fn first_of_all(&self, dialer: &impl Dialer) -> Option<Held> {
+        self.is_empty().then(|| {
+            dialer.make_room();
+            Held::beyond(dialer.connections())
+        })
+    }
+
     /// Closes what was idle for too long, and forgets what is closed.
     pub(super) fn sweep(&self, expired: impl Fn(Instant) -> bool) {
         let mut connections = self.0.made.borrow_mut();
@@ -156,14 +166,6 @@ impl Multiplex {
         let mut connections = self.0.made.borrow_mut();
         let idle = connections.iter().position(|c| c.open.get() == 0);
         idle.map(|idle| connections.remove(idle)).is_some()
-    }
-
-    /// One of them takes no more requests, so that its place is free when its streams have ended: who waits for a place to call another peer
-    /// would wait for ever where these have always something to do.
-    pub(super) fn leave_one(&self) {
-        if let Some(first) = self.0.made.borrow().first() {
-            first.leaving.set(true);
-        }
     }
 
     /// Whether there is no connection.

@@ -64,13 +64,19 @@ impl Count {
         // Those whose waiters have gone meanwhile: they are freed when the lock is, for that may hand them over again.
         let mut left = Vec::new();
         let mut queue = self.queue.lock();
-        while let Some(first) = queue.front() {
-            if !first.place.is_closed() {
-                let Some(place) = self.take(first.most) else { break };
-                let gone = queue.pop_front().and_then(|first| first.place.send(place).err());
-                left.extend(gone);
+        let mut next = 0;
+        while let Some(waiter) = queue.get(next) {
+            let place = if waiter.place.is_closed() {
+                None
             } else {
-                queue.pop_front();
+                self.take(waiter.most)
+            };
+            match place {
+                Some(place) => left.extend(queue.remove(next).and_then(|waiter| waiter.place.send(place).err())),
+                None if waiter.place.is_closed() => drop(queue.remove(next)),
+                // It came when there was to be less, and who came last has a limit that is newer.
+                None if queue.back().is_some_and(|last| last.most > waiter.most) => next += 1,
+                None => break,
             }
         }
         drop(queue);
@@ -140,6 +146,16 @@ impl Held {
         }
     }
 
+    /// One place of each, whether there is one or not.
+    pub fn beyond(bounds: &[Bound]) -> Self {
+        let place = |bound: &Bound| {
+            bound.count.taken.fetch_add(1, SeqCst);
+            Place(Arc::clone(&bound.count))
+        };
+        let places: Box<[_]> = bounds.iter().map(place).collect();
+        Self((!places.is_empty()).then_some(places))
+    }
+
     fn each(bounds: &[Bound], mut take: impl FnMut(usize, &Bound) -> Option<Place>) -> Result<Self, usize> {
         if bounds.is_empty() {
             return Ok(Self::default());
@@ -163,15 +179,20 @@ impl Drop for Place {
     }
 }
 
-struct Waits<'a>(&'a Count);
+struct Waits<'a>(&'a Arc<Count>);
 
 impl Drop for Waits<'_> {
     fn drop(&mut self) {
         let waiting = self.0.waiting.fetch_sub(1, SeqCst) - 1;
         // Who has gone is not kept, however long the others wait.
         let mut queue = self.0.queue.lock();
-        if queue.len() > waiting {
+        if queue.len() > 2 * waiting + 16 {
             queue.retain(|waiter| !waiter.place.is_closed());
+        }
+        drop(queue);
+        if waiting > 0 {
+            // Those behind it need not wait for what it did.
+            self.0.hand_over();
         }
     }
 }
@@ -199,6 +220,29 @@ mod tests {
         drop(first);
         assert!(Held::take(&bounds).is_ok());
         assert_eq!(bounds.map(|b| b.count.taken()), [0, 0]);
+    }
+
+    #[tokio::test]
+    async fn who_waits_by_an_older_limit_does_not_hold_up_who_has_a_newer_one() {
+        let old = bound(1);
+        let new = Bound { most: 3, ..old.clone() };
+        let held = Held::take(std::slice::from_ref(&old)).unwrap();
+        let wait = |bound: &Bound| {
+            let bound = bound.clone();
+            tokio::spawn(async move { Held::wait(&[bound], || {}).await })
+        };
+        let first = wait(&old);
+        tokio::task::yield_now().await;
+        let _second = wait(&new).await.unwrap();
+        assert!(!first.is_finished());
+        // Who gives up leaves nothing behind.
+        let gives_up = wait(&old);
+        tokio::task::yield_now().await;
+        gives_up.abort();
+        assert!(gives_up.await.is_err());
+        drop((held, _second));
+        drop(first.await.unwrap());
+        assert_eq!((old.count.taken(), old.count.wanted()), (0, 0));
     }
 
     /// Who waits for one of them does not keep others from the other.
