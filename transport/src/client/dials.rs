@@ -102,14 +102,7 @@ impl<C: 'static> Dials<C> {
     /// Waits for a connection that another request gives back.
     pub(super) async fn given(&self) -> C {
         let (turn, mine) = oneshot::channel();
-        let mut kept_out = self.0.kept_out.borrow_mut();
-        // Who has gone is not kept. Not at each: a queue is looked through when half of it may have gone.
-        if kept_out.len() >= self.0.look_at.get() {
-            kept_out.retain(|first| !first.is_closed());
-            self.0.look_at.set(2 * kept_out.len() + LOOK_AT);
-        }
-        kept_out.push_back(turn);
-        drop(kept_out);
+        self.0.keep_out(turn);
         match mine.await {
             Ok(connection) => connection,
             // Who is forgotten, which does not happen.
@@ -156,6 +149,16 @@ impl<C: 'static> Dials<C> {
 }
 
 impl<C> Inner<C> {
+    fn keep_out(&self, turn: oneshot::Sender<C>) {
+        let mut kept_out = self.kept_out.borrow_mut();
+        // Who has gone is not kept. Not at each: a queue is looked through when half of it may have gone.
+        if kept_out.len() >= self.look_at.get() {
+            kept_out.retain(|first| !first.is_closed());
+            self.look_at.set(2 * kept_out.len() + LOOK_AT);
+        }
+        kept_out.push_back(turn);
+    }
+
     fn first(&self) -> Option<Waiting<C>> {
         let mut waiting = self.waiting.borrow_mut();
         while let Some(first) = waiting.pop_front() {
