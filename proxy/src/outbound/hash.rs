@@ -47,7 +47,7 @@ pub fn key(on: &[HashKey], head: Option<&Parts>, caller: Caller) -> Option<u64> 
                     .iter()
                     .for_each(|value| write(value.as_bytes()));
             }
-            (HashKey::Cookie(name), Some(head)) => cookie(head, name).into_iter().for_each(write),
+            (HashKey::Cookie(name), Some(head)) => cookies(head, name).next().into_iter().for_each(write),
             (HashKey::Query(name), Some(head)) => {
                 let value = head.uri.query().and_then(|query| query_value(query, name));
                 value.iter().for_each(|value| write(value));
@@ -62,12 +62,12 @@ pub fn key(on: &[HashKey], head: Option<&Parts>, caller: Caller) -> Option<u64> 
     is_there.then(|| mix(hash.0))
 }
 
-/// The first cookie of that name.
-fn cookie<'a>(head: &'a Parts, name: &str) -> Option<&'a [u8]> {
+/// The values of all cookies of that name.
+pub fn cookies<'a>(head: &'a Parts, name: &str) -> impl Iterator<Item = &'a [u8]> {
     let lines = head.headers.get_all(COOKIE).iter();
     let cookies = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
-    cookies.map(<[u8]>::trim_ascii).find_map(|cookie| {
-        let value = cookie.strip_prefix(name.as_bytes())?;
+    cookies.filter_map(move |cookie| {
+        let value = cookie.trim_ascii().strip_prefix(name.as_bytes())?;
         value.strip_prefix(b"=")
     })
 }

@@ -24,11 +24,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use aws_lc_rs::aead::{Aad, NONCE_LEN, Nonce};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use http::header::{COOKIE, SET_COOKIE};
+use http::header::SET_COOKIE;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue};
 
-use super::hash::of_service;
+use super::hash::{cookies, of_service};
 use super::route::{self, Chosen};
 use crate::model::{Carrier, Filters, PathMatch, Service, ServiceName, Sessions};
 
@@ -68,13 +68,8 @@ fn read(rules: &Sessions, request: &Parts, now: SystemTime) -> Option<Reference>
     let is_candidate = |value: &&[u8]| value.len() == TEXT;
     match &rules.carrier {
         Carrier::Cookie(name) => {
-            let lines = request.headers.get_all(COOKIE).iter();
-            let cookies = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
-            let values = cookies.filter_map(|cookie| {
-                let value = cookie.trim_ascii().strip_prefix(name.as_bytes())?;
-                value.strip_prefix(b"=")
-            });
-            values.filter(is_candidate).take(MOST).find_map(opened)
+            let mut values = cookies(request, name).filter(is_candidate).take(MOST);
+            values.find_map(opened)
         }
         Carrier::Header(name) => {
             let values = request.headers.get_all(name).iter().map(HeaderValue::as_bytes);
