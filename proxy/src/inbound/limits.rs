@@ -9,15 +9,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::RETRY_AFTER;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use outrigger_api::address;
 use outrigger_api::spiffe::SpiffeId;
 use outrigger_limits::{Headers, Outcome, Place, Refused, Standing};
 use outrigger_proxy_transport::error::{ProxyError, Reason};
-use outrigger_proxy_transport::grpc::GRPC_PUSHBACK;
-use outrigger_proxy_transport::server::{ResponseBody, error_response};
+use outrigger_proxy_transport::server::{ResponseBody, error_response, say_when};
 use tokio::time::Instant;
 
 use super::Caller;
@@ -246,10 +244,7 @@ fn refusal(wait: Duration, left: Option<&Left>, grpc: bool) -> Response<Response
     );
     let mut response = error_response(&error, grpc);
     let headers = response.headers_mut();
-    insert(headers, RETRY_AFTER, seconds);
-    if grpc {
-        insert(headers, GRPC_PUSHBACK, wait.as_micros().div_ceil(1000).max(1));
-    }
+    say_when(headers, wait, grpc);
     if let Some(left) = left {
         left.say(headers);
     }
@@ -263,7 +258,7 @@ fn unavailable(grpc: bool) -> Response<ResponseBody> {
         "the store in which the called workload counts requests does not answer, and its policy refuses them until it does",
     );
     let mut response = error_response(&error, grpc);
-    insert(response.headers_mut(), RETRY_AFTER, 1);
+    say_when(response.headers_mut(), Duration::from_secs(1), grpc);
     response
 }
 

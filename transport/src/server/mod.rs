@@ -14,6 +14,6 @@ mod watch;
 pub use crate::net::HttpVersion;
 pub use fault::{Fault, PLAINTEXT_REFUSED, check};
 pub use framing::{Scanned, Scanner};
-pub use respond::{empty_response, error_response, reason_of};
+pub use respond::{empty_response, error_response, reason_of, say_when};
 pub use response::{Ended, OnEnd, ResponseBody};
 pub use serve::serve;

@@ -1,12 +1,14 @@
 //! The one place where an error becomes a response.
 
+use std::time::Duration;
+
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use super::response::ResponseBody;
 use crate::error::{ProxyError, Reason};
-use crate::grpc::grpc_trailers;
+use crate::grpc::{GRPC_PUSHBACK, grpc_trailers};
 use crate::headers::OUTRIGGER_ERROR;
 
 /// Answers in the sidecar's own name: the status, the code in `outrigger-error`, and a sentence. A gRPC client gets a
@@ -44,6 +46,19 @@ fn challenge(error: &ProxyError) -> Option<HeaderValue> {
             HeaderValue::try_from(told).ok()
         }
         _ => None,
+    }
+}
+
+/// Says when a client may try again: in seconds (RFC 9110 section 10.2.3), and to one of gRPC in milliseconds too (gRFC A6); at least one.
+pub fn say_when(headers: &mut HeaderMap, wait: Duration, grpc: bool) {
+    let parts = |part: u128| wait.as_micros().div_ceil(part).max(1);
+    // Digits are a value.
+    let value = |number: u128| HeaderValue::try_from(number.to_string()).ok();
+    if let Some(seconds) = value(parts(1_000_000)) {
+        headers.insert(RETRY_AFTER, seconds);
+    }
+    if let Some(millis) = value(parts(1000)).filter(|_| grpc) {
+        headers.insert(GRPC_PUSHBACK, millis);
     }
 }
 
