@@ -14,6 +14,7 @@ use outrigger_proxy_transport::client::{Checkout, Failure, Lease, send};
 use outrigger_proxy_transport::error::{ProxyError, Reason};
 use outrigger_proxy_transport::grpc::{self, grpc_status};
 use outrigger_proxy_transport::headers::strip_ours;
+use outrigger_proxy_transport::net::count::Place;
 use outrigger_proxy_transport::server::{HttpVersion, reason_of};
 use tokio::time::Instant;
 
@@ -39,6 +40,8 @@ pub struct Attempts<'a> {
     pub target: &'a Rc<WorkerTarget>,
     pub backend: &'a WorkerBackend,
     pub rules: &'a AttemptRules,
+    /// What limits it. The request has its place already.
+    pub breaker: Option<&'a Breaker<'a>>,
     pub metrics: &'a ServiceMetrics,
     pub deadlines: Deadlines,
     pub moving: Option<&'a Moving>,
@@ -102,11 +105,17 @@ impl Deadlines {
 }
 
 impl Attempts<'_> {
-    /// Sends the request until there is an answer that is final.
+    /// Sends the request until there is an answer that is final. It keeps its place until that has ended.
     ///
     /// # Errors
     /// Why the last attempt has none.
-    pub async fn send(&self, head: &Parts, body: &BodySource, call: &mut Call) -> Result<ServerResponse, ProxyError> {
+    pub async fn send(
+        &self,
+        head: &Parts,
+        body: &BodySource,
+        mut place: Option<Place>,
+        call: &mut Call,
+    ) -> Result<ServerResponse, ProxyError> {
         let AttemptRules {
             retry,
             timeout,
@@ -115,9 +124,6 @@ impl Attempts<'_> {
             balancing,
             limits,
         } = self.rules;
-        let breaker = self.backend.breaker(self.rules, self.metrics);
-        let breaker = breaker.as_ref();
-        let mut of_request = breaker.map_or(Ok(None), Breaker::request)?;
         let limit = limits.as_ref().and_then(|limits| limits.endpoint_requests);
         let limit = limit.map(EndpointLimit::Requests);
         let repeatable = repeatable(&head.method, &head.headers, retry);
@@ -136,9 +142,9 @@ impl Attempts<'_> {
                 session,
                 limit,
             };
-            let member = self.backend.pick(pick, breaker, *connect_timeout).await?;
+            let member = self.backend.pick(pick, self.breaker, *connect_timeout).await?;
             // Another worker may have been faster.
-            let Ok(of_endpoint) = breaker.map_or(Ok(None), |breaker| breaker.of_endpoint(&member)) else {
+            let Ok(of_endpoint) = self.breaker.map_or(Ok(None), |breaker| breaker.of_endpoint(&member)) else {
                 continue;
             };
             let began = Instant::now();
@@ -155,7 +161,7 @@ impl Attempts<'_> {
             };
             let result = tokio::select! {
                 biased;
-                result = self.attempt(&member, breaker, head, body, *connect_timeout, call) => result,
+                result = self.attempt(&member, head, body, *connect_timeout, call) => result,
                 limit = waits.over() => {
                     let took = Took {
                         attempt: began.elapsed(),
@@ -190,7 +196,7 @@ impl Attempts<'_> {
                 }
                 None => {
                     let (response, lease) = result.map_err(|failure| failure.error)?;
-                    let in_flight = in_flight.holding([of_request.take(), of_endpoint]);
+                    let in_flight = in_flight.holding([place.take(), of_endpoint]);
                     return Ok(ServerResponse {
                         response,
                         from_sidecar: member.endpoint.identity.is_some(),
@@ -206,13 +212,12 @@ impl Attempts<'_> {
     async fn attempt(
         &self,
         member: &Rc<Member>,
-        breaker: Option<&Breaker<'_>>,
         head: &Parts,
         body: &BodySource,
         limit: Duration,
         call: &Call,
     ) -> Result<(Response<Incoming>, Lease), Failure> {
-        let checkout = checkout(self.state, member, breaker, self.version, limit).await?;
+        let checkout = checkout(self.state, member, self.breaker, self.version, limit).await?;
         let Some(next) = body.attempt() else {
             // Not reached: there is no retry without a body.
             let lost = ProxyError::new(Reason::UpstreamReset, "the request's body cannot be sent again");

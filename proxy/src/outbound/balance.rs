@@ -336,9 +336,9 @@ impl Member {
         self.usage.get_or_init(|| self.group.usage_of(self.endpoint.address))
     }
 
-    /// Closes an idle connection to another endpoint of the backend, if there is one.
-    pub fn close_one_idle(&self) {
-        self.group.members().iter().any(|member| member.pool.close_idle());
+    /// Closes an idle connection to any endpoint of the backend. `false`: there is none.
+    pub fn close_one_idle(&self) -> bool {
+        self.group.members().iter().any(|member| member.pool.close_idle())
     }
 
     fn has_room(&self, limit: Option<EndpointLimit>) -> bool {

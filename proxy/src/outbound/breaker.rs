@@ -12,11 +12,9 @@
 //! wait, since others may last for days.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use http::header::RETRY_AFTER;
-use http::{HeaderMap, HeaderName, HeaderValue};
 use outrigger_proxy_transport::error::{ProxyError, Reason};
-use outrigger_proxy_transport::grpc::GRPC_PUSHBACK;
 use outrigger_proxy_transport::net::count::{Bound, Count, Held, Place};
 use tokio::time::Instant;
 
@@ -26,18 +24,8 @@ use crate::telemetry::ServiceMetrics;
 use crate::telemetry::metrics::AtLimit;
 use crate::usage::{Key, Part, Registry, Usage};
 
-/// When a client may try again, as it is answered: in seconds, and for gRPC in milliseconds (gRFC A6).
-const AGAIN: [(HeaderName, HeaderValue); 2] = [
-    (RETRY_AFTER, HeaderValue::from_static("1")),
-    (GRPC_PUSHBACK, HeaderValue::from_static("1000")),
-];
-
-/// Says when a client may try again whose request was refused.
-pub fn say_when(refused: &mut HeaderMap, grpc: bool) {
-    let [http, of_grpc] = AGAIN;
-    let (name, value) = if grpc { of_grpc } else { http };
-    refused.insert(name, value);
-}
+/// After this a client may try again.
+pub const AGAIN: Duration = Duration::from_secs(1);
 
 /// The counts of one backend of a Service, as far as policies limit something.
 #[derive(Default)]
@@ -162,12 +150,14 @@ impl<'a> Breaker<'a> {
     ///
     /// # Errors
     /// Which limit leaves no place.
-    pub fn connection(&'a self, member: &'a Member) -> Result<Held, AtLimit> {
+    pub async fn connection(&'a self, member: &'a Member) -> Result<Held, AtLimit> {
         let bounds = self.bounds(member);
-        let held = Held::take(&bounds.connections).or_else(|_| {
-            bounds.make_room();
-            Held::take(&bounds.connections)
-        });
+        let mut held = Held::take(&bounds.connections);
+        if held.is_err() && bounds.make_room() {
+            // Its own task closes it, and is before this one.
+            tokio::task::yield_now().await;
+            held = Held::take(&bounds.connections);
+        }
         held.map_err(|full| match full {
             0 if self.limits.connections.is_some() => AtLimit::Connections,
             _ => AtLimit::EndpointConnections,
@@ -218,15 +208,16 @@ impl Bounds<'_> {
             .ok_or_else(|| self.breaker.refuse(AtLimit::Pending))
     }
 
-    /// See [`Dialer::make_room`](outrigger_proxy_transport::client::Dialer::make_room).
-    pub fn make_room(&self) {
+    /// See [`Dialer::make_room`](outrigger_proxy_transport::client::Dialer::make_room). `false`: no connection is idle.
+    pub fn make_room(&self) -> bool {
         let limits = self.breaker.limits;
-        // Where only this endpoint has too many, one of another is of no use.
         let all_full = limits
             .connections
             .is_some_and(|most| self.breaker.all.connections.taken() >= most);
-        if all_full {
-            self.member.close_one_idle();
+        // Where only this endpoint has too many, one of another is of no use.
+        match all_full {
+            true => self.member.close_one_idle(),
+            false => self.member.pool.close_idle(),
         }
     }
 }

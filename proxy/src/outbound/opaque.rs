@@ -181,9 +181,6 @@ async fn connect_to_any(
     let backend = snapshot.backend(backend).ok_or_else(none)?;
     let rules = &service.rules.attempt;
     let breaker = backend.breaker(rules, &snapshot.metrics);
-    let breaker = breaker.as_ref();
-    let limit = rules.limits.as_ref().and_then(|limits| limits.endpoint_connections);
-    let limit = limit.map(EndpointLimit::Connections);
     let mut tried = Vec::new();
     loop {
         let pick = Pick {
@@ -196,14 +193,20 @@ async fn connect_to_any(
                 .hash_keys()
                 .and_then(|on| hash::key(on, None, state.caller)),
             session: None,
-            limit,
+            limit: { rules.limits.as_ref() }
+                .and_then(|limits| limits.endpoint_connections)
+                .map(EndpointLimit::Connections),
         };
-        let member = backend.pick(pick, breaker, rules.connect_timeout).await?;
-        let held = match breaker.map_or_else(|| Ok(Held::default()), |breaker| breaker.connection(&member)) {
-            Ok(held) => held,
-            // Another worker was faster.
-            Err(AtLimit::EndpointConnections) => continue,
-            Err(full) => return Err(breaker.map_or_else(none, |breaker| breaker.refuse(full))),
+        let member = backend.pick(pick, breaker.as_ref(), rules.connect_timeout).await?;
+        let held = match &breaker {
+            None => Held::default(),
+            // Boxed: few Services have limits (`outbound::sizes`).
+            Some(breaker) => match Box::pin(breaker.connection(&member)).await {
+                Ok(held) => held,
+                // Another worker was faster.
+                Err(AtLimit::EndpointConnections) => continue,
+                Err(full) => return Err(breaker.refuse(full)),
+            },
         };
         let dialer = EndpointDialer::new(state, &member.endpoint, rules.connect_timeout)?;
         let mut in_hand = member.take(&rules.balancing, Instant::now());

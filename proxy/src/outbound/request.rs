@@ -16,12 +16,13 @@ use outrigger_proxy_transport::body::{BodySource, ClientBody, OnTooLarge};
 use outrigger_proxy_transport::client::Lease;
 use outrigger_proxy_transport::error::{ProxyError, Reason};
 use outrigger_proxy_transport::headers::{strip_hop_by_hop, strip_ours, strip_response, wants_upgrade};
-use outrigger_proxy_transport::server::{HttpVersion, ResponseBody, check, reason_of, upgrade};
+use outrigger_proxy_transport::server::{HttpVersion, ResponseBody, check, reason_of, say_when, upgrade};
 use rand::rngs::SmallRng;
 use tokio::time::Instant;
 
 use super::affinity::Caller;
 use super::attempts::{Attempts, Deadlines, ServerResponse};
+use super::breaker::Breaker;
 use super::faults::{Injected, decide};
 use super::mirror::mirror;
 use super::route::Chosen;
@@ -77,6 +78,12 @@ pub async fn handle(
     {
         return fail(call, reply, &plan);
     }
+    // Before anything is done for it: what is refused adds nothing to the budget, and no mirror gets it.
+    let breaker = backend.breaker(plan.attempt, &snapshot.metrics);
+    let place = match breaker.as_ref().map_or(Ok(None), Breaker::request) {
+        Ok(place) => place,
+        Err(error) => return fail(call, error.into(), &plan),
+    };
     // A fault may have taken its time.
     let now = match plan.fault {
         None => now,
@@ -95,13 +102,14 @@ pub async fn handle(
         target,
         backend,
         rules: plan.attempt,
+        breaker: breaker.as_ref(),
         metrics: &snapshot.metrics,
         deadlines,
         moving: moving.as_ref(),
         version,
         session: plan.session.as_ref().and_then(Session::endpoint),
     };
-    match attempts.send(&head, &body, &mut call).await {
+    match attempts.send(&head, &body, place, &mut call).await {
         Ok(response) => {
             let response = match in_place_of(&response, &plan, &mut call) {
                 Some(answer) => {
@@ -137,7 +145,7 @@ fn fail(mut call: Call, reply: LocalReply, plan: &Plan<'_>) -> Response<Response
     let at_limit = answer.is_none() && matches!(&reply, LocalReply::Error(error) if error.reason == Reason::Overloaded);
     let mut response = call.reply(answer.map_or(reply, Into::into));
     if at_limit {
-        breaker::say_when(response.headers_mut(), grpc);
+        say_when(response.headers_mut(), breaker::AGAIN, grpc);
     }
     shared(plan.cors.as_ref(), response)
 }

@@ -280,6 +280,17 @@ mod tests {
         );
     }
 
+    /// A policy's store is away: it is no different at another endpoint, and a little later.
+    #[test]
+    fn what_a_policy_cannot_decide_is_final() {
+        let after = [("retry-after", "1")];
+        let grpc = [("grpc-status", "14")];
+        for (status, headers) in [(503, &after), (200, &grpc)] {
+            let unavailable = Some(Reason::LimitUnavailable);
+            assert_eq!(answered(status, headers, unavailable, true), RetryDecision::Final);
+        }
+    }
+
     #[test]
     fn what_may_be_repeated() {
         let mut policy = RetryPolicy::default();

@@ -43,8 +43,8 @@ struct Inner<C> {
     waiting: RefCell<VecDeque<Waiting<C>>>,
     /// Those that may not make one, behind all others: there are as many connections as there may be.
     kept_out: RefCell<VecDeque<oneshot::Sender<C>>>,
-    /// When these are so many, those are looked for that have gone.
-    look_at: Cell<usize>,
+    /// How many of these have not gone.
+    there: Cell<usize>,
     /// Whether a connection was given back or made since the last look.
     progress: Cell<bool>,
     /// Whether there is a task that looks at those who wait.
@@ -78,7 +78,7 @@ impl<C: 'static> Dials<C> {
             at_once: Cell::new(if mesh { AT_ONCE } else { usize::MAX }),
             waiting: RefCell::default(),
             kept_out: RefCell::default(),
-            look_at: Cell::new(LOOK_AT),
+            there: Cell::new(0),
             progress: Cell::new(false),
             watched: Cell::new(false),
         }))
@@ -102,7 +102,7 @@ impl<C: 'static> Dials<C> {
     /// Waits for a connection that another request gives back.
     pub(super) async fn given(&self) -> C {
         let (turn, mine) = oneshot::channel();
-        self.0.keep_out(turn);
+        let _there = self.0.keep_out(turn);
         match mine.await {
             Ok(connection) => connection,
             // Who is forgotten, which does not happen.
@@ -118,12 +118,7 @@ impl<C: 'static> Dials<C> {
 
     /// How many wait for one that is given back, and may not make one.
     pub(super) fn kept_out(&self) -> usize {
-        self.0
-            .kept_out
-            .borrow()
-            .iter()
-            .filter(|first| !first.is_closed())
-            .count()
+        self.0.there.get()
     }
 
     /// Hands a connection to the request that has waited longest.
@@ -149,14 +144,16 @@ impl<C: 'static> Dials<C> {
 }
 
 impl<C> Inner<C> {
-    fn keep_out(&self, turn: oneshot::Sender<C>) {
+    /// It counts as there until what is returned is dropped.
+    fn keep_out(&self, turn: oneshot::Sender<C>) -> There<'_> {
         let mut kept_out = self.kept_out.borrow_mut();
-        // Who has gone is not kept. Not at each: a queue is looked through when half of it may have gone.
-        if kept_out.len() >= self.look_at.get() {
+        // Who has gone is not kept. Not at each: a queue is looked through when half of it has gone.
+        if kept_out.len() >= 2 * self.there.get() + LOOK_AT {
             kept_out.retain(|first| !first.is_closed());
-            self.look_at.set(2 * kept_out.len() + LOOK_AT);
         }
         kept_out.push_back(turn);
+        self.there.set(self.there.get() + 1);
+        There(&self.there)
     }
 
     fn first(&self) -> Option<Waiting<C>> {
@@ -201,6 +198,15 @@ impl<C: 'static> Inner<C> {
         }
         self.at_once.set(AT_ONCE);
         self.watched.set(false);
+    }
+}
+
+/// One that is kept out.
+struct There<'a>(&'a Cell<usize>);
+
+impl Drop for There<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 

@@ -21,7 +21,7 @@ use super::multiplex::{Multiplex, Slot};
 use crate::body::{Refused, RequestBody};
 use crate::error::{ProxyError, Reason};
 use crate::limits::{MAX_BUFFER, MAX_HEADER_BYTES};
-use crate::net::count::{Bound, Count, Held};
+use crate::net::count::{Count, Held};
 use crate::net::{HttpVersion, Stream, Term};
 
 /// Idle HTTP/1 connections to one peer; a further one is closed. As many as come at once are kept for a while: to close and
@@ -141,9 +141,8 @@ impl Pool {
     pub async fn checkout(self: &Rc<Self>, version: HttpVersion, dialer: &impl Dialer) -> Result<Checkout, ProxyError> {
         self.generation.set(dialer.generation());
         let counted = dialer.connections();
-        let same = |(count, bound): (&Arc<Count>, &Bound)| Arc::ptr_eq(count, &bound.count);
-        let known = self.counts.borrow().len() == counted.len();
-        if !known || !self.counts.borrow().iter().zip(counted).all(same) {
+        let now = counted.iter().map(|bound| Arc::as_ptr(&bound.count));
+        if !self.counts.borrow().iter().map(Arc::as_ptr).eq(now) {
             *self.counts.borrow_mut() = counted.iter().map(|bound| Arc::clone(&bound.count)).collect();
         }
         match version {

@@ -17,6 +17,7 @@ use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Pool;
+use super::tests::{MS, run};
 use crate::body::RequestBody;
 use crate::client::{Dialer, send};
 use crate::error::{ProxyError, Reason};
@@ -24,16 +25,7 @@ use crate::executor::LocalExecutor;
 use crate::net::count::{Bound, Count, Place};
 use crate::net::{HttpVersion, Io, Stream};
 
-const MS: Duration = Duration::from_millis(1);
 const VERSIONS: [HttpVersion; 2] = [HttpVersion::Http1, HttpVersion::Http2];
-
-fn run<T: 'static>(test: impl Future<Output = T> + 'static) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .start_paused(true)
-        .build_local(tokio::runtime::LocalOptions::default());
-    runtime.unwrap().block_on(test)
-}
 
 fn bound(most: usize) -> Bound {
     Bound {
@@ -236,6 +228,23 @@ fn streams_that_do_not_end_keep_nobody_out() {
             !other.is_finished() && !same.is_finished(),
             "and wait for their answers"
         );
+    });
+}
+
+/// A policy has another limit, or was away for a while.
+#[test]
+fn what_is_counted_is_what_the_last_request_was_limited_by() {
+    run(async {
+        let backend = Backend::new(1, 1, None, MS);
+        backend.ask(0, HttpVersion::Http1).await.unwrap().unwrap();
+        let later = Backend {
+            all: bound(1),
+            ..backend.clone()
+        };
+        later.ask(0, HttpVersion::Http1).await.unwrap().unwrap();
+        assert_eq!(later.made.get(), 1, "the connection is still the first");
+        let counts = backend.pools[0].counts.borrow();
+        assert!(counts.len() == 1 && Arc::ptr_eq(&counts[0], &later.all.count));
     });
 }
 

@@ -22,7 +22,7 @@ use crate::client::send;
 use crate::error::ProxyError;
 use crate::net::{HttpVersion, Io, Stream};
 
-const MS: Duration = Duration::from_millis(1);
+pub(super) const MS: Duration = Duration::from_millis(1);
 
 /// Connects to a server that answers each request after `answer`.
 fn connect(answer: Duration) -> Stream {
@@ -97,7 +97,7 @@ impl Peer {
 }
 
 /// On paused time, with tasks of one thread.
-fn run<T: 'static>(test: impl Future<Output = T> + 'static) -> T {
+pub(super) fn run<T: 'static>(test: impl Future<Output = T> + 'static) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .start_paused(true)
