@@ -64,18 +64,41 @@ pub async fn until_within(limit: Duration, what: &str, mut condition: impl Async
     assert!(in_time.is_ok(), "never: {what}");
 }
 
-/// Says something on a connection of its own, and hears so many bytes. A machine that has much to do may see a reset before connect() has
-/// returned, or before all was said: each is one and the same error.
+/// An app that echoes what each connection says.
+pub async fn echo() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut read, mut write) = stream.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+            });
+        }
+    });
+    address
+}
+
+/// Says something on a connection of its own, and hears so many bytes.
+///
+/// # Errors
+/// Those of [`talk`].
+pub async fn heard(to: SocketAddr, word: &[u8], bytes: usize) -> std::io::Result<Vec<u8>> {
+    talk(to, word, bytes).await.map(|(_, heard)| heard)
+}
+
+/// The same, and the connection. A machine that has much to do may see a reset before connect() has returned, or before all was said: each
+/// is one and the same error.
 ///
 /// # Errors
 /// The connection ends before that.
-pub async fn heard(to: SocketAddr, word: &[u8], bytes: usize) -> std::io::Result<Vec<u8>> {
+pub async fn talk(to: SocketAddr, word: &[u8], bytes: usize) -> std::io::Result<(TcpStream, Vec<u8>)> {
     let mut stream = TcpStream::connect(to).await?;
     // Where that fails, what was heard is still to be read, or the reset.
     let _ = stream.write_all(word).await;
     let mut heard = vec![0; bytes];
     stream.read_exact(&mut heard).await?;
-    Ok(heard)
+    Ok((stream, heard))
 }
 
 /// A response's body in these tests.

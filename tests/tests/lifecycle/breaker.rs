@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use http::{HeaderValue, Method};
+use http::HeaderValue;
 use outrigger_proxy::app::RunningProxy;
-use outrigger_tests::mesh::{App, Authority, Http, Seen, Sidecar, id, metric, request, status, until};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use outrigger_tests::mesh::{App, Authority, Http, Seen, Sidecar, echo, id, metric, status, talk, until};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+
+use super::Speaks;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -21,15 +22,14 @@ struct Scene {
     /// Requests that each app has in hand.
     in_hand: Vec<Arc<AtomicUsize>>,
     go: Arc<Notify>,
-    kind: &'static str,
+    speaks: Speaks,
     _orders: Vec<RunningProxy>,
     _apps: Vec<App>,
     _authority: Authority,
 }
 
 impl Scene {
-    /// `kind`: "http1", "http2" or "grpc".
-    async fn new(kind: &'static str, apps: usize, policy: &str) -> Self {
+    async fn new(speaks: Speaks, apps: usize, policy: &str) -> Self {
         let authority = Authority::start(&["web", "orders"], DAY).await;
         let go = Arc::<Notify>::default();
         let (mut in_hand, mut orders, mut endpoints, mut all) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -44,7 +44,7 @@ impl Scene {
                         go.notified().await;
                         count.fetch_sub(1, SeqCst);
                         let mut response = status(200);
-                        if kind == "grpc" {
+                        if speaks == Speaks::Grpc {
                             let headers = response.headers_mut();
                             headers.insert("content-type", HeaderValue::from_static("application/grpc"));
                             headers.insert("grpc-status", HeaderValue::from_static("0"));
@@ -60,7 +60,7 @@ impl Scene {
             orders.push(sidecar);
             all.push(app);
         }
-        let protocol = if kind == "http1" { "http1" } else { "http2" };
+        let protocol = if speaks == Speaks::Http1 { "http1" } else { "http2" };
         let web = Sidecar::new("web").calls("orders", protocol, &endpoints, policy);
         // A limit is one of all workers together.
         let web = web.with("workers: 2").start(&authority).await;
@@ -68,7 +68,7 @@ impl Scene {
             web,
             in_hand,
             go,
-            kind,
+            speaks,
             _orders: orders,
             _apps: all,
             _authority: authority,
@@ -77,16 +77,8 @@ impl Scene {
 
     /// On a connection of its own.
     fn ask(&self) -> JoinHandle<Seen> {
-        let (kind, to) = (self.kind, self.web.outbound[0]);
-        let client = if kind == "http1" { Http::one() } else { Http::two() };
-        tokio::spawn(async move {
-            let mut request = request(Method::POST, to, "/shop.Orders/Get", "");
-            if kind == "grpc" {
-                let headers = request.headers_mut();
-                headers.insert("content-type", HeaderValue::from_static("application/grpc"));
-            }
-            client.send(request).await.unwrap()
-        })
+        let (speaks, to) = (self.speaks, self.web.outbound[0]);
+        tokio::spawn(async move { speaks.send(to, &[]).await })
     }
 
     fn in_hand(&self) -> Vec<usize> {
@@ -129,7 +121,7 @@ async fn is_refused(scene: &Scene, limit: &str, most: usize) {
     let before = scene.refusals(limit);
     let seen = scene.ask().await.unwrap();
     let said = format!("limits.{limit} is {most}");
-    if scene.kind == "grpc" {
+    if scene.speaks == Speaks::Grpc {
         assert_eq!(
             (seen.status, &seen.headers["grpc-status"]),
             (200, &HeaderValue::from_static("14"))
@@ -148,7 +140,7 @@ async fn is_refused(scene: &Scene, limit: &str, most: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_too_much_is_refused_at_once_and_the_rest_is_answered() {
-    for kind in ["http1", "http2", "grpc"] {
+    for speaks in Speaks::ALL {
         for (apps, policy, held, limit, most) in [
             (1, "{limits: {maxRequests: 3}}", 3, "maxRequests", 3),
             (2, "{limits: {maxRequests: 3}}", 3, "maxRequests", 3),
@@ -167,12 +159,12 @@ async fn what_is_too_much_is_refused_at_once_and_the_rest_is_answered() {
                 2,
             ),
         ] {
-            let scene = Scene::new(kind, apps, policy).await;
+            let scene = Scene::new(speaks, apps, policy).await;
             // Twice, for what is answered has to be counted down.
             for _ in 0..2 {
                 let requests = scene.hold(held).await;
                 if limit.starts_with("perEndpoint") {
-                    assert_eq!(scene.in_hand(), vec![most; apps], "{kind} {policy}");
+                    assert_eq!(scene.in_hand(), vec![most; apps], "{speaks:?} {policy}");
                 }
                 for _ in 0..5 {
                     is_refused(&scene, limit, most).await;
@@ -180,7 +172,7 @@ async fn what_is_too_much_is_refused_at_once_and_the_rest_is_answered() {
                 scene.answer(requests).await;
             }
             let ejected = metric(&scene.web, "outrigger_endpoint_ejections_total", &[]);
-            assert_eq!(ejected, 0, "{kind} {policy}: nobody is ejected for it");
+            assert_eq!(ejected, 0, "{speaks:?} {policy}: nobody is ejected for it");
         }
     }
 }
@@ -191,7 +183,7 @@ async fn without_a_limit_nothing_is_refused() {
         "{}",
         "{limits: {maxRequests: 0, maxConnections: 0, perEndpoint: {maxRequests: 0}}}",
     ] {
-        let scene = Scene::new("http1", 1, policy).await;
+        let scene = Scene::new(Speaks::Http1, 1, policy).await;
         let held = scene.hold(20).await;
         scene.answer(held).await;
     }
@@ -205,7 +197,7 @@ async fn who_has_no_connection_waits_for_one_and_of_these_there_are_so_many() {
         ("{limits: {maxConnections: 2, maxPendingRequests: 3}}", 3),
         ("{limits: {perEndpoint: {maxConnections: 2}, maxPendingRequests: 3}}", 1),
     ] {
-        let scene = Scene::new("http1", apps, policy).await;
+        let scene = Scene::new(Speaks::Http1, apps, policy).await;
         let mut requests = scene.hold(1).await;
         requests.extend([scene.ask()]);
         until("both have one", async || scene.in_hand().iter().sum::<usize>() == 2).await;
@@ -237,8 +229,8 @@ async fn who_has_no_connection_waits_for_one_and_of_these_there_are_so_many() {
 /// Over HTTP/2 requests share it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_of_http2_share_the_connections_that_there_may_be() {
-    for kind in ["http2", "grpc"] {
-        let scene = Scene::new(kind, 1, "{limits: {maxConnections: 2}}").await;
+    for speaks in [Speaks::Http2, Speaks::Grpc] {
+        let scene = Scene::new(speaks, 1, "{limits: {maxConnections: 2}}").await;
         let held = scene.hold(20).await;
         let handshakes = metric(&scene.web, "outrigger_tls_handshakes_total", &["outbound"]);
         assert!(handshakes <= 2, "{handshakes}");
@@ -246,29 +238,9 @@ async fn requests_of_http2_share_the_connections_that_there_may_be() {
     }
 }
 
-async fn echo() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let (mut from, mut to) = stream.split();
-                let _ = tokio::io::copy(&mut from, &mut to).await;
-            });
-        }
-    });
-    address
-}
-
 /// One that carries bytes, or `None`: it was reset.
 async fn connect(to: SocketAddr) -> Option<TcpStream> {
-    let echoed = async {
-        let mut client = TcpStream::connect(to).await?;
-        client.write_all(b"word").await?;
-        client.read_exact(&mut [0; 4]).await?;
-        Ok::<_, std::io::Error>(client)
-    };
-    echoed.await.ok()
+    talk(to, b"\0word", 5).await.ok().map(|(client, _)| client)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -314,4 +286,59 @@ async fn connections_of_bytes_beyond_the_limit_are_reset() {
             .await;
         }
     }
+}
+
+/// A request that waits before it is sent again is in nobody's hands.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_has_room_while_a_request_waits_before_it_is_sent_again() {
+    let authority = Authority::start(&["web", "orders"], DAY).await;
+    let asked = Arc::<AtomicUsize>::default();
+    let app = App::start({
+        let asked = Arc::clone(&asked);
+        move |_| {
+            let first = asked.fetch_add(1, SeqCst) == 0;
+            async move {
+                let mut response = status(if first { 503 } else { 200 });
+                if first {
+                    response
+                        .headers_mut()
+                        .insert("retry-after", HeaderValue::from_static("1"));
+                }
+                response
+            }
+        }
+    })
+    .await;
+    let orders = Sidecar::new("orders").protects(app.address).start(&authority).await;
+    let endpoints = [(orders.inbound[0], Some(id("orders")))];
+    let policy = "{limits: {perEndpoint: {maxRequests: 1}}}";
+    let web = Sidecar::new("web")
+        .calls("orders", "http1", &endpoints, policy)
+        .start(&authority)
+        .await;
+    let to = web.outbound[0];
+    let again = tokio::spawn(async move { Http::one().get(to, "/").await.status });
+    // It waits for a second from now on. On a machine that stands still for so long this shows nothing.
+    until("it has failed once", async || {
+        metric(&web, "outrigger_upstream_attempts_total", &["outcome=\"failure\""]) == 1
+    })
+    .await;
+    assert_eq!(Http::one().get(to, "/").await.status, 200);
+    assert_eq!(again.await.unwrap(), 200);
+}
+
+/// HTTP and bytes go to one Service: what an idle connection has, a connection of bytes gets.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_connection_is_closed_for_one_of_bytes() {
+    let authority = Authority::start(&["web", "orders"], DAY).await;
+    let orders = Sidecar::new("orders").protects(echo().await).start(&authority).await;
+    let endpoints = [(orders.inbound[0], Some(id("orders")))];
+    let web = Sidecar::new("web").calls("orders", "detect", &endpoints, "{limits: {maxConnections: 1}}");
+    let web = web.start(&authority).await;
+    let to = web.outbound[0];
+    // What echoes a request is no server of HTTP, but the connection to its sidecar is kept.
+    assert_eq!(Http::one().get(to, "/").await.status, 502);
+    let one = connect(to).await;
+    assert!(one.is_some());
+    assert!(connect(to).await.is_none(), "and no more than that");
 }

@@ -4,23 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use http::{HeaderValue, Method, Request};
+use http::HeaderValue;
 use outrigger_proxy::app::RunningProxy;
 use outrigger_tests::mesh::{
-    App, Authority, Body, Collector, Http, SOON, Seen, Sidecar, attribute, attribute_of, id, metric, request, status,
-    until,
+    App, Authority, Collector, SOON, Seen, Sidecar, attribute, attribute_of, id, metric, status, until,
 };
+
+use super::Speaks;
 
 const DAY: Duration = Duration::from_secs(86_400);
 /// To both kinds of callers.
 const ANSWER: &str = "response: {status: 200, grpcStatus: 9, headers: [{name: x-from, value: fallback}], body: later}";
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Speaks {
-    Http1,
-    Http2,
-    Grpc,
-}
 
 /// What becomes of a request without a fallback.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -92,17 +86,7 @@ impl Lab {
     }
 
     async fn send(&self, speaks: Speaks) -> Seen {
-        let mut request: Request<Body> = request(Method::POST, self.web.outbound[0], "/shop.Orders/Get", "an order");
-        if speaks == Speaks::Grpc {
-            let headers = request.headers_mut();
-            headers.insert("content-type", HeaderValue::from_static("application/grpc"));
-        }
-        let http = if speaks == Speaks::Http1 {
-            Http::one()
-        } else {
-            Http::two()
-        };
-        http.send(request).await.unwrap()
+        speaks.send(self.web.outbound[0], &[]).await
     }
 
     fn of_service(&self, name: &str, labels: &[&str]) -> u64 {

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant, SystemTime};
 
-use http::{HeaderValue, Method, Request, Response};
+use http::{HeaderValue, Request, Response};
 use outrigger_proxy::app::RunningProxy;
 use outrigger_proxy::identity::Clock;
 use outrigger_tests::mesh::{
-    App, Authority, Body, Collector, Http, SOON, Seen, Sidecar, attribute, attribute_of, id, metric, request, text,
-    until,
+    App, Authority, Collector, SOON, Seen, Sidecar, attribute, attribute_of, id, metric, text, until,
 };
+
+use super::Speaks;
 
 const DAY: Duration = Duration::from_secs(86_400);
 const LATER: &str = "until: '9999-01-01T00:00:00Z'";
@@ -22,28 +23,6 @@ struct Lab {
     asked: Arc<AtomicUsize>,
     _app: App,
     _authority: Authority,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Speaks {
-    Http1,
-    Http2,
-    Grpc,
-}
-
-impl Speaks {
-    const ALL: [Self; 3] = [Self::Http1, Self::Http2, Self::Grpc];
-
-    async fn send(self, to: std::net::SocketAddr, headers: &[(&'static str, &'static str)]) -> Seen {
-        let mut request: Request<Body> = request(Method::POST, to, "/shop.Orders/Get", "an order");
-        let grpc = [("content-type", "application/grpc")];
-        let grpc = if self == Self::Grpc { &grpc[..] } else { &[] };
-        for (name, value) in headers.iter().chain(grpc) {
-            request.headers_mut().insert(*name, HeaderValue::from_static(value));
-        }
-        let http = if self == Self::Http1 { Http::one() } else { Http::two() };
-        http.send(request).await.unwrap()
-    }
 }
 
 impl Lab {

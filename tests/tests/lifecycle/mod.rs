@@ -18,14 +18,38 @@ mod stop;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use http::Method;
+use http::{HeaderValue, Method, Request};
 use outrigger_api::discovery::backend::Kind;
 use outrigger_api::discovery::target::Kind as TargetKind;
 use outrigger_api::discovery::{Backend, Endpoint, Endpoints, Policy, Protocol, Retry, Service, ServiceRef, Target};
-use outrigger_tests::mesh::{Http, SOON, id, request};
+use outrigger_tests::mesh::{Body, Http, SOON, Seen, id, request};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+
+/// What a client and an app speak.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Speaks {
+    Http1,
+    Http2,
+    Grpc,
+}
+
+impl Speaks {
+    const ALL: [Self; 3] = [Self::Http1, Self::Http2, Self::Grpc];
+
+    /// A request on a connection of its own.
+    async fn send(self, to: SocketAddr, headers: &[(&'static str, &'static str)]) -> Seen {
+        let mut request: Request<Body> = request(Method::POST, to, "/shop.Orders/Get", "an order");
+        let grpc = [("content-type", "application/grpc")];
+        let grpc = if self == Self::Grpc { &grpc[..] } else { &[] };
+        for (name, value) in headers.iter().chain(grpc) {
+            request.headers_mut().insert(*name, HeaderValue::from_static(value));
+        }
+        let http = if self == Self::Http1 { Http::one() } else { Http::two() };
+        http.send(request).await.unwrap()
+    }
+}
 
 /// The Service's address; nothing listens there.
 const ORDERS: &str = "10.96.0.1:8080";

@@ -6,26 +6,11 @@ use std::time::Duration;
 
 use outrigger_proxy::app::RunningProxy;
 use outrigger_proxy::config::Config;
-use outrigger_tests::mesh::{Authority, Http, Sidecar, id, metric};
+use outrigger_tests::mesh::{Authority, Http, Sidecar, echo, id, metric, talk};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 
 use super::{DAY, soon, until};
-
-/// Echoes.
-async fn app() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let (mut read, mut write) = stream.split();
-                let _ = tokio::io::copy(&mut read, &mut write).await;
-            });
-        }
-    });
-    address
-}
 
 struct Scene {
     orders: RunningProxy,
@@ -36,7 +21,7 @@ struct Scene {
 impl Scene {
     async fn new(spec: &str, opaque: bool) -> Self {
         let authority = Authority::start(&["web", "jobs", "orders"], DAY).await;
-        let app = app().await;
+        let app = echo().await;
         let briefly = |config: &mut Config| config.detect_timeout = Duration::from_millis(100);
         let orders = Sidecar::new("orders")
             .protects(app)
@@ -70,14 +55,8 @@ impl Scene {
 
 /// One that carries bytes, as these are; or `None`: it was reset, perhaps before connect() has returned.
 async fn connects(to: SocketAddr, word: &[u8]) -> Option<TcpStream> {
-    let echoed = async {
-        let mut client = TcpStream::connect(to).await?;
-        let _ = client.write_all(word).await;
-        client.read_exact(&mut vec![0; word.len()]).await?;
-        Ok::<_, std::io::Error>(client)
-    };
-    match soon(echoed).await {
-        Ok(client) => Some(client),
+    match soon(talk(to, word, word.len())).await {
+        Ok((client, _)) => Some(client),
         Err(error) => {
             assert!(
                 matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof),

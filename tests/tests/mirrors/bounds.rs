@@ -8,14 +8,14 @@ use h2::{Ping, Reason, RecvStream};
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use outrigger_proxy::model::Protocol;
-use outrigger_tests::mesh::{App, SOON, text};
+use outrigger_proxy::model::{CallLimits, Protocol};
+use outrigger_tests::mesh::{App, Authority, Http, SOON, text};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
-use super::{Caller, EACH, End, Scene, Server, until};
+use super::{Caller, DAY, EACH, End, Scene, Server, service, until};
 
 const MIB: usize = 1024 * 1024;
 /// More than what the kernel takes for a socket that nobody reads.
@@ -211,4 +211,43 @@ async fn so_many_are_mirrored_at_once_and_others_when_those_have_ended() {
             .await
             .expect("no place is given back");
     }
+}
+
+/// A mirror has no more than what the Service itself is asked for.
+#[tokio::test]
+async fn what_a_limit_refuses_is_not_mirrored() {
+    let go = Arc::<Notify>::default();
+    let app = App::start({
+        let go = Arc::clone(&go);
+        move |_| {
+            let go = Arc::clone(&go);
+            async move {
+                go.notified().await;
+                Response::new(text(""))
+            }
+        }
+    })
+    .await;
+    let mirror = Server::start().await;
+    let authority = Authority::start(&["web"], DAY).await;
+    let mut service = service(Protocol::Http1, 0, app.address, &[(mirror.address(), None)]);
+    let limits = CallLimits {
+        requests: Some(1),
+        ..CallLimits::default()
+    };
+    Arc::get_mut(&mut service.routes).unwrap()[0].rules.attempt.limits = Some(Arc::new(limits));
+    let scene = Scene::of(authority, service).await;
+    let to = scene.to;
+    let held = tokio::spawn(async move { Http::one().get(to, "/").await.status });
+    until("it is mirrored", || mirror.got().len() == 1).await;
+    for _ in 0..10 {
+        assert_eq!(Http::one().get(to, "/").await.error(), Some("overloaded"));
+    }
+    go.notify_one();
+    assert_eq!(held.await.unwrap(), 200);
+    go.notify_one();
+    assert_eq!(Http::one().get(to, "/last").await.status, 200);
+    until("the last one is mirrored", || mirror.got().len() >= 2).await;
+    assert_eq!(mirror.got().len(), 2);
+    assert_eq!(scene.not_mirrored(""), 0);
 }

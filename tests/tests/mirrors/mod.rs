@@ -35,6 +35,8 @@ use tokio_stream::wrappers::ReceiverStream;
 
 const EACH: [Protocol; 2] = [Protocol::Http1, Protocol::Http2];
 
+const DAY: Duration = Duration::from_secs(86_400);
+
 /// A sidecar that calls an app, and mirrors all of it to others.
 struct Scene {
     to: SocketAddr,
@@ -45,14 +47,14 @@ struct Scene {
 impl Scene {
     /// With so many retries.
     async fn start(protocol: Protocol, attempts: u32, app: SocketAddr, mirrors: &[SocketAddr]) -> Self {
-        let authority = Authority::start(&["web", "shadow"], Duration::from_secs(86_400)).await;
+        let authority = Authority::start(&["web", "shadow"], DAY).await;
         let mirrors: Vec<_> = mirrors.iter().map(|mirror| (*mirror, None)).collect();
         Self::with(authority, protocol, attempts, app, &mirrors).await
     }
 
     /// With a mirror in the mesh, behind a sidecar of its own.
     async fn in_the_mesh(protocol: Protocol, app: SocketAddr, mirror: SocketAddr) -> (Self, RunningProxy) {
-        let authority = Authority::start(&["web", "shadow"], Duration::from_secs(86_400)).await;
+        let authority = Authority::start(&["web", "shadow"], DAY).await;
         let shadow = Sidecar::new("shadow").protects(mirror).start(&authority).await;
         let mirror = (shadow.inbound[0], Some(id("shadow")));
         (Self::with(authority, protocol, 0, app, &[mirror]).await, shadow)
@@ -65,11 +67,14 @@ impl Scene {
         app: SocketAddr,
         mirrors: &[(SocketAddr, Option<SpiffeId>)],
     ) -> Self {
-        let service = service(protocol, attempts, app, mirrors);
+        Self::of(authority, service(protocol, attempts, app, mirrors)).await
+    }
+
+    async fn of(authority: Authority, service: Service) -> Self {
         let target = Arc::new(Target::Service(Arc::new(service)));
         let web = Sidecar::new("web")
             .with("workers: 1")
-            .calls("orders", "http1", &[(app, None)], "{}")
+            .calls("orders", "http1", &[], "{}")
             .start_with(&authority, |config| {
                 config.discovery = DiscoveryConfig::Standalone(StaticTargets {
                     services: HashMap::from([("orders".into(), target)]),
