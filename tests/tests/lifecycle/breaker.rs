@@ -5,9 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use http::HeaderValue;
+use bytes::Bytes;
+use http::{HeaderValue, Response};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
 use outrigger_proxy::app::RunningProxy;
 use outrigger_tests::mesh::{App, Authority, Http, Seen, Sidecar, echo, id, metric, status, talk, until};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -341,4 +345,45 @@ async fn an_idle_connection_is_closed_for_one_of_bytes() {
     let one = connect(to).await;
     assert!(one.is_some());
     assert!(connect(to).await.is_none(), "and no more than that");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_counts_until_the_last_byte_of_its_response() {
+    for policy in [
+        "{limits: {maxRequests: 1}}",
+        "{limits: {perEndpoint: {maxRequests: 1}}}",
+    ] {
+        let authority = Authority::start(&["web", "orders"], DAY).await;
+        let go = Arc::<Notify>::default();
+        let app = App::start({
+            let go = Arc::clone(&go);
+            move |_| {
+                let go = Arc::clone(&go);
+                let end = futures_util::stream::once(async move {
+                    go.notified().await;
+                    Ok(Frame::data(Bytes::from_static(b"end")))
+                });
+                async move { Response::new(StreamBody::new(end).boxed()) }
+            }
+        })
+        .await;
+        let orders = Sidecar::new("orders").protects(app.address).start(&authority).await;
+        let endpoints = [(orders.inbound[0], Some(id("orders")))];
+        let web = Sidecar::new("web").calls("orders", "http1", &endpoints, policy);
+        let web = web.start(&authority).await;
+        let to = web.outbound[0];
+        let head = b"HTTP/1.1 200 OK\r\n";
+        let (mut held, heard) = talk(to, b"GET / HTTP/1.1\r\nhost: orders\r\n\r\n", head.len())
+            .await
+            .unwrap();
+        assert_eq!(heard, head);
+        assert_eq!(Http::one().get(to, "/").await.error(), Some("overloaded"), "{policy}");
+        go.notify_one();
+        let mut rest = Vec::new();
+        while !rest.ends_with(b"end\r\n0\r\n\r\n") {
+            assert!(held.read_buf(&mut rest).await.unwrap() > 0);
+        }
+        go.notify_one();
+        assert_eq!(Http::one().get(to, "/").await.status, 200, "{policy}");
+    }
 }

@@ -203,6 +203,7 @@ mod tests {
     use super::{Bound, Count, Held};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    use std::time::Duration;
 
     fn bound(most: usize) -> Bound {
         Bound {
@@ -233,14 +234,15 @@ mod tests {
         };
         let first = wait(&old);
         tokio::task::yield_now().await;
-        let _second = wait(&new).await.unwrap();
+        let second = tokio::time::timeout(Duration::from_secs(10), wait(&new));
+        let second = second.await.expect("it waits for the other").unwrap();
         assert!(!first.is_finished());
         // Who gives up leaves nothing behind.
         let gives_up = wait(&old);
         tokio::task::yield_now().await;
         gives_up.abort();
         assert!(gives_up.await.is_err());
-        drop((held, _second));
+        drop((held, second));
         drop(first.await.unwrap());
         assert_eq!((old.count.taken(), old.count.wanted()), (0, 0));
     }
