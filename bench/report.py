@@ -2,7 +2,7 @@
 """report.py FILE [--plot SVG]: the tables of what `bench/run --json FILE` has written."""
 import json, statistics, sys
 
-from policies import SUFFIX
+from policies import SUFFIXES, without
 
 OURS, OTHER = "outrigger", "outrigger-other"
 LAYER_4 = "ztunnel"  # it does less: never the peer that ours is held against in HTTP
@@ -101,7 +101,7 @@ def tables(results):
             cells.append(f"{medians[case]:,.{digits}f}{spread}")
         if not medians:
             continue
-        peers = [value for case, value in medians.items() if case not in ("direct", OURS, OTHER) and not case.endswith(SUFFIX) and (layer_4 or case != LAYER_4)]
+        peers = [value for case, value in medians.items() if case not in ("direct", OURS, OTHER) and not without(case) and (layer_4 or case != LAYER_4)]
         ratio = f"{medians[OURS] / (min if less else max)(peers):.2f}" if OURS in medians and peers else "–"
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {ratio} |")
     lines += costs(results, cases)
@@ -131,11 +131,11 @@ def tables(results):
 
 def costs(results, cases):
     """What policies cost a contender: its CPU for a request with them, by that without them in the same round."""
-    pairs = [(case, case + SUFFIX) for case in cases if case + SUFFIX in cases]
+    pairs = [(case, case + suffix) for suffix in SUFFIXES for case in cases if case + suffix in cases]
     if not pairs:
         return []
     lines = ["", "CPU for a request with policies, by that without (median of the rounds' ratios, least–most):", "",
-             "| | " + " | ".join(case for case, _ in pairs) + " |", "|---" * (len(pairs) + 1) + "|"]
+             "| | " + " | ".join(case for _, case in pairs) + " |", "|---" * (len(pairs) + 1) + "|"]
     for test in dict.fromkeys(test for result in results for test in result["tests"]):
         cells = []
         for pair in pairs:

@@ -6,7 +6,8 @@ import lab, policies
 
 CASES = {"envoy-h1": "HTTP/1 carried as HTTP/1 between the sidecars (Istio's default)",
          "envoy-h2": "HTTP/1 carried over HTTP/2 between the sidecars (Istio's h2UpgradePolicy: UPGRADE)",
-         "envoy-h1" + policies.SUFFIX: "as envoy-h1, with two filters of RBAC and jwt_authn (--policies)"}
+         "envoy-h1" + policies.ACCESS: "as envoy-h1, with two filters of RBAC and jwt_authn (--policies)",
+         "envoy-h1" + policies.TRAFFIC: "as envoy-h1, with local_ratelimit, outlier detection, a breaker and ten routes (--policies)"}
 UID, OUTBOUND, INBOUND, ADMIN, SPANS = 2102, 15001, 15006, 15000, 4317
 TYPE = "type.googleapis.com/"
 FILTERS = "envoy.extensions.filters."
@@ -47,8 +48,8 @@ def tls(pod, protocols, peer):
 
 def cluster(name, address, port, protocol, transport=None):
     made = {"name": name, "type": "STATIC", "connect_timeout": "5s",
-            "circuit_breakers": {"thresholds": [{"max_connections": 100000, "max_pending_requests": 100000,
-                                                 "max_requests": 100000, "max_retries": 1000}]},
+            "circuit_breakers": {"thresholds": [{"max_connections": policies.MOST, "max_pending_requests": policies.MOST,
+                                                 "max_requests": policies.MOST, "max_retries": 1000}]},
             "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [
                 {"endpoint": {"address": {"socket_address": {"address": address, "port_value": port}}}}]}]}}
     if protocol:
@@ -106,14 +107,29 @@ def access():
     return [tokens, rbac("DENY", denied), rbac("ALLOW", allowed)]
 
 
+def limit():
+    """A bucket for each identity, which the connection manager has written into a header of its own."""
+    bucket = {"max_tokens": policies.PER_SECOND, "tokens_per_fill": policies.PER_SECOND, "fill_interval": "1s"}
+    always = {"default_value": {"numerator": 100, "denominator": "HUNDRED"}}
+    return {"name": "limit", "typed_config": {
+        "@type": TYPE + FILTERS + "http.local_ratelimit.v3.LocalRateLimit", "stat_prefix": "limit", "token_bucket": bucket,
+        "filter_enabled": always, "filter_enforced": always, "always_consume_default_token_bucket": False,
+        "rate_limits": [{"actions": [{"request_headers": {
+            "header_name": "x-forwarded-client-cert", "descriptor_key": "identity"}}]}],
+        # Without a value: one for each.
+        "descriptors": [{"entries": [{"key": "identity"}], "token_bucket": bucket}]}}
+
+
 def http_manager(name, case, pod, tracing):
     route = {"cluster": name, "timeout": "15s"}
+    prefixes = policies.ROUTES if case.endswith(policies.TRAFFIC) and pod == "client" else ["/"]
     filters = [{"name": "router", "typed_config": {"@type": TYPE + FILTERS + "http.router.v3.Router"}}]
     manager = {"@type": TYPE + FILTERS + "network.http_connection_manager.v3.HttpConnectionManager",
                "stat_prefix": name, "codec_type": "AUTO", "http2_protocol_options": HTTP2_OPTIONS,
                "stream_idle_timeout": "300s", "http_filters": filters,
                "route_config": {"name": name, "virtual_hosts": [
-                   {"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": route}]}]}}
+                   {"name": "all", "domains": ["*"], "routes": [
+                       {"match": {"prefix": prefix}, "route": route} for prefix in prefixes]}]}}
     if pod == "client":
         route["retry_policy"] = {
             "retry_on": "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes",
@@ -124,7 +140,9 @@ def http_manager(name, case, pod, tracing):
         manager["set_current_client_cert_details"] = {"subject": True, "uri": True}
         allow = {"permissions": [{"any": True}],
                  "principals": [{"authenticated": {"principal_name": {"exact": identity("client")}}}]}
-        filters[:0] = access() if case.endswith(policies.SUFFIX) else [rbac("ALLOW", {"client": allow})]
+        filters[:0] = access() if case.endswith(policies.ACCESS) else [rbac("ALLOW", {"client": allow})]
+        if case.endswith(policies.TRAFFIC):
+            filters.insert(1, limit())
     if tracing:
         manager["tracing"] = {"random_sampling": {"value": 1.0}, "provider": {"name": "otel", "typed_config": {
             "@type": TYPE + "envoy.config.trace.v3.OpenTelemetryConfig", "service_name": pod,
@@ -148,7 +166,10 @@ def config(case, pod, tracing):
         if pod == "client":
             transport = {"@type": TLS + "UpstreamTlsContext", "common_tls_context": tls(pod, protocols, "server"),
                          "sni": lab.HOST}
-            clusters.append(cluster(name, lab.IP["server"], port, between, transport))
+            made = cluster(name, lab.IP["server"], port, between, transport)
+            if case.endswith(policies.TRAFFIC):
+                made["outlier_detection"] = {"consecutive_5xx": policies.FAILURES, "base_ejection_time": f"{policies.LEFT_OUT}s"}
+            clusters.append(made)
         else:
             clusters.append(cluster(name, "127.0.0.1", port, app))
         network = {"name": "http", "typed_config": http_manager(name, case, pod, tracing)} if app else tcp_proxy(name)

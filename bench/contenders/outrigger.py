@@ -3,7 +3,8 @@ import json, os, time
 import lab, policies
 
 CASES = {"outrigger": "as injected: every default but the place that spans go to",
-         "outrigger" + policies.SUFFIX: "the same with AccessPolicies (--policies)"}
+         "outrigger" + policies.ACCESS: "the same with AccessPolicies (--policies)",
+         "outrigger" + policies.TRAFFIC: "the same with a RateLimitPolicy, a TrafficPolicy and ten routes (--policies)"}
 OTHER = "outrigger-other"
 # Two builds, round by round: runs one after the other differ by more than most changes give.
 if lab.program(OTHER):
@@ -50,14 +51,25 @@ def access_policies():
             {"targetRefs": [], "jwt": {"providers": [provider]}, "rules": [rule(r) for r in policies.ALLOW]}]
 
 
+def traffic():
+    """The specs of a RateLimitPolicy and a TrafficPolicy, and the prefixes of routes."""
+    each = {"per": [{"type": "Identity"}], "rate": {"requests": policies.PER_SECOND, "interval": "1s"}, "scope": "Pod"}
+    most = {"maxConnections": policies.MOST, "maxPendingRequests": policies.MOST, "maxRequests": policies.MOST}
+    ejection = {"consecutiveFailures": policies.FAILURES, "baseEjectionTime": f"{policies.LEFT_OUT}s",
+                "successRate": {"threshold": 85}}
+    return {"limits": {"targetRefs": [], "limits": [each]},
+            "traffic": {"targetRefs": [], "limits": most, "ejection": ejection}, "routes": policies.ROUTES}
+
+
 def prepare(processes, case, tracing):
     command = [lab.program("outrigger-bench"), "control", "--addr", f"{lab.IP['control']}:{CONTROLLER}", "--out",
                f"{lab.WORK}/outrigger", "--server", lab.IP["server"], "--ports", csv(lab.HTTP_PORTS), "--opaque", csv(lab.TCP_PORTS)]
-    if case.endswith(policies.SUFFIX):
-        file = f"{lab.WORK}/{case}.json"
-        with open(file, "w") as f:
-            json.dump(access_policies(), f, indent=1)
-        command += ["--policies", file]
+    for suffix, option, specs in ((policies.ACCESS, "--access", access_policies), (policies.TRAFFIC, "--traffic", traffic)):
+        if case.endswith(suffix):
+            file = f"{lab.WORK}/{case}.json"
+            with open(file, "w") as f:
+                json.dump(specs(), f, indent=1)
+            command += [option, file]
     processes.start("outrigger-control", lab.inside("control", command))
     # It listens last; what asks before that tries again, which is not what is measured.
     with lab.Inside("control"):
