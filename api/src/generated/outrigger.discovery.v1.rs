@@ -305,13 +305,32 @@ pub struct FaultAbort {
     #[prost(uint32, tag = "2")]
     pub grpc_status: u32,
 }
-/// What a request is answered with in place of a failure. One without `when` or without a response is none, whatever an outer policy says.
+/// What is done in place of a failure. One without `when`, or with neither a response nor backends, is none, whatever an outer policy says.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Fallback {
     #[prost(message, optional, tag = "1")]
     pub when: ::core::option::Option<FallbackWhen>,
     #[prost(message, optional, tag = "2")]
     pub response: ::core::option::Option<FallbackResponse>,
+    /// Who is asked in place of the Service: one of them, where the request may be sent once more.
+    #[prost(message, repeated, tag = "3")]
+    pub backends: ::prost::alloc::vec::Vec<FallbackBackend>,
+}
+/// A Service.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FallbackBackend {
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "3")]
+    pub port: u32,
+    /// 0: none.
+    #[prost(uint32, tag = "4")]
+    pub weight: u32,
+    /// Index into Service.backends. Absent, or out of range: it is not there.
+    #[prost(uint32, optional, tag = "5")]
+    pub backend: ::core::option::Option<u32>,
 }
 /// Failures, as the caller would see them: any of these.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -941,6 +960,8 @@ pub enum Feature {
     Fallback = 12,
     /// `Policy.session_persistence`. Who does not understand it keeps no sessions.
     SessionPersistence = 13,
+    /// `Fallback.backends`. Who does not understand them answers with the failure.
+    FallbackBackends = 14,
     /// `limits.v1.Policy.connections`. Who does not understand it takes any number of connections.
     ConnectionLimits = 20,
     /// `limits.v1.PerClaim`, and `access.v1.Jwt.policy` in limits. Who does not understand them leaves out limits that have one.
@@ -969,6 +990,7 @@ impl Feature {
             Self::Faults => "FEATURE_FAULTS",
             Self::Fallback => "FEATURE_FALLBACK",
             Self::SessionPersistence => "FEATURE_SESSION_PERSISTENCE",
+            Self::FallbackBackends => "FEATURE_FALLBACK_BACKENDS",
             Self::ConnectionLimits => "FEATURE_CONNECTION_LIMITS",
             Self::LimitClaims => "FEATURE_LIMIT_CLAIMS",
             Self::GlobalLimits => "FEATURE_GLOBAL_LIMITS",
@@ -991,6 +1013,7 @@ impl Feature {
             "FEATURE_FAULTS" => Some(Self::Faults),
             "FEATURE_FALLBACK" => Some(Self::Fallback),
             "FEATURE_SESSION_PERSISTENCE" => Some(Self::SessionPersistence),
+            "FEATURE_FALLBACK_BACKENDS" => Some(Self::FallbackBackends),
             "FEATURE_CONNECTION_LIMITS" => Some(Self::ConnectionLimits),
             "FEATURE_LIMIT_CLAIMS" => Some(Self::LimitClaims),
             "FEATURE_GLOBAL_LIMITS" => Some(Self::GlobalLimits),

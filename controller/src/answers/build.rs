@@ -195,13 +195,15 @@ impl Build<'_> {
             Some(_) => Vec::new(),
             None => routing::in_order(&routes, &over.unwrap_or_default()),
         };
-        let policy = self.policy(name, &port.name);
+        let mut policy = self.policy(name, &port.name);
+        self.name_backends(policy.as_mut(), backends);
         let keeps_sessions = policy
             .as_ref()
             .is_some_and(|policy| policy.session_persistence.is_some());
         for (route, rule, matches) in rules {
             let mut rule = self.rule(route, rule, matches, backends, keeps_sessions);
             rule.policy = self.with_key(rule.policy, name);
+            self.name_backends(rule.policy.as_mut(), backends);
             // A rule may be there in many parts, and each has all its filters.
             left = left.checked_sub(rule.encoded_len()).ok_or(Refusal::TooLarge)?;
             told.push(rule);
@@ -374,6 +376,17 @@ impl Build<'_> {
             sessions.key = key.map(Into::into).unwrap_or_default();
         }
         policy
+    }
+
+    /// Who is asked where the Service cannot answer: each is a backend of it.
+    fn name_backends(&mut self, policy: Option<&mut proto::Policy>, backends: &mut Backends) {
+        let fallback = policy.and_then(|policy| policy.fallback.as_mut());
+        for asked in fallback.into_iter().flat_map(|fallback| &mut fallback.backends) {
+            let backend = traffic::fallback_ref(asked);
+            // It may come later.
+            self.deps.insert(Dep::Service(backend.name.clone()));
+            asked.backend = Some(self.backend(&backend, backends)).filter(|index| *index != INVALID_BACKEND);
+        }
     }
 
     fn depend_on_service(&mut self, name: &ObjectName) {

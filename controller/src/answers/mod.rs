@@ -15,5 +15,5 @@ mod uneven;
 pub(crate) use self::access::{ports_at, provider_of, selecting};
 pub(crate) use self::limits::{is_whole_mesh, ready_pods};
 pub(crate) use self::routing::{OverBudget, displaced_by, resolve};
-pub(crate) use self::traffic::is_overridden;
+pub(crate) use self::traffic::{is_overridden, unresolved};
 pub(crate) use self::uneven::Uneven;

@@ -9,8 +9,10 @@ use outrigger_api::discovery as proto;
 
 use crate::objects::ObjectName;
 use crate::objects::policy::{Policy, PolicyKind, Target, TargetKind};
-use crate::objects::route::{RouteKind, Rule};
+use crate::objects::route::{BackendRef, RouteKind, Rule};
 use crate::store::Store;
+
+use super::routing::resolve;
 
 /// How a port of a Service is called by clients in `callers`, where no route says otherwise.
 pub(super) fn of_service(store: &Store, service: &ObjectName, port: &str, callers: &str) -> Option<proto::Policy> {
@@ -27,6 +29,23 @@ pub(super) fn callers_say(store: &Store, service: &ObjectName, port: &str, calle
     layers
         .into_iter()
         .any(|target| store.policies.at(PolicyKind::Traffic, target).next().is_some())
+}
+
+/// Whom a fallback asks. It needs no ReferenceGrant, as a backend of a route needs none: its callers could ask it themselves.
+pub(crate) fn fallback_ref(asked: &proto::FallbackBackend) -> BackendRef {
+    BackendRef {
+        kind: "Service".to_owned(),
+        name: ObjectName::new(&asked.namespace, &asked.name),
+        port: u16::try_from(asked.port).ok(),
+    }
+}
+
+/// What keeps some of a policy's fallback from being asked.
+pub(crate) fn unresolved(store: &Store, policy: &proto::Policy) -> Option<String> {
+    let backends = policy.fallback.iter().flat_map(|fallback| &fallback.backends);
+    let problems = backends.filter_map(|asked| resolve(store, &fallback_ref(asked)).err());
+    let messages: Vec<_> = problems.map(|problem| problem.message).collect();
+    (!messages.is_empty()).then(|| format!("a fallback is not asked: {}", messages.join("; ")))
 }
 
 /// How what is of no Service is called in a namespace.

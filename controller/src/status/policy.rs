@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::entries::{Entry, Verdict, is_ours};
 use super::{Absent, access, limits};
-use crate::answers::{Uneven, is_overridden};
+use crate::answers::{Uneven, is_overridden, unresolved};
 use crate::index::{Callers, Of};
 use crate::objects::ObjectName;
 use crate::objects::policy::{Attachment, Policy, Target, TargetKind};
@@ -140,6 +140,9 @@ fn programmed(
         (None, None) => lacking(store, callers, policy, (target, reference)),
     };
     if let Some(message) = short {
+        return verdict(PROGRAMMED, PARTIALLY, message);
+    }
+    if let Some(message) = policy.traffic().and_then(|traffic| unresolved(store, traffic)) {
         return verdict(PROGRAMMED, PARTIALLY, message);
     }
     if policy

@@ -585,6 +585,31 @@ fn fields_that_the_controller_does_not_know_are_named() {
     assert!(message.contains("spec.new, spec.retry.newer"), "{message}");
 }
 
+/// As soon as all are there it says so.
+#[test]
+fn a_fallback_that_cannot_be_asked_is_named() {
+    let cluster = Cluster::new();
+    cluster.add_service("web", 1);
+    let backends = json!([{"name": "web", "port": 80}, {"name": "late", "port": 80}]);
+    let fallback = json!({"fallback": {"when": {"statuses": [503]}, "backendRefs": backends}});
+    let object = policy("p", "2026-01-01", web(), fallback);
+    cluster.apply_value(object.clone());
+    let written = writes(&cluster, NOW).remove(0);
+    let partly = vec![
+        condition("Accepted", "Accepted"),
+        condition("Programmed", "PartiallyProgrammed"),
+    ];
+    assert_eq!(at_targets(&written.status), [partly]);
+    let message = written.status["ancestors"][0]["conditions"][1]["message"]
+        .as_str()
+        .unwrap();
+    assert_eq!(message, "a fallback is not asked: there is no Service shop/late");
+    write_back(&cluster, &object, &written);
+    cluster.add_service("late", 2);
+    let status = writes(&cluster, NOW).remove(0).status;
+    assert_eq!(at_targets(&status), [in_force()]);
+}
+
 #[test]
 fn the_younger_of_two_policies_is_told_who_holds() {
     let cluster = Cluster::new();

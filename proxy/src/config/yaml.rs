@@ -391,6 +391,11 @@ impl Reader<'_> {
             let wrong = "belongs to the service that it stands in; leave it out";
             self.wrong(&format!("{path}.targetRefs"), spec.referenced, wrong);
         }
+        let fallback = spec.value.fallback.as_ref();
+        if fallback.is_some_and(|fallback| fallback.backend_refs.is_some()) {
+            let wrong = "services of this file have no other backends; give a response";
+            self.wrong(&format!("{path}.fallback.backendRefs"), spec.referenced, wrong);
+        }
         match spec.value.to_proto() {
             Ok(mut policy) => {
                 if let Some(sessions) = &mut policy.session_persistence {

@@ -33,6 +33,7 @@ const FEATURES: &[Feature] = &[
     Feature::CircuitBreaker,
     Feature::Faults,
     Feature::Fallback,
+    Feature::FallbackBackends,
     Feature::SessionPersistence,
     Feature::ConnectionLimits,
     Feature::LimitClaims,

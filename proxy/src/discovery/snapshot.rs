@@ -6,8 +6,8 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::model::{
-    Abort, Backend, ByteRoute, CallLimits, Carrier, Endpoints, Fallback, Fault, Protocol, Route, RouteRules, Service,
-    ServiceName, Sessions, Target, WeightedBackend, WorkloadInfo,
+    Abort, Backend, ByteRoute, CallLimits, Carrier, Endpoints, Fallback, FallbackAnswer, Fault, Instead, Protocol,
+    Route, RouteRules, Service, ServiceName, Sessions, Target, WeightedBackend, WorkloadInfo,
 };
 
 pub(super) fn target(target: &Target) -> Value {
@@ -174,13 +174,14 @@ fn limits(limits: &CallLimits) -> Value {
 }
 
 fn fallback(fallback: &Fallback) -> Value {
-    let Fallback {
-        when,
-        status,
-        grpc_status,
-        headers,
-        body,
-    } = fallback;
+    let Fallback { when, instead } = fallback;
+    let (response, backends) = match instead {
+        Instead::Answer(response) => (Some(fallback_answer(response)), &[][..]),
+        Instead::Ask(backends) => (None, &**backends),
+    };
+    let backends = backends
+        .iter()
+        .map(|one| json!({ "backend": one.backend, "weight": one.weight }));
     json!({
         "when": {
             "noEndpoints": when.no_endpoints,
@@ -189,6 +190,19 @@ fn fallback(fallback: &Fallback) -> Value {
             "statuses": when.statuses.iter().map(|status| status.as_u16()).collect::<Vec<_>>(),
             "grpcStatuses": when.grpc_statuses,
         },
+        "response": response,
+        "backends": backends.collect::<Vec<_>>(),
+    })
+}
+
+fn fallback_answer(response: &FallbackAnswer) -> Value {
+    let FallbackAnswer {
+        status,
+        grpc_status,
+        headers,
+        body,
+    } = response;
+    json!({
         "status": status.map(|status| status.as_u16()),
         "grpcStatus": grpc_status,
         "headers": headers.keys().map(|name| name.as_str()).collect::<Vec<_>>(),

@@ -1,4 +1,4 @@
-//! What a request is answered with in place of a failure: see `outbound::fallback`.
+//! What is done in place of a failure: see `outbound::fallback`.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -11,6 +11,28 @@ use outrigger_api::policy::{
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fallback {
     pub when: FallbackWhen,
+    pub instead: Instead,
+}
+
+/// What is done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Instead {
+    Answer(FallbackAnswer),
+    /// One of them is asked, each with a weight above 0.
+    Ask(Vec<FallbackBackend>),
+}
+
+/// Another Service that can be asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FallbackBackend {
+    /// Index into [`Service::backends`](super::Service::backends).
+    pub backend: usize,
+    pub weight: u32,
+}
+
+/// What a request is answered with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FallbackAnswer {
     /// `None`: it is for gRPC calls alone.
     pub status: Option<StatusCode>,
     /// To gRPC calls. `None`: it is not for them.
@@ -31,10 +53,42 @@ pub struct FallbackWhen {
 }
 
 impl Fallback {
+    /// Whether another backend is asked.
+    pub fn asks(&self) -> bool {
+        matches!(self.instead, Instead::Ask(_))
+    }
+
     /// `None`: the policy says that there is none, or what is not understood, and a failure stays what it is.
     pub(super) fn from_proto(message: &proto::Fallback) -> Option<Self> {
-        let (when, response) = message.when.as_ref().zip(message.response.as_ref())?;
-        let of = |number: u32| u16::try_from(number).ok();
+        let when = FallbackWhen::from_proto(message.when.as_ref()?);
+        let instead = match &message.response {
+            Some(response) => Instead::Answer(FallbackAnswer::from_proto(response)?),
+            None => Instead::Ask(
+                message
+                    .backends
+                    .iter()
+                    .filter_map(FallbackBackend::from_proto)
+                    .collect(),
+            ),
+        };
+        let is_any = !matches!(&instead, Instead::Ask(backends) if backends.is_empty());
+        is_any.then_some(Self { when, instead })
+    }
+}
+
+impl FallbackBackend {
+    /// `None`: it is not there, or gets nothing.
+    fn from_proto(message: &proto::FallbackBackend) -> Option<Self> {
+        let backend = usize::try_from(message.backend?).ok()?;
+        (message.weight > 0).then_some(Self {
+            backend,
+            weight: message.weight,
+        })
+    }
+}
+
+impl FallbackAnswer {
+    fn from_proto(response: &proto::FallbackResponse) -> Option<Self> {
         let status = match response.http_status {
             0 => None,
             number => Some(of(number).filter(|status| FALLBACK_STATUSES.contains(status))?),
@@ -54,22 +108,7 @@ impl Fallback {
             let name = HeaderName::from_bytes(header.name.as_bytes()).ok()?;
             headers.append(name, HeaderValue::from_str(&header.value).ok()?);
         }
-        let known = |numbers: &[u32], range: std::ops::RangeInclusive<u16>| -> Vec<u16> {
-            let numbers = numbers.iter().filter_map(|number| of(*number));
-            numbers.filter(|number| range.contains(number)).collect()
-        };
-        let statuses = known(&when.statuses, FALLBACK_WHEN);
         Some(Self {
-            when: FallbackWhen {
-                no_endpoints: when.no_endpoints,
-                overloaded: when.overloaded,
-                timeout: when.timeout,
-                statuses: statuses
-                    .into_iter()
-                    .filter_map(|status| StatusCode::from_u16(status).ok())
-                    .collect(),
-                grpc_statuses: known(&when.grpc_statuses, FALLBACK_WHEN_GRPC),
-            },
             status,
             grpc_status,
             headers,
@@ -78,9 +117,33 @@ impl Fallback {
     }
 }
 
+impl FallbackWhen {
+    fn from_proto(when: &proto::FallbackWhen) -> Self {
+        let known = |numbers: &[u32], range: std::ops::RangeInclusive<u16>| -> Vec<u16> {
+            let numbers = numbers.iter().filter_map(|number| of(*number));
+            numbers.filter(|number| range.contains(number)).collect()
+        };
+        let statuses = known(&when.statuses, FALLBACK_WHEN);
+        Self {
+            no_endpoints: when.no_endpoints,
+            overloaded: when.overloaded,
+            timeout: when.timeout,
+            statuses: statuses
+                .into_iter()
+                .filter_map(|status| StatusCode::from_u16(status).ok())
+                .collect(),
+            grpc_statuses: known(&when.grpc_statuses, FALLBACK_WHEN_GRPC),
+        }
+    }
+}
+
+fn of(number: u32) -> Option<u16> {
+    u16::try_from(number).ok()
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Fallback;
+    use super::{Fallback, Instead};
     use outrigger_api::discovery as proto;
 
     fn fallback() -> proto::Fallback {
@@ -95,6 +158,37 @@ mod tests {
                 http_status: 200,
                 ..proto::FallbackResponse::default()
             }),
+            backends: Vec::new(),
+        }
+    }
+
+    /// One that is not there takes no share.
+    #[test]
+    fn backends_that_are_there_are_asked() {
+        let asked = |weight, backend| proto::FallbackBackend {
+            weight,
+            backend,
+            ..proto::FallbackBackend::default()
+        };
+        for (backends, expected) in [
+            (
+                vec![asked(1, Some(2)), asked(5, None), asked(0, Some(1)), asked(3, Some(4))],
+                &[(2, 1), (4, 3)][..],
+            ),
+            (vec![asked(1, None), asked(0, Some(1))], &[]),
+            (vec![], &[]),
+        ] {
+            let fallback = proto::Fallback {
+                response: None,
+                backends,
+                ..fallback()
+            };
+            let read = Fallback::from_proto(&fallback);
+            let read = read.map(|read| match read.instead {
+                Instead::Ask(backends) => backends.iter().map(|one| (one.backend, one.weight)).collect(),
+                Instead::Answer(_) => panic!("it has none"),
+            });
+            assert_eq!(read, (!expected.is_empty()).then(|| expected.to_vec()));
         }
     }
 

@@ -30,7 +30,7 @@ pub use balancing::{Balancing, Choice, Ejection, HashKey, LoadBalancer, Penalty,
 pub use byte_route::ByteRoute;
 pub use call_limits::CallLimits;
 pub use cors::{Allowed, Cors};
-pub use fallback::{Fallback, FallbackWhen};
+pub use fallback::{Fallback, FallbackAnswer, FallbackBackend, FallbackWhen, Instead};
 pub use faults::{Abort, Fault, Faults};
 pub use filters::{Filters, HeaderModifier, Mirror, PathModifier, Redirect, Rewrite};
 pub use rules::{AttemptRules, RequestRules, RetryBudget, RetryPolicy, RouteRules};

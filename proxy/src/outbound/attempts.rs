@@ -26,7 +26,7 @@ use super::retry::{Attempted, RetryDecision, backoff, judge, repeatable};
 use super::target::{WorkerBackend, WorkerTarget};
 use super::waits::{Limit, Moving, Waits};
 use super::{State, hash, health};
-use crate::call::{Call, Remote};
+use crate::call::{Call, LocalReply, Remote};
 use crate::model::{AttemptRules, Ejection, Endpoint, RetryPolicy};
 use crate::telemetry::{Peer, ServiceMetrics, Status};
 
@@ -58,6 +58,9 @@ pub struct Deadlines {
     /// That, or the end of the time that its route gives it.
     request: Option<Instant>,
 }
+
+/// A server's response, or what this sidecar answers.
+pub type Sent = Result<ServerResponse, LocalReply>;
 
 /// A server's response, which goes to the client.
 pub struct ServerResponse {

@@ -1,31 +1,139 @@
-//! What a request is answered with where the Service cannot answer (`fallback` of a TrafficPolicy): the decision, and the answer.
+//! What is done where the Service cannot answer (`fallback` of a TrafficPolicy): the decision, the answer, and who is asked in its place.
 //!
 //! Retries come first: it is about the failure that the caller would see, whether an app says it or a sidecar, and about those failures alone
 //! that the policy lists. It protects a caller from a Service that is not there. It does not say whether the Service has done what it was asked:
 //! a request that was sent may have been carried out, as with the failure in whose place the answer stands. A response whose head has
 //! gone to the caller stays what it is.
 //!
-//! There is one level: what a route answers by itself, and what is refused before any endpoint is asked for, has no fallback.
+//! Another backend is asked only where the Service cannot have seen the request, or where that may be carried out twice, as a retry is made;
+//! and only as long as the request has time left. Where it is not asked, the failure stays.
+//!
+//! There is one level: what a route answers by itself, and what is refused before any endpoint is asked for, has no fallback; nor has what the
+//! other backend answers, and it has no other policy than the Service's.
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
+use http::request::Parts;
 use http::{HeaderValue, Response};
+use outrigger_proxy_transport::body::BodySource;
 use outrigger_proxy_transport::error::{ProxyError, Reason};
 use outrigger_proxy_transport::grpc::GRPC_STATUS;
 use outrigger_proxy_transport::server::ResponseBody;
+use rand::Rng;
+use rand::seq::IndexedRandom;
 
-use crate::call::LocalReply;
-use crate::model::{Fallback, FallbackWhen};
+use tokio::time::Instant;
+
+use super::attempts::{Attempts, Sent};
+use super::breaker::Breaker;
+use super::retry::repeatable;
+use super::target::Snapshot;
+use crate::call::{Call, LocalReply};
+use crate::model::{Fallback, FallbackAnswer, FallbackBackend, FallbackWhen, Instead};
 use crate::telemetry::{FallbackCause, Status};
 
-/// The answer in place of a failure, and of which. `None`: the failure stays, or it is none.
-pub fn instead(fallback: &Fallback, said: Status, grpc: bool) -> Option<(Response<ResponseBody>, FallbackCause)> {
+/// What is to be done in place of a failure.
+enum Done {
+    Answered(Response<ResponseBody>),
+    /// This backend is to be asked, an index into the Service's.
+    Ask(usize),
+}
+
+/// What a request has done to a server, and may do.
+struct Again {
+    /// It may be carried out twice.
+    repeatable: bool,
+    /// All of it can be sent once more, in time.
+    possible: bool,
+}
+
+/// What is done in place of a failure, and of which. `None`: the failure stays, or it is none.
+fn instead(
+    fallback: &Fallback,
+    said: Status,
+    grpc: bool,
+    again: impl FnOnce() -> Again,
+    rng: &mut impl Rng,
+) -> Option<(Done, FallbackCause)> {
     let cause = cause(&fallback.when, said, grpc)?;
-    Some((answer(fallback, grpc)?, cause))
+    let done = match &fallback.instead {
+        Instead::Answer(response) => Done::Answered(answer(response, grpc)?),
+        Instead::Ask(backends) => {
+            let Again { repeatable, possible } = again();
+            // A fault on purpose, and nobody to send it to: this sidecar's own words.
+            let unseen = said.reason.is_some_and(|reason| {
+                reason.never_processed() || matches!(reason, Reason::NoEndpoints | Reason::FaultInjected)
+            });
+            if !possible || !(repeatable || unseen) {
+                return None;
+            }
+            Done::Ask(draw(backends, rng)?)
+        }
+    };
+    Some((done, cause))
+}
+
+/// One of them by weight.
+fn draw(backends: &[FallbackBackend], rng: &mut impl Rng) -> Option<usize> {
+    let weighted = backends.choose_weighted(rng, |backend| backend.weight);
+    weighted.ok().map(|backend| backend.backend)
+}
+
+/// What becomes of a request that was sent, or was not, where the policy has something in place of its failure.
+pub async fn carry_out(
+    fallback: &Fallback,
+    sent: Sent,
+    attempts: &Attempts<'_>,
+    snapshot: &Snapshot,
+    (head, body): (&Parts, &BodySource),
+    call: &mut Call,
+) -> Sent {
+    let grpc = call.request.is_grpc();
+    let said = match &sent {
+        Ok(server) => Status::of(server.response.status(), server.response.headers()),
+        Err(reply) => of_reply(reply, grpc),
+    };
+    let until = attempts.deadlines.request();
+    let again = || Again {
+        repeatable: repeatable(&head.method, &head.headers, &attempts.rules.retry),
+        possible: body.can_repeat() && until.is_none_or(|until| Instant::now() < until),
+    };
+    let instead = instead(
+        fallback,
+        said,
+        grpc,
+        again,
+        &mut *attempts.state.context.rng.borrow_mut(),
+    );
+    let Some((done, cause)) = instead else {
+        return sent;
+    };
+    call.fallback(cause, said);
+    if let Ok(server) = sent {
+        server.discard();
+    }
+    match done {
+        Done::Answered(response) => Err(response.into()),
+        Done::Ask(backend) => {
+            let Some(backend) = snapshot.backend(backend) else {
+                let none = "the fallback's backend is not one of the Service's";
+                return Err(ProxyError::new(Reason::InvalidBackend, none).into());
+            };
+            let breaker = backend.breaker(attempts.rules, attempts.metrics);
+            let place = breaker.as_ref().map(Breaker::request).transpose()?.flatten();
+            let elsewhere = Attempts {
+                backend,
+                breaker: breaker.as_ref(),
+                session: None,
+                ..*attempts
+            };
+            Ok(elsewhere.send(head, body, place, call).await?)
+        }
+    }
 }
 
 /// What the caller would see of an error of this sidecar's.
-pub fn of_error(error: &ProxyError, grpc: bool) -> Status {
+fn of_error(error: &ProxyError, grpc: bool) -> Status {
     Status {
         http: Some(if grpc { 200 } else { error.reason.status().as_u16() }),
         grpc: grpc.then(|| error.reason.grpc_status()),
@@ -34,7 +142,7 @@ pub fn of_error(error: &ProxyError, grpc: bool) -> Status {
 }
 
 /// The same of its answer.
-pub fn of_reply(reply: &LocalReply, grpc: bool) -> Status {
+fn of_reply(reply: &LocalReply, grpc: bool) -> Status {
     match reply {
         LocalReply::Error(error) => of_error(error, grpc),
         LocalReply::Response(response) => Status::of(response.status(), response.headers()),
@@ -55,7 +163,7 @@ fn cause(when: &FallbackWhen, said: Status, grpc: bool) -> Option<FallbackCause>
     reason.or(status).or(of_grpc.map(FallbackCause::Grpc))
 }
 
-fn answer(fallback: &Fallback, grpc: bool) -> Option<Response<ResponseBody>> {
+fn answer(fallback: &FallbackAnswer, grpc: bool) -> Option<Response<ResponseBody>> {
     let body = if grpc { Bytes::new() } else { fallback.body.clone() };
     let has_body = !body.is_empty();
     let mut response = Response::new(ResponseBody::ready(body));
@@ -79,10 +187,23 @@ fn answer(fallback: &Fallback, grpc: bool) -> Option<Response<ResponseBody>> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::testing::rules_of;
-    use super::{instead, of_error};
+    use super::{Again, Done, instead, of_error};
+    use crate::model::{Fallback, FallbackBackend, FallbackWhen, Instead};
+    use crate::telemetry::FallbackCause;
     use crate::telemetry::Status;
-    use http::{HeaderMap, StatusCode};
+    use http::{HeaderMap, Response, StatusCode};
     use outrigger_proxy_transport::error::{ProxyError, Reason};
+    use outrigger_proxy_transport::server::ResponseBody;
+    use rand::SeedableRng;
+    use rand::rngs::SmallRng;
+
+    fn answered(fallback: &Fallback, said: Status, grpc: bool) -> Option<(Response<ResponseBody>, FallbackCause)> {
+        let again = || panic!("nobody is to be asked");
+        match instead(fallback, said, grpc, again, &mut SmallRng::seed_from_u64(1))? {
+            (Done::Answered(response), cause) => Some((response, cause)),
+            (Done::Ask(_), _) => panic!("another backend is asked"),
+        }
+    }
 
     fn error(reason: Reason, grpc: bool) -> Status {
         of_error(&ProxyError::new(reason, ""), grpc)
@@ -187,7 +308,7 @@ mod tests {
             ("statuses: [503]", head(503, None), true, Some("status-503")),
         ] {
             let rules = rules_of(&format!("fallback: {{when: {{{when}}}, {both}}}"));
-            let answered = instead(rules.request.fallback.as_deref().unwrap(), said, grpc);
+            let answered = answered(rules.request.fallback.as_deref().unwrap(), said, grpc);
             let answered = answered.map(|(response, cause)| {
                 let expected = if grpc { Some(5) } else { None };
                 assert_eq!(response.status(), 200, "{when} {said:?}");
@@ -214,11 +335,84 @@ mod tests {
                 "fallback: {{when: {{reasons: [NoEndpoints]}}, response: {response}}}"
             ));
             let fallback = rules.request.fallback.as_deref().unwrap();
-            let plain = instead(fallback, error(Reason::NoEndpoints, false), false);
+            let plain = answered(fallback, error(Reason::NoEndpoints, false), false);
             let plain = plain.map(|(response, _)| response.status().as_u16());
-            let of_grpc = instead(fallback, error(Reason::NoEndpoints, true), true);
+            let of_grpc = answered(fallback, error(Reason::NoEndpoints, true), true);
             let of_grpc = of_grpc.and_then(|(response, _)| Status::of(response.status(), response.headers()).grpc);
             assert_eq!((plain, of_grpc), (http, grpc), "{response}");
         }
+    }
+
+    fn asks(backends: &[(usize, u32)]) -> Fallback {
+        let backends = backends
+            .iter()
+            .map(|&(backend, weight)| FallbackBackend { backend, weight });
+        Fallback {
+            when: FallbackWhen {
+                no_endpoints: true,
+                overloaded: true,
+                timeout: true,
+                statuses: [418, 500, 502, 503, 504]
+                    .map(|status| StatusCode::from_u16(status).unwrap())
+                    .into(),
+                grpc_statuses: Vec::new(),
+            },
+            instead: Instead::Ask(backends.collect()),
+        }
+    }
+
+    /// What the Service may have seen is sent to nobody else, unless it may be carried out twice.
+    #[test]
+    fn another_backend_is_asked_where_no_harm_is_done() {
+        use Reason::{
+            AppUnavailable, AttemptTimeout, ConnectFailed, FaultInjected, NoEndpoints, Overloaded, UpstreamReset,
+        };
+        let of_fault = Status {
+            http: Some(418),
+            ..error(FaultInjected, false)
+        };
+        for (said, once) in [
+            (error(NoEndpoints, false), true),
+            (error(Overloaded, false), true),
+            (error(ConnectFailed, false), true),
+            (error(AppUnavailable, false), true),
+            (of_fault, true),
+            (error(AttemptTimeout, false), false),
+            (error(UpstreamReset, false), false),
+            (head(500, None), false),
+            (head(503, None), false),
+        ] {
+            for (repeatable, possible, asked) in [
+                (false, true, once),
+                (true, true, true),
+                (true, false, false),
+                (false, false, false),
+            ] {
+                let again = || Again { repeatable, possible };
+                let instead = instead(&asks(&[(3, 1)]), said, false, again, &mut SmallRng::seed_from_u64(1));
+                let to = instead.map(|(done, _)| match done {
+                    Done::Ask(backend) => backend,
+                    Done::Answered(_) => panic!("it has no answer"),
+                });
+                assert_eq!(to, asked.then_some(3), "{said:?} {repeatable} {possible}");
+            }
+        }
+    }
+
+    #[test]
+    fn backends_are_asked_by_their_weights() {
+        let (fallback, mut rng) = (asks(&[(1, 1), (2, 3)]), SmallRng::seed_from_u64(7));
+        let mut counts = [0; 3];
+        for _ in 0..4000 {
+            let again = || Again {
+                repeatable: true,
+                possible: true,
+            };
+            if let Some((Done::Ask(backend), _)) = instead(&fallback, head(500, None), false, again, &mut rng) {
+                counts[backend] += 1;
+            }
+        }
+        assert_eq!(counts[1] + counts[2], 4000);
+        assert!((900..1100).contains(&counts[1]), "{counts:?}");
     }
 }

@@ -21,7 +21,7 @@ use rand::rngs::SmallRng;
 use tokio::time::Instant;
 
 use super::affinity::Caller;
-use super::attempts::{Attempts, Deadlines, ServerResponse};
+use super::attempts::{Attempts, Deadlines, Sent, ServerResponse};
 use super::breaker::Breaker;
 use super::faults::{Injected, decide};
 use super::mirror::mirror;
@@ -32,8 +32,7 @@ use super::waits::Moving;
 use super::{State, breaker, fallback, route};
 use crate::call::{Call, Callee, LocalReply};
 use crate::identity::Clock;
-use crate::model::{AttemptRules, Fallback, Filters, RequestRules, RetryPolicy, RouteRules, Service};
-use crate::telemetry::Status;
+use crate::model::{AttemptRules, Fallback, Filters, RequestRules, RouteRules, Service};
 
 /// Answers a request.
 pub async fn handle(
@@ -72,31 +71,29 @@ pub async fn handle(
     };
 
     let deadlines = Deadlines::new(&call, &head, plan.timeout);
-    if let Some(fault) = &plan.fault
+    let passed = match &plan.fault {
+        None => Ok(()),
         // Boxed: most requests have none (`outbound::sizes`).
-        && let Err(reply) = Box::pin(fault.carry_out(deadlines.request(), &mut call)).await
-    {
-        return fail(call, reply, &plan);
-    }
-    // Before anything is done for it: what is refused adds nothing to the budget, and no mirror gets it.
+        Some(fault) => Box::pin(fault.carry_out(deadlines.request(), &mut call)).await,
+    };
     let breaker = backend.breaker(plan.attempt, &snapshot.metrics);
-    let place = match breaker.as_ref().map_or(Ok(None), Breaker::request) {
-        Ok(place) => place,
-        Err(error) => return fail(call, error.into(), &plan),
-    };
-    // A fault may have taken its time.
-    let now = match plan.fault {
-        None => now,
-        Some(_) => Instant::now(),
-    };
-    target
-        .budgets
-        .borrow_mut()
-        .of(&plan.attempt.retry.budget, now)
-        .deposit(now);
-    mirror(state, &snapshot, plan.filters, version, &head, &body);
+    let place = passed.and_then(|()| Ok(breaker.as_ref().map(Breaker::request).transpose()?.flatten()));
+    // What is refused adds nothing to the budget, and no mirror gets it.
+    if place.is_ok() {
+        // A fault may have taken its time.
+        let now = match plan.fault {
+            None => now,
+            Some(_) => Instant::now(),
+        };
+        target
+            .budgets
+            .borrow_mut()
+            .of(&plan.attempt.retry.budget, now)
+            .deposit(now);
+        mirror(state, &snapshot, plan.filters, version, &head, &body);
+    }
     let moving = Moving::of(&body, plan.idle, plan.attempt);
-    let body = body_source(body, &plan.attempt.retry, &snapshot);
+    let body = body_source(body, &plan, &snapshot);
     let attempts = Attempts {
         state,
         target,
@@ -109,41 +106,36 @@ pub async fn handle(
         version,
         session: plan.session.as_ref().and_then(Session::endpoint),
     };
-    match attempts.send(&head, &body, place, &mut call).await {
+    let mut sent: Sent = match place {
+        Ok(place) => attempts.send(&head, &body, place, &mut call).await.map_err(Into::into),
+        Err(reply) => Err(reply),
+    };
+    if let Some(fallback) = plan.fallback {
+        // Boxed: few policies have one (`outbound::sizes`).
+        sent = Box::pin(fallback::carry_out(
+            fallback,
+            sent,
+            &attempts,
+            &snapshot,
+            (&head, &body),
+            &mut call,
+        ))
+        .await;
+    }
+    match sent {
         Ok(response) => {
-            let response = match in_place_of(&response, &plan, &mut call) {
-                Some(answer) => {
-                    response.discard();
-                    call.reply(answer.into())
-                }
-                None => respond(state, call, response, upgrade, &plan, moving.as_ref()),
-            };
+            let response = respond(state, call, response, upgrade, &plan, moving.as_ref());
             shared(plan.cors.as_ref(), response)
         }
-        Err(error) => fail(call, error.into(), &plan),
+        Err(reply) => fail(call, reply, &plan),
     }
 }
 
-/// What answers in place of a server's response that is a failure to the policy.
-fn in_place_of(response: &ServerResponse, plan: &Plan<'_>, call: &mut Call) -> Option<Response<ResponseBody>> {
-    let fallback = plan.fallback?;
-    let said = Status::of(response.response.status(), response.response.headers());
-    let (answer, cause) = fallback::instead(fallback, said, call.request.is_grpc())?;
-    call.fallback(cause, said);
-    Some(answer)
-}
-
-/// The answer of this sidecar, or what the policy has in its place.
-fn fail(mut call: Call, reply: LocalReply, plan: &Plan<'_>) -> Response<ResponseBody> {
+/// The answer of this sidecar.
+fn fail(call: Call, reply: LocalReply, plan: &Plan<'_>) -> Response<ResponseBody> {
     let grpc = call.request.is_grpc();
-    let answer = plan.fallback.and_then(|fallback| {
-        let said = fallback::of_reply(&reply, grpc);
-        let (answer, cause) = fallback::instead(fallback, said, grpc)?;
-        call.fallback(cause, said);
-        Some(answer)
-    });
-    let at_limit = answer.is_none() && matches!(&reply, LocalReply::Error(error) if error.reason == Reason::Overloaded);
-    let mut response = call.reply(answer.map_or(reply, Into::into));
+    let at_limit = matches!(&reply, LocalReply::Error(error) if error.reason == Reason::Overloaded);
+    let mut response = call.reply(reply);
     if at_limit {
         say_when(response.headers_mut(), breaker::AGAIN, grpc);
     }
@@ -291,9 +283,10 @@ fn apply_filters<'a>(
     Ok((backend, of_backend))
 }
 
-fn body_source(body: ClientBody, retry: &RetryPolicy, snapshot: &Snapshot) -> BodySource {
+fn body_source(body: ClientBody, plan: &Plan<'_>, snapshot: &Snapshot) -> BodySource {
+    let retry = &plan.attempt.retry;
     let limit = retry.max_body_bytes;
-    if retry.attempts == 0 {
+    if retry.attempts == 0 && !plan.fallback.is_some_and(|fallback| fallback.asks()) {
         BodySource::new(body, 0, None)
     } else if body.size_hint().lower() > limit as u64 {
         snapshot.metrics.body_not_kept();
@@ -330,6 +323,8 @@ fn respond(
     for filters in plan.filters {
         filters::on_response(filters, response.headers_mut());
     }
+    // What another backend answers is of no session.
+    let is_of_the_app = is_of_the_app && call.request.fallback.is_none();
     if let Some(session) = plan.session.as_ref().filter(|_| is_of_the_app) {
         let now = state.context.process.identity.clock().now();
         session.answered(in_flight.member().reference(), response.headers_mut(), now);

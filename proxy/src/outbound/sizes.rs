@@ -34,7 +34,7 @@ fn of_connections_and_requests() {
     assert_bounded(&[
         ("a connection", connection, 2560),
         ("one of bytes", opaque, 1144),
-        ("a request", request, 3936),
+        ("a request", request, 3944),
         ("a connection that is made", dial, 192),
     ]);
 }

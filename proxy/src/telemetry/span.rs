@@ -106,8 +106,9 @@ impl SpanRecord {
 /// What happened before the attempt began is said at its beginning.
 fn events(attempt: &AttemptEnd<'_>) -> Vec<SpanEvent> {
     let fault = attempt.request.fault.as_ref().filter(|_| attempt.resend == 0);
-    // It ends the last attempt: those before have had none.
+    // It has ended the last attempt: those before have had none, and those behind are another backend's.
     let fallback = attempt.request.fallback.as_ref();
+    let fallback = fallback.filter(|fallback| attempt.span.at <= fallback.at);
     let events = fault.into_iter().map(|fault| fault.event());
     let events = events.chain(fallback.map(|fallback| fallback.event()));
     let within = events.map(|event| SpanEvent {

@@ -302,35 +302,42 @@ async fn of_the_decision_is_what_a_sidecar_does() {
             };
             for &way in ways {
                 let name = format!("{file}: {}: {}, as {way:?}", section.about, case.case);
-                let before = counted(&pod.scene.orders);
-                let Some(comes) = pod.sends(case, way).await else {
-                    continue;
-                };
-                if comes != case.then.starts_with("allowed") {
-                    wrong.push(format!("{name}: comes to the app: {comes}, and not: {}", case.then));
-                    continue;
-                }
-                asked[way as usize] += 1;
-                ambiguous += usize::from(case.ambiguous);
-                let mut told = Vec::new();
                 let expected = if selected.contains(&case.port) {
                     expected(case)
                 } else {
                     Vec::new()
                 };
-                until(&format!("{name} is counted"), async || {
-                    let after = counted(&pod.scene.orders);
-                    told = after
-                        .into_iter()
-                        .filter(|(series, count)| before.get(series) != Some(count))
-                        .map(|(series, _)| series)
-                        .collect();
-                    told.sort();
-                    told.len() >= expected.len()
-                })
-                .await;
-                if told != expected {
-                    wrong.push(format!("{name}: {told:?}, and not {expected:?}"));
+                // What was asked before may be counted meanwhile, by a connection that has broken: so what is not expected is asked again.
+                for again in [true, false] {
+                    let before = counted(&pod.scene.orders);
+                    let Some(comes) = pod.sends(case, way).await else {
+                        break;
+                    };
+                    if comes != case.then.starts_with("allowed") {
+                        wrong.push(format!("{name}: comes to the app: {comes}, and not: {}", case.then));
+                        break;
+                    }
+                    let mut told = Vec::new();
+                    until(&format!("{name} is counted"), async || {
+                        let after = counted(&pod.scene.orders);
+                        told = after
+                            .into_iter()
+                            .filter(|(series, count)| before.get(series) != Some(count))
+                            .map(|(series, _)| series)
+                            .collect();
+                        told.sort();
+                        told.len() >= expected.len()
+                    })
+                    .await;
+                    if told != expected && again {
+                        continue;
+                    }
+                    asked[way as usize] += 1;
+                    ambiguous += usize::from(case.ambiguous);
+                    if told != expected {
+                        wrong.push(format!("{name}: {told:?}, and not {expected:?}"));
+                    }
+                    break;
                 }
             }
         }

@@ -29,7 +29,8 @@ async fn sidecars(authority: &Authority, protocol: &str, app: SocketAddr) -> [(P
 #[tokio::test]
 async fn heads_that_wait_have_a_limit() {
     const STREAMS: u32 = 1000;
-    const MOST_KIB: u64 = 64 * 1024;
+    // Beside what it keeps, what its allocator has of heads that were refused; on a busy machine more of them come at once.
+    const MOST_KIB: u64 = 128 * 1024;
     let app = H2App::start(|request, mut respond| async move {
         if request.uri().path() == "/" {
             std::future::pending::<()>().await;

@@ -8,6 +8,7 @@ mod controller;
 mod durations;
 mod endpoints;
 mod fallback;
+mod fallback_backends;
 mod faults;
 mod hung;
 mod names;

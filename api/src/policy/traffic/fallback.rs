@@ -1,4 +1,4 @@
-//! What a caller is answered where the Service cannot answer.
+//! What a caller is answered where the Service cannot answer, or who is asked in its place.
 //!
 //! When that is has to be said: a failure that is not listed stays one. All of it is one field, so that no answer comes with another
 //! policy's conditions.
@@ -23,6 +23,9 @@ pub const FALLBACK_GRPC_STATUSES: RangeInclusive<u16> = 0..=16;
 pub const MAX_FALLBACK_BODY: usize = 4096;
 const MAX_HEADERS: usize = 8;
 const MAX_STATUSES: usize = 32;
+const MAX_BACKENDS: usize = 8;
+/// As Gateway API has it.
+const MAX_WEIGHT: u32 = 1_000_000;
 /// What frames a message, is of one connection, or is gRPC's result.
 const NO_HEADERS: [&str; 10] = [
     "connection",
@@ -37,12 +40,15 @@ const NO_HEADERS: [&str; 10] = [
     "upgrade",
 ];
 
-/// What a request is answered with in place of a failure, when there is no retry left. `{}`: nothing, whatever an outer policy says. All
-/// of it counts as one field.
+/// What is done in place of a failure, when there is no retry left: an answer, or another Service that is asked. `{}`: nothing, whatever an
+/// outer policy says. All of it counts as one field.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "has(self.when) == has(self.response)",
-    "message": "say when, and the response; or neither, for no fallback"
+    "rule": "has(self.when) == (has(self.response) || has(self.backendRefs))",
+    "message": "say when, and the response or backendRefs; or none of them, for no fallback"
+}, {
+    "rule": "!(has(self.response) && has(self.backendRefs))",
+    "message": "say the response or backendRefs"
 }]))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FallbackSpec {
@@ -50,6 +56,33 @@ pub struct FallbackSpec {
     pub when: Option<FallbackWhenSpec>,
     /// The answer.
     pub response: Option<FallbackResponseSpec>,
+    /// Who is asked in its place, one of them by weight: only where the Service has not got the request, or the request may be sent twice.
+    #[schemars(length(min = 1, max = 8))]
+    pub backend_refs: Option<Vec<FallbackBackendSpec>>,
+}
+
+/// A Service (BackendRef of Gateway API).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FallbackBackendSpec {
+    /// Empty, the core group.
+    #[schemars(length(max = 0))]
+    pub group: Option<String>,
+    /// `Service`, the default.
+    #[schemars(regex(pattern = "^Service$"))]
+    pub kind: Option<String>,
+    /// Its name.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// Default: the policy's own.
+    #[schemars(length(min = 1, max = 63))]
+    pub namespace: Option<String>,
+    /// Its port.
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: u16,
+    /// Its share: 0 to 1,000,000, default 1. 0: none.
+    #[schemars(range(max = 1_000_000))]
+    pub weight: Option<u32>,
 }
 
 /// Failures, as the caller would see them.
@@ -119,12 +152,51 @@ pub struct FallbackHeaderSpec {
 
 impl FallbackSpec {
     pub(super) fn to_proto(&self, errors: &mut Vec<String>) -> discovery::Fallback {
-        if self.when.is_some() != self.response.is_some() {
-            errors.push("fallback: say when, and the response; or neither, for no fallback".to_owned());
+        let backends = self.backend_refs.as_deref();
+        if self.when.is_some() != (self.response.is_some() || backends.is_some()) {
+            let say = "say when, and the response or backendRefs; or none of them, for no fallback";
+            errors.push(format!("fallback: {say}"));
         }
+        if self.response.is_some() && backends.is_some() {
+            errors.push("fallback: say the response or backendRefs".to_owned());
+        }
+        if backends.is_some_and(|all| !(1..=MAX_BACKENDS).contains(&all.len())) {
+            errors.push(format!("fallback.backendRefs: name 1 to {MAX_BACKENDS}"));
+        }
+        let backends = backends.unwrap_or_default().iter().enumerate();
         discovery::Fallback {
             when: self.when.as_ref().map(|when| when.to_proto(errors)),
             response: self.response.as_ref().map(|response| response.to_proto(errors)),
+            backends: backends.map(|(n, backend)| backend.to_proto(n, errors)).collect(),
+        }
+    }
+}
+
+impl FallbackBackendSpec {
+    fn to_proto(&self, n: usize, errors: &mut Vec<String>) -> discovery::FallbackBackend {
+        let mut wrong = |field: &str, why: &str| errors.push(format!("fallback.backendRefs[{n}].{field}: {why}"));
+        if self.group.as_deref().is_some_and(|group| !group.is_empty()) {
+            wrong("group", "it is not empty, and only Services can be asked");
+        }
+        if self.kind.as_deref().is_some_and(|kind| kind != "Service") {
+            wrong("kind", "only Services can be asked");
+        }
+        if self.name.is_empty() {
+            wrong("name", "it is empty");
+        }
+        if self.port == 0 {
+            wrong("port", "0 is none");
+        }
+        let weight = self.weight.unwrap_or(1);
+        if weight > MAX_WEIGHT {
+            wrong("weight", &format!("{weight} is more than {MAX_WEIGHT}"));
+        }
+        discovery::FallbackBackend {
+            namespace: self.namespace.clone().unwrap_or_default(),
+            name: self.name.clone(),
+            port: self.port.into(),
+            weight,
+            backend: None,
         }
     }
 }
@@ -221,8 +293,11 @@ impl FallbackResponseSpec {
 
 /// A sidecar that does not know fallbacks answers with the failure.
 pub(super) fn needs(policy: &discovery::Policy) -> Option<(Feature, &'static str)> {
-    let fallback = policy.fallback.as_ref()?;
-    fallback.when.is_some().then_some((Feature::Fallback, "fallback"))
+    let fallback = policy.fallback.as_ref().filter(|fallback| fallback.when.is_some())?;
+    Some(match fallback.backends.is_empty() {
+        true => (Feature::Fallback, "fallback"),
+        false => (Feature::FallbackBackends, "fallback.backendRefs"),
+    })
 }
 
 #[cfg(test)]
@@ -239,11 +314,33 @@ mod tests {
     fn mistakes_have_their_path() {
         let when = "when: {statuses: [503]}";
         let of = |response: &str| format!("{{{when}, response: {response}}}");
+        let to = |backend: &str| format!("{{{when}, backendRefs: [{{{backend}}}]}}");
         let long = format!("{{status: 200, body: {}}}", "é".repeat(2049));
         let many = ["{name: a, value: b}"; 9].join(", ");
         for (fallback, path) in [
             ("{when: {statuses: [503]}}", "fallback: say when"),
             ("{response: {status: 200}}", "fallback: say when"),
+            ("{backendRefs: [{name: a, port: 1}]}", "fallback: say when"),
+            (
+                &format!("{{{when}, response: {{status: 200}}, backendRefs: [{{name: a, port: 1}}]}}"),
+                "fallback: say the response or",
+            ),
+            (
+                &format!("{{{when}, backendRefs: []}}"),
+                "fallback.backendRefs: name 1 to 8",
+            ),
+            (
+                &format!("{{{when}, backendRefs: [{}]}}", ["{name: a, port: 1}"; 9].join(", ")),
+                "fallback.backendRefs: name 1 to 8",
+            ),
+            (&to("group: apps, name: a, port: 1"), "fallback.backendRefs[0].group"),
+            (&to("kind: Pod, name: a, port: 1"), "fallback.backendRefs[0].kind"),
+            (&to("name: '', port: 1"), "fallback.backendRefs[0].name"),
+            (&to("name: a, port: 0"), "fallback.backendRefs[0].port"),
+            (
+                &to("name: a, port: 1, weight: 1000001"),
+                "fallback.backendRefs[0].weight",
+            ),
             ("{when: {}, response: {status: 200}}", "fallback.when: say"),
             (
                 "{when: {reasons: []}, response: {status: 200}}",
@@ -299,6 +396,8 @@ mod tests {
         let none = policy("{}").unwrap();
         let needed = |policy: &Policy| needs(policy).into_iter().map(|(_, field)| field).collect::<Vec<_>>();
         assert_eq!((needed(&outer), needed(&none)), (vec!["fallback"], vec![]));
+        let asks = policy("{when: {statuses: [503]}, backendRefs: [{name: a, port: 80}]}").unwrap();
+        assert_eq!(needed(&asks), ["fallback.backendRefs"]);
         for (nearer, outer, merged) in [
             (&nearer, &outer, &nearer),
             (&none, &outer, &none),

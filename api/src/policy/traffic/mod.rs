@@ -25,8 +25,8 @@ pub use ejection::{
     SuccessRateSpec,
 };
 pub use fallback::{
-    FALLBACK_GRPC_STATUSES, FALLBACK_STATUSES, FALLBACK_WHEN, FALLBACK_WHEN_GRPC, FallbackHeaderSpec, FallbackReason,
-    FallbackResponseSpec, FallbackSpec, FallbackWhenSpec, MAX_FALLBACK_BODY,
+    FALLBACK_GRPC_STATUSES, FALLBACK_STATUSES, FALLBACK_WHEN, FALLBACK_WHEN_GRPC, FallbackBackendSpec,
+    FallbackHeaderSpec, FallbackReason, FallbackResponseSpec, FallbackSpec, FallbackWhenSpec, MAX_FALLBACK_BODY,
 };
 pub use faults::{
     ABORT_GRPC_STATUSES, ABORT_STATUSES, FAULT_DELAY, FaultAbortSpec, FaultDelaySpec, FaultHeaderSpec, FaultMatchSpec,

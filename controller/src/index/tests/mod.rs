@@ -1,4 +1,5 @@
 mod access;
+mod fallback;
 mod keys;
 mod limits;
 mod networks;

@@ -22,14 +22,18 @@ pub(super) const ROW: Row = Row {
 };
 
 /// A fault, or a fallback, of which not all fields are known is left out: what is not known may be what it is not for.
-fn compile(_: &ObjectName, mut spec: Value, unknown: &[String]) -> Result<Compiled, Vec<String>> {
+fn compile(name: &ObjectName, mut spec: Value, unknown: &[String]) -> Result<Compiled, Vec<String>> {
     // Without it, the policy would hold for more than it was written for.
     if let Some(mistake) = of_targets(unknown) {
         return Err(vec![mistake]);
     }
     leave_out(&mut spec, unknown);
     let spec = TrafficPolicySpec::deserialize(spec).map_err(|e| vec![format!("spec: {e}")])?;
-    let policy = spec.to_proto()?;
+    let mut policy = spec.to_proto()?;
+    let backends = policy.fallback.iter_mut().flat_map(|fallback| &mut fallback.backends);
+    for backend in backends.filter(|backend| backend.namespace.is_empty()) {
+        backend.namespace = name.namespace.to_string();
+    }
     Ok(Compiled {
         needs: needs(&policy),
         message: Message::Traffic(Box::new(policy)),
