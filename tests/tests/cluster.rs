@@ -1,6 +1,7 @@
 //! The story of the README on a real cluster, and what must not break it. tests/run brings the cluster up and runs these one
 //! after the other (`--test-threads=1`); each leaves the shop working.
 
+mod how_much;
 mod who_may_call;
 
 use std::os::unix::fs::MetadataExt;

@@ -5,9 +5,10 @@
 //! connection for each worker of each pod.
 //!
 //! **Who waits for a store that is not well: nobody.** Without a connection all that is asked fails at once. A connection is given up where it
-//! breaks, where the store answers an error (it is full, a replica, or wants a password), and where three answers in a row were late. After that
-//! it is made anew with longer and longer waits in between, of at most 5 s, and is used only when the very script that
-//! decides about requests was answered in time: so no request has to find out whether the store is back, but for the first three.
+//! breaks, where the store answers an error (it is full, a replica, or wants a password), and where three answers in a row were late, each to a
+//! question that was asked after the one before was late. After that it is made anew with longer and longer waits in between, of at most 5 s, and is
+//! used only when the very script that decides about requests was answered in time: so no request has to find out whether the store is back, but
+//! for those of three times the time that asking it may take.
 //! Only while nothing is known of a store yet, requests wait for its first connection, for the time that asking it may take.
 //!
 //! Memory is bounded, whatever the store does: what is written and not taken, what is asked and not answered, and what
@@ -157,13 +158,18 @@ impl Link {
 
     /// How each entry is, after one round trip.
     pub(super) async fn ask(&self, entries: &[Entry], patience: Duration) -> Option<Vec<State>> {
+        let asked = self.state.health.late.get();
         let answer = timeout(patience, self.answer(entries)).await;
         let answer = answer.unwrap_or_else(|_| {
             if self.is_up() {
-                self.state.health.was_late();
+                self.state.health.was_late(asked);
             }
             Err(Failure::Late)
         });
+        // Where all that may wait does, nothing else would find out that it is never answered.
+        if asked > 0 && answer.as_ref().is_err_and(|failure| *failure == Failure::Full) {
+            self.state.health.was_late(asked);
+        }
         self.metrics.store_asked(match answer {
             Ok(_) => Asked::Answered,
             Err(Failure::Away) => Asked::Away,
@@ -235,8 +241,13 @@ impl Health {
         self.late.set(0);
     }
 
-    fn was_late(&self) {
-        self.late.set(self.late.get() + 1);
+    /// Of a question that was asked when so many had been late. What was asked at one time counts once: one pause of the store, or of this
+    /// sidecar, makes all of it late.
+    fn was_late(&self, asked: u32) {
+        if asked != self.late.get() {
+            return;
+        }
+        self.late.set(asked + 1);
         if self.late.get() >= MOST_LATE {
             self.given_up.notify_one();
         }

@@ -312,6 +312,28 @@ async fn a_slow_store_is_given_up_after_three_late_answers() {
         .await;
 }
 
+/// It is one pause, however many have asked meanwhile.
+#[tokio::test]
+async fn what_was_asked_at_one_time_is_late_once() {
+    LocalSet::new()
+        .run_until(async {
+            let fake = Fake::start(works).await;
+            let (stores, metrics) = stores(|_| Ok(()));
+            answers(&stores, &metrics, &fake).await;
+            fake.says(|_| None);
+            for late in [20, 40] {
+                let asks = [(); 20].map(|()| fake.ask(PATIENCE));
+                join_all(asks.iter().map(|ask| stores.ask(ask))).await;
+                assert_eq!(asked(&metrics, "late"), late);
+                assert!(stores.links.borrow().values().all(|link| link.is_up()));
+            }
+            let asks = [(); 20].map(|()| fake.ask(PATIENCE));
+            join_all(asks.iter().map(|ask| stores.ask(ask))).await;
+            is_back(&metrics, 0).await;
+        })
+        .await;
+}
+
 /// An answer in time between late ones: it goes on.
 #[tokio::test]
 async fn late_answers_that_are_not_in_a_row_change_nothing() {
@@ -355,6 +377,10 @@ async fn what_waits_is_bounded() {
             assert!(all.iter().all(|answer| answer[0].is_none()));
             let full = asked(&metrics, "full");
             assert!((3000 - 1024 - 256..3000).contains(&full), "{full}");
+            for _ in 0..2 {
+                assert!(stores.ask(&fake.ask(PATIENCE)).await[0].is_none());
+            }
+            let full = asked(&metrics, "full");
             fake.says(works);
             is_back(&metrics, 0).await;
             is_back(&metrics, 1).await;
