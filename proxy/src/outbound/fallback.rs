@@ -34,7 +34,7 @@ use crate::telemetry::{FallbackCause, Status};
 
 /// What is to be done in place of a failure.
 enum Done {
-    Answered(Response<ResponseBody>),
+    Answered(LocalReply),
     /// This backend is to be asked, an index into the Service's.
     Ask(usize),
 }
@@ -57,7 +57,7 @@ fn instead(
 ) -> Option<(Done, FallbackCause)> {
     let cause = cause(&fallback.when, said, grpc)?;
     let done = match &fallback.instead {
-        Instead::Answer(response) => Done::Answered(answer(response, grpc)?),
+        Instead::Answer(response) => Done::Answered(answer(response, grpc)?.into()),
         Instead::Ask(backends) => {
             let Again { repeatable, possible } = again();
             // A fault on purpose, and nobody to send it to: this sidecar's own words.
@@ -113,7 +113,7 @@ pub async fn carry_out(
         server.discard();
     }
     match done {
-        Done::Answered(response) => Err(response.into()),
+        Done::Answered(reply) => Err(reply),
         Done::Ask(backend) => {
             let Some(backend) = snapshot.backend(backend) else {
                 let none = "the fallback's backend is not one of the Service's";
@@ -188,6 +188,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::testing::rules_of;
     use super::{Again, Done, instead, of_error};
+    use crate::call::LocalReply;
     use crate::model::{Fallback, FallbackBackend, FallbackWhen, Instead};
     use crate::telemetry::FallbackCause;
     use crate::telemetry::Status;
@@ -200,8 +201,8 @@ mod tests {
     fn answered(fallback: &Fallback, said: Status, grpc: bool) -> Option<(Response<ResponseBody>, FallbackCause)> {
         let again = || panic!("nobody is to be asked");
         match instead(fallback, said, grpc, again, &mut SmallRng::seed_from_u64(1))? {
-            (Done::Answered(response), cause) => Some((response, cause)),
-            (Done::Ask(_), _) => panic!("another backend is asked"),
+            (Done::Answered(LocalReply::Response(response)), cause) => Some((*response, cause)),
+            _ => panic!("it is no answer"),
         }
     }
 
