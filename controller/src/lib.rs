@@ -15,8 +15,8 @@
 //! | "" | pods | | get, list, watch |
 //! | discovery.k8s.io | endpointslices | | list, watch |
 //! | networking.k8s.io | servicecidrs | | list, watch |
-//! | gateway.networking.k8s.io | httproutes, grpcroutes, tlsroutes, tcproutes | | list, watch |
-//! | gateway.networking.k8s.io | httproutes/status, grpcroutes/status, tlsroutes/status, tcproutes/status | | patch |
+//! | gateway.networking.k8s.io | httproutes, grpcroutes, tlsroutes, tcproutes, backendtlspolicies | | list, watch |
+//! | gateway.networking.k8s.io | httproutes/status, grpcroutes/status, tlsroutes/status, tcproutes/status, backendtlspolicies/status | | patch |
 //! | gateway.networking.x-k8s.io | xmeshes | | list, watch |
 //! | gateway.networking.x-k8s.io | xmeshes/status | | patch |
 //! | outrigger.dev | accesspolicies | | list, watch |

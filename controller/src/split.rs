@@ -138,17 +138,26 @@ pub struct EndpointViews {
     taken: Taken,
 }
 
+/// Which endpoints a sidecar takes beyond those that every one does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Understands {
+    /// Those that hints keep away from it.
+    pub spills: bool,
+    /// Those that are called by TLS, and are not in the mesh.
+    pub tls: bool,
+}
+
 /// The views of a state that is no more.
 #[derive(Debug)]
 struct Before {
     needs: Needs,
-    at: HashMap<(Place, bool), Arc<View>>,
+    at: HashMap<(Place, Understands), Arc<View>>,
 }
 
 #[derive(Debug, Default)]
 struct Views {
     /// At most as many as there are nodes, and again for sidecars that take endpoints which are not near.
-    at: HashMap<(Place, bool), Arc<View>>,
+    at: HashMap<(Place, Understands), Arc<View>>,
     /// By which endpoints they are: on most nodes they are the same.
     of: HashMap<u64, Arc<View>>,
 }
@@ -210,29 +219,39 @@ impl EndpointViews {
         }
     }
 
-    /// What a caller gets; `spills`: with endpoints that hints keep away from it, if there is room for them. It is the same one, with the
-    /// same version, as long as nothing of it changes.
+    /// What a caller gets; endpoints that hints keep away from it only if there is room for them. It is the same one, with the same version, as
+    /// long as nothing of it changes.
     ///
     /// # Errors
     /// When there is no room for it.
-    pub fn view(&self, caller: &Place, spills: bool) -> Result<Arc<View>, Refusal> {
+    pub fn view(&self, caller: &Place, understands: Understands) -> Result<Arc<View>, Refusal> {
         let candidates = self.candidates.as_ref().map_err(|refusal| *refusal)?;
-        let spills = spills && !candidates.is_same_everywhere();
-        match self.view_with(candidates, caller, spills) {
-            Err(_) if spills => self.view_with(candidates, caller, false),
+        let spills = understands.spills && !candidates.is_same_everywhere();
+        let tls = understands.tls || !candidates.secured;
+        match self.view_with(candidates, caller, Understands { spills, tls }) {
+            Err(_) if spills => self.view_with(candidates, caller, Understands { spills: false, tls }),
             view => view,
         }
     }
 
-    fn view_with(&self, candidates: &Candidates, caller: &Place, spills: bool) -> Result<Arc<View>, Refusal> {
-        let at = (self.needs.of(caller), spills);
+    fn view_with(
+        &self,
+        candidates: &Candidates,
+        caller: &Place,
+        understands: Understands,
+    ) -> Result<Arc<View>, Refusal> {
+        let Understands { spills, tls } = understands;
+        let at = (self.needs.of(caller), understands);
         let mut views = self.views.lock();
         if let Some(view) = views.at.get(&at) {
             return Ok(Arc::clone(view));
         }
         // The first is paid for with the candidates. Of others, as much as they can become, before they are made.
         let first = views.at.is_empty();
-        let chosen = candidates.chosen(&at.0);
+        let mut chosen = candidates.chosen(&at.0);
+        if !tls {
+            chosen.retain(|candidate| !candidate.endpoint.identity.is_empty());
+        }
         // Of those that are not near a view has its own.
         let others = if spills { chosen.others } else { Vec::new() };
         let own: usize = others.iter().map(|c| View::EACH + c.endpoint.encoded_len()).sum();
@@ -253,7 +272,7 @@ impl EndpointViews {
         let which = fingerprint(which);
         let view = match views.of.get(&which) {
             Some(view) if view.endpoints == endpoints => Arc::clone(view),
-            _ => self.make((caller, spills), endpoints, first, own)?,
+            _ => self.make((caller, understands), endpoints, first, own)?,
         };
         views.of.insert(which, Arc::clone(&view));
         views.at.insert(at, Arc::clone(&view));
@@ -262,13 +281,13 @@ impl EndpointViews {
 
     fn make(
         &self,
-        (caller, spills): (&Place, bool),
+        (caller, understands): (&Place, Understands),
         endpoints: Vec<Arc<proto::Endpoint>>,
         paid: bool,
         own: usize,
     ) -> Result<Arc<View>, Refusal> {
         let before = self.before.as_ref();
-        let before = before.and_then(|before| before.at.get(&(before.needs.of(caller), spills)));
+        let before = before.and_then(|before| before.at.get(&(before.needs.of(caller), understands)));
         if let Some(before) = before.filter(|before| before.endpoints == endpoints) {
             return Ok(Arc::clone(before));
         }
@@ -389,6 +408,12 @@ mod tests {
     use crate::room::Room;
     use crate::topology::Candidate;
 
+    const NEAR: Understands = Understands {
+        spills: false,
+        tls: false,
+    };
+    const SPILLS: Understands = Understands { spills: true, ..NEAR };
+
     fn candidates(addresses: impl IntoIterator<Item = u32>) -> Candidates {
         let endpoints = addresses.into_iter().map(|n| proto::Endpoint {
             address: format!("10.244.{}.{}:8080", n / 256, n % 256),
@@ -399,6 +424,7 @@ mod tests {
         });
         Candidates {
             local: false,
+            secured: false,
             list: endpoints.map(Candidate::from).collect(),
         }
     }
@@ -408,7 +434,11 @@ mod tests {
     }
 
     fn local_set(list: Vec<Candidate>) -> EndpointViews {
-        set_of(Candidates { local: true, list })
+        set_of(Candidates {
+            local: true,
+            secured: false,
+            list,
+        })
     }
 
     fn set_of(candidates: Candidates) -> EndpointViews {
@@ -432,10 +462,10 @@ mod tests {
     #[test]
     fn a_flap_of_one_of_a_thousand_is_small() {
         let whole = set(0..1000);
-        let first = whole.view(&Place::default(), false).unwrap();
+        let first = whole.view(&Place::default(), NEAR).unwrap();
         let mut without = set(1..1000);
         without.follow(&whole);
-        let second = without.view(&Place::default(), false).unwrap();
+        let second = without.view(&Place::default(), NEAR).unwrap();
         let change = second.message(Some(first.version()));
         let whole = second.message(None);
         assert_eq!(read(&change).removed, ["10.244.0.0:8080"]);
@@ -450,7 +480,7 @@ mod tests {
         let mut again = set(0..1000);
         again.follow(&without);
         let change = again
-            .view(&Place::default(), false)
+            .view(&Place::default(), NEAR)
             .unwrap()
             .message(Some(second.version()));
         assert!(change.len() < 250, "{}", change.len());
@@ -461,7 +491,7 @@ mod tests {
     #[test]
     fn a_message_is_never_larger_than_a_sidecar_takes() {
         let large = set(0..60_000);
-        let view = large.view(&Place::default(), false).unwrap();
+        let view = large.view(&Place::default(), NEAR).unwrap();
         let message = view.message(None);
         assert!(message.len() <= MAX_DISCOVERY_MESSAGE && message.len() > MAX_DISCOVERY_MESSAGE - 2048);
         let all = large.candidates.as_ref().unwrap().of(&Place::default());
@@ -472,7 +502,7 @@ mod tests {
         let mut less = set(1..60_000);
         less.follow(&large);
         let change = less
-            .view(&Place::default(), false)
+            .view(&Place::default(), NEAR)
             .unwrap()
             .message(Some(view.version()));
         assert!(change.len() < 1024, "{}", change.len());
@@ -481,10 +511,10 @@ mod tests {
     #[test]
     fn what_is_smaller_is_sent() {
         let before = set(0..3);
-        let has = before.view(&Place::default(), false).unwrap().version();
+        let has = before.view(&Place::default(), NEAR).unwrap().version();
         let mut after = set(10..13);
         after.follow(&before);
-        let sent = read(&after.view(&Place::default(), false).unwrap().message(Some(has)));
+        let sent = read(&after.view(&Place::default(), NEAR).unwrap().message(Some(has)));
         assert_eq!((sent.since, sent.endpoints.len(), sent.removed.len()), (0, 3, 0));
     }
 
@@ -502,13 +532,13 @@ mod tests {
         };
         let before = local(1, 2);
         let (here, there) = (
-            before.view(&at("n1"), false).unwrap(),
-            before.view(&at("n2"), false).unwrap(),
+            before.view(&at("n1"), NEAR).unwrap(),
+            before.view(&at("n2"), NEAR).unwrap(),
         );
         let mut after = local(1, 3);
         after.follow(&before);
-        assert!(Arc::ptr_eq(&after.view(&at("n1"), false).unwrap(), &here));
-        assert_ne!(after.view(&at("n2"), false).unwrap().version(), there.version());
+        assert!(Arc::ptr_eq(&after.view(&at("n1"), NEAR).unwrap(), &here));
+        assert_ne!(after.view(&at("n2"), NEAR).unwrap().version(), there.version());
     }
 
     /// A caller whose place becomes known, or becomes another one, gets what is there.
@@ -523,11 +553,11 @@ mod tests {
             node: Some(node.into()),
             zone: None,
         };
-        let (here, there) = (set.view(&at("n1"), false).unwrap(), set.view(&at("n2"), false).unwrap());
+        let (here, there) = (set.view(&at("n1"), NEAR).unwrap(), set.view(&at("n2"), NEAR).unwrap());
         assert_ne!(here.endpoints, there.endpoints);
         assert_ne!(here.version(), there.version());
         // Where nobody is on the node there is nobody, on whichever.
-        let nobody = ["n3", "n4"].map(|node| set.view(&at(node), false).unwrap());
+        let nobody = ["n3", "n4"].map(|node| set.view(&at(node), NEAR).unwrap());
         assert!(nobody[0].endpoints.is_empty() && Arc::ptr_eq(&nobody[0], &nobody[1]));
     }
 
@@ -555,32 +585,32 @@ mod tests {
     #[test]
     fn who_understands_it_is_told_of_endpoints_that_are_not_near() {
         let set = set_of(in_zones(3, 5));
-        let spilling = set.view(&zone(1), true).unwrap();
+        let spilling = set.view(&zone(1), SPILLS).unwrap();
         assert_eq!(sides(&spilling), (5, 10));
         let told = read(&spilling.message(None));
         assert!(told.endpoints[..5].iter().all(|e| !e.remote) && told.endpoints[5..].iter().all(|e| e.remote));
         // Others are told what they always were.
-        let plain = set.view(&zone(1), false).unwrap();
+        let plain = set.view(&zone(1), NEAR).unwrap();
         assert_eq!(sides(&plain), (5, 0));
         assert_ne!(plain.version(), spilling.version());
-        for (caller, spills, same) in [(zone(1), true, &spilling), (zone(1), false, &plain)] {
+        for (caller, spills, same) in [(zone(1), SPILLS, &spilling), (zone(1), NEAR, &plain)] {
             assert!(Arc::ptr_eq(&set.view(&caller, spills).unwrap(), same));
         }
         // Where hints keep nobody away it is one view.
         let all = self::set(0..5);
         assert!(Arc::ptr_eq(
-            &all.view(&zone(1), true).unwrap(),
-            &all.view(&zone(2), false).unwrap()
+            &all.view(&zone(1), SPILLS).unwrap(),
+            &all.view(&zone(2), NEAR).unwrap()
         ));
         // What changes is told as a change, and what does not is the same.
         let mut after = set_of(in_zones(3, 5));
         after.follow(&set);
-        assert!(Arc::ptr_eq(&after.view(&zone(1), true).unwrap(), &spilling));
+        assert!(Arc::ptr_eq(&after.view(&zone(1), SPILLS).unwrap(), &spilling));
         let mut fewer = in_zones(3, 5);
         fewer.list.remove(2);
         let mut fewer = set_of(fewer);
         fewer.follow(&after);
-        let change = read(&fewer.view(&zone(1), true).unwrap().message(Some(spilling.version())));
+        let change = read(&fewer.view(&zone(1), SPILLS).unwrap().message(Some(spilling.version())));
         assert_eq!((change.endpoints.len(), change.removed.len()), (0, 1));
     }
 
@@ -596,9 +626,9 @@ mod tests {
         };
         let views = EndpointViews::new(name, candidates, room.payer(&"shop".into()), 0);
         let before = room.used();
-        views.view(&zone(0), true).unwrap();
+        views.view(&zone(0), SPILLS).unwrap();
         assert!(room.used() - before > 900 * 128, "{}", room.used() - before);
-        let sides: Vec<_> = (1..10).map(|n| sides(&views.view(&zone(n), true).unwrap())).collect();
+        let sides: Vec<_> = (1..10).map(|n| sides(&views.view(&zone(n), SPILLS).unwrap())).collect();
         assert!(sides.iter().all(|(near, _)| *near == 100), "{sides:?}");
         assert_eq!(sides[0].1, 900);
         assert_eq!(sides[8].1, 0, "half of the room is the namespace's");

@@ -17,6 +17,7 @@ use crate::discovery::{Discover, Known};
 use crate::index::Index;
 use crate::metrics::Metrics;
 use crate::objects::{Kind, Object, ObjectName, from_k8s};
+use crate::split::Understands;
 use crate::topic::Reader;
 use crate::topology::Place;
 
@@ -114,7 +115,9 @@ impl Cluster {
                 };
                 let name = names.next().unwrap();
                 let views = self.index.follow_endpoints(name, reader()).newest();
-                let to_sidecar::Kind::EndpointSet(set) = told(views.view(place, false).unwrap().message(None)) else {
+                let to_sidecar::Kind::EndpointSet(set) =
+                    told(views.view(place, Understands::default()).unwrap().message(None))
+                else {
                     panic!("no endpoints");
                 };
                 assert_eq!((named, set.since), (&set.name, 0));

@@ -53,6 +53,8 @@ pub(crate) struct Candidate {
 pub(crate) struct Candidates {
     /// `internalTrafficPolicy: Local`.
     pub(crate) local: bool,
+    /// Those that are not in the mesh are called by TLS, and by who understands it only (`FEATURE_BACKEND_TLS`).
+    pub(crate) secured: bool,
     pub(crate) list: Vec<Candidate>,
 }
 
@@ -66,6 +68,14 @@ pub(crate) struct Chosen<'a> {
     pub(crate) near: Vec<&'a Candidate>,
     /// Those that hints keep away from it.
     pub(crate) others: Vec<&'a Candidate>,
+}
+
+impl Chosen<'_> {
+    /// Leaves out the others.
+    pub(crate) fn retain(&mut self, stays: impl Fn(&Candidate) -> bool) {
+        self.near.retain(|candidate| stays(candidate));
+        self.others.retain(|candidate| stays(candidate));
+    }
 }
 
 impl From<proto::Endpoint> for Candidate {
@@ -99,6 +109,14 @@ impl Candidates {
             Self::EACH + 2 * c.endpoint.encoded_len() + hints * size_of::<Arc<str>>()
         };
         self.list.iter().map(size).sum()
+    }
+
+    /// Without those that a sidecar of the version before would call in plaintext.
+    pub(crate) fn for_older(mut self) -> Self {
+        if self.secured {
+            self.list.retain(|candidate| !candidate.endpoint.identity.is_empty());
+        }
+        self
     }
 
     /// The endpoints of a caller.

@@ -32,6 +32,7 @@ fn candidate(text: &str) -> Candidate {
 fn candidates(local: bool, list: &[&str]) -> Candidates {
     Candidates {
         local,
+        secured: false,
         list: list.iter().map(|text| candidate(text)).collect(),
     }
 }

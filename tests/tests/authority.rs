@@ -186,6 +186,7 @@ async fn web(authority: &Authority, collector: &Collector, endpoint: Endpoint) -
             name,
             endpoints: Endpoints::Known(vec![Arc::new(endpoint)]),
             client_affinity: false,
+            tls: None,
         })],
         rules: Arc::default(),
     };

@@ -263,6 +263,7 @@ fn backend(addresses: &[SocketAddr]) -> Arc<Backend> {
         name: service_name(),
         endpoints: Endpoints::Known(addresses.iter().map(endpoint).collect()),
         client_affinity: false,
+        tls: None,
     })
 }
 
@@ -306,6 +307,7 @@ async fn no_such_port() {
         name: service_name(),
         endpoints: Endpoints::NoSuchPort(vec![80, 8080]),
         client_affinity: false,
+        tls: None,
     };
     let service = Service {
         protocol: Protocol::Http1,

@@ -5,10 +5,12 @@ use std::path::Path;
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Service, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use outrigger_api::policy::TrafficPolicy;
 use outrigger_api::policy::access::AccessPolicy;
 use outrigger_api::policy::crd::crds;
 use outrigger_api::policy::limits::RateLimitPolicy;
+use outrigger_controller::objects::{Kind, Object};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -91,6 +93,33 @@ fn the_policies() {
             kind => panic!("{file}: a {kind} is not expected"),
         }
     }
+}
+
+/// Each is a valid policy on a Service that stands beside it.
+#[test]
+fn the_tls_with_servers_outside() {
+    let all = objects("backend-tls");
+    let mut policies = 0;
+    for (file, object) in &all {
+        match object["kind"].as_str().unwrap() {
+            "Service" => drop(parsed::<Service>(file, object)),
+            "EndpointSlice" => drop(parsed::<EndpointSlice>(file, object)),
+            "BackendTLSPolicy" => {
+                assert_eq!(object["apiVersion"], "gateway.networking.k8s.io/v1", "{file}");
+                let read = serde_json::from_value(object.clone()).unwrap();
+                let Some((_, Object::BackendTls(policy))) = Object::read(Kind::BackendTls, &read) else {
+                    panic!("{file}");
+                };
+                assert_eq!(policy.faults(), [""; 0], "{file}");
+                let target = &object["spec"]["targetRefs"][0]["name"];
+                let is_it = |(of, object): &(String, Value)| of == file && object["metadata"]["name"] == *target;
+                assert!(all.iter().any(is_it), "{file}");
+                policies += 1;
+            }
+            kind => panic!("{file}: a {kind} is not expected"),
+        }
+    }
+    assert_eq!(policies, 2);
 }
 
 /// A recipe has no time of its own: who applies it writes one, and without it nothing is applied.

@@ -12,6 +12,7 @@ mod access;
 mod apiserver;
 mod architecture;
 mod authority;
+mod backend_tls;
 mod callers;
 mod capture;
 mod cluster;

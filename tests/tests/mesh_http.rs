@@ -352,6 +352,7 @@ async fn names_are_resolved_by_the_sidecar() {
                     port,
                 },
                 client_affinity: false,
+                tls: None,
             };
             replace(config, service(Vec::new(), vec![Arc::new(backend)]));
         })
@@ -494,6 +495,7 @@ fn backend(of: &str, addresses: &[SocketAddr]) -> Arc<Backend> {
         name: name(of),
         endpoints: Endpoints::Known(addresses.iter().map(endpoint).collect()),
         client_affinity: false,
+        tls: None,
     })
 }
 

@@ -46,6 +46,65 @@ pub struct Header {
     #[prost(string, tag = "2")]
     pub value: ::prost::alloc::string::String,
 }
+/// TLS that a caller's sidecar begins with the endpoints of a backend that are not in the mesh (Gateway API's BackendTLSPolicy, GEP-1897). Those that
+/// are in the mesh have an identity, and mutual TLS by it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct BackendTls {
+    /// The policy, "namespace/name": for errors and `/config`.
+    #[prost(string, tag = "1")]
+    pub policy: ::prost::alloc::string::String,
+    /// The server that is asked for (SNI). Without `subject_alt_names` its certificate must be for this name.
+    #[prost(string, tag = "2")]
+    pub hostname: ::prost::alloc::string::String,
+    /// Where there are any, the server's certificate must have one of them.
+    #[prost(message, repeated, tag = "3")]
+    pub subject_alt_names: ::prost::alloc::vec::Vec<SubjectAltName>,
+    /// Who signs the server's certificate. None of them, as of a newer controller: nobody, and no connection is made.
+    #[prost(oneof = "backend_tls::Trust", tags = "4, 5, 6")]
+    pub trust: ::core::option::Option<backend_tls::Trust>,
+}
+/// Nested message and enum types in `BackendTls`.
+pub mod backend_tls {
+    /// Who signs the server's certificate. None of them, as of a newer controller: nobody, and no connection is made.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Trust {
+        #[prost(message, tag = "4")]
+        Ca(super::CaCertificates),
+        /// The public authorities that the sidecar knows.
+        #[prost(message, tag = "5")]
+        System(super::SystemRoots),
+        /// Nobody, and why, in words for who calls.
+        #[prost(string, tag = "6")]
+        Nobody(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CaCertificates {
+    /// DER.
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub certificates: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SystemRoots {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SubjectAltName {
+    /// A kind that the sidecar does not know is no name that a certificate has.
+    #[prost(oneof = "subject_alt_name::Kind", tags = "1, 2")]
+    pub kind: ::core::option::Option<subject_alt_name::Kind>,
+}
+/// Nested message and enum types in `SubjectAltName`.
+pub mod subject_alt_name {
+    /// A kind that the sidecar does not know is no name that a certificate has.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        /// A DNS name. "\*.example.com" is every name that ends with ".example.com".
+        #[prost(string, tag = "1")]
+        Hostname(::prost::alloc::string::String),
+        /// Compared byte by byte.
+        #[prost(string, tag = "2")]
+        Uri(::prost::alloc::string::String),
+    }
+}
 /// A field that is absent says nothing, and the next outer policy's, or the default, holds.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Policy {
@@ -872,7 +931,10 @@ pub struct Backend {
     /// older sidecar balances.
     #[prost(bool, tag = "5")]
     pub client_affinity: bool,
-    #[prost(oneof = "backend::Kind", tags = "2, 3, 6, 7")]
+    /// How endpoints without an identity are called. Absent: in plaintext.
+    #[prost(message, optional, tag = "10")]
+    pub tls: ::core::option::Option<BackendTls>,
+    #[prost(oneof = "backend::Kind", tags = "2, 3, 6, 7, 8, 9")]
     pub kind: ::core::option::Option<backend::Kind>,
 }
 /// Nested message and enum types in `Backend`.
@@ -890,6 +952,11 @@ pub mod backend {
         /// The Service is there and has no such port. An older sidecar knows no endpoints.
         #[prost(message, tag = "7")]
         NoSuchPort(super::NoSuchPort),
+        /// As `endpoints` and `dns`, of a backend with `tls`. An older sidecar, which does not know that field, knows no endpoints.
+        #[prost(message, tag = "8")]
+        SecuredEndpoints(super::Endpoints),
+        #[prost(message, tag = "9")]
+        SecuredDns(super::DnsName),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -916,7 +983,7 @@ pub struct Endpoint {
     /// "10.244.0.7:8080" or "\[fd00::7\]:8080".
     #[prost(string, tag = "1")]
     pub address: ::prost::alloc::string::String,
-    /// The SPIFFE ID to expect there. Empty: not in the mesh, and called in plaintext.
+    /// The SPIFFE ID to expect there. Empty: not in the mesh, and called in plaintext, or as `Backend.tls` says.
     #[prost(string, tag = "2")]
     pub identity: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
@@ -962,6 +1029,8 @@ pub enum Feature {
     SessionPersistence = 13,
     /// `Fallback.backends`. Who does not understand them answers with the failure.
     FallbackBackends = 14,
+    /// `Backend.tls`. Who does not understand it would call such endpoints in plaintext: it is told of none of them.
+    BackendTls = 17,
     /// `limits.v1.Policy.connections`. Who does not understand it takes any number of connections.
     ConnectionLimits = 20,
     /// `limits.v1.PerClaim`, and `access.v1.Jwt.policy` in limits. Who does not understand them leaves out limits that have one.
@@ -991,6 +1060,7 @@ impl Feature {
             Self::Fallback => "FEATURE_FALLBACK",
             Self::SessionPersistence => "FEATURE_SESSION_PERSISTENCE",
             Self::FallbackBackends => "FEATURE_FALLBACK_BACKENDS",
+            Self::BackendTls => "FEATURE_BACKEND_TLS",
             Self::ConnectionLimits => "FEATURE_CONNECTION_LIMITS",
             Self::LimitClaims => "FEATURE_LIMIT_CLAIMS",
             Self::GlobalLimits => "FEATURE_GLOBAL_LIMITS",
@@ -1014,6 +1084,7 @@ impl Feature {
             "FEATURE_FALLBACK" => Some(Self::Fallback),
             "FEATURE_SESSION_PERSISTENCE" => Some(Self::SessionPersistence),
             "FEATURE_FALLBACK_BACKENDS" => Some(Self::FallbackBackends),
+            "FEATURE_BACKEND_TLS" => Some(Self::BackendTls),
             "FEATURE_CONNECTION_LIMITS" => Some(Self::ConnectionLimits),
             "FEATURE_LIMIT_CLAIMS" => Some(Self::LimitClaims),
             "FEATURE_GLOBAL_LIMITS" => Some(Self::GlobalLimits),

@@ -197,6 +197,7 @@ fn service(endpoint: SocketAddr, protocol: Protocol, identity: &str, traffic: Op
                 })),
                 policy: None,
                 client_affinity: false,
+                tls: None,
             }],
             ..Service::default()
         })),

@@ -9,7 +9,7 @@ use outrigger_api::discovery::Protocol;
 use outrigger_api::{MAX_DISCOVERY_MESSAGE, ports};
 use prost::Message;
 
-use super::{endpoints, protocol, routing, traffic};
+use super::{backend_tls, endpoints, protocol, routing, traffic};
 use crate::objects::policy::PolicyKind;
 use crate::objects::route::{BackendRef, Route, RouteFilter, Rule};
 use crate::objects::{ObjectName, Pod, Service, ServicePort};
@@ -72,7 +72,7 @@ fn with_endpoints(store: &Store, mut parts: Parts, deps: &mut Deps) -> Result<Ta
     if let Some(proto::target::Kind::Service(service)) = &mut parts.target.kind {
         for (index, name) in parts.sets {
             expected.push(endpoints::expected(store, &name, &parts.payer)?);
-            let candidates = endpoints::candidates(store, deps, &name);
+            let candidates = endpoints::candidates(store, deps, &name).for_older();
             let mut endpoints = proto::Endpoints::default();
             if candidates.is_same_everywhere() {
                 endpoints = listed(candidates.of(&Place::default()));
@@ -120,6 +120,9 @@ fn parts(
             Some(port) => {
                 let (told, charged) = build.service(room, name, service, port, &mut backends)?;
                 expected = charged;
+                if backends.certificates > MAX_DISCOVERY_MESSAGE {
+                    return Err(Refusal::TooLarge);
+                }
                 told
             }
             None => build.no_such_port(name, address.port(), &mut backends),
@@ -132,7 +135,7 @@ fn parts(
     } else {
         store.pod_at(address.ip()).map(|(name, pod)| {
             build.payer = Arc::clone(&name.namespace);
-            proto::target::Kind::Pod(build.pod(name, pod, address))
+            build.pod(name, pod, address)
         })
     };
     Ok(Parts {
@@ -195,6 +198,10 @@ impl Build<'_> {
             Some(_) => Vec::new(),
             None => routing::in_order(&routes, &over.unwrap_or_default()),
         };
+        // What the server speaks; what the app speaks is seen.
+        if protocol == Protocol::Tls && of_bytes.is_none() && self.tls(name, &port.name).is_some() {
+            protocol = Protocol::Unspecified;
+        }
         let mut policy = self.policy(name, &port.name);
         self.name_backends(policy.as_mut(), backends);
         let keeps_sessions = policy
@@ -316,7 +323,7 @@ impl Build<'_> {
         }
     }
 
-    fn pod(&mut self, name: &ObjectName, pod: &Pod, address: SocketAddr) -> proto::Pod {
+    fn pod(&mut self, name: &ObjectName, pod: &Pod, address: SocketAddr) -> proto::target::Kind {
         self.deps.insert(Dep::Pod(name.clone()));
         self.deps.insert(Dep::Services(name.namespace.clone()));
         self.deps.insert(Dep::Namespace(name.namespace.clone()));
@@ -342,7 +349,7 @@ impl Build<'_> {
         };
         let owner = owners.first();
         let one_service = owner.filter(|first| owners.iter().all(|other| other.0 == first.0));
-        proto::Pod {
+        let told = proto::Pod {
             protocol: protocol.into(),
             endpoint: Some(proto::Endpoint {
                 address: address.to_string(),
@@ -356,7 +363,22 @@ impl Build<'_> {
                 Some((service, _, port)) => self.policy(service, &port.name),
                 None => traffic::of_namespace(self.store, &name.namespace),
             },
+        };
+        // What one of its Services says of the port is so: in plaintext it would be called without that.
+        let mut tls = owners
+            .iter()
+            .filter_map(|(service, _, port)| self.tls(service, &port.name));
+        match tls.next() {
+            Some(tls) if told.endpoint.as_ref().is_some_and(|e| e.identity.is_empty()) => {
+                proto::target::Kind::Service(secured(told, tls))
+            }
+            _ => proto::target::Kind::Pod(told),
         }
+    }
+
+    /// How endpoints outside of the mesh are called at a port of a Service.
+    fn tls(&mut self, service: &ObjectName, port: &str) -> Option<proto::BackendTls> {
+        backend_tls::of_port(self.store, self.deps, service, port)
     }
 
     /// How a port of a Service is called by these clients.
@@ -414,6 +436,8 @@ struct Backends {
     by_name: BTreeMap<(ObjectName, u16), u32>,
     /// The endpoints of those that have them in the cluster, by their index.
     sets: Vec<(usize, SetName)>,
+    /// Bytes of what they say of TLS.
+    certificates: usize,
 }
 
 impl Backends {
@@ -423,6 +447,7 @@ impl Backends {
             list: Vec::new(),
             by_name: BTreeMap::new(),
             sets: Vec::new(),
+            certificates: 0,
         }
     }
 
@@ -434,12 +459,24 @@ impl Backends {
         let service = build.store.services.get(name);
         let named = service.and_then(|service| service.ports.iter().find(|p| p.port == port));
         let port_name = named.map_or("", |port| &port.name);
+        // Beyond what a message holds, nothing of it is told.
+        let tls = match self.certificates > MAX_DISCOVERY_MESSAGE {
+            true => None,
+            false => build.tls(name, port_name),
+        };
+        self.certificates += tls.as_ref().map_or(0, Message::encoded_len);
         let kind = match service.and_then(|service| service.external_name.as_ref()) {
             // The target of a CNAME: a whole name, to which the search domains of whoever asks add nothing.
-            Some(host) => proto::backend::Kind::Dns(proto::DnsName {
-                host: format!("{}.", host.trim_end_matches('.')),
-                port: port.into(),
-            }),
+            Some(host) => {
+                let name = proto::DnsName {
+                    host: format!("{}.", host.trim_end_matches('.')),
+                    port: port.into(),
+                };
+                match tls {
+                    Some(_) => proto::backend::Kind::SecuredDns(name),
+                    None => proto::backend::Kind::Dns(name),
+                }
+            }
             None if service.is_some_and(|service| service.ports.iter().all(|known| known.port != port)) => {
                 let ports = service.iter().flat_map(|service| &service.ports);
                 let ports = ports.map(|known| known.port.into()).take(MAX_PORTS_TOLD).collect();
@@ -464,9 +501,31 @@ impl Backends {
             kind: Some(kind),
             policy: build.policy(name, port_name),
             client_affinity: service.is_some_and(|service| service.client_affinity),
+            tls,
         });
         self.by_name.insert((name.clone(), port), index);
         index
+    }
+}
+
+/// A pod's own address, as a Service with this endpoint alone: an older sidecar, which would call it in plaintext, knows no endpoint.
+fn secured(pod: proto::Pod, tls: proto::BackendTls) -> proto::Service {
+    let endpoints = pod.endpoint.into_iter().collect();
+    proto::Service {
+        r#ref: pod.service.clone(),
+        protocol: if pod.protocol == i32::from(Protocol::Tls) {
+            Protocol::Unspecified.into()
+        } else {
+            pod.protocol
+        },
+        backends: vec![proto::Backend {
+            r#ref: pod.service,
+            kind: Some(proto::backend::Kind::SecuredEndpoints(proto::Endpoints { endpoints })),
+            tls: Some(tls),
+            ..proto::Backend::default()
+        }],
+        policy: pod.policy,
+        ..proto::Service::default()
     }
 }
 

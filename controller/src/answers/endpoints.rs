@@ -8,6 +8,7 @@ use outrigger_api::discovery as proto;
 use outrigger_api::ports;
 use outrigger_api::spiffe::SpiffeId;
 
+use super::backend_tls;
 use crate::objects::{ObjectName, Pod, Service, ServicePort, SliceEndpoint, TargetPort};
 use crate::room::{Payer, Refusal, Taken, depending};
 use crate::split::SetName;
@@ -56,6 +57,7 @@ pub(super) fn candidates(store: &Store, deps: &mut Deps, set: &SetName) -> Candi
     }
     Candidates {
         local: service.local,
+        secured: backend_tls::holds(store, deps, &name, port),
         list: found.into_values().collect(),
     }
 }

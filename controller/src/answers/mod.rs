@@ -3,6 +3,7 @@
 //! Architecture Invariant: an answer depends on the store alone, but for whether there is room for it (`room.rs`), and names everything it was made from.
 
 pub(crate) mod access;
+pub(crate) mod backend_tls;
 pub(crate) mod build;
 mod endpoints;
 pub(crate) mod limits;

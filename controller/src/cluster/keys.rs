@@ -12,7 +12,7 @@ use kube::{Api, Client};
 use tokio::net::TcpStream;
 
 use crate::index::Index;
-use crate::jwks::{World, may_be_called, written_in};
+use crate::jwks::{Failure, World, may_be_called, written_in};
 use crate::objects::ObjectName;
 
 /// See the module.
@@ -50,13 +50,13 @@ impl Cluster {
         Ok(found.iter().collect())
     }
 
-    async fn value(&self, map: ObjectName, key: &str) -> Result<String, String> {
+    async fn value(&self, map: ObjectName, key: &str) -> Result<String, Failure> {
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &map.namespace);
         let read = api.get_opt(&map.name).await;
         let read = read.map_err(|e| format!("the ConfigMap {} cannot be read: {e}", map.name))?;
-        let read = read.ok_or_else(|| format!("there is no ConfigMap {}", map.name))?;
+        let read = read.ok_or_else(|| Failure::gone(format!("there is no ConfigMap {}", map.name)))?;
         let value = read.data.and_then(|mut data| data.remove(key));
-        value.ok_or_else(|| format!("the ConfigMap {} has no key {key}", map.name))
+        value.ok_or_else(|| Failure::gone(format!("the ConfigMap {} has no key {key}", map.name)))
     }
 }
 
@@ -83,7 +83,7 @@ impl World for Cluster {
         TcpStream::connect(address).boxed()
     }
 
-    fn config_map<'a>(&'a self, map: ObjectName, key: &'a str) -> BoxFuture<'a, Result<String, String>> {
+    fn config_map<'a>(&'a self, map: ObjectName, key: &'a str) -> BoxFuture<'a, Result<String, Failure>> {
         self.value(map, key).boxed()
     }
 

@@ -20,13 +20,15 @@ use crate::objects::policy::PolicyKind;
 use crate::objects::{Kind, from_k8s};
 
 /// What the start waits for without end. Without AccessPolicies, sidecars would be told that there are none, and let everybody in;
-/// until they are told they go on with those that they know, and a new pod is closed. A cluster without that kind says so at once.
-const NEEDED: [Kind; 5] = [
+/// until they are told they go on with those that they know, and a new pod is closed. Without BackendTLSPolicies, they would be told to call in
+/// plaintext. A cluster without these kinds says so at once.
+const NEEDED: [Kind; 6] = [
     Kind::Service,
     Kind::EndpointSlice,
     Kind::Pod,
     Kind::Namespace,
     Kind::Policy(PolicyKind::Access),
+    Kind::BackendTls,
 ];
 /// How long it waits for the other kinds: a route kind that cannot be listed, or nodes that an older ClusterRole does not let it list,
 /// must not keep the whole mesh without discovery. Of limits nothing is told meanwhile ([`UNTOLD`]).

@@ -93,6 +93,7 @@ impl FixedTargets {
                 let list = std::mem::take(&mut endpoints.endpoints).into_iter();
                 let candidates = Candidates {
                     local: false,
+                    secured: backend.tls.is_some(),
                     list: list.map(Into::into).collect(),
                 };
                 backend.kind = Some(backend::Kind::EndpointSet(name.to_string()));

@@ -32,7 +32,7 @@ use super::{Discover, Known, Limits};
 use crate::access::Access;
 use crate::metrics::{AnswerKind, StreamKind, Wanted};
 use crate::room::Refusal;
-use crate::split::{EndpointViews, Routes, SetName, encoded};
+use crate::split::{EndpointViews, Routes, SetName, Understands, encoded};
 use crate::topic::{Followed, Inbox, Reader};
 use crate::topology::Place;
 
@@ -91,8 +91,8 @@ struct Session {
     takes_tokens: bool,
     /// It understands how much it takes.
     takes_limits: bool,
-    /// It understands which endpoints are not near.
-    takes_remote: bool,
+    /// Which endpoints it takes.
+    understands: Understands,
     access: Followed<Access>,
     /// When it is tried again to tell it.
     access_again: Option<Instant>,
@@ -184,7 +184,10 @@ impl Session {
             takes_access: understands(Feature::Access),
             takes_tokens: understands(Feature::Tokens),
             takes_limits: understands(Feature::RateLimits),
-            takes_remote: understands(Feature::ZoneSpill),
+            understands: Understands {
+                spills: understands(Feature::ZoneSpill),
+                tls: understands(Feature::BackendTls),
+            },
             access: index.follow_access(&caller.pod_key(), reader),
             access_again: None,
             place: index.watch_place(caller),
@@ -468,7 +471,7 @@ impl Session {
                 let view = set
                     .views
                     .newest()
-                    .view(&self.place.borrow_and_update(), self.takes_remote)?;
+                    .view(&self.place.borrow_and_update(), self.understands)?;
                 let version = Some(view.version());
                 return Ok((set.sent != version).then(|| Message {
                     bytes: view.message(set.sent.filter(|_| self.takes_changes)),

@@ -50,6 +50,12 @@ impl Index {
         self.keys.results.send_modify(|count| *count += 1);
     }
 
+    /// The API server has said that there is nothing, or nothing of use: what came last does not hold any more.
+    pub(crate) fn forget_keys(&self, source: &KeySource, why: String, now: SystemTime) {
+        self.change(|store, touched| store.forget_keys(source, why, now, touched));
+        self.keys.results.send_modify(|count| *count += 1);
+    }
+
     /// Waits until the keys of all providers are there, and not longer than so long.
     pub(crate) async fn first_keys(&self, limit: Duration) {
         let mut results = self.keys.results.subscribe();

@@ -69,10 +69,31 @@ pub trait World: Send + Sync + 'static {
     fn connect(&self, address: SocketAddr) -> BoxFuture<'_, io::Result<Self::Stream>>;
 
     /// The value of a ConfigMap's key.
-    fn config_map<'a>(&'a self, map: ObjectName, key: &'a str) -> BoxFuture<'a, Result<String, String>>;
+    fn config_map<'a>(&'a self, map: ObjectName, key: &'a str) -> BoxFuture<'a, Result<String, Failure>>;
 
     /// Where a Service has the port.
     fn service(&self, service: ObjectName, port: u16) -> Result<SocketAddr, String>;
+}
+
+/// Why nothing comes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// In words for a status.
+    pub why: String,
+    /// It is not that nobody answers: there is nothing.
+    pub gone: bool,
+}
+
+impl Failure {
+    pub(crate) fn gone(why: String) -> Self {
+        Self { why, gone: true }
+    }
+}
+
+impl From<String> for Failure {
+    fn from(why: String) -> Self {
+        Self { why, gone: false }
+    }
 }
 
 /// See the module.
@@ -114,9 +135,10 @@ impl<W: World> Fetcher<W> {
     ///
     /// # Errors
     /// Why there are none, in words for a status.
-    pub async fn fetch(&self, source: &KeySource) -> Result<Fetched, String> {
+    pub async fn fetch(&self, source: &KeySource) -> Result<Fetched, Failure> {
         match &source.place {
-            KeyPlace::ConfigMap(map) => self.config_map(source, map).await,
+            KeyPlace::ConfigMap(map) => Ok(self.config_map(source, map).await.map_err(|failure| failure.why)?),
+            KeyPlace::Certificates(map) => self.config_map(source, map).await,
             KeyPlace::Url { host, port, path, ca } => {
                 let turn = self.connections.turn(source).await?;
                 let tls = match ca {
@@ -138,7 +160,7 @@ impl<W: World> Fetcher<W> {
                         path,
                     })
                 };
-                self.over_the_network(source, turn, target).await
+                Ok(self.over_the_network(source, turn, target).await?)
             }
             KeyPlace::Service { name, port, path } => {
                 let turn = self.connections.turn(source).await?;
@@ -152,7 +174,7 @@ impl<W: World> Fetcher<W> {
                         path,
                     })
                 };
-                self.over_the_network(source, turn, target).await
+                Ok(self.over_the_network(source, turn, target).await?)
             }
         }
     }
@@ -162,19 +184,21 @@ impl<W: World> Fetcher<W> {
     ///
     /// # Errors
     /// When it is not what it should be, in words for a status.
-    pub(super) async fn read<T: Send + 'static>(
+    pub(super) async fn read<T: Send + 'static, E: From<String> + Send + 'static>(
         &self,
         source: &KeySource,
         fetched: Fetched,
-        read: impl FnOnce(&[u8]) -> Result<T, String> + Send + 'static,
-    ) -> Result<T, String> {
+        read: impl FnOnce(&[u8]) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E> {
         let turn = self.reads.turn(source).await?;
         let reading = spawn_blocking(move || {
             // All of it is held until it is read: a closure takes the fields that it names alone.
             let (_turn, fetched) = (turn, fetched);
             read(&fetched.bytes)
         });
-        reading.await.unwrap_or_else(|_| Err("it cannot be read".to_owned()))
+        reading
+            .await
+            .unwrap_or_else(|_| Err("it cannot be read".to_owned().into()))
     }
 
     async fn over_the_network<'a>(
@@ -253,7 +277,7 @@ impl<W: World> Fetcher<W> {
         Ok(())
     }
 
-    async fn config_map(&self, source: &KeySource, map: &ConfigMapKey) -> Result<Fetched, String> {
+    async fn config_map(&self, source: &KeySource, map: &ConfigMapKey) -> Result<Fetched, Failure> {
         let turn = self.maps.turn(source).await?;
         let value = self.world.config_map(source.object(&map.name), &map.key);
         let value = timeout(API_SERVER, value).await;
@@ -265,7 +289,7 @@ impl<W: World> Fetcher<W> {
     }
 
     async fn tls_with(&self, source: &KeySource, ca: &ConfigMapKey) -> Result<Arc<ClientConfig>, String> {
-        let pem = self.config_map(source, ca).await?;
+        let pem = self.config_map(source, ca).await.map_err(|failure| failure.why)?;
         let place = format!("{} of the ConfigMap {}", ca.key, ca.name);
         if pem.bytes.len() > MAX_CA {
             return Err(format!("{place} is larger than {MAX_CA} bytes"));

@@ -173,10 +173,10 @@ impl World for Arc<Fake> {
         TcpStream::connect(address).boxed()
     }
 
-    fn config_map<'a>(&'a self, map: ObjectName, _: &'a str) -> BoxFuture<'a, Result<String, String>> {
+    fn config_map<'a>(&'a self, map: ObjectName, _: &'a str) -> BoxFuture<'a, Result<String, Failure>> {
         assert_eq!(&*map.namespace, "shop");
         let found = self.maps.get(&*map.name).cloned();
-        async move { found.ok_or_else(|| format!("there is no ConfigMap {}", map.name)) }.boxed()
+        async move { found.ok_or_else(|| Failure::gone(format!("there is no ConfigMap {}", map.name))) }.boxed()
     }
 
     fn service(&self, service: ObjectName, _: u16) -> Result<SocketAddr, String> {
@@ -199,7 +199,8 @@ fn around(server: &Server) -> Fake {
 async fn fetch(world: Fake, source: &KeySource) -> Result<String, String> {
     let fetcher = Fetcher::new(Arc::new(world), RootCertStore::empty()).unwrap();
     let fetched = fetcher.fetch(source).await;
-    fetched.map(|fetched| String::from_utf8(fetched.bytes).unwrap())
+    let fetched = fetched.map_err(|failure| failure.why)?;
+    Ok(String::from_utf8(fetched.bytes).unwrap())
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Keys of the issuers of tokens: fetched here, so that no sidecar calls where a policy says, and handed to the index.
+//! Keys of the issuers of tokens, and CA certificates: fetched here, so that no sidecar calls where a policy says, and handed to the index.
 //!
 //! Each source has a task, which fetches, waits as long as the keys are good, and fetches again; sooner, and at most once a minute,
 //! when a sidecar has met a token of a key that is not known. What was fetched last stays while nothing better comes. Whoever writes
@@ -7,6 +7,7 @@
 //! a short while ([`fetch`]). What is read is read beside the threads that serve sidecars, one set after the other.
 
 mod addresses;
+mod certificates;
 mod fetch;
 mod get;
 
@@ -26,10 +27,10 @@ use tokio::time::{Instant, sleep_until};
 
 pub use self::addresses::may_be_called;
 pub(crate) use self::addresses::written_in;
-pub use self::fetch::{Fetched, Fetcher, World};
+pub use self::fetch::{Failure, Fetched, Fetcher, World};
 use crate::index::Index;
 use crate::metrics::Metrics;
-use crate::objects::keys::KeySource;
+use crate::objects::keys::{KeyPlace, KeySource};
 
 /// Sources of one namespace.
 pub const MAX_SOURCES: usize = 64;
@@ -156,7 +157,7 @@ async fn follow<W: World>(shared: Arc<Shared<W>>, source: KeySource, fetches: Ar
                     let of = source.clone();
                     shared
                         .fetcher
-                        .read(&source, fetched, move |json| usable(&of, json))
+                        .read(&source, fetched, move |bytes| read(&of, bytes))
                         .await
                 }
                 Err(why) => Err(why),
@@ -165,12 +166,26 @@ async fn follow<W: World>(shared: Arc<Shared<W>>, source: KeySource, fetches: Ar
         let ended = Instant::now();
         shared.metrics.keys_fetched(result.is_ok());
         failures = if result.is_ok() { 0 } else { failures + 1 };
-        shared.index.set_keys(&source, result, clock::now());
+        match result {
+            Err(Failure { why, gone: true }) => shared.index.forget_keys(&source, why, clock::now()),
+            result => {
+                let result = result.map_err(|failure| failure.why);
+                shared.index.set_keys(&source, result, clock::now());
+            }
+        }
         let until = ended + shared.pause(&source, failures);
         tokio::select! {
             () = sleep_until(until) => {}
             () = asked.notified() => sleep_until(until.min(ended + ASKED)).await,
         }
+    }
+}
+
+fn read(source: &KeySource, bytes: &[u8]) -> Result<String, Failure> {
+    match source.place {
+        // Whoever takes certificates away takes trust away.
+        KeyPlace::Certificates(_) => certificates::certificates(bytes).map_err(Failure::gone),
+        _ => Ok(usable(source, bytes)?),
     }
 }
 

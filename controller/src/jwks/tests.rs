@@ -64,7 +64,7 @@ impl World for Maps {
         .boxed()
     }
 
-    fn config_map<'a>(&'a self, map: ObjectName, _: &'a str) -> BoxFuture<'a, Result<String, String>> {
+    fn config_map<'a>(&'a self, map: ObjectName, _: &'a str) -> BoxFuture<'a, Result<String, Failure>> {
         self.0.count.fetch_add(1, Ordering::Relaxed);
         {
             let mut under_way = self.0.under_way.lock();
@@ -80,7 +80,11 @@ impl World for Maps {
             if let Some((now, _)) = self.0.under_way.lock().get_mut(&map.namespace) {
                 *now -= 1;
             }
-            self.0.value.lock().clone().unwrap_or_else(|| Ok(jwks("one")))
+            let value = self.0.value.lock().clone().unwrap_or_else(|| Ok(jwks("one")));
+            value.map_err(|why| match why.starts_with("there is no") {
+                true => Failure::gone(why),
+                false => why.into(),
+            })
         }
         .boxed()
     }
@@ -270,6 +274,41 @@ async fn the_last_good_keys_stay_while_there_is_nothing_better() {
     assert_eq!(running.maps.count(), asked);
 }
 
+/// Who takes certificates away takes trust away; where nobody answers, what was read last holds.
+#[tokio::test(start_paused = true)]
+async fn certificates_hold_until_the_api_server_says_that_they_are_gone() {
+    let running = Running::start(&[]).await;
+    let pem = outrigger_issuer::ca::Ca::generate("cluster.local").unwrap();
+    let pem = pem.pem().certificates.clone();
+    running.maps.set(Ok(pem.clone()));
+    running.cluster.apply(
+        "
+kind: BackendTLSPolicy
+metadata: {namespace: shop, name: p}
+spec:
+  targetRefs: [{group: '', kind: Service, name: web}]
+  validation: {hostname: a.b, caCertificateRefs: [{group: '', kind: ConfigMap, name: ca}]}
+",
+    );
+    let read = || {
+        let source = running.cluster.index.key_sources().borrow().first().cloned().unwrap();
+        let keys = running.cluster.index.read(|store| store.keys_at(&source).cloned());
+        keys.unwrap().jwks().map_or(0, |lines| lines.lines().count())
+    };
+    for (value, certificates) in [
+        (Ok(pem.clone()), 1),
+        (Ok(pem.repeat(2)), 2),
+        (Err("nobody answers"), 2),
+        (Err("there is no ConfigMap ca"), 0),
+        (Ok(pem.clone()), 1),
+        (Ok("nothing".to_owned()), 0),
+    ] {
+        running.maps.set(value.clone());
+        sleep(MINUTE).await;
+        assert_eq!(read(), certificates, "{value:?}");
+    }
+}
+
 /// Else a sidecar that begins with a controller that has just begun would hear that there are none.
 #[tokio::test(start_paused = true)]
 async fn the_start_waits_for_keys_and_not_for_long() {
@@ -311,7 +350,7 @@ async fn sets_are_read_one_after_the_other() {
             let fetched = shared.fetcher.fetch(&source).await.ok().unwrap();
             let read = shared.fetcher.read(&source, fetched, move |json| {
                 order.lock().push(namespace);
-                Ok(json.len())
+                Ok::<_, String>(json.len())
             });
             assert_eq!(read.await, Ok(jwks("one").len()));
         });

@@ -1,4 +1,4 @@
-//! Where the keys of a token's issuer are had from, and what is known of them.
+//! Where the keys of a token's issuer are had from, or CA certificates, and what is known of them.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -15,10 +15,12 @@ use super::{ObjectName, Service};
 
 /// How often a ConfigMap is looked at: nothing says that it has changed.
 const CONFIG_MAP: Duration = Duration::from_secs(30);
+/// Of a ConfigMap with CA certificates (Gateway API, BackendTLSPolicyValidation.caCertificateRefs).
+const CA_KEY: &str = "ca.crt";
 /// For an answer of the API server.
 pub(crate) const API_SERVER: Duration = Duration::from_secs(10);
 
-/// Keys that have to be fetched, for the policies of one namespace: what one namespace fetches is never another one's.
+/// Keys or certificates that have to be fetched, for the policies of one namespace: what one namespace fetches is never another one's.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KeySource {
     /// Of the policies.
@@ -36,6 +38,8 @@ pub struct KeySource {
 #[allow(missing_docs)]
 pub enum KeyPlace {
     ConfigMap(ConfigMapKey),
+    /// CA certificates, and no keys of tokens.
+    Certificates(ConfigMapKey),
     /// Over HTTPS.
     Url {
         host: Arc<str>,
@@ -88,6 +92,16 @@ impl KeySource {
         }
     }
 
+    /// CA certificates. `None`: there can be no ConfigMap of that name.
+    pub fn certificates(namespace: &Arc<str>, config_map: &str) -> Option<Self> {
+        Some(Self {
+            namespace: Arc::clone(namespace),
+            place: KeyPlace::Certificates(self::config_map(config_map, CA_KEY)?),
+            cache: CONFIG_MAP,
+            timeout: API_SERVER,
+        })
+    }
+
     /// A word for whose keys these are: the same as long as the place is the same, for all controllers, and never for another place.
     /// It tells nothing of the place, which a sidecar of another namespace need not know.
     pub(crate) fn word(&self) -> String {
@@ -95,6 +109,7 @@ impl KeySource {
         let mut fields = vec![&*self.namespace];
         match &self.place {
             KeyPlace::ConfigMap(ConfigMapKey { name, key }) => fields.extend(["configMap", name, key]),
+            KeyPlace::Certificates(ConfigMapKey { name, key }) => fields.extend(["certificates", name, key]),
             KeyPlace::Url { host, port, path, ca } => {
                 numbers = port.to_string();
                 fields.extend(["url", host, &numbers, path]);
@@ -154,7 +169,7 @@ fn config_map(name: &str, key: &str) -> Option<ConfigMapKey> {
 impl fmt::Display for KeyPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::ConfigMap(map) => write!(f, "{} of the ConfigMap {}", map.key, map.name),
+            Self::ConfigMap(map) | Self::Certificates(map) => write!(f, "{} of the ConfigMap {}", map.key, map.name),
             Self::Url {
                 host, port: 443, path, ..
             } => write!(f, "https://{host}{path}"),

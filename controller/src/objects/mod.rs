@@ -1,5 +1,6 @@
 //! What is kept of each Kubernetes object: plain data, no more than decisions need, and how it is read.
 
+pub mod backend_tls;
 pub mod from_k8s;
 pub mod keys;
 pub mod mesh;
@@ -17,6 +18,7 @@ use std::time::SystemTime;
 
 use outrigger_api::discovery::Protocol;
 
+use self::backend_tls::BackendTls;
 use self::mesh::Mesh;
 use self::networks::Networks;
 use self::policy::{Policy, PolicyKind};
@@ -58,6 +60,7 @@ pub enum Kind {
     Namespace,
     Route(RouteKind),
     Policy(PolicyKind),
+    BackendTls,
     ServiceCidr,
     Mesh,
 }
@@ -73,6 +76,7 @@ pub enum Object {
     Namespace(Namespace),
     Route(Box<Route>),
     Policy(Box<Policy>),
+    BackendTls(Box<BackendTls>),
     ServiceCidr(Networks),
     Mesh(Mesh),
 }

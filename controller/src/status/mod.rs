@@ -2,6 +2,7 @@
 
 mod absent;
 mod access;
+mod backend_tls;
 mod entries;
 mod keys;
 mod limits;
@@ -58,7 +59,15 @@ pub(crate) fn wanted(store: &Store, callers: &Callers<'_>, absent: &Absent, now:
             status: mesh::status(mesh, now)?,
         })
     });
-    routes.chain(policies).chain(meshes).collect()
+    let backend_tls = store.backend_tls.iter().filter_map(|policy| {
+        Some(Write {
+            kind: Kind::BackendTls,
+            name: policy.name.clone(),
+            resource_version: policy.resource_version.clone(),
+            status: json!({"ancestors": backend_tls::ancestors(store, callers, policy, now)?}),
+        })
+    });
+    routes.chain(policies).chain(backend_tls).chain(meshes).collect()
 }
 
 /// None: it is so already, as far as its CRD has room for it.
@@ -83,6 +92,9 @@ fn of_policy(
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod access_tests;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod backend_tls_tests;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod enforced_tests;

@@ -201,14 +201,24 @@ fn lacking(
 
 /// The word of another controller's pod that is still there, on this generation.
 pub(super) fn said_by_another<'a>(store: &Store, policy: &'a Policy, reference: &Value) -> Option<&'a str> {
-    let entries = policy.ancestors.iter();
+    word_of_another(store, &policy.ancestors, policy.generation, reference)
+}
+
+/// The same among these ancestors.
+pub(super) fn word_of_another<'a>(
+    store: &Store,
+    ancestors: &'a [Value],
+    generation: i64,
+    reference: &Value,
+) -> Option<&'a str> {
+    let entries = ancestors.iter();
     let entry = entries
         .filter(|e| is_ours(e))
         .find(|e| e.get("ancestorRef") == Some(reference))?;
     let conditions = entry.get("conditions")?.as_array()?;
     let said = conditions.iter().find(|c| {
         c.get("reason").is_some_and(|reason| reason == PARTIALLY)
-            && c.get("observedGeneration").and_then(Value::as_i64) == Some(policy.generation)
+            && c.get("observedGeneration").and_then(Value::as_i64) == Some(generation)
     })?;
     let message = said.get("message")?.as_str()?;
     let (who, _) = message.split_once(": ")?;

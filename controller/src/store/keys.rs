@@ -1,4 +1,4 @@
-//! Keys of the issuers of tokens: which ones the policies want, and what came of fetching them.
+//! Keys of the issuers of tokens, and CA certificates: which ones the policies want, and what came of fetching them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -6,7 +6,6 @@ use std::time::{Duration, SystemTime};
 
 use super::{Dep, Store, Touched};
 use crate::objects::keys::KeySource;
-use crate::objects::policy::Policy;
 use crate::room::{Room, Taken};
 
 /// What is known of the keys of one source.
@@ -21,7 +20,7 @@ pub(crate) struct Keys {
 /// Keys that came, and the memory that they take.
 #[derive(Debug)]
 pub(crate) struct KeptKeys {
-    /// The usable ones as a JWK Set.
+    /// The usable ones as a JWK Set; certificates as `jwks::certificates` writes them.
     jwks: String,
     taken: Taken,
 }
@@ -50,7 +49,7 @@ impl PartialEq for KeptKeys {
 }
 
 impl Keys {
-    /// The usable ones as a JWK Set: the last that came.
+    /// The usable ones as a JWK Set: the last that came. Certificates as `jwks::certificates` writes them.
     pub(crate) fn jwks(&self) -> Option<&str> {
         self.fetched.as_ref().map(|kept| &*kept.jwks)
     }
@@ -64,16 +63,20 @@ pub(crate) struct KeyProblem {
     pub(crate) why: String,
 }
 
-/// Sources, by how many providers of policies name each.
+/// Sources, by how many times policies name each.
 #[derive(Clone, Default)]
 pub(super) struct Wanted(BTreeMap<KeySource, (usize, Keys)>);
 
 impl Wanted {
     /// Whether the sources are others now.
-    pub(super) fn replace(&mut self, old: Option<&Policy>, new: Option<&Policy>) -> bool {
+    pub(super) fn replace(
+        &mut self,
+        old: impl Iterator<Item = KeySource>,
+        new: impl Iterator<Item = KeySource>,
+    ) -> bool {
         let mut changed = false;
         // First what comes: what is in both is not forgotten.
-        for source in new.into_iter().flat_map(Policy::key_sources) {
+        for source in new {
             if !self.0.contains_key(&source) {
                 let known = self.known_at(&source);
                 self.0.insert(source.clone(), (0, known));
@@ -82,7 +85,7 @@ impl Wanted {
             *named += 1;
             changed |= *named == 1;
         }
-        for source in old.into_iter().flat_map(Policy::key_sources) {
+        for source in old {
             if let Some((named, _)) = self.0.get_mut(&source) {
                 *named -= 1;
                 if *named == 0 {
@@ -157,5 +160,22 @@ impl Store {
             }
         }
         touched.statuses |= *keys != before;
+    }
+
+    /// There is nothing to be had any more, and what came last does not hold.
+    pub(crate) fn forget_keys(&mut self, source: &KeySource, why: String, now: SystemTime, touched: &mut Touched) {
+        let Some((_, keys)) = self.keys.0.get_mut(source) else {
+            return; // nobody wants them any more
+        };
+        let before = keys.clone();
+        let since = keys.problem.as_ref().map_or(now, |problem| problem.since);
+        *keys = Keys {
+            fetched: None,
+            problem: Some(KeyProblem { since, why }),
+        };
+        if *keys != before {
+            touched.deps.insert(Dep::Keys(source.clone()));
+            touched.statuses = true;
+        }
     }
 }

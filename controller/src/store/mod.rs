@@ -1,5 +1,6 @@
 //! All objects, and by what they are found. Applying one says what has changed by it.
 
+mod backend_tls;
 mod keys;
 mod networks;
 mod objects;
@@ -9,11 +10,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use self::backend_tls::BackendTlsPolicies;
 use self::keys::Wanted;
 pub(crate) use self::keys::{KeyProblem, Keys};
 use self::networks::ClusterNetworks;
 use self::objects::Objects;
 use self::policies::Policies;
+use crate::objects::backend_tls::BackendTls;
 use crate::objects::keys::KeySource;
 use crate::objects::mesh::Mesh;
 use crate::objects::networks::{Holder, Networks};
@@ -47,7 +50,9 @@ pub(crate) enum Dep {
     Listed(Kind),
     /// The policies of this kind of the namespace.
     Policies(PolicyKind, Arc<str>),
-    /// The keys of tokens that are there.
+    /// The BackendTLSPolicies that hold for the Service.
+    BackendTls(ObjectName),
+    /// The keys of tokens, or the certificates, that are there.
     Keys(KeySource),
     /// The networks of the cluster, and what is outside of them.
     Networks,
@@ -86,6 +91,7 @@ pub(crate) struct Store {
     /// By the Services to which they lead. An answer with many backends need not depend on each of them.
     routes_to: HashMap<ObjectName, BTreeSet<RouteName>>,
     pub(crate) policies: Policies,
+    pub(crate) backend_tls: BackendTlsPolicies,
     /// Those that are Outrigger's.
     pub(crate) meshes: BTreeMap<ObjectName, Mesh>,
     keys: Wanted,
@@ -123,6 +129,7 @@ impl Store {
             Object::Namespace(namespace) => self.set_namespace(name.name, Some(namespace), touched),
             Object::Route(route) => self.set_route((route.kind, name), Some(*route), touched),
             Object::Policy(policy) => self.set_policy(policy.kind, name, Some(*policy), touched),
+            Object::BackendTls(policy) => self.set_backend_tls(name, Some(*policy), touched),
             Object::Mesh(mesh) => self.set_mesh(name, Some(mesh), touched),
             Object::ServiceCidr(networks) => self.set_service_cidr(name, Some(networks), touched),
         }
@@ -137,6 +144,7 @@ impl Store {
             Kind::Namespace => self.set_namespace(name.name, None, touched),
             Kind::Route(kind) => self.set_route((kind, name), None, touched),
             Kind::Policy(kind) => self.set_policy(kind, name, None, touched),
+            Kind::BackendTls => self.set_backend_tls(name, None, touched),
             Kind::Mesh => self.set_mesh(name, None, touched),
             Kind::ServiceCidr => self.set_service_cidr(name, None, touched),
         }
@@ -155,6 +163,7 @@ impl Store {
                 names.map(|(_, name)| name.clone()).collect()
             }
             Kind::Policy(kind) => self.policies.names(kind).cloned().collect(),
+            Kind::BackendTls => self.backend_tls.names().cloned().collect(),
             Kind::Mesh => self.meshes.keys().cloned().collect(),
             Kind::ServiceCidr => self.networks.service_cidrs().cloned().collect(),
         }
@@ -477,10 +486,25 @@ impl Store {
     fn set_policy(&mut self, kind: PolicyKind, name: ObjectName, policy: Option<Policy>, touched: &mut Touched) {
         touched.statuses = true;
         let namespace = name.namespace.clone();
-        touched.keys |= self.keys.replace(self.policies.get(kind, &name), policy.as_ref());
+        let old = self.policies.get(kind, &name).into_iter().flat_map(Policy::key_sources);
+        let new = policy.iter().flat_map(Policy::key_sources);
+        touched.keys |= self.keys.replace(old, new);
         if self.policies.set(kind, name, policy) {
             touched.deps.insert(Dep::Policies(kind, namespace));
         }
+    }
+
+    fn set_backend_tls(&mut self, name: ObjectName, policy: Option<BackendTls>, touched: &mut Touched) {
+        touched.statuses = true;
+        let old = self
+            .backend_tls
+            .get(&name)
+            .into_iter()
+            .flat_map(BackendTls::key_sources);
+        let new = policy.iter().flat_map(BackendTls::key_sources);
+        touched.keys |= self.keys.replace(old, new);
+        let services = self.backend_tls.set(name, policy);
+        touched.deps.extend(services.into_iter().map(Dep::BackendTls));
     }
 }
 

@@ -381,6 +381,7 @@ impl Reader<'_> {
                 policy: None,
                 kind: Some(kind),
                 client_affinity: false,
+                tls: None,
             }],
             policy,
         })))

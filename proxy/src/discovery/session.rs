@@ -35,6 +35,7 @@ const FEATURES: &[Feature] = &[
     Feature::Fallback,
     Feature::FallbackBackends,
     Feature::SessionPersistence,
+    Feature::BackendTls,
     Feature::ConnectionLimits,
     Feature::LimitClaims,
     Feature::GlobalLimits,

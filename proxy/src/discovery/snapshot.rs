@@ -88,6 +88,21 @@ fn route(route: &Route, service: &Service) -> Value {
 }
 
 fn backend(backend: &Backend) -> Value {
+    let mut shown = endpoints(backend);
+    if let Some(tls) = &backend.tls {
+        let (names, roots) = tls.counts();
+        shown["tls"] = json!({
+            "policy": &*tls.policy,
+            "hostname": &*tls.hostname,
+            "names": names,
+            "roots": roots,
+            "problem": tls.problem(),
+        });
+    }
+    shown
+}
+
+fn endpoints(backend: &Backend) -> Value {
     match &backend.endpoints {
         Endpoints::Known(endpoints) => {
             let endpoints = endpoints.iter().map(|endpoint| {

@@ -195,6 +195,7 @@ fn with_endpoints(service: &Service, sets: &[Option<String>], name: &str, endpoi
                 name: backend.name.clone(),
                 endpoints: Endpoints::Known(endpoints.to_vec()),
                 client_affinity: backend.client_affinity,
+                tls: backend.tls.clone(),
             }),
             false => Arc::clone(backend),
         }

@@ -89,7 +89,7 @@ pub(super) async fn silent(state: &Rc<State>, client: Prefixed<Io>, caller: &Cal
             () = io.get_ref().readable() => 0,
             length = server.first_word(&mut greeting) => length,
         },
-        Stream::Accepted(_) | Stream::Connected(_) | Stream::Peeked(_) | Stream::Counted(_) => 0,
+        Stream::Accepted(_) | Stream::Connected(_) | Stream::Secured(_) | Stream::Peeked(_) | Stream::Counted(_) => 0,
     };
     let now = Instant::now();
     let after = now.saturating_duration_since(connected);

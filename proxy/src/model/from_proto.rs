@@ -11,8 +11,8 @@ use outrigger_api::discovery::{backend, string_match, target};
 use outrigger_api::pattern::{self, Pattern};
 
 use super::{
-    Backend, ByteRoute, Endpoint, Endpoints, Filters, HostnameMatch, PathMatch, Protocol, Route, RouteMatch,
-    RouteRules, Service, ServiceName, Sessions, Target, ValueMatch, WeightedBackend, WorkloadInfo,
+    Backend, BackendTls, ByteRoute, Endpoint, Endpoints, Filters, HostnameMatch, PathMatch, Protocol, Route,
+    RouteMatch, RouteRules, Service, ServiceName, Sessions, Target, ValueMatch, WeightedBackend, WorkloadInfo,
 };
 
 /// Equal to no path and no host name of a request: both are without NUL.
@@ -70,6 +70,7 @@ pub fn service(message: &proto::Service) -> Service {
             name: name.clone(),
             endpoints: Endpoints::Known(Vec::new()),
             client_affinity: false,
+            tls: None,
         }));
     }
     // Indices are those of the message: the one put in above is none of them.
@@ -136,6 +137,7 @@ fn pod(message: &proto::Pod) -> Service {
             name: name.clone(),
             endpoints: Endpoints::Known(endpoint.into_iter().collect()),
             client_affinity: false,
+            tls: None,
         })],
         rules: Arc::new(RouteRules::from_proto(
             &RouteRules::default(),
@@ -150,13 +152,13 @@ fn pod(message: &proto::Pod) -> Service {
 fn backend(message: &proto::Backend) -> Backend {
     let endpoints = match &message.kind {
         Some(backend::Kind::Endpoints(list)) => Endpoints::Known(endpoints(&list.endpoints)),
-        Some(backend::Kind::Dns(name)) => match u16::try_from(name.port) {
-            Ok(port) if port > 0 && !name.host.is_empty() => Endpoints::Dns {
-                host: name.host.as_str().into(),
-                port,
-            },
-            _ => Endpoints::Known(Vec::new()),
-        },
+        Some(backend::Kind::Dns(name)) => dns(name),
+        // What is to be called by TLS is not called at all where nothing says how.
+        Some(backend::Kind::SecuredEndpoints(list)) if message.tls.is_some() => {
+            Endpoints::Known(endpoints(&list.endpoints))
+        }
+        Some(backend::Kind::SecuredDns(name)) if message.tls.is_some() => dns(name),
+        Some(backend::Kind::SecuredEndpoints(_) | backend::Kind::SecuredDns(_)) => Endpoints::Known(Vec::new()),
         Some(backend::Kind::NoSuchPort(other)) => Endpoints::NoSuchPort(
             other
                 .ports
@@ -172,6 +174,17 @@ fn backend(message: &proto::Backend) -> Backend {
         name: service_name(message.r#ref.as_ref()),
         endpoints,
         client_affinity: message.client_affinity,
+        tls: message.tls.as_ref().map(BackendTls::from_proto),
+    }
+}
+
+fn dns(name: &proto::DnsName) -> Endpoints {
+    match u16::try_from(name.port) {
+        Ok(port) if port > 0 && !name.host.is_empty() => Endpoints::Dns {
+            host: name.host.as_str().into(),
+            port,
+        },
+        _ => Endpoints::Known(Vec::new()),
     }
 }
 

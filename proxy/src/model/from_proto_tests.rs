@@ -30,6 +30,7 @@ fn backend(name: &str, endpoints: Vec<proto::Endpoint>) -> proto::Backend {
         }),
         policy: None,
         client_affinity: false,
+        tls: None,
         kind: Some(backend::Kind::Endpoints(proto::Endpoints { endpoints })),
     }
 }

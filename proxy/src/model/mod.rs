@@ -4,6 +4,7 @@
 //! Architecture Invariant: plain data. Nothing here does I/O, and nothing here changes after it was made: an update is a
 //! new [`Target`].
 
+mod backend_tls;
 mod balancing;
 mod byte_route;
 mod call_limits;
@@ -26,6 +27,7 @@ use http::{HeaderName, Method};
 use outrigger_api::pattern::Pattern;
 use outrigger_api::spiffe::SpiffeId;
 
+pub use backend_tls::{BackendTls, Inside, OtherName};
 pub use balancing::{Balancing, Choice, Ejection, HashKey, LoadBalancer, Penalty, SlowStart, SuccessRate, Zone};
 pub use byte_route::ByteRoute;
 pub use call_limits::CallLimits;
@@ -187,6 +189,8 @@ pub struct Backend {
     pub endpoints: Endpoints,
     /// Requests of one pod go to one endpoint (`sessionAffinity: ClientIP`).
     pub client_affinity: bool,
+    /// How those of its endpoints are called that are not in the mesh. `None`: in plaintext.
+    pub tls: Option<Arc<BackendTls>>,
 }
 
 #[derive(Debug)]
@@ -203,7 +207,7 @@ pub enum Endpoints {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     pub address: SocketAddr,
-    /// Who must answer there. `None`: not in the mesh, called in plaintext.
+    /// Who must answer there. `None`: not in the mesh, called in plaintext or as [`Backend::tls`] says.
     pub identity: Option<SpiffeId>,
     pub zone: Option<Arc<str>>,
     /// For logs and `/config`.

@@ -10,7 +10,7 @@ use http::{Request, Response, Version};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use outrigger_proxy_transport::body::{BodySource, RequestBody};
-use outrigger_proxy_transport::client::{Checkout, Failure, Lease, send};
+use outrigger_proxy_transport::client::{Checkout, Failure, Lease, Sender, send};
 use outrigger_proxy_transport::error::{ProxyError, Reason};
 use outrigger_proxy_transport::grpc::{self, grpc_status};
 use outrigger_proxy_transport::headers::strip_ours;
@@ -25,9 +25,9 @@ use super::penalty::penalised;
 use super::retry::{Attempted, RetryDecision, backoff, judge, repeatable};
 use super::target::{WorkerBackend, WorkerTarget};
 use super::waits::{Limit, Moving, Waits};
-use super::{State, hash, health};
+use super::{State, hash, health, tls};
 use crate::call::{Call, LocalReply, Remote};
-use crate::model::{AttemptRules, Ejection, Endpoint, RetryPolicy};
+use crate::model::{AttemptRules, Ejection, RetryPolicy};
 use crate::telemetry::{Peer, ServiceMetrics, Status};
 
 /// What is read of a failed response so that its connection can be used again.
@@ -232,7 +232,7 @@ impl Attempts<'_> {
             grpc::set_timeout(request.headers_mut(), caller.saturating_duration_since(Instant::now()));
         }
         call.sent();
-        ask(checkout, request, &member.endpoint).await
+        ask(checkout, request, member).await
     }
 
     /// `Some`: there is to be another attempt, after this time.
@@ -285,9 +285,13 @@ impl Remote for Member {
 /// Why there is no response.
 pub(super) fn ask(
     checkout: Checkout,
-    request: Request<RequestBody>,
-    endpoint: &Endpoint,
+    mut request: Request<RequestBody>,
+    member: &Member,
 ) -> impl Future<Output = Result<(Response<Incoming>, Lease), Failure>> {
+    if member.tls().is_some() && matches!(checkout.sender, Sender::Http2(_)) {
+        tls::name_scheme(&mut request);
+    }
+    let endpoint = &member.endpoint;
     // An async function would hold the request twice (`outbound::sizes`).
     send(checkout, request, endpoint.address).map_ok(|(mut response, lease)| {
         if endpoint.identity.is_none() {

@@ -55,7 +55,7 @@ use super::group::Group;
 use super::hash::{of_address, of_endpoint};
 use super::health::{Answer, Health, Others};
 use super::methods::Among;
-use crate::model::{Balancing, Endpoint, ServiceName};
+use crate::model::{BackendTls, Balancing, Endpoint, ServiceName};
 use crate::telemetry::ServiceMetrics;
 use crate::usage::{Registry, Usage};
 
@@ -105,6 +105,8 @@ pub enum EndpointLimit {
 pub struct Member {
     pub endpoint: Arc<Endpoint>,
     pub pool: Rc<Pool>,
+    /// How it is called, if it is not in the mesh. `None`: in plaintext.
+    tls: Option<Arc<BackendTls>>,
     /// See [`super::hash`].
     hash: u64,
     /// By what sessions know it.
@@ -145,10 +147,22 @@ impl Balancer {
     /// Takes over the endpoints; those that stay keep what is known of them, and their connections. With session `affinity`, all
     /// requests of this pod go to the one that it prefers, as long as that works.
     pub fn update(&mut self, endpoints: &[Arc<Endpoint>], affinity: Option<Caller>, now: Instant) {
+        self.update_secured(endpoints, None, affinity, now);
+    }
+
+    /// The same; those of them that are not in the mesh are called as `tls` says. One that was called otherwise is another one: what is known of
+    /// it says nothing, and no connection to it is used again.
+    pub fn update_secured(
+        &mut self,
+        endpoints: &[Arc<Endpoint>],
+        tls: Option<&Arc<BackendTls>>,
+        affinity: Option<Caller>,
+        now: Instant,
+    ) {
         self.in_order = affinity.is_some();
         match affinity {
-            Some(caller) => self.replace(&caller.ranked(endpoints), now),
-            None => self.replace(endpoints, now),
+            Some(caller) => self.replace(&caller.ranked(endpoints), tls, now),
+            None => self.replace(endpoints, tls, now),
         }
     }
 
@@ -213,20 +227,25 @@ impl Balancer {
         }
     }
 
-    fn replace(&mut self, endpoints: &[Arc<Endpoint>], now: Instant) {
+    fn replace(&mut self, endpoints: &[Arc<Endpoint>], tls: Option<&Arc<BackendTls>>, now: Instant) {
         let came = (!self.members.is_empty()).then_some(now);
         let mut old: HashMap<SocketAddr, Rc<Member>> = self
             .members
             .drain(..)
             .map(|member| (member.endpoint.address, member))
             .collect();
-        let same = |member: &Rc<Member>, endpoint: &Endpoint| member.endpoint.is_same(endpoint);
+        let tls_of = |endpoint: &Endpoint| tls.filter(|_| endpoint.identity.is_none());
+        let same = |member: &Rc<Member>, endpoint: &Endpoint| {
+            let (was, is) = (member.tls.as_ref().map(Arc::as_ptr), tls_of(endpoint).map(Arc::as_ptr));
+            member.endpoint.is_same(endpoint) && was == is
+        };
         self.members = endpoints
             .iter()
             .map(|endpoint| {
                 let known = old.remove(&endpoint.address).filter(|member| same(member, endpoint));
                 let member = known.unwrap_or_else(|| {
-                    let new = Member::new(Arc::clone(endpoint), Rc::clone(&self.group), came, now);
+                    let mut new = Member::new(Arc::clone(endpoint), Rc::clone(&self.group), came, now);
+                    new.tls = tls_of(endpoint).cloned();
                     Rc::new(new)
                 });
                 member.remote.set(endpoint.remote);
@@ -313,12 +332,18 @@ pub fn better<'a>(
 }
 
 impl Member {
+    /// How it is called, where it is not in the mesh. `None`: in plaintext.
+    pub fn tls(&self) -> Option<&Arc<BackendTls>> {
+        self.tls.as_ref()
+    }
+
     fn new(endpoint: Arc<Endpoint>, group: Rc<Group>, came: Option<Instant>, now: Instant) -> Self {
         Self {
             pool: Rc::new(Pool::new(endpoint.identity.is_some())),
             hash: of_address(endpoint.address),
             reference: of_endpoint(&endpoint),
             endpoint,
+            tls: None,
             came,
             busy_until: Cell::new(None),
             remote: Cell::new(false),

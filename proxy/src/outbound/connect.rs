@@ -1,4 +1,4 @@
-//! A new connection to an endpoint: mutual TLS where it is in the mesh, plaintext where it is not.
+//! A new connection to an endpoint: mutual TLS where it is in the mesh; where it is not, TLS as a BackendTLSPolicy says, or plaintext.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -11,18 +11,20 @@ use outrigger_proxy_transport::error::{ProxyError, Reason};
 use outrigger_proxy_transport::net::count::{Bound, Place};
 use outrigger_proxy_transport::net::{HttpVersion, Io, ReadAhead, Stream, Termed, listen};
 
-use super::State;
 use super::balance::Member;
 use super::breaker::{Bounds, Breaker};
+use super::{State, tls};
 use crate::context::Process;
 use crate::identity::{Credentials, MeshProtocol};
-use crate::model::Endpoint;
+use crate::model::{BackendTls, Endpoint};
 use crate::telemetry::{Direction, metrics::Handshake};
 
 /// Makes connections to one endpoint.
 pub struct EndpointDialer<'a> {
     state: &'a Rc<State>,
     endpoint: &'a Arc<Endpoint>,
+    /// Of an endpoint that is not in the mesh. `None`: plaintext.
+    tls: Option<&'a Arc<BackendTls>>,
     /// `None`: it is not in the mesh.
     credentials: Option<Arc<Credentials>>,
     limit: Duration,
@@ -43,7 +45,7 @@ pub async fn checkout(
     version: HttpVersion,
     limit: Duration,
 ) -> Result<Checkout, Failure> {
-    let mut dialer = EndpointDialer::new(state, &member.endpoint, limit).map_err(Failure::before_sending)?;
+    let mut dialer = EndpointDialer::new(state, member, limit).map_err(Failure::before_sending)?;
     dialer.bounds = breaker.map(|breaker| Box::new(breaker.bounds(member)));
     let checkout = member.pool.checkout(version, &dialer).await;
     checkout.map_err(Failure::before_sending)
@@ -55,7 +57,8 @@ impl<'a> EndpointDialer<'a> {
     ///
     /// # Errors
     /// [`Reason::IdentityUnavailable`].
-    pub fn new(state: &'a Rc<State>, endpoint: &'a Arc<Endpoint>, limit: Duration) -> Result<Self, ProxyError> {
+    pub fn new(state: &'a Rc<State>, member: &'a Member, limit: Duration) -> Result<Self, ProxyError> {
+        let endpoint = &member.endpoint;
         let credentials = match &endpoint.identity {
             None => None,
             Some(_) => Some(state.context.process.identity.current().ok_or_else(no_certificate)?),
@@ -63,10 +66,16 @@ impl<'a> EndpointDialer<'a> {
         Ok(Self {
             state,
             endpoint,
+            tls: member.tls(),
             credentials,
             limit,
             bounds: None,
         })
+    }
+
+    /// The same for bytes that are TLS already, of the app itself: none is put around it.
+    pub fn as_it_is(self) -> Self {
+        Self { tls: None, ..self }
     }
 
     /// A new connection for what `protocol` says, the handshake included.
@@ -78,9 +87,12 @@ impl<'a> EndpointDialer<'a> {
         protocol: MeshProtocol,
     ) -> impl Future<Output = Result<Stream, ProxyError>> + 'static + use<> {
         let (state, endpoint) = (Rc::clone(self.state), Arc::clone(self.endpoint));
-        let (credentials, limit) = (self.credentials.clone(), self.limit);
+        let (credentials, tls, limit) = (self.credentials.clone(), self.tls.cloned(), self.limit);
         // Boxed: few requests connect (`outbound::sizes`).
-        let connecting = Box::pin(async move { connect(&state, &endpoint, credentials.as_deref(), protocol).await });
+        let connecting = Box::pin(async move {
+            let secured = (credentials.as_deref(), tls.as_deref());
+            connect(&state, &endpoint, secured, protocol).await
+        });
         let address = self.endpoint.address;
         async move {
             let connected = tokio::time::timeout(limit, connecting).await;
@@ -129,7 +141,7 @@ impl Dialer for EndpointDialer<'_> {
 async fn connect(
     state: &State,
     endpoint: &Endpoint,
-    credentials: Option<&Credentials>,
+    (credentials, tls): (Option<&Credentials>, Option<&BackendTls>),
     protocol: MeshProtocol,
 ) -> Result<Stream, ProxyError> {
     let io = open(state, endpoint).await?;
@@ -148,7 +160,14 @@ async fn connect(
             let term = state.peers.enter(protocol, chain, credentials);
             Ok(Stream::Connected(Box::new(Termed::new(tls, term))))
         }
-        _ => Ok(io.into()),
+        _ => match tls {
+            Some(tls) => {
+                let (result, connected) = tls::connect(tls, io, endpoint.address, protocol).await;
+                state.context.metrics().handshake(Direction::Outbound, result);
+                connected
+            }
+            None => Ok(io.into()),
+        },
     }
 }
 

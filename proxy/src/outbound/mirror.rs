@@ -181,7 +181,7 @@ async fn answered(
     let mut in_hand = member.take(&rules, Instant::now());
     let sent = async {
         let checkout = checkout(state, &member, None, version, CONNECT).await?;
-        ask(checkout, request, &member.endpoint).await
+        ask(checkout, request, &member).await
     };
     let sent = sent.await;
     in_hand.end(says(&attempted(&sent), rules.ejection()), Instant::now());

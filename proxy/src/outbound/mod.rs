@@ -29,6 +29,7 @@ pub mod target;
 pub mod targets;
 #[cfg(test)]
 mod testing;
+pub mod tls;
 pub mod waits;
 pub mod window;
 pub mod zones;

@@ -1,5 +1,6 @@
 //! Connections that are carried as bytes.
 
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use outrigger_proxy_transport::error::{ProxyError, Reason};
 use outrigger_proxy_transport::net::count::Held;
+use outrigger_proxy_transport::net::detect::{Detected, peek, protocol};
 use outrigger_proxy_transport::net::{Io, Meter, Prefixed, Stream, listen, tunnel};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -33,9 +35,17 @@ const MAX_EARLY_ENDS: u32 = 2;
 
 /// To an endpoint of the target; another one is tried when there is no connection, as long as no byte was passed on. `server`: the name that
 /// the client asks for, where it was looked for.
-pub async fn forward(state: &Rc<State>, client: Prefixed<Io>, target: &WorkerTarget, server: Option<&str>) {
+pub async fn forward(state: &Rc<State>, mut client: Prefixed<Io>, target: &WorkerTarget, server: Option<&str>) {
+    let mut own_tls = false;
+    if target.begins_tls(Instant::now()) {
+        // Boxed: few Services have such endpoints (`outbound::sizes`).
+        match Box::pin(speaks_tls(state, client)).await {
+            Ok(known) => (client, own_tls) = known,
+            Err(error) => return tracing::debug!(%error, "the app closed a connection before its first bytes"),
+        }
+    }
     let mut client = Stream::Plain(client);
-    match connect_to_any(state, target, server).await {
+    match connect_to_any(state, target, server, own_tls).await {
         Ok(Connected {
             mut server,
             in_hand: _in_hand,
@@ -47,6 +57,16 @@ pub async fn forward(state: &Rc<State>, client: Prefixed<Io>, target: &WorkerTar
         }
         Err(error) => failed(state, &client, &error),
     }
+}
+
+/// Whether the app speaks TLS by itself, around which no other is put. An app that waits for a greeting is waited for as long as for its first bytes
+/// elsewhere.
+///
+/// # Errors
+/// Those of the connection.
+async fn speaks_tls(state: &State, client: Prefixed<Io>) -> io::Result<(Prefixed<Io>, bool)> {
+    let peeked = peek(client, state.context.config().detect_timeout, protocol).await?;
+    Ok((peeked.io.flatten(), peeked.verdict == Some(Detected::Tls)))
 }
 
 fn failed(state: &State, client: &Stream, error: &ProxyError) {
@@ -66,7 +86,7 @@ pub async fn server_first(state: &Rc<State>, client: Prefixed<Io>, target: &Work
             biased;
             // What it says may be HTTP, which is told why there is no endpoint.
             () = client.get_ref().readable() => return Some(client),
-            connected = connect_to_any(state, target, None) => connected,
+            connected = connect_to_any(state, target, None, false) => connected,
         };
         let Connected {
             mut server,
@@ -168,10 +188,12 @@ async fn carry(state: &State, client: &mut Stream, server: &mut Stream, meter: &
     }
 }
 
+/// `own_tls`: what is carried is TLS of the app.
 async fn connect_to_any(
     state: &Rc<State>,
     target: &WorkerTarget,
     server: Option<&str>,
+    own_tls: bool,
 ) -> Result<Connected, ProxyError> {
     let now = Instant::now();
     let none = || ProxyError::new(Reason::NoEndpoints, "the Service is gone");
@@ -208,9 +230,13 @@ async fn connect_to_any(
                 Err(full) => return Err(breaker.refuse(full)),
             },
         };
-        let dialer = EndpointDialer::new(state, &member.endpoint, rules.connect_timeout)?;
+        let connecting = {
+            let dialer = EndpointDialer::new(state, &member, rules.connect_timeout)?;
+            let dialer = if own_tls { dialer.as_it_is() } else { dialer };
+            dialer.connect_for(MeshProtocol::Opaque)
+        };
         let mut in_hand = member.take(&rules.balancing, Instant::now());
-        match dialer.connect_for(MeshProtocol::Opaque).await {
+        match connecting.await {
             Ok(server) => {
                 in_hand.end(Answer::Connected, Instant::now());
                 let ends = Box::new(TunnelEnds {

@@ -25,6 +25,7 @@ fn to(name: &str) -> Arc<Backend> {
         name: named(name),
         endpoints: Endpoints::Known(Vec::new()),
         client_affinity: false,
+        tls: None,
     })
 }
 

@@ -33,7 +33,7 @@ fn of_connections_and_requests() {
     let dial = size(|dialer: &'static EndpointDialer<'static>| dialer.connect_for(MeshProtocol::Http1));
     assert_bounded(&[
         ("a connection", connection, 2560),
-        ("one of bytes", opaque, 1144),
+        ("one of bytes", opaque, 1168),
         ("a request", request, 3944),
         ("a connection that is made", dial, 192),
     ]);

@@ -95,6 +95,14 @@ impl WorkerTarget {
         self.snapshot.borrow().clone()
     }
 
+    /// Whether connections of bytes may be put into TLS that the app does not speak itself ([`super::tls`]).
+    pub fn begins_tls(&self, now: Instant) -> bool {
+        let leads = |snapshot: &Snapshot| !snapshot.leads_nowhere();
+        let secured = |snapshot: &Snapshot| snapshot.service.backends.iter().any(|backend| backend.tls.is_some());
+        self.current(now)
+            .is_some_and(|snapshot| leads(&snapshot) && secured(&snapshot))
+    }
+
     /// Since its last request or connection.
     pub fn idle(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.used.get())
@@ -240,7 +248,8 @@ impl WorkerBackend {
         let names = match &backend.endpoints {
             Endpoints::Known(endpoints) => {
                 let affinity = backend.client_affinity.then_some(caller);
-                balancer.borrow_mut().update(endpoints, affinity, now);
+                let tls = backend.tls.as_ref();
+                balancer.borrow_mut().update_secured(endpoints, tls, affinity, now);
                 None
             }
             Endpoints::NoSuchPort(_) => {
@@ -249,7 +258,10 @@ impl WorkerBackend {
             }
             Endpoints::Dns { host, port } => {
                 let same = old.filter(|old| {
+                    // Its addresses are taken over when they change: with other TLS they are others.
+                    let tls = |backend: &Backend| backend.tls.as_ref().map(Arc::as_ptr);
                     matches!(&old.backend.endpoints, Endpoints::Dns { host: h, port: p } if h == host && p == port)
+                        && tls(&old.backend) == tls(backend)
                 });
                 Some(same.and_then(|old| old.names.clone()).unwrap_or_else(|| {
                     balancer.borrow_mut().update(&[], None, now);
@@ -282,7 +294,10 @@ impl WorkerBackend {
         let update = |addresses: &[SocketAddr]| {
             let endpoints: Vec<_> = addresses.iter().map(|address| not_in_the_mesh(*address)).collect();
             // Kubernetes gives affinity to what is behind a Service's address, and a name has none.
-            self.balancer.borrow_mut().update(&endpoints, None, Instant::now());
+            let tls = self.backend.tls.as_ref();
+            self.balancer
+                .borrow_mut()
+                .update_secured(&endpoints, tls, None, Instant::now());
         };
         let changed = known.has_changed().unwrap_or(false);
         let host = &names.host;

@@ -59,6 +59,7 @@ impl Named {
                     port: 80,
                 },
                 client_affinity,
+                tls: None,
             })],
             rules: Arc::default(),
         };

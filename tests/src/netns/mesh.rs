@@ -209,6 +209,7 @@ pub fn service(name: &str, port: u16, endpoint: SocketAddr, account: Option<&str
                 })),
                 policy: None,
                 client_affinity: false,
+                tls: None,
             }],
             ..Service::default()
         })),

@@ -160,6 +160,7 @@ fn target(address: SocketAddr, replicas: &[[SocketAddr; 2]]) -> Target {
         })),
         policy: None,
         client_affinity: false,
+        tls: None,
     };
     let service = Service {
         r#ref: Some(reference),

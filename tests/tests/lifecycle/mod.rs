@@ -94,6 +94,7 @@ fn service(protocol: Protocol, kind: Kind) -> Target {
                 kind: Some(kind),
                 policy: None,
                 client_affinity: false,
+                tls: None,
             }],
             policy: Some(Policy {
                 retry: Some(retry),

@@ -128,6 +128,7 @@ fn service(protocol: Protocol, attempts: u32, app: SocketAddr, mirrors: &[(Socke
             name: name(&of),
             endpoints: Endpoints::Known(vec![Arc::new(endpoint)]),
             client_affinity: false,
+            tls: None,
         })
     };
     let shadows = mirrors.iter().enumerate();

@@ -74,6 +74,7 @@ async fn start(app: SocketAddr) -> (RunningProxy, Authority) {
             name: name(of),
             endpoints: Endpoints::Known(endpoints),
             client_affinity: false,
+            tls: None,
         })
     };
     let service = Service {

@@ -29,6 +29,8 @@ pub enum Stream {
     Accepted(Box<Termed<tokio_rustls::server::TlsStream<ReadAhead<Prefixed<Io>>>>>),
     /// To another sidecar.
     Connected(Box<Termed<tokio_rustls::client::TlsStream<ReadAhead<Io>>>>),
+    /// To a server outside of the mesh, in TLS that this sidecar has begun.
+    Secured(Box<tokio_rustls::client::TlsStream<ReadAhead<Io>>>),
     /// One of the others, of which some bytes were read ahead inside of TLS.
     Peeked(Box<Prefixed<Stream>>),
     /// One of the others, which is counted.
@@ -91,6 +93,7 @@ impl Stream {
             Stream::Plain(io) => io.get_ref(),
             Stream::Accepted(tls) => tls.get_ref().get_ref().0.get_ref().get_ref(),
             Stream::Connected(tls) => tls.get_ref().get_ref().0.get_ref(),
+            Stream::Secured(tls) => tls.get_ref().0.get_ref(),
             Stream::Peeked(io) => return io.get_ref().reset_on_close(),
             Stream::Counted(io) => return io.io.reset_on_close(),
         };
@@ -103,7 +106,7 @@ impl Stream {
     /// Whether mutual TLS protects it.
     pub fn is_mesh(&self) -> bool {
         match self {
-            Stream::Plain(_) => false,
+            Stream::Plain(_) | Stream::Secured(_) => false,
             Stream::Accepted(_) | Stream::Connected(_) => true,
             Stream::Peeked(io) => io.get_ref().is_mesh(),
             Stream::Counted(io) => io.io.is_mesh(),
@@ -113,7 +116,7 @@ impl Stream {
     /// When it ends.
     pub fn term(&self) -> Term {
         match self {
-            Stream::Plain(_) => Term::default(),
+            Stream::Plain(_) | Stream::Secured(_) => Term::default(),
             Stream::Accepted(tls) => tls.term().clone(),
             Stream::Connected(tls) => tls.term().clone(),
             Stream::Peeked(io) => io.get_ref().term(),
@@ -169,7 +172,7 @@ macro_rules! delegate {
 }
 
 delegate!(Io(Tcp, Pipe));
-delegate!(Stream(Plain, Accepted, Connected, Peeked, Counted));
+delegate!(Stream(Plain, Accepted, Connected, Secured, Peeked, Counted));
 
 impl AsyncRead for Counted {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {

@@ -1,4 +1,5 @@
 mod access;
+mod backend_tls;
 mod fallback;
 mod keys;
 mod limits;

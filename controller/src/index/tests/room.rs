@@ -9,6 +9,7 @@ use crate::access::{Access, Told};
 use crate::discovery::Discover;
 use crate::index::Index;
 use crate::room::{Refusal, Room};
+use crate::split::Understands;
 use crate::split::{EndpointViews, Routes};
 use crate::testing::{Cluster, pod_key};
 use crate::topic::{Followed, Inbox, Reader};
@@ -272,7 +273,9 @@ fn many_endpoints_at_many_ports_leave_the_room_to_others() {
     let evil = Wants::of(&cluster, "10.96.0.1", PORTS, "client");
     let sets = follow(&evil);
     let told = |sets: &[Followed<EndpointViews>]| {
-        let views = sets.iter().map(|set| set.newest().view(&Place::default(), false));
+        let views = sets
+            .iter()
+            .map(|set| set.newest().view(&Place::default(), Understands::default()));
         views
             .filter_map(Result::ok)
             .map(|view| view.message(None).len())

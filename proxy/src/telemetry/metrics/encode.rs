@@ -280,7 +280,7 @@ impl Families<'_> {
         }
         self.counters(
             "outrigger_tls_handshakes",
-            "TLS handshakes between sidecars.",
+            "TLS handshakes between sidecars, and with servers outside of the mesh by a BackendTLSPolicy.",
             handshakes,
         )?;
         self.gauges(

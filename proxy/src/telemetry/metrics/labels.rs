@@ -1,10 +1,10 @@
 //! Labels whose values are ours.
 
-/// How a TLS handshake between sidecars ended.
+/// How a TLS handshake ended, between sidecars or with a server outside of the mesh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handshake {
     Ok,
-    /// The peer is somebody else than discovery named, or of another trust domain.
+    /// The peer is somebody else than discovery or a policy named, or of another trust domain.
     IdentityMismatch,
     NoCertificate,
     Expired,

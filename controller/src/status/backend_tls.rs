@@ -1,0 +1,123 @@
+//! What the status of a BackendTLSPolicy should say, for each Service that it names (Gateway API, GEP-1897).
+
+use outrigger_api::discovery::Feature;
+use serde_json::Value;
+
+use super::entries::{Entry, To, Verdict, merged};
+use super::policy::word_of_another;
+use crate::answers::backend_tls::{Trusted, trusted};
+use crate::index::{Callers, Of};
+use crate::objects::backend_tls::{BackendTls, Target, Trust};
+use crate::store::Store;
+
+const ACCEPTED: &str = "Accepted";
+const RESOLVED: &str = "ResolvedRefs";
+const PROGRAMMED: &str = "Programmed";
+
+/// `status.ancestors` as it should be. None: it is so already, or cannot be said yet. `now` is RFC 3339.
+pub(super) fn ancestors(store: &Store, callers: &Callers<'_>, policy: &BackendTls, now: &str) -> Option<Vec<Value>> {
+    let trusted = match &policy.spec {
+        Ok(spec) => match &spec.trust {
+            Trust::Certificates(references) => Some(trusted(store, references)),
+            Trust::System => None,
+        },
+        Err(_) => None,
+    };
+    // A moment later it is known whether they are good.
+    if trusted.as_ref().is_some_and(|trusted| trusted.unread) {
+        return None;
+    }
+    let entry = |target: &Target| {
+        let accepted = accepted(store, policy, target, trusted.as_ref());
+        let resolved = trusted.as_ref().map_or_else(none_to_resolve, resolved);
+        let programmed = accepted.ok.then(|| programmed(store, callers, policy, target));
+        Entry {
+            reference: target.reference.clone(),
+            verdicts: [accepted, resolved].into_iter().chain(programmed).collect(),
+        }
+    };
+    let entries: Vec<_> = policy.targets.iter().map(entry).collect();
+    merged(To::Ancestor, &entries, &policy.ancestors, policy.generation, now)
+}
+
+fn accepted(store: &Store, policy: &BackendTls, target: &Target, trusted: Option<&Trusted>) -> Verdict {
+    let Some(service) = store.services.get(&target.service) else {
+        let message = format!("there is no Service {}", target.service.name);
+        return verdict(ACCEPTED, "TargetNotFound", message);
+    };
+    if let Some(section) = target.section.as_deref()
+        && !service.ports.iter().any(|port| *port.name == *section)
+    {
+        let message = format!(
+            "the Service {} has no TCP port of the name {section:?}",
+            target.service.name
+        );
+        return verdict(ACCEPTED, "TargetNotFound", message);
+    }
+    let holder = store.backend_tls.at(&target.service, target.section.as_deref());
+    if let Some(holder) = holder.filter(|holder| holder.name != policy.name) {
+        let message = format!("the older policy {} is in force there", holder.name.name);
+        return verdict(ACCEPTED, "Conflicted", message);
+    }
+    if let Err(mistakes) = &policy.spec {
+        let message = format!("Calls of the Service fail until it is mended. {}", mistakes.join("; "));
+        return verdict(ACCEPTED, "Invalid", message);
+    }
+    if let Some(trusted) = trusted.filter(|trusted| trusted.certificates.is_empty()) {
+        let message = format!("Calls of the Service fail until there is one. {}", problems(trusted));
+        return verdict(ACCEPTED, "NoValidCACertificate", message);
+    }
+    verdict(
+        ACCEPTED,
+        ACCEPTED,
+        "In force for endpoints that are not in the mesh; those that are have mutual TLS".to_owned(),
+    )
+}
+
+fn none_to_resolve() -> Verdict {
+    verdict(RESOLVED, RESOLVED, "It refers to no certificates".to_owned())
+}
+
+fn resolved(trusted: &Trusted) -> Verdict {
+    match trusted.bad.first() {
+        None => verdict(RESOLVED, RESOLVED, "All references lead to CA certificates".to_owned()),
+        Some(first) => verdict(RESOLVED, first.reason, problems(trusted)),
+    }
+}
+
+fn problems(trusted: &Trusted) -> String {
+    let messages: Vec<_> = trusted.bad.iter().map(|bad| bad.message.as_str()).collect();
+    messages.join("; ")
+}
+
+/// Each controller knows its own sidecars: the first that says it goes on, as with other policies.
+fn programmed(store: &Store, callers: &Callers<'_>, policy: &BackendTls, target: &Target) -> Verdict {
+    const PARTIALLY: &str = "PartiallyProgrammed";
+    if let Some(message) = word_of_another(store, &policy.ancestors, policy.generation, &target.reference) {
+        return verdict(PROGRAMMED, PARTIALLY, message.to_owned());
+    }
+    let needs = [Feature::BackendTls];
+    let count = callers.count(&needs, &Of::These([&target.service].into()), |service, port, _| {
+        let ports = store.services.get(service).into_iter().flat_map(|s| &s.ports);
+        let mut named = ports.filter(|p| p.port == port);
+        target.section.is_none() || named.any(|p| target.section.as_ref() == Some(&p.name))
+    });
+    if count.lacking > 0 {
+        let message = format!(
+            "{}: {} of {} sidecars that it tells of the Service are older: they are told of no endpoint that is not in the mesh. kubectl \
+             rollout restart brings the new one into their pods",
+            store.own.name, count.lacking, count.all
+        );
+        return verdict(PROGRAMMED, PARTIALLY, message);
+    }
+    verdict(PROGRAMMED, PROGRAMMED, "All that it says is in force".to_owned())
+}
+
+fn verdict(type_: &'static str, reason: &'static str, message: String) -> Verdict {
+    Verdict {
+        type_,
+        ok: reason == type_,
+        reason,
+        message,
+    }
+}
