@@ -168,7 +168,7 @@ fn policy(trusted: &[&Ca], names: &[&str]) -> proto::BackendTls {
     }
 }
 
-fn target(server: SocketAddr, protocol: proto::Protocol, tls: Option<proto::BackendTls>) -> proto::Target {
+pub(crate) fn target(server: SocketAddr, protocol: proto::Protocol, tls: Option<proto::BackendTls>) -> proto::Target {
     let name = proto::ServiceRef {
         namespace: "shop".to_owned(),
         name: "pay".to_owned(),
@@ -195,7 +195,7 @@ fn target(server: SocketAddr, protocol: proto::Protocol, tls: Option<proto::Back
 }
 
 /// A sidecar whose app calls one Service.
-struct Calls {
+pub(crate) struct Calls {
     targets: Arc<FixedTargets>,
     web: RunningProxy,
     _authority: Authority,
@@ -204,7 +204,7 @@ struct Calls {
 const SERVICE: ([u8; 4], u16) = ([10, 96, 0, 1], 443);
 
 impl Calls {
-    async fn start(target: proto::Target) -> Self {
+    pub(crate) async fn start(target: proto::Target) -> Self {
         let targets = Arc::new(FixedTargets::new([(SERVICE.into(), target)]));
         let authority = Authority::with_discovery(&["web"], DAY, Some(Arc::clone(&targets) as _)).await;
         let web = Sidecar::new("web").calls_address(SERVICE.into());
@@ -218,7 +218,7 @@ impl Calls {
         }
     }
 
-    fn to(&self) -> SocketAddr {
+    pub(crate) fn to(&self) -> SocketAddr {
         self.web.outbound[0]
     }
 

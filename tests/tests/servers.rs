@@ -1,18 +1,23 @@
 //! Servers of protocols that a sidecar knows nothing of, some of which speak first: the real ones, with their own clients.
 //!
-//! Debian: `redis-server redis-tools postgresql mariadb-server mariadb-client python3-aiosmtpd curl`.
+//! Debian: `redis-server redis-tools postgresql mariadb-server mariadb-client python3-aiosmtpd curl openssl`.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use outrigger_api::discovery as proto;
 use outrigger_proxy::app::RunningProxy;
 use outrigger_proxy::config::Mtls;
-use outrigger_tests::mesh::{Authority, Sidecar, id, metric};
+use outrigger_tests::mesh::{Authority, Http, Sidecar, id, metric};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, Command};
+
+use crate::backend_tls::{Calls, target};
 
 /// Who runs the servers where the tests are run by root: PostgreSQL does not run as root.
 const NOBODY: u32 = 65534;
@@ -372,4 +377,47 @@ async fn smtp_speaks_first() {
     }
     assert_eq!(mesh.handshakes(), 2);
     assert_eq!(mesh.waited(), 1);
+}
+
+/// OpenSSL's own server, behind a BackendTLSPolicy that trusts its certificate, and behind one that trusts another.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs database servers"]
+async fn openssl() {
+    let mut server = Server::new();
+    let (certificate, key) = server.certificate();
+    let address = server.address.to_string();
+    let arguments = [
+        "s_server",
+        "-accept",
+        &address,
+        "-cert",
+        &certificate,
+        "-key",
+        &key,
+        "-www",
+    ];
+    server
+        .start("openssl", &[&arguments[..], &["-alpn", "http/1.1"]].concat())
+        .await;
+    let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let own = std::fs::read(&certificate).unwrap();
+    let own = CertificateDer::from_pem_slice(&own).unwrap();
+    for (trusted, works) in [(own.to_vec(), true), (other.cert.der().to_vec(), false)] {
+        let tls = proto::BackendTls {
+            policy: "shop/openssl".to_owned(),
+            hostname: "localhost".to_owned(),
+            subject_alt_names: Vec::new(),
+            trust: Some(proto::backend_tls::Trust::Ca(proto::CaCertificates {
+                certificates: vec![trusted],
+            })),
+        };
+        let calls = Calls::start(target(server.address, proto::Protocol::Unspecified, Some(tls))).await;
+        let seen = Http::one().get(calls.to(), "/").await;
+        let said = String::from_utf8_lossy(&seen.body);
+        match works {
+            true => assert!(said.contains("s_server -accept"), "{said}"),
+            false => assert_eq!(seen.error(), Some("tls-failed"), "{said}"),
+        }
+        assert_eq!(Http::two().get(calls.to(), "/").await.error(), Some("tls-failed"));
+    }
 }

@@ -333,4 +333,6 @@ spec: {{parentRefs: [{{group: '', kind: Service, name: web}}], rules: [{}]}}
     assert!(answer(&cluster).unwrap().len() > 30 * 64_000);
     cluster.apply(&route(&backends));
     assert!(answer(&cluster).is_err());
+    let streams = cluster.index.watch_target("10.96.0.1:80".parse().unwrap(), "client");
+    assert!(streams.borrow().view(&Place::default()).is_err());
 }
