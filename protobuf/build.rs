@@ -11,6 +11,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 "outrigger/discovery/v1/discovery.proto",
             ][..],
         ),
+        ("../proxy/proto", &["envoy/service/auth/v3/external_auth.proto"]),
         (
             "../examples/shop-app/proto",
             &["shop/v1/payments.proto", "grpc/health/v1/health.proto"],

@@ -1,4 +1,4 @@
-//! Writes the Rust code of the protobuf of Outrigger and of its shop: `cargo run -p outrigger-protobuf`.
+//! Writes the Rust code of the protobuf of Outrigger, of what its sidecar speaks, and of its shop: `cargo run -p outrigger-protobuf`.
 //!
 //! That code is kept beside the protobuf, so that who builds Outrigger need not build a protobuf compiler first. Here the compiler is
 //! a build dependency, which is never optimised.
@@ -20,11 +20,12 @@ macro_rules! code {
     };
 }
 
-const ALL: [Code; 6] = [
+const ALL: [Code; 7] = [
     code!("api/src/generated", "outrigger.identity.v1.rs"),
     code!("api/src/generated", "outrigger.access.v1.rs"),
     code!("api/src/generated", "outrigger.limits.v1.rs"),
     code!("api/src/generated", "outrigger.discovery.v1.rs"),
+    code!("proxy/src/generated", "envoy.service.auth.v3.rs"),
     code!("examples/shop-app/src/generated", "shop.v1.rs"),
     code!("examples/shop-app/src/generated", "grpc.health.v1.rs"),
 ];

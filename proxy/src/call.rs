@@ -19,8 +19,8 @@ use tokio::time::Instant;
 
 use crate::model::ServiceName;
 use crate::telemetry::{
-    AttemptEnd, Direction, FallbackCause, FallbackNote, FaultNote, Peer, RequestEnd, RequestInfo, ServiceMetrics,
-    SpanStart, Status, Telemetry, request_id,
+    AttemptEnd, AuthDecision, Direction, FallbackCause, FallbackNote, FaultNote, Peer, RequestEnd, RequestInfo,
+    ServiceMetrics, SpanStart, Status, Telemetry, request_id,
 };
 
 /// What a request is for.
@@ -76,6 +76,12 @@ pub struct Call {
     told: bool,
     ended: bool,
     _in_flight: InFlight,
+}
+
+/// Of somebody else about a request, before an attempt is made.
+pub struct Question {
+    asked: RequestInfo,
+    span: SpanStart,
 }
 
 struct Attempt {
@@ -152,6 +158,40 @@ impl Call {
             ..self.attempt_end(span, Peer::default(), status)
         };
         self.telemetry.answered_here(&end);
+    }
+
+    /// A question about the request is sent to `service`, with a span of its own, the parent of whatever is done for the answer.
+    pub fn question(&self, service: &ServiceName, head: &mut Parts) -> Question {
+        let span = self.telemetry.start_span();
+        let RequestInfo {
+            request_id, context, ..
+        } = &self.request;
+        context.inject(span.id, &mut head.headers);
+        let (id, context) = (request_id.clone(), context.clone());
+        Question {
+            asked: RequestInfo::new(
+                Direction::Outbound,
+                Some(service.clone()),
+                service.port,
+                id,
+                context,
+                head,
+            ),
+            span,
+        }
+    }
+
+    /// It has come to this.
+    pub fn answered(&self, question: &Question, peer: Peer<'_>, status: Status, decision: AuthDecision) {
+        let end = AttemptEnd {
+            request: &question.asked,
+            metrics: &self.metrics,
+            span: question.span,
+            resend: 0,
+            peer,
+            status,
+        };
+        self.telemetry.asked(&end, decision);
     }
 
     /// Makes the attempt the parent of whatever the receiver of these headers does.

@@ -13,7 +13,8 @@ use outrigger_proxy::app::RunningProxy;
 use outrigger_proxy::config::Config;
 use outrigger_proxy::discovery::{DiscoveryConfig, StaticTargets};
 use outrigger_proxy::model::{
-    Backend, Endpoint, Endpoints, Filters, PathModifier, Protocol, Rewrite, Route, Service, ServiceName, Target,
+    AuthProtocol, Backend, Endpoint, Endpoints, ExternalAuth, Filters, PathModifier, Protocol, Rewrite, Route, Service,
+    ServiceName, Target,
 };
 use outrigger_proxy_transport::error::Reason;
 use outrigger_tests::mesh::{
@@ -735,6 +736,82 @@ async fn fault_injected() {
     let web = lab.web(nobody(), policy).start(&lab.authority).await;
     let words = "a fault on purpose; see faults";
     lab.told(&web, web.outbound[0], Reason::FaultInjected, words).await;
+}
+
+/// A sidecar whose requests are asked about at `auth`.
+async fn asks(lab: &Lab, auth: SocketAddr, max_body: Option<usize>) -> RunningProxy {
+    let filters = Filters {
+        external_auth: Some(ExternalAuth {
+            backend: Some(1),
+            protocol: AuthProtocol::Http {
+                path: String::new(),
+                headers: Vec::new(),
+                response_headers: None,
+            },
+            max_body,
+        }),
+        ..Filters::default()
+    };
+    let mut service = service(vec![route(Vec::new(), Some(0), filters)], backend(&[nobody()]));
+    let endpoint = Endpoint {
+        address: auth,
+        identity: None,
+        zone: None,
+        pod: None,
+        remote: false,
+    };
+    service.backends.push(Arc::new(Backend {
+        name: ServiceName {
+            name: "auth".into(),
+            ..service_name()
+        },
+        endpoints: Endpoints::Known(vec![Arc::new(endpoint)]),
+        client_affinity: false,
+        tls: None,
+    }));
+    lab.routed(service).await
+}
+
+#[tokio::test]
+async fn auth_denied() {
+    let mut lab = Lab::new().await;
+    // To HTTP, its answer as it came.
+    let auth = App::start(async |_| {
+        let told = "it does not let the request through\nSee docs/errors.md#auth-denied\n";
+        let mut response = Response::new(text(told));
+        *response.status_mut() = http::StatusCode::FORBIDDEN;
+        let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+        response.headers_mut().insert("content-type", plain);
+        response
+    })
+    .await;
+    let web = asks(&lab, auth.address, None).await;
+    let case = Case::new(&web, web.outbound[0], Reason::AuthDenied, "not let the request through");
+    lab.told_of(case.unsent()).await;
+}
+
+#[tokio::test]
+async fn auth_unavailable() {
+    let mut lab = Lab::new().await;
+    let web = asks(&lab, nobody(), None).await;
+    let words = "auth.shop:80, which has to let the request through, does not say so";
+    let case = Case::new(&web, web.outbound[0], Reason::AuthUnavailable, words);
+    lab.told_of(case.unsent()).await;
+}
+
+#[tokio::test]
+async fn body_too_large() {
+    let lab = Lab::new().await;
+    let web = asks(&lab, nobody(), Some(4)).await;
+    for http in [Http::one(), Http::two()] {
+        let seen = http.post(web.outbound[0], "/", "12345").await;
+        assert_eq!((seen.status, seen.error()), (413, Some("body-too-large")));
+        let body = std::str::from_utf8(&seen.body).unwrap();
+        assert!(body.contains("more than the 4 bytes of forwardBody.maxSize"), "{body}");
+        assert!(body.ends_with("See docs/errors.md#body-too-large\n"), "{body}");
+    }
+    assert_eq!(metric(&web, "outrigger_errors_total", &["body-too-large"]), 2);
+    web.telemetry().flush(SOON).await;
 }
 
 #[tokio::test]

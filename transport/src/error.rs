@@ -62,13 +62,19 @@ pub enum Reason {
     AccessUnknown,
     /// A policy of the Service called has requests fail on purpose.
     FaultInjected,
+    /// The Service that a route's ExternalAuth filter names does not let the request through.
+    AuthDenied,
+    /// It does not say whether it does.
+    AuthUnavailable,
+    /// The request's body is larger than what such a filter sends along.
+    BodyTooLarge,
     /// The client went away before the response.
     ClientClosed,
 }
 
 impl Reason {
     /// Every reason, for the documentation's test.
-    pub const ALL: [Reason; 29] = [
+    pub const ALL: [Reason; 32] = [
         Reason::NoEndpoints,
         Reason::DiscoveryUnavailable,
         Reason::IdentityUnavailable,
@@ -97,6 +103,9 @@ impl Reason {
         Reason::LimitUnavailable,
         Reason::AccessUnknown,
         Reason::FaultInjected,
+        Reason::AuthDenied,
+        Reason::AuthUnavailable,
+        Reason::BodyTooLarge,
         Reason::ClientClosed,
     ];
 
@@ -131,11 +140,14 @@ impl Reason {
             Reason::LimitUnavailable => "limit-unavailable",
             Reason::AccessUnknown => "access-unknown",
             Reason::FaultInjected => "fault-injected",
+            Reason::AuthDenied => "auth-denied",
+            Reason::AuthUnavailable => "auth-unavailable",
+            Reason::BodyTooLarge => "body-too-large",
             Reason::ClientClosed => "client-closed",
         }
     }
 
-    /// The HTTP status that it is answered with. Of [`Reason::FaultInjected`] a policy says it.
+    /// The HTTP status that it is answered with. Of [`Reason::FaultInjected`] a policy says it, and of [`Reason::AuthDenied`] who was asked.
     pub fn status(self) -> StatusCode {
         match self {
             Reason::NoEndpoints
@@ -149,6 +161,7 @@ impl Reason {
             | Reason::Overloaded
             | Reason::LimitUnavailable
             | Reason::AccessUnknown
+            | Reason::AuthUnavailable
             | Reason::FaultInjected => StatusCode::SERVICE_UNAVAILABLE,
             Reason::ConnectTimeout | Reason::RequestTimeout | Reason::AttemptTimeout | Reason::IdleTimeout => {
                 StatusCode::GATEWAY_TIMEOUT
@@ -159,7 +172,8 @@ impl Reason {
             Reason::BadRequest | Reason::ClientClosed => StatusCode::BAD_REQUEST,
             Reason::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Reason::HeadTimeout => StatusCode::REQUEST_TIMEOUT,
-            Reason::PlaintextRefused | Reason::AccessDenied => StatusCode::FORBIDDEN,
+            Reason::PlaintextRefused | Reason::AccessDenied | Reason::AuthDenied => StatusCode::FORBIDDEN,
+            Reason::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Reason::TokenRequired | Reason::TokenInvalid => StatusCode::UNAUTHORIZED,
             Reason::RateLimited => StatusCode::TOO_MANY_REQUESTS,
         }
@@ -167,10 +181,12 @@ impl Reason {
 
     /// The gRPC status that a gRPC client gets (grpc's statuscodes.md).
     pub fn grpc_status(self) -> u16 {
-        if self == Reason::InvalidBackend {
-            return 14; // GRPCRouteRule.backendRefs: UNAVAILABLE
+        match self {
+            Reason::InvalidBackend => 14, // GRPCRouteRule.backendRefs: UNAVAILABLE
+            // As gRPC says of a message that is too large: RESOURCE_EXHAUSTED.
+            Reason::BodyTooLarge => 8,
+            _ => grpc_status_of(self.status()),
         }
-        grpc_status_of(self.status())
     }
 
     /// Whether the app at the other end cannot have seen the request, so that another attempt is safe for every method.

@@ -142,21 +142,25 @@ pub fn strip_response<B>(response: &mut Response<B>) {
 /// Removes from trailers what only a sidecar may say, and what frames or routes a message, which no trailer does (RFC 9110
 /// section 6.5.1).
 pub fn strip_trailers(trailers: &mut HeaderMap) {
-    remove_each(trailers, |name| {
-        is_ours(name)
-            || [
-                CONNECTION,
-                CONTENT_LENGTH,
-                HOST,
-                TE,
-                TRAILER,
-                TRANSFER_ENCODING,
-                UPGRADE,
-            ]
-            .contains(name)
-            || *name == KEEP_ALIVE
-            || *name == PROXY_CONNECTION
-    });
+    remove_each(trailers, is_reserved);
+}
+
+/// Whether a header is what only a sidecar may say, or frames or routes the message that it stands in: it is no word that could be passed on in
+/// another message.
+pub fn is_reserved(name: &HeaderName) -> bool {
+    is_ours(name)
+        || [
+            CONNECTION,
+            CONTENT_LENGTH,
+            HOST,
+            TE,
+            TRAILER,
+            TRANSFER_ENCODING,
+            UPGRADE,
+        ]
+        .contains(name)
+        || *name == KEEP_ALIVE
+        || *name == PROXY_CONNECTION
 }
 
 /// Removes what only a sidecar may say: from all that comes from elsewhere, or anybody could say it.

@@ -811,7 +811,7 @@ pub struct Route {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Filter {
-    #[prost(oneof = "filter::Kind", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "filter::Kind", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub kind: ::core::option::Option<filter::Kind>,
 }
 /// Nested message and enum types in `Filter`.
@@ -831,6 +831,9 @@ pub mod filter {
         /// At most one in a rule.
         #[prost(message, tag = "6")]
         Cors(super::Cors),
+        /// At most one in a rule, and none in a WeightedBackend.
+        #[prost(message, tag = "7")]
+        ExternalAuth(super::ExternalAuth),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -910,6 +913,48 @@ pub struct Cors {
     /// Seconds for which a client may remember what it was answered.
     #[prost(uint32, tag = "6")]
     pub max_age: u32,
+}
+/// Another Service is asked whether a request is let through (Gateway API, HTTPExternalAuthFilter). Without its word, none is.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExternalAuth {
+    /// Index into Service.backends. Out of range: nobody can be asked, and the requests are answered 500.
+    #[prost(uint32, tag = "1")]
+    pub backend: u32,
+    /// Bytes of a request's body that are sent along; a larger one is answered 413. 0: none are, and any size is let through. At most 1 MiB.
+    #[prost(uint32, tag = "4")]
+    pub max_body: u32,
+    #[prost(oneof = "external_auth::Protocol", tags = "2, 3")]
+    pub protocol: ::core::option::Option<external_auth::Protocol>,
+}
+/// Nested message and enum types in `ExternalAuth`.
+pub mod external_auth {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Protocol {
+        #[prost(message, tag = "2")]
+        Http(super::HttpAuth),
+        /// envoy.service.auth.v3.Authorization.
+        #[prost(message, tag = "3")]
+        Grpc(super::GrpcAuth),
+    }
+}
+/// The answer 200 lets a request through, and no other.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HttpAuth {
+    /// Stands before the path of the request.
+    #[prost(string, tag = "1")]
+    pub path: ::prost::alloc::string::String,
+    /// Of the request, beside Authorization: sent along.
+    #[prost(string, repeated, tag = "2")]
+    pub headers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Of the answer: put into the request. None: all.
+    #[prost(string, repeated, tag = "3")]
+    pub response_headers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GrpcAuth {
+    /// Of the request: sent along. None: all.
+    #[prost(string, repeated, tag = "1")]
+    pub headers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WeightedBackend {

@@ -310,6 +310,11 @@ impl Build<'_> {
                         parts_per_million: *parts_per_million,
                     })
                 }
+                // One that leads nowhere stays: without it the requests would be let through.
+                RouteFilter::ExternalAuth { backend, auth } => proto::filter::Kind::ExternalAuth(proto::ExternalAuth {
+                    backend: self.backend(backend, backends),
+                    ..auth.clone()
+                }),
             };
             Some(proto::Filter { kind: Some(kind) })
         };

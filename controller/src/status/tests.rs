@@ -234,6 +234,42 @@ fn reasons_of_routes() {
             "Accepted",
             "BackendNotFound",
         ),
+        (
+            on_web(),
+            json!([{"filters": [{"type": "ExternalAuth", "externalAuth": {"protocol": "HTTP", "backendRef": {"name": "web", "port": 80}, "http": {}}}]}]),
+            "Accepted",
+            "ResolvedRefs",
+        ),
+        (
+            on_web(),
+            json!([{"filters": [{"type": "ExternalAuth", "externalAuth": {"protocol": "GRPC", "backendRef": {"name": "gone", "port": 80}}}]}]),
+            "Accepted",
+            "BackendNotFound",
+        ),
+        (
+            on_web(),
+            json!([{"filters": [{"type": "ExternalAuth", "externalAuth": {"protocol": "GRPC"}}]}]),
+            "UnsupportedValue",
+            "ResolvedRefs",
+        ),
+        (
+            on_web(),
+            json!([{"filters": [
+                {"type": "ExternalAuth", "externalAuth": {"protocol": "HTTP", "backendRef": {"name": "web", "port": 80}}},
+                {"type": "ExternalAuth", "externalAuth": {"protocol": "GRPC", "backendRef": {"name": "web", "port": 80}}},
+            ]}]),
+            "UnsupportedValue",
+            "ResolvedRefs",
+        ),
+        // It is asked before a request has a backend.
+        (
+            on_web(),
+            json!([{"backendRefs": [{"name": "web", "port": 80, "filters": [
+                {"type": "ExternalAuth", "externalAuth": {"protocol": "HTTP", "backendRef": {"name": "web", "port": 80}}},
+            ]}]}]),
+            "UnsupportedValue",
+            "ResolvedRefs",
+        ),
     ] {
         cluster.apply_value(route(parent.clone(), rules.clone()));
         let write = writes(&cluster, NOW).remove(0);

@@ -1,5 +1,8 @@
 //! Discovery's messages, of a controller that is newer, or wrong.
 
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+
 use http::Request;
 use outrigger_api::discovery as proto;
 use outrigger_api::policy::{BUDGET_INTERVAL, RATE_COUNT, RATE_INTERVAL};
@@ -64,7 +67,11 @@ fn target(message: &proto::Target) {
             .uri(uri)
             .header("host", "orders.shop:80");
         let (mut head, ()) = request.body(()).expect("a request").into_parts();
-        let Ok(plan) = apply_rules(&service, &facts, &mut head) else {
+        let planned = pin!(apply_rules(&service, facts, &mut head, async |_, _, _| Ok(())));
+        let Poll::Ready(planned) = planned.poll(&mut Context::from_waker(Waker::noop())) else {
+            unreachable!("nothing is waited for")
+        };
+        let Ok(plan) = planned else {
             continue;
         };
         assert!(plan.backend < service.backends.len());
@@ -117,6 +124,9 @@ fn check_rules(rules: &RouteRules) {
     assert!(retry.backoff_base <= retry.backoff_max && !attempt.connect_timeout.is_zero());
     let zero = |limit: Option<std::time::Duration>| limit.is_some_and(|limit| limit.is_zero());
     assert!(!zero(request.timeout) && !zero(attempt.timeout));
+    if let Some(auth) = &request.filters.external_auth {
+        assert!(auth.max_body.is_none_or(|max| (1..=1 << 20).contains(&max)));
+    }
     assert!(!zero(request.idle) && !zero(attempt.response_headers));
     for n in [1, 2, 10, u32::MAX] {
         let wait = outrigger_proxy::outbound::retry::backoff(retry, n, &mut SmallRng::seed_from_u64(n.into()));

@@ -4,13 +4,15 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use outrigger_api::discovery as proto;
 use outrigger_api::discovery::{filter, path_modifier};
 
-use super::Cors;
+use super::{Cors, ExternalAuth};
 
 /// The filters of a route, or of one of its backends, each kind by itself. Gateway API leaves open in which order filters
 /// of different kinds act: `outbound::request::filters` has it.
 #[derive(Debug, Default, PartialEq)]
 pub struct Filters {
     pub cors: Option<Cors>,
+    /// Of a route alone.
+    pub external_auth: Option<ExternalAuth>,
     pub redirect: Option<Redirect>,
     pub request_headers: Vec<HeaderModifier>,
     pub rewrites: Vec<Rewrite>,
@@ -57,6 +59,7 @@ impl Filters {
     /// Of a backend that has none of its own.
     pub const NONE: &'static Self = &Self {
         cors: None,
+        external_auth: None,
         redirect: None,
         request_headers: Vec::new(),
         rewrites: Vec::new(),
@@ -80,6 +83,13 @@ impl Filters {
                     // Two would answer one request.
                     filters.cors.get_or_insert_with(|| Cors::from_proto(m));
                 }
+                filter::Kind::ExternalAuth(m) => {
+                    let auth = ExternalAuth::from_proto(m, &backend)?;
+                    if filters.external_auth.replace(auth).is_some() {
+                        // Each has a word on the request: leaving one out would be looser.
+                        return None;
+                    }
+                }
                 // A copy that goes nowhere changes nothing for the request.
                 filter::Kind::Mirror(m) => filters.mirrors.extend(backend(m.backend).map(|backend| Mirror {
                     backend,
@@ -94,6 +104,7 @@ impl Filters {
     pub fn count(&self) -> usize {
         let Self {
             cors,
+            external_auth,
             redirect,
             request_headers,
             rewrites,
@@ -101,6 +112,7 @@ impl Filters {
             mirrors,
         } = self;
         usize::from(cors.is_some())
+            + usize::from(external_auth.is_some())
             + usize::from(redirect.is_some())
             + request_headers.len()
             + rewrites.len()

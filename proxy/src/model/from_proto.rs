@@ -253,7 +253,8 @@ fn route(message: &proto::Route, backends: usize, outer: &RouteRules, patterns: 
     // So the rule has no backends then, or the share of one backend goes to none.
     let of_rule = filters(&message.filters);
     let weighted = |b: &proto::WeightedBackend| {
-        let of_backend = filters(&b.filters);
+        // A request is asked about once, before it is known where it goes: such a filter of a backend is none that could be carried out.
+        let of_backend = filters(&b.filters).filter(|filters| filters.external_auth.is_none());
         WeightedBackend {
             backend: of_backend.as_ref().and_then(|_| indexed(backends, b.backend)),
             weight: b.weight,

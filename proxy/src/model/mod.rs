@@ -9,6 +9,7 @@ mod balancing;
 mod byte_route;
 mod call_limits;
 mod cors;
+mod external_auth;
 mod fallback;
 mod faults;
 mod filters;
@@ -32,6 +33,7 @@ pub use balancing::{Balancing, Choice, Ejection, HashKey, LoadBalancer, Penalty,
 pub use byte_route::ByteRoute;
 pub use call_limits::CallLimits;
 pub use cors::{Allowed, Cors};
+pub use external_auth::{AuthProtocol, ExternalAuth};
 pub use fallback::{Fallback, FallbackAnswer, FallbackBackend, FallbackWhen, Instead};
 pub use faults::{Abort, Fault, Faults};
 pub use filters::{Filters, HeaderModifier, Mirror, PathModifier, Redirect, Rewrite};

@@ -412,7 +412,7 @@ fn out_of_time(limit: Limit, member: &Member, took: &Took) -> Failure {
 }
 
 /// Reads a small rest of a response that nobody wants, so that its connection can be used again.
-fn discard(response: Response<Incoming>, lease: Lease) {
+pub(super) fn discard(response: Response<Incoming>, lease: Lease) {
     if response.version() != Version::HTTP_11 {
         return;
     }

@@ -2,6 +2,7 @@
 
 pub mod affinity;
 pub mod attempts;
+pub mod auth;
 pub mod balance;
 pub mod breaker;
 pub mod budget;
@@ -55,6 +56,7 @@ use crate::identity::{Peers, server_name};
 use crate::model::{ByteRoute, Protocol, Target};
 use crate::telemetry::Direction;
 use affinity::Caller;
+use auth::Asking;
 use mirror::Mirrors;
 use request::{handle, refuse};
 use self_call::{SelfCall, SelfCalls};
@@ -76,6 +78,7 @@ pub struct State {
     targets: Targets,
     peers: Peers,
     mirrors: Rc<Mirrors>,
+    asking: Asking,
     self_calls: SelfCalls,
 }
 
@@ -89,6 +92,7 @@ impl State {
             targets: Targets::new(config.workers),
             peers: context.peers(Direction::Outbound),
             mirrors: Mirrors::new(),
+            asking: Asking::default(),
             self_calls,
             context,
         };

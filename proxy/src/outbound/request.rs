@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 use super::affinity::Caller;
 use super::attempts::{Attempts, Deadlines, Sent, ServerResponse};
+use super::auth::Asked;
 use super::breaker::Breaker;
 use super::faults::{Injected, decide};
 use super::mirror::mirror;
@@ -32,7 +33,7 @@ use super::waits::Moving;
 use super::{State, breaker, fallback, route};
 use crate::call::{Call, Callee, LocalReply};
 use crate::identity::Clock;
-use crate::model::{AttemptRules, Fallback, Filters, RequestRules, RouteRules, Service};
+use crate::model::{AttemptRules, ExternalAuth, Fallback, Filters, RequestRules, RouteRules, Service};
 
 /// Answers a request.
 pub async fn handle(
@@ -50,7 +51,7 @@ pub async fn handle(
         return refuse(state, request, &gone);
     };
     let upgrade = wants_upgrade(request.method(), request.headers()).then(|| hyper::upgrade::on(&mut request));
-    let (mut head, body) = request.into_parts();
+    let (mut head, mut body) = request.into_parts();
     let callee = Callee::Service(&snapshot.service.name, &snapshot.metrics);
     let mut call = begin(state, callee, &mut head, &body);
 
@@ -60,7 +61,16 @@ pub async fn handle(
         clock: state.context.process.identity.clock(),
         keeps_upgrade: upgrade.is_some() && version == HttpVersion::Http1,
     };
-    let plan = match apply_rules(&snapshot.service, &facts, &mut head) {
+    let ask = async |auth: &ExternalAuth, timeout, head: &mut Parts| {
+        let asked = Asked {
+            state,
+            snapshot: &snapshot,
+            call: &call,
+            timeout,
+        };
+        asked.ask(auth, head, &mut body).await
+    };
+    let plan = match apply_rules(&snapshot.service, facts, &mut head, ask).await {
         Ok(plan) => plan,
         Err(Refusal { reply, cors }) => return shared(cors.as_ref(), call.reply(reply)),
     };
@@ -80,10 +90,10 @@ pub async fn handle(
     let place = passed.and_then(|()| Ok(breaker.as_ref().map(Breaker::request).transpose()?.flatten()));
     // What is refused adds nothing to the budget, and no mirror gets it.
     if place.is_ok() {
-        // A fault may have taken its time.
-        let now = match plan.fault {
-            None => now,
-            Some(_) => Instant::now(),
+        // Both may have taken their time.
+        let now = match (&plan.fault, &plan.filters[0].external_auth) {
+            (None, None) => now,
+            _ => Instant::now(),
         };
         target
             .budgets
@@ -168,6 +178,7 @@ fn begin(state: &State, callee: Callee<'_>, head: &mut Parts, body: &ClientBody)
 }
 
 /// What rules decide from, beside the head of the request.
+#[derive(Clone, Copy)]
 pub struct Facts<'a> {
     /// This pod.
     pub caller: Caller,
@@ -214,11 +225,18 @@ impl<T: Into<LocalReply>> From<T> for Refusal<'_> {
     }
 }
 
-/// All that may change or answer a request before it is sent, in its order.
+/// All that may change or answer a request before it is sent, in its order. `ask` is what an external authorization is asked by, about the head
+/// and within the route's limit: what it has for an error answers the request.
 ///
 /// # Errors
 /// What answers the request in place of a server.
-pub fn apply_rules<'a>(service: &'a Service, facts: &Facts<'_>, head: &mut Parts) -> Result<Plan<'a>, Refusal<'a>> {
+pub async fn apply_rules<'a>(
+    service: &'a Service,
+    // Not borrowed: it would have a place of its own in the future of each request (`outbound::sizes`).
+    facts: Facts<'_>,
+    head: &mut Parts,
+    ask: impl AsyncFnOnce(&'a ExternalAuth, Option<Duration>, &mut Parts) -> Result<(), LocalReply>,
+) -> Result<Plan<'a>, Refusal<'a>> {
     check(head)?;
     strip_ours(&mut head.headers);
     let chosen = route::choose(service, head)?;
@@ -243,7 +261,15 @@ pub fn apply_rules<'a>(service: &'a Service, facts: &Facts<'_>, head: &mut Parts
     let session = sessions.as_deref();
     let mut session = session.map(|sessions| Session::of(sessions, &chosen, head, facts.clock.now()));
     strip_hop_by_hop(&mut head.headers, facts.keeps_upgrade);
-    match apply_filters(service, facts, &chosen, session.as_mut(), head) {
+    // Behind what is of the client's page alone, a preflight, and before all that changes the request, answers it (a redirect, a fault) or does
+    // something for it (a limit, a mirror, an attempt): it is about what the client asks for, and who is not let through gets nothing else.
+    if let Some(auth) = &filters.external_auth
+        // Boxed: most routes have none (`outbound::sizes`).
+        && let Err(reply) = Box::pin(ask(auth, *timeout, head)).await
+    {
+        return Err(Refusal { reply, cors });
+    }
+    match apply_filters(service, &facts, &chosen, session.as_mut(), head) {
         Err(reply) => Err(Refusal { reply, cors }),
         Ok((backend, of_backend)) => Ok(Plan {
             backend,

@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::Path;
 
+use futures_util::FutureExt;
 use http::Request;
 use http::request::Parts;
 use outrigger_api::discovery as proto;
@@ -122,7 +123,8 @@ fn answer(service: &Service) -> String {
         keeps_upgrade: false,
     };
     let mut head = request();
-    match apply_rules(service, &facts, &mut head) {
+    let planned = apply_rules(service, facts, &mut head, async |_, _, _| Ok(()));
+    match planned.now_or_never().unwrap() {
         Ok(plan) => format!("{} {}", head.uri.path(), goes_to(&service.backends[plan.backend])),
         Err(Refusal {
             reply: LocalReply::Response(_),

@@ -7,6 +7,7 @@ mod access;
 mod access_log;
 pub mod context;
 mod export;
+mod external_auth;
 mod fallback;
 mod fault;
 mod ids;
@@ -27,6 +28,7 @@ use tokio::time::Instant;
 
 pub use access::{AccessDecision, AccessNote};
 pub use context::TraceContext;
+pub use external_auth::AuthDecision;
 pub use fallback::{FallbackCause, FallbackNote};
 pub use fault::{FaultKind, FaultNote};
 pub use limit::{LimitDecision, LimitNote};
@@ -168,6 +170,11 @@ impl Telemetry {
     /// A request ended that this sidecar has answered itself, and something happened to it. That is no attempt, and has a span.
     pub fn answered_here(&self, attempt: &AttemptEnd<'_>) {
         self.0.tracer.attempt_ended(attempt);
+    }
+
+    /// Somebody was asked whether a request is let through.
+    pub fn asked(&self, question: &AttemptEnd<'_>, decision: AuthDecision) {
+        self.0.tracer.asked(question, decision);
     }
 
     /// A request ended: exactly once for each, and each side.

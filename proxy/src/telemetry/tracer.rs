@@ -9,7 +9,7 @@ use super::context::{self, Sampling};
 use super::export::Exporter;
 use super::ids::Ids;
 use super::request::{AttemptEnd, SpanStart};
-use super::{SpanRecord, TraceContext};
+use super::{AuthDecision, SpanRecord, TraceContext};
 
 pub(super) struct Tracer {
     pub(super) ids: Ids,
@@ -52,6 +52,17 @@ impl Tracer {
             && attempt.request.context.sampled
         {
             exporter.record(SpanRecord::of(attempt));
+        }
+    }
+
+    /// The same of a question about a request, with what it has come to.
+    pub(super) fn asked(&self, question: &AttemptEnd<'_>, decision: AuthDecision) {
+        if let Some(exporter) = &self.exporter
+            && question.request.context.sampled
+        {
+            let mut record = SpanRecord::of(question);
+            record.events.push(decision.event(self.start_span().at));
+            exporter.record(record);
         }
     }
 

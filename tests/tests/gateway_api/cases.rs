@@ -117,6 +117,32 @@ spec:
         }],
     },
     Case {
+        name: "external authorization, by an echo server that answers as it is asked to",
+        objects: "
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: asked}
+spec:
+  parentRefs: [{group: '', kind: Service, name: echo, port: 80}]
+  rules:
+  - matches: [{path: {value: /away}}]
+    filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: nobody, port: 80}, http: {}}}]
+    backendRefs: [{name: echo-v1, port: 80}]
+  - matches: [{path: {value: /gone}}]
+    filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: gone, port: 80}, http: {}}}]
+    backendRefs: [{name: echo-v1, port: 80}]
+  - filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: echo-v2, port: 80}, http: {path: /check, allowedResponseHeaders: [x-none]}}}]
+    backendRefs: [{name: echo-v1, port: 80}]
+",
+        says: &["httproute/asked Accepted BackendNotFound"],
+        asks: &[
+            Ask { client: "--count 20 http://echo/?codes=200:100", sees: Sees::All("200 v1") },
+            Ask { client: "--count 20 http://echo/?codes=401:100", sees: Sees::All("401 v2") },
+            Ask { client: "--count 20 http://echo/away", sees: Sees::All("503 -") },
+            Ask { client: "--count 20 http://echo/gone", sees: Sees::All("500 -") },
+        ],
+    },
+    Case {
         name: "CORS",
         objects: "
 apiVersion: gateway.networking.k8s.io/v1

@@ -1,3 +1,4 @@
 //! What Gateway API's routes say beyond matches, weights and headers, through real sidecars.
 
 mod cors;
+mod external_auth;

@@ -1,6 +1,7 @@
 //! The bodies of requests: as they come from the client, as they are kept for another attempt, as they are copied for a mirror,
-//! and as they go to a server.
+//! as they are read before anything is sent on, and as they go to a server.
 
+mod ahead;
 mod awaited;
 mod copied;
 mod progress;
@@ -8,6 +9,7 @@ mod received;
 mod replay;
 mod request;
 
+pub use ahead::{AheadRoom, NotRead};
 pub use awaited::{Answer, Awaited, Refused};
 pub use copied::{Copied, CopyRoom, Copying, NotCopied};
 pub use progress::{ANSWER_TIME, LAST_CHANCE, Progress, SAME_MOMENT};

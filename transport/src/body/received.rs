@@ -1,6 +1,7 @@
 //! A request's body as it comes from the client.
 
 use std::cell::{Cell, OnceCell, RefCell};
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use super::ahead::{Ahead, AheadRoom, Growing, NotRead};
 use super::copied::{Copied, CopyRoom, Copying, Feed, copy};
 use super::progress::Progress;
 use crate::headers::strip_trailers;
@@ -17,8 +19,14 @@ use crate::net::Quiet;
 
 /// A request's body as it comes from the client.
 pub struct ClientBody {
-    body: Incoming,
+    body: Source,
     received: Rc<Received>,
+}
+
+enum Source {
+    Client(Incoming),
+    /// It was read ahead. Boxed: few are.
+    Memory(Box<Ahead>),
 }
 
 /// How much of a request's body has been read.
@@ -43,15 +51,41 @@ impl ClientBody {
         if body.is_end_stream() {
             received.end();
         }
-        Self { body, received }
+        Self {
+            body: Source::Client(body),
+            received,
+        }
+    }
+
+    /// Reads all of it, up to `limit` bytes, which count in `room` as long as somebody holds them, and gives them. Afterwards it can
+    /// be read as if it came then.
+    ///
+    /// # Errors
+    /// Why that is not possible: nothing can be done with the rest.
+    pub async fn read_ahead(&mut self, limit: usize, room: &AheadRoom) -> Result<Bytes, NotRead> {
+        if self.size_hint().lower() > limit as u64 {
+            return Err(NotRead::TooLarge);
+        }
+        let mut growing = Growing::new(limit, room);
+        let mut trailers = None;
+        while let Some(frame) = poll_fn(|cx| Pin::new(&mut *self).poll_frame(cx)).await {
+            match frame.map_err(NotRead::Broken)?.into_data() {
+                Ok(data) => growing.add(&data)?,
+                Err(frame) => trailers = frame.into_trailers().ok(),
+            }
+        }
+        let ahead = growing.end(trailers);
+        let data = ahead.data.clone();
+        self.body = Source::Memory(Box::new(ahead));
+        Ok(data)
     }
 
     /// A copy of what will be read. It keeps nothing back, and takes its memory out of `room`. `None`: there is no body.
     pub fn copy(&self, room: &CopyRoom) -> Option<(Copied, Copying)> {
-        if self.body.is_end_stream() {
+        if self.is_end_stream() {
             return None;
         }
-        let (feed, copied, copying) = copy(self.body.size_hint(), room);
+        let (feed, copied, copying) = copy(self.size_hint(), room);
         self.received.copies.borrow_mut().push(feed);
         Some((copied, copying))
     }
@@ -97,8 +131,12 @@ impl Received {
     fn add(&self, frame: &Frame<Bytes>) {
         let length = frame.data_ref().map_or(0, Bytes::len);
         self.bytes.set(self.bytes.get() + length as u64);
-        self.copies.borrow().iter().for_each(|copy| copy.write(frame));
+        self.copy(frame);
         self.quiet.get().into_iter().for_each(|quiet| quiet.moved());
+    }
+
+    fn copy(&self, frame: &Frame<Bytes>) {
+        self.copies.borrow().iter().for_each(|copy| copy.write(frame));
     }
 
     fn end(&self) {
@@ -117,15 +155,26 @@ impl Body for ClientBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
         let this = self.get_mut();
-        let mut frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        let received = &this.received;
+        let body = match &mut this.body {
+            Source::Client(body) => body,
+            Source::Memory(ahead) => {
+                let frame = ahead.next();
+                frame.iter().for_each(|frame| received.copy(frame));
+                if ahead.is_end() {
+                    received.end();
+                }
+                return Poll::Ready(frame.map(Ok));
+            }
+        };
+        let mut frame = ready!(Pin::new(&mut *body).poll_frame(cx));
         if let Some(Ok(frame)) = &mut frame {
             frame.trailers_mut().into_iter().for_each(strip_trailers);
         }
-        let received = &this.received;
         match &frame {
             Some(Ok(frame)) => {
                 received.add(frame);
-                if frame.is_trailers() || this.body.is_end_stream() {
+                if frame.is_trailers() || body.is_end_stream() {
                     received.end();
                 }
             }
@@ -136,10 +185,16 @@ impl Body for ClientBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        match &self.body {
+            Source::Client(body) => body.is_end_stream(),
+            Source::Memory(ahead) => ahead.is_end(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match &self.body {
+            Source::Client(body) => body.size_hint(),
+            Source::Memory(ahead) => SizeHint::with_exact(ahead.data.len() as u64),
+        }
     }
 }

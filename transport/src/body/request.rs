@@ -20,6 +20,8 @@ use crate::cause::BoxError;
 pub enum RequestBody {
     /// There is none.
     Empty,
+    /// This sidecar's own, until it has been read.
+    Own(Bytes),
     /// A client's.
     Replay(Replay),
     /// A copy of a client's.
@@ -100,6 +102,10 @@ impl Body for RequestBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self.get_mut() {
             RequestBody::Empty => Poll::Ready(None),
+            RequestBody::Own(bytes) => {
+                let bytes = std::mem::take(bytes);
+                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+            }
             RequestBody::Replay(replay) => Pin::new(replay).poll_frame(cx),
             RequestBody::Copied(copied) => Pin::new(copied).poll_frame(cx),
             RequestBody::Awaited(awaited) => awaited.poll_frame(cx),
@@ -109,6 +115,7 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match self {
             RequestBody::Empty => true,
+            RequestBody::Own(bytes) => bytes.is_empty(),
             RequestBody::Replay(replay) => replay.is_end_stream(),
             RequestBody::Copied(copied) => copied.is_end_stream(),
             // One that has no bytes is not waited for.
@@ -119,6 +126,7 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             RequestBody::Empty => SizeHint::with_exact(0),
+            RequestBody::Own(bytes) => SizeHint::with_exact(bytes.len() as u64),
             RequestBody::Replay(replay) => replay.size_hint(),
             RequestBody::Copied(copied) => copied.size_hint(),
             RequestBody::Awaited(awaited) => awaited.size_hint(),

@@ -86,6 +86,47 @@ fn a_backends_endpoints_reach_whoever_watches_the_route() {
 }
 
 #[test]
+fn who_is_asked_is_a_backend_like_others_and_is_never_left_out() {
+    let cluster = cluster();
+    cluster.apply(&route(
+        "asks",
+        "
+  - name: a
+    matches: [{path: {value: /a}}]
+    filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: canary, port: 80}, http: {path: /check}}}]
+    backendRefs: [{name: web, port: 80}]
+  - name: b
+    matches: [{path: {value: /b}}]
+    filters: [{type: ExternalAuth, externalAuth: {protocol: GRPC, backendRef: {name: nobody, port: 80}, grpc: {}, forwardBody: {maxSize: 5}}}]
+    backendRefs: [{name: web, port: 80}]
+  - name: c
+    matches: [{path: {value: /c}}]
+    filters: [{type: ExternalAuth, externalAuth: {protocol: OTHER, backendRef: {name: canary, port: 80}}}]
+    backendRefs: [{name: web, port: 80}]
+",
+    ));
+    let service = cluster.service("10.96.0.1:80");
+    let auth = |index: usize| match service.routes[index].filters[..] {
+        [
+            proto::Filter {
+                kind: Some(proto::filter::Kind::ExternalAuth(ref auth)),
+            },
+        ] => Some((auth.backend, auth.max_body)),
+        _ => None,
+    };
+    let canary = { service.backends.iter() }
+        .position(|backend| backend.r#ref.as_ref().is_some_and(|name| name.name == "canary"));
+    assert_eq!(auth(0), canary.map(|index| (u32::try_from(index).unwrap(), 0)));
+    assert_eq!(
+        auth(1),
+        Some((u32::MAX, 5)),
+        "without it the requests would be let through"
+    );
+    assert_eq!((auth(2), service.routes[2].backends.len()), (None, 0), "answered 500");
+    assert_eq!(service.routes[1].backends.len(), 1);
+}
+
+#[test]
 fn matches_filters_timeouts_and_retries() {
     let cluster = cluster();
     cluster.apply(&route(

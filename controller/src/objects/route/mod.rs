@@ -7,6 +7,7 @@
 //! `hostnames` of an HTTPRoute or a GRPCRoute are passed over: GEP-1426 says that a mesh should infer nothing from them. Those of a TLSRoute are
 //! what it matches: the name of the server that a client of TLS asks for (SNI, RFC 6066 section 3).
 
+mod external_auth;
 mod matches;
 mod sessions;
 mod spec;
@@ -127,6 +128,11 @@ pub(crate) enum RouteFilter {
         backend: BackendRef,
         parts_per_million: u32,
     },
+    ExternalAuth {
+        backend: BackendRef,
+        /// Without its place among the backends of an answer.
+        auth: proto::ExternalAuth,
+    },
 }
 
 /// Of a CORS filter that does not say it, in seconds (Gateway API, HTTPCORSFilter).
@@ -135,14 +141,20 @@ const DEFAULT_MAX_AGE: u32 = 5;
 const IN_MESSAGE: usize = 8;
 
 impl RouteFilter {
-    fn is_cors(&self) -> bool {
-        matches!(self, Self::Plain(proto::filter::Kind::Cors(_)))
+    /// The name of its kind, where it is for a whole rule alone: it answers requests, or has them answered, before they have a backend.
+    fn of_whole_rule(&self) -> Option<&'static str> {
+        match self {
+            Self::Plain(proto::filter::Kind::Cors(_)) => Some("CORS"),
+            Self::ExternalAuth { .. } => Some("ExternalAuth"),
+            Self::Plain(_) | Self::Mirror { .. } => None,
+        }
     }
 
     fn size(&self) -> usize {
         match self {
             Self::Plain(kind) => kind.encoded_len(),
             Self::Mirror { .. } => IN_MESSAGE,
+            Self::ExternalAuth { auth, .. } => IN_MESSAGE + auth.encoded_len(),
         }
     }
 }
@@ -233,8 +245,8 @@ impl Route {
     pub(crate) fn references(&self) -> impl Iterator<Item = &BackendRef> {
         self.rules.iter().flat_map(|rule| {
             let weighted = rule.backends.iter();
-            let weighted = weighted.flat_map(|w| std::iter::once(&w.backend).chain(mirrors(&w.filters)));
-            weighted.chain(mirrors(&rule.filters))
+            let weighted = weighted.flat_map(|w| std::iter::once(&w.backend).chain(referred(&w.filters)));
+            weighted.chain(referred(&rule.filters))
         })
     }
 
@@ -250,9 +262,10 @@ impl Route {
     }
 }
 
-fn mirrors(filters: &[RouteFilter]) -> impl Iterator<Item = &BackendRef> {
+/// Backends that filters name.
+fn referred(filters: &[RouteFilter]) -> impl Iterator<Item = &BackendRef> {
     filters.iter().filter_map(|filter| match filter {
-        RouteFilter::Mirror { backend, .. } => Some(backend),
+        RouteFilter::Mirror { backend, .. } | RouteFilter::ExternalAuth { backend, .. } => Some(backend),
         RouteFilter::Plain(_) => None,
     })
 }
@@ -290,6 +303,14 @@ impl Reader {
         }
         let problems_before = self.problems.len();
         let filters = self.filters(&at, rule.filters);
+        let asks = filters
+            .iter()
+            .filter(|filter| matches!(filter, RouteFilter::ExternalAuth { .. }));
+        if asks.count() > 1 {
+            self.problems.push(format!(
+                "{at}.filters: a rule has one filter of the type \"ExternalAuth\"; this one answers 500"
+            ));
+        }
         let backends: Vec<_> = rule.backend_refs.into_iter().map(|b| self.weighted(&at, b)).collect();
         let broken = self.problems.len() > problems_before;
         let matches = match self.kind {
@@ -345,10 +366,9 @@ impl Reader {
         let at = format!("{at}.backendRefs");
         let backend = self.backend(&reference);
         let filters = self.filters(&at, reference.filters);
-        if filters.iter().any(RouteFilter::is_cors) {
-            // A preflight goes to no backend, so it would not be known what to answer.
+        for kind in filters.iter().filter_map(RouteFilter::of_whole_rule) {
             self.problems.push(format!(
-                "{at}: a filter of the type \"CORS\" is for a whole rule; this one answers 500"
+                "{at}: a filter of the type {kind:?} is for a whole rule; this one answers 500"
             ));
         }
         WeightedRef {
@@ -379,6 +399,16 @@ impl Reader {
         let mut known = Vec::new();
         for (i, filter) in filters.into_iter().enumerate() {
             let type_ = filter.type_.clone();
+            if type_ == external_auth::TYPE {
+                let auth = external_auth::read(filter.external_auth, |backend| self.backend(backend));
+                match auth {
+                    Ok(filter) => known.push(filter),
+                    Err(what) => self
+                        .problems
+                        .push(format!("{at}.filters[{i}].externalAuth{what}; its rule answers 500")),
+                }
+                continue;
+            }
             match self.filter(filter) {
                 Some(filter) => known.push(filter),
                 None => self.problems.push(format!(

@@ -88,6 +88,7 @@ pub(super) struct FilterSpec {
     pub(super) request_redirect: Option<RedirectSpec>,
     pub(super) request_mirror: Option<MirrorSpec>,
     pub(super) cors: Option<CorsSpec>,
+    pub(super) external_auth: Option<ExternalAuthSpec>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -141,6 +142,36 @@ pub(super) struct CorsSpec {
     pub(super) allow_headers: Vec<String>,
     pub(super) expose_headers: Vec<String>,
     pub(super) max_age: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct ExternalAuthSpec {
+    pub(super) protocol: String,
+    pub(super) backend_ref: Option<BackendRefSpec>,
+    pub(super) http: Option<HttpAuthSpec>,
+    pub(super) grpc: Option<GrpcAuthSpec>,
+    pub(super) forward_body: Option<ForwardBodySpec>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct HttpAuthSpec {
+    pub(super) path: String,
+    pub(super) allowed_headers: Vec<String>,
+    pub(super) allowed_response_headers: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct GrpcAuthSpec {
+    pub(super) allowed_headers: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct ForwardBodySpec {
+    pub(super) max_size: i64,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -22,6 +22,8 @@ pub fn on_request(filters: &Filters, prefix: Option<&str>, request: &mut Parts) 
     let Filters {
         // See `super::cors`.
         cors: _,
+        // See `super::super::auth`.
+        external_auth: _,
         redirect,
         request_headers,
         rewrites,

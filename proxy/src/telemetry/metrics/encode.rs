@@ -13,8 +13,8 @@ use prometheus_client::registry::Registry;
 use super::super::request::Direction;
 use super::policies::PolicyCounters;
 use super::{
-    Asked, AtLimit, Ejected, Ended, FaultKind, Handshake, LimitDecision, Metrics, NotMirrored, Refused, ServiceMetrics,
-    process,
+    Asked, AtLimit, AuthDecision, Ejected, Ended, FaultKind, Handshake, LimitDecision, Metrics, NotMirrored, Refused,
+    ServiceMetrics, process,
 };
 
 const DIRECTIONS: [Direction; 2] = [Direction::Outbound, Direction::Inbound];
@@ -56,6 +56,7 @@ impl Collector for Scrape {
         to.mirrors(&services)?;
         to.ejections(&services)?;
         to.faults(&services)?;
+        to.external_auth(&services)?;
         to.call_limits(&services)?;
         to.connections(metrics)?;
         to.own(metrics)?;
@@ -245,6 +246,14 @@ impl Families<'_> {
             "outrigger_fallbacks",
             "Requests that were answered in place of a failure; they are counted as what the client saw.",
             fallbacks.filter(|(_, count)| *count > 0).collect(),
+        )
+    }
+
+    fn external_auth(&mut self, services: &[Arc<ServiceMetrics>]) -> fmt::Result {
+        self.counters(
+            "outrigger_external_auth",
+            "Requests to the Service about which another one was asked, by an ExternalAuth filter of a route; failed: it did not say.",
+            by("decision", services, AuthDecision::NAMES, |of| &of.external_auth),
         )
     }
 

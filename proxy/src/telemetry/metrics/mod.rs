@@ -35,7 +35,7 @@ use crate::model::ServiceName;
 
 use super::request::{AttemptEnd, Direction, RequestEnd, Status};
 use super::tunnel::TunnelEnds;
-use super::{AccessDecision, FaultKind, FaultNote, LimitDecision};
+use super::{AccessDecision, AuthDecision, FaultKind, FaultNote, LimitDecision};
 use callers::Callers;
 pub use labels::{AtLimit, Ejected, Ended, Handshake, NotMirrored, Refused};
 use policies::PolicyCounters;
@@ -331,6 +331,7 @@ pub struct ServiceMetrics {
     ejected: [AtomicU64; Ejected::NAMES.len()],
     faults: [AtomicU64; FaultKind::NAMES.len()],
     fallbacks: AtomicU64,
+    external_auth: [AtomicU64; AuthDecision::NAMES.len()],
     at_limit: [AtomicU64; AtLimit::NAMES.len()],
     /// Connections that are carried as bytes, and what they have sent and received.
     tunnels: AtomicU64,
@@ -376,6 +377,7 @@ impl ServiceMetrics {
             ejected: Default::default(),
             faults: Default::default(),
             fallbacks: AtomicU64::new(0),
+            external_auth: Default::default(),
             at_limit: Default::default(),
             tunnels: AtomicU64::new(0),
             tunnel_bytes: Default::default(),
@@ -416,6 +418,11 @@ impl ServiceMetrics {
     /// A request was answered in place of a failure.
     pub fn fallback(&self) {
         self.fallbacks.fetch_add(1, Relaxed);
+    }
+
+    /// It was asked whether a request is let through.
+    pub fn external_auth(&self, decision: AuthDecision) {
+        self.external_auth[decision as usize].fetch_add(1, Relaxed);
     }
 
     /// A limit of a policy leaves no place for a request or a connection, which is refused.
