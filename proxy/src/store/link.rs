@@ -88,6 +88,8 @@ enum Phase {
 #[derive(Default)]
 struct Health {
     late: Cell<u32>,
+    /// The last one that counted.
+    last: Cell<Option<Instant>>,
     given_up: Notify,
 }
 
@@ -167,7 +169,9 @@ impl Link {
             Err(Failure::Late)
         });
         // Where all that may wait does, nothing else would find out that it is never answered.
-        if asked > 0 && answer.as_ref().is_err_and(|failure| *failure == Failure::Full) {
+        if answer.as_ref().is_err_and(|failure| *failure == Failure::Full)
+            && self.state.health.has_been_late_for(patience)
+        {
             self.state.health.was_late(asked);
         }
         self.metrics.store_asked(match answer {
@@ -239,6 +243,11 @@ impl Drop for Link {
 impl Health {
     fn was_in_time(&self) {
         self.late.set(0);
+        self.last.set(None);
+    }
+
+    fn has_been_late_for(&self, time: Duration) -> bool {
+        self.last.get().is_some_and(|last| last.elapsed() >= time)
     }
 
     /// Of a question that was asked when so many had been late. What was asked at one time counts once: one pause of the store, or of this
@@ -248,6 +257,7 @@ impl Health {
             return;
         }
         self.late.set(asked + 1);
+        self.last.set(Some(Instant::now()));
         if self.late.get() >= MOST_LATE {
             self.given_up.notify_one();
         }

@@ -65,6 +65,11 @@ pub(super) fn question(
 
 /// The path of the request behind the prefix, with its query.
 fn target(prefix: &str, uri: &Uri) -> Result<Uri, ProxyError> {
+    if !prefix.is_empty() && climbs(uri.path()) {
+        let other =
+            "its path has segments \"..\", by which it would lead out of http.path of its route's ExternalAuth filter";
+        return Err(ProxyError::new(Reason::AuthDenied, other));
+    }
     let path = uri.path_and_query().map_or("/", PathAndQuery::as_str);
     // "OPTIONS *" has no path that something could stand before.
     let slash = if path == "*" && !prefix.is_empty() { "/" } else { "" };
@@ -72,6 +77,17 @@ fn target(prefix: &str, uri: &Uri) -> Result<Uri, ProxyError> {
         let what = format!("the path that its route's ExternalAuth filter makes of it is none: {error}");
         ProxyError::new(Reason::BadRequest, what)
     })
+}
+
+/// Whether some server reads a segment "..", however it is written: the question would be about another path than the request.
+fn climbs(path: &str) -> bool {
+    if !path.contains(['.', '%']) {
+        return false;
+    }
+    let read = path.to_ascii_lowercase().replace("%2e", ".").replace("%3b", ";");
+    let read = read.replace("%2f", "/").replace("%5c", "/").replace('\\', "/");
+    // Some cut a segment off at its parameters (RFC 3986 section 3.3).
+    read.split('/').any(|segment| segment.split(';').next() == Some(".."))
 }
 
 /// What makes the question a part of the request's trace; the span's own context is written later.
@@ -88,13 +104,13 @@ pub(super) fn admits<B>(response: &Response<B>) -> bool {
     response.status() == StatusCode::OK
 }
 
-/// What the answer says of the request: each header in place of what the client has sent by that name. What is said of the answer's own content
-/// is not for the request, unless it is asked for by name.
+/// What the answer says of the request: each header in place of what the client has sent by that name. One that is asked for by name, and is not
+/// there, is taken away: only the server says it. What is said of the answer's own content is not for the request, unless it is asked for.
 pub(super) fn changes(list: Option<&[HeaderName]>, answer: &HeaderMap) -> Vec<Change> {
     let mut changes = Vec::new();
     for name in listed(list, answer) {
         let of_content = name.as_str().starts_with("content-");
-        if !answer.contains_key(name) || list.is_none() && of_content {
+        if list.is_none() && of_content {
             continue;
         }
         changes.push(Change::Remove(name.clone()));

@@ -142,7 +142,10 @@ impl Asked<'_> {
         let limit = Limit::of(self.call, head, self.timeout);
         let body = match auth.max_body {
             None => None,
-            Some(most) => Some(limit.hold(backend, self.read(most, head, body)).await??),
+            Some(most) => {
+                let read = timeout_at(limit.until, self.read(most, head, body)).await;
+                Some(read.map_err(|_| late_body(&limit))??)
+            }
         };
         let mut question = self.question(auth, backend, head, body)?;
         let asked = self.call.question(backend.name(), &mut question.head);
@@ -338,6 +341,16 @@ impl Question {
         };
         Request::from_parts(self.head.clone(), body)
     }
+}
+
+/// Nobody was asked.
+fn late_body(limit: &Limit) -> ProxyError {
+    let why = match limit.is_own {
+        true => format!("its body did not come within {LIMIT:?}"),
+        false => "the request's time was up before its body had come".to_owned(),
+    };
+    let which = "forwardBody of its route's ExternalAuth filter waits for all of it";
+    ProxyError::new(Reason::RequestTimeout, format!("{why}, and {which}"))
 }
 
 /// Nobody has said whether the request is let through.

@@ -135,6 +135,42 @@ fn each_form_of_a_target_is_asked_about() {
     );
 }
 
+/// Where a server resolves what another one does not, the question would be about something else.
+#[test]
+fn a_path_that_leads_out_of_the_servers_own_is_not_asked_about() {
+    for path in [
+        "/../metrics",
+        "/a/..",
+        "/a/%2e%2e/b",
+        "/a/.%2E/b",
+        "/a/..%2f..%2Fmetrics",
+        "/a%2f..%2fb",
+        "/a/..%5cb",
+        "/a/..;x=1/b",
+        "/a/..%3bx/b",
+    ] {
+        let head = request(Version::HTTP_11, "GET", path, &[("host", "a")]);
+        let refused = plain::question("/check", &[], &head, None).err().unwrap();
+        assert_eq!(refused.reason.code(), "auth-denied", "{path}");
+        // It is asked about as it is where nothing stands before it.
+        let question = plain::question("", &[], &head, None).unwrap();
+        assert_eq!(question.head.uri.path(), path);
+    }
+    for path in ["/", "/a..b/...", "/a/./b", "/a%2Fb", "/%2e", "/a?b=/../c"] {
+        let head = request(Version::HTTP_11, "GET", path, &[("host", "a")]);
+        let question = plain::question("/check", &[], &head, None).unwrap();
+        assert_eq!(question.head.uri.to_string(), format!("/check{path}"));
+    }
+}
+
+/// A client does not say what only the server may say.
+#[test]
+fn a_header_that_is_asked_for_and_not_answered_is_taken_away() {
+    let left = changed(Some(&["x-user"]), &[]);
+    assert_eq!(left, ["content-type: text/a", "x-own: 1"]);
+    assert_eq!(changed(None, &[]).len(), 4);
+}
+
 /// What a request has when an answer has let it through.
 fn changed(list: Option<&[&str]>, answer: &[(&str, &str)]) -> Vec<String> {
     let list = list.map(names);
