@@ -7,12 +7,11 @@
 
 use outrigger_api::discovery as proto;
 
+use super::routing::resolve;
 use crate::objects::ObjectName;
 use crate::objects::policy::{Policy, PolicyKind, Target, TargetKind};
 use crate::objects::route::{BackendRef, RouteKind, Rule};
 use crate::store::Store;
-
-use super::routing::resolve;
 
 /// How a port of a Service is called by clients in `callers`, where no route says otherwise.
 pub(super) fn of_service(store: &Store, service: &ObjectName, port: &str, callers: &str) -> Option<proto::Policy> {

@@ -43,7 +43,7 @@ pub(super) fn ancestors(store: &Store, callers: &Callers<'_>, policy: &BackendTl
 fn accepted(store: &Store, policy: &BackendTls, target: &Target, trusted: Option<&Trusted>) -> Verdict {
     let Some(service) = store.services.get(&target.service) else {
         let message = format!("there is no Service {}", target.service.name);
-        return verdict(ACCEPTED, "TargetNotFound", message);
+        return Verdict::new(ACCEPTED, "TargetNotFound", message);
     };
     if let Some(section) = target.section.as_deref()
         && !service.ports.iter().any(|port| *port.name == *section)
@@ -52,22 +52,22 @@ fn accepted(store: &Store, policy: &BackendTls, target: &Target, trusted: Option
             "the Service {} has no TCP port of the name {section:?}",
             target.service.name
         );
-        return verdict(ACCEPTED, "TargetNotFound", message);
+        return Verdict::new(ACCEPTED, "TargetNotFound", message);
     }
     let holder = store.backend_tls.at(&target.service, target.section.as_deref());
     if let Some(holder) = holder.filter(|holder| holder.name != policy.name) {
         let message = format!("the older policy {} is in force there", holder.name.name);
-        return verdict(ACCEPTED, "Conflicted", message);
+        return Verdict::new(ACCEPTED, "Conflicted", message);
     }
     if let Err(mistakes) = &policy.spec {
         let message = format!("Calls of the Service fail until it is mended. {}", mistakes.join("; "));
-        return verdict(ACCEPTED, "Invalid", message);
+        return Verdict::new(ACCEPTED, "Invalid", message);
     }
     if let Some(trusted) = trusted.filter(|trusted| trusted.certificates.is_empty()) {
         let message = format!("Calls of the Service fail until there is one. {}", problems(trusted));
-        return verdict(ACCEPTED, "NoValidCACertificate", message);
+        return Verdict::new(ACCEPTED, "NoValidCACertificate", message);
     }
-    verdict(
+    Verdict::new(
         ACCEPTED,
         ACCEPTED,
         "In force for endpoints that are not in the mesh; those that are have mutual TLS".to_owned(),
@@ -75,13 +75,13 @@ fn accepted(store: &Store, policy: &BackendTls, target: &Target, trusted: Option
 }
 
 fn none_to_resolve() -> Verdict {
-    verdict(RESOLVED, RESOLVED, "It refers to no certificates".to_owned())
+    Verdict::new(RESOLVED, RESOLVED, "It refers to no certificates".to_owned())
 }
 
 fn resolved(trusted: &Trusted) -> Verdict {
     match trusted.bad.first() {
-        None => verdict(RESOLVED, RESOLVED, "All references lead to CA certificates".to_owned()),
-        Some(first) => verdict(RESOLVED, first.reason, problems(trusted)),
+        None => Verdict::new(RESOLVED, RESOLVED, "All references lead to CA certificates".to_owned()),
+        Some(first) => Verdict::new(RESOLVED, first.reason, problems(trusted)),
     }
 }
 
@@ -94,7 +94,7 @@ fn problems(trusted: &Trusted) -> String {
 fn programmed(store: &Store, callers: &Callers<'_>, policy: &BackendTls, target: &Target) -> Verdict {
     const PARTIALLY: &str = "PartiallyProgrammed";
     if let Some(message) = word_of_another(store, &policy.ancestors, policy.generation, &target.reference) {
-        return verdict(PROGRAMMED, PARTIALLY, message.to_owned());
+        return Verdict::new(PROGRAMMED, PARTIALLY, message.to_owned());
     }
     let needs = [Feature::BackendTls];
     let count = callers.count(&needs, &Of::These([&target.service].into()), |service, port, _| {
@@ -108,16 +108,7 @@ fn programmed(store: &Store, callers: &Callers<'_>, policy: &BackendTls, target:
              rollout restart brings the new one into their pods",
             store.own.name, count.lacking, count.all
         );
-        return verdict(PROGRAMMED, PARTIALLY, message);
+        return Verdict::new(PROGRAMMED, PARTIALLY, message);
     }
-    verdict(PROGRAMMED, PROGRAMMED, "All that it says is in force".to_owned())
-}
-
-fn verdict(type_: &'static str, reason: &'static str, message: String) -> Verdict {
-    Verdict {
-        type_,
-        ok: reason == type_,
-        reason,
-        message,
-    }
+    Verdict::new(PROGRAMMED, PROGRAMMED, "All that it says is in force".to_owned())
 }

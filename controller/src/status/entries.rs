@@ -15,6 +15,18 @@ pub(super) struct Verdict {
     pub(super) message: String,
 }
 
+impl Verdict {
+    /// It is true where its reason is its own name, as Gateway API has it.
+    pub(super) fn new(type_: &'static str, reason: &'static str, message: String) -> Self {
+        Self {
+            type_,
+            ok: reason == type_,
+            reason,
+            message,
+        }
+    }
+}
+
 /// What we say of one object that a route or a policy refers to.
 pub(super) struct Entry {
     /// As the route or the policy has it.

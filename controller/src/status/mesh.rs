@@ -53,12 +53,7 @@ pub(super) fn status(mesh: &Mesh, now: &str) -> Option<Value> {
         false => ("Accepted", "Outrigger carries out the routes whose parent is a Service"),
         true => ("InvalidParameters", "spec.parametersRef: Outrigger has no parameters"),
     };
-    let verdict = Verdict {
-        type_: "Accepted",
-        ok: !mesh.has_parameters,
-        reason: accepted.0,
-        message: accepted.1.to_owned(),
-    };
+    let verdict = Verdict::new("Accepted", accepted.0, accepted.1.to_owned());
     // The CRD's defaults have a second one, which nobody ever makes known: a list that is written takes its place.
     let conditions = conditions(&[verdict], &mesh.conditions, mesh.generation, now);
     let features = FEATURES.map(|name| json!({ "name": name })).to_vec();

@@ -74,20 +74,20 @@ pub(super) fn summary(policy: &Policy, entries: &[Entry], dropped: &[String]) ->
         message += ". ";
         message += &old_crd(dropped.iter());
     }
-    verdict(ACCEPTED, reason, message)
+    Verdict::new(ACCEPTED, reason, message)
 }
 
 fn accepted(store: &Store, policy: &Policy, attachment: &Attachment) -> Verdict {
     if !policy.mistakes().is_empty() {
-        return verdict(ACCEPTED, "Invalid", invalid(policy));
+        return Verdict::new(ACCEPTED, "Invalid", invalid(policy));
     }
     let shown = shown(&attachment.reference);
     let target = match attachment.target.as_ref() {
         Ok(target) => target,
-        Err(why) => return verdict(ACCEPTED, "TargetNotFound", format!("{shown}: {why}")),
+        Err(why) => return Verdict::new(ACCEPTED, "TargetNotFound", format!("{shown}: {why}")),
     };
     if let Some(why) = missing(store, target) {
-        return verdict(ACCEPTED, "TargetNotFound", format!("{shown}: {why}"));
+        return Verdict::new(ACCEPTED, "TargetNotFound", format!("{shown}: {why}"));
     }
     let row = policy.kind.row();
     let mut holders = store.policies.at(policy.kind, target.clone());
@@ -98,14 +98,14 @@ fn accepted(store: &Store, policy: &Policy, attachment: &Attachment) -> Verdict 
             (row.resource)().kind,
             holder.name.name
         );
-        return verdict(ACCEPTED, "Conflicted", message);
+        return Verdict::new(ACCEPTED, "Conflicted", message);
     }
     let message = match (policy.access(), policy.limits()) {
         (Some(access), _) => access::in_force(store, access, attachment),
         (None, Some(_)) => limits::in_force(store, attachment),
         (None, None) => "In force".to_owned(),
     };
-    verdict(ACCEPTED, ACCEPTED, message)
+    Verdict::new(ACCEPTED, ACCEPTED, message)
 }
 
 fn programmed(
@@ -127,12 +127,12 @@ fn programmed(
             message += ". A limit that has one of them is left out, and no store is asked whose `global` has one; where it stands elsewhere than in \
                          limits, global or response, all are";
         }
-        return verdict(PROGRAMMED, PARTIALLY, message);
+        return Verdict::new(PROGRAMMED, PARTIALLY, message);
     }
     let dropped = store.old_crds.get(&policy.kind).into_iter().flatten();
     let mut dropped = dropped.filter(|field| !field.starts_with("status")).peekable();
     if dropped.peek().is_some() {
-        return verdict(PROGRAMMED, "OldCRD", old_crd(dropped));
+        return Verdict::new(PROGRAMMED, "OldCRD", old_crd(dropped));
     }
     let short = match (policy.access(), policy.limits()) {
         (Some(_), _) => access::short(store, callers, absent, policy, reference),
@@ -140,19 +140,19 @@ fn programmed(
         (None, None) => lacking(store, callers, policy, (target, reference)),
     };
     if let Some(message) = short {
-        return verdict(PROGRAMMED, PARTIALLY, message);
+        return Verdict::new(PROGRAMMED, PARTIALLY, message);
     }
     if let Some(message) = policy.traffic().and_then(|traffic| unresolved(store, traffic)) {
-        return verdict(PROGRAMMED, PARTIALLY, message);
+        return Verdict::new(PROGRAMMED, PARTIALLY, message);
     }
     if policy
         .traffic()
         .is_some_and(|traffic| is_overridden(store, traffic, target))
     {
         let message = "what is nearer to each request says all that this policy says".to_owned();
-        return verdict(PROGRAMMED, "Overridden", message);
+        return Verdict::new(PROGRAMMED, "Overridden", message);
     }
-    verdict(PROGRAMMED, PROGRAMMED, "All that it says is in force".to_owned())
+    Verdict::new(PROGRAMMED, PROGRAMMED, "All that it says is in force".to_owned())
 }
 
 fn old_crd<'a>(dropped: impl Iterator<Item = &'a String>) -> String {
@@ -319,14 +319,5 @@ fn shortened(mistake: &str) -> Cow<'_, str> {
     match start.len() < mistake.len() {
         true => format!("{start}…").into(),
         false => start.into(),
-    }
-}
-
-fn verdict(type_: &'static str, reason: &'static str, message: String) -> Verdict {
-    Verdict {
-        type_,
-        ok: reason == type_,
-        reason,
-        message,
     }
 }

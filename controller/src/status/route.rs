@@ -24,12 +24,7 @@ pub(super) fn parents<'a>(store: &'a Store, over: &mut OverBudget<'a>, route: &R
 }
 
 fn accepted<'a>(store: &'a Store, over: &mut OverBudget<'a>, route: &Route, parent: &Parent) -> Verdict {
-    let verdict = |reason, message: String| Verdict {
-        type_: "Accepted",
-        ok: reason == "Accepted",
-        reason,
-        message,
-    };
+    let verdict = |reason, message| Verdict::new("Accepted", reason, message);
     let Some(service) = store.services.get(&parent.service) else {
         return verdict("NoMatchingParent", format!("there is no Service {}", parent.service));
     };
@@ -76,22 +71,12 @@ fn accepted<'a>(store: &'a Store, over: &mut OverBudget<'a>, route: &Route, pare
 fn resolved(store: &Store, route: &Route) -> Verdict {
     let mut problems: Vec<_> = route.references().filter_map(|b| resolve(store, b).err()).collect();
     problems.dedup();
+    let verdict = |reason, message| Verdict::new("ResolvedRefs", reason, message);
     match problems.first() {
-        None => Verdict {
-            type_: "ResolvedRefs",
-            ok: true,
-            reason: "ResolvedRefs",
-            message: "All references lead to Services".to_owned(),
-        },
-        Some(first) => Verdict {
-            type_: "ResolvedRefs",
-            ok: false,
-            reason: first.reason,
-            message: problems
-                .iter()
-                .map(|p| p.message.as_str())
-                .collect::<Vec<_>>()
-                .join("; "),
-        },
+        None => verdict("ResolvedRefs", "All references lead to Services".to_owned()),
+        Some(first) => {
+            let messages: Vec<_> = problems.iter().map(|p| p.message.as_str()).collect();
+            verdict(first.reason, messages.join("; "))
+        }
     }
 }

@@ -21,7 +21,6 @@ use outrigger_proxy_transport::grpc::GRPC_STATUS;
 use outrigger_proxy_transport::server::ResponseBody;
 use rand::Rng;
 use rand::seq::IndexedRandom;
-
 use tokio::time::Instant;
 
 use super::attempts::{Attempts, Sent};

@@ -21,14 +21,12 @@ use outrigger_proxy_transport::headers::wants_upgrade;
 use outrigger_proxy_transport::server::HttpVersion;
 use rand::Rng;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::State;
-use super::attempts::{ask, attempted, says};
-use super::balance::Pick;
-use super::connect::checkout;
+use super::beside::{SentBeside, send_beside};
 use super::target::{Snapshot, WorkerBackend};
-use crate::model::{Balancing, Filters, Mirror};
+use crate::model::{Filters, Mirror};
 use crate::telemetry::metrics::NotMirrored;
 
 /// On one worker.
@@ -37,7 +35,6 @@ const MAX_MIRRORS: usize = 64;
 const ROOM: usize = 4 * 1024 * 1024;
 /// What a mirrored request has for the rest when all of its body is here.
 const LIMIT: Duration = Duration::from_secs(10);
-const CONNECT: Duration = Duration::from_secs(1);
 
 /// The mirrored requests of one worker that are under way.
 pub struct Mirrors {
@@ -166,32 +163,15 @@ async fn answered(
     request: Request<RequestBody>,
     copying: Option<&Copying>,
 ) -> Result<(), ProxyError> {
-    // The mirror's, not those of the route whose requests are copied.
-    let rules = Balancing::NONE;
-    let pick = Pick {
-        tried: &[],
-        now: Instant::now(),
-        rng: &state.context.rng,
-        rules: &rules,
-        key: None,
-        session: None,
-        limit: None,
-    };
-    let member = backend.pick(pick, None, CONNECT).await?;
-    let mut in_hand = member.take(&rules, Instant::now());
-    let sent = async {
-        let checkout = checkout(state, &member, None, version, CONNECT).await?;
-        ask(checkout, request, &member).await
-    };
-    let sent = sent.await;
-    in_hand.end(says(&attempted(&sent), rules.ejection()), Instant::now());
-    let (response, lease) = sent.map_err(|Failure { error, .. }| error)?;
+    let SentBeside { in_hand, result, .. } = send_beside(state, backend, &[], version, request).await?;
+    let (response, lease) = result.map_err(|Failure { error, .. }| error)?;
     let mut rest = response.into_body();
     while let Some(Ok(_)) = rest.frame().await {}
     if let Some(copying) = copying {
         copying.sent().await;
     }
     lease.release();
+    drop(in_hand);
     Ok(())
 }
 

@@ -4,6 +4,7 @@ pub mod affinity;
 pub mod attempts;
 pub mod auth;
 pub mod balance;
+pub mod beside;
 pub mod breaker;
 pub mod budget;
 pub mod connect;

@@ -404,6 +404,39 @@ async fn what_waits_is_bounded() {
         .await;
 }
 
+/// All places are taken by what is never answered, so that nobody else could find out.
+#[tokio::test]
+async fn a_queue_that_stays_full_is_given_up() {
+    LocalSet::new()
+        .run_until(async {
+            let fake = Fake::start(works).await;
+            let (stores, metrics) = stores(|_| Ok(()));
+            answers(&stores, &metrics, &fake).await;
+            fake.says(|_| None);
+            let stores = Rc::new(stores);
+            let waits = |patience| {
+                let (stores, ask) = (Rc::clone(&stores), fake.ask(patience));
+                tokio::task::spawn_local(async move { stores.ask(&ask).await })
+            };
+            let late = waits(Duration::from_secs(1));
+            let began = asked(&metrics, "full");
+            until("all places are taken", || {
+                (0..200).for_each(|_| drop(waits(LONG)));
+                asked(&metrics, "full") > began + 20
+            })
+            .await;
+            late.await.unwrap();
+            let give_up = async {
+                while stores.links.borrow().values().all(|link| link.is_up()) {
+                    stores.ask(&fake.ask(PATIENCE)).await;
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            tokio::time::timeout(LONG, give_up).await.unwrap();
+        })
+        .await;
+}
+
 #[tokio::test]
 async fn an_address_that_no_policy_may_name_is_never_called() {
     LocalSet::new()

@@ -37,17 +37,16 @@ use tokio::time::{Instant, timeout_at};
 
 use self::verdict::Verdict;
 use super::State;
-use super::attempts::{self, Deadlines, attempted, says};
-use super::balance::{InHand, Member, Pick};
-use super::connect::checkout;
+use super::attempts::{self, Deadlines};
+use super::balance::{InHand, Member};
+use super::beside::{SentBeside, send_beside};
 use super::target::{Snapshot, WorkerBackend};
 use crate::call::{Call, LocalReply, Remote};
-use crate::model::{AuthProtocol, Balancing, ExternalAuth};
+use crate::model::{AuthProtocol, ExternalAuth};
 use crate::telemetry::{AuthDecision, Peer, Status};
 
 /// For all of a question: for a body that is read for it, and for the answer.
 const LIMIT: Duration = Duration::from_secs(10);
-const CONNECT: Duration = Duration::from_secs(1);
 /// Endpoints that are tried with one question.
 const TRIES: usize = 3;
 /// Bytes of the bodies that are read ahead on one worker.
@@ -219,28 +218,16 @@ impl Asked<'_> {
 
     /// Sends the question until somebody answers it, to one endpoint after the other.
     async fn answer(&self, backend: &WorkerBackend, question: Question) -> Result<Answer, ProxyError> {
-        let rules = Balancing::NONE;
         let mut tried: Vec<Rc<Member>> = Vec::new();
         loop {
-            let pick = Pick {
-                tried: &tried,
-                now: Instant::now(),
-                rng: &self.state.context.rng,
-                rules: &rules,
-                key: None,
-                session: None,
-                limit: None,
-            };
-            let member = backend.pick(pick, None, CONNECT).await?;
-            let mut in_hand = member.take(&rules, Instant::now());
-            let sent = async {
-                let checkout = checkout(self.state, &member, None, question.version, CONNECT).await?;
-                attempts::ask(checkout, question.request(), &member).await
-            };
-            let sent = sent.await;
-            in_hand.end(says(&attempted(&sent), rules.ejection()), Instant::now());
+            let sent = send_beside(self.state, backend, &tried, question.version, question.request()).await?;
+            let SentBeside {
+                member,
+                in_hand,
+                result,
+            } = sent;
             tried.push(Rc::clone(&member));
-            let error = match sent {
+            let error = match result {
                 Ok((response, lease)) => match reason_of(response.headers()) {
                     // A sidecar's word, and not the server's.
                     Some(reason) => {
