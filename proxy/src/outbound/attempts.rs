@@ -164,7 +164,7 @@ impl Attempts<'_> {
             };
             let result = tokio::select! {
                 biased;
-                result = self.attempt(&member, head, body, *connect_timeout, call) => result,
+                result = self.attempt(&mut in_flight, head, body, *connect_timeout, call) => result,
                 limit = waits.over() => {
                     let took = Took {
                         attempt: began.elapsed(),
@@ -214,13 +214,13 @@ impl Attempts<'_> {
 
     async fn attempt(
         &self,
-        member: &Rc<Member>,
+        in_flight: &mut InHand,
         head: &Parts,
         body: &BodySource,
         limit: Duration,
         call: &Call,
     ) -> Result<(Response<Incoming>, Lease), Failure> {
-        let checkout = checkout(self.state, member, self.breaker, self.version, limit).await?;
+        let checkout = checkout(self.state, in_flight.member(), self.breaker, self.version, limit).await?;
         let Some(next) = body.attempt() else {
             // Not reached: there is no retry without a body.
             let lost = ProxyError::new(Reason::UpstreamReset, "the request's body cannot be sent again");
@@ -232,7 +232,8 @@ impl Attempts<'_> {
             grpc::set_timeout(request.headers_mut(), caller.saturating_duration_since(Instant::now()));
         }
         call.sent();
-        ask(checkout, request, member).await
+        in_flight.sent(Instant::now());
+        ask(checkout, request, in_flight.member()).await
     }
 
     /// `Some`: there is to be another attempt, after this time.

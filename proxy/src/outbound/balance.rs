@@ -7,16 +7,21 @@
 //! answered yet has no such time: it counts as fast as the one that it is compared with, so a new one has its share at once,
 //! however fast the others are.
 //!
+//! **Chance is no load.** With few requests in hand the times alone would decide, and of a few equal endpoints the one that was
+//! slow last would get nothing for as long as it is remembered. So times within a factor of [`SIMILAR`] count as
+//! equal, a peak is one only if the answer before was slow as well, and the handshake is no part of the time.
+//!
 //! **What is owed.** A request that ends without the head of a response (a time-out of any kind, a client that goes away, a
 //! broken connection) says only how long the response would have taken *at least*. That raises the average, and never
 //! lowers it. Beside it the endpoint owes the sum of all that was waited for in vain since its last head, and the time for
 //! which those that still wait have heard nothing. What is owed does not decay, whatever the clients' limits are: an endpoint
 //! that hangs gets worse with every request that it swallows. The next head clears it.
 //!
-//! **Probes.** So that there can be a head, an endpoint that owes is asked again after [`PROBE`](super::health::PROBE), and one
-//! that is only slow after [`PROBE_SLOW`](super::health::PROBE_SLOW), if another one was preferred
+//! **Probes.** So that there can be a head, an endpoint that owes is asked again after [`PROBE`](super::health::PROBE), one
+//! that is only slow after [`PROBE_SLOW`](super::health::PROBE_SLOW), which doubles while it stays so, and one that failed after
+//! [`PROBE_FAILED`](super::health::PROBE_FAILED), if another one was preferred
 //! [`PASSED`](super::health::PASSED) times meanwhile: that is at most one of 65 requests, fast or slow. (In a Service with few
-//! requests, one that owes is asked after [`PROBE_AT_LAST`](super::health::PROBE_AT_LAST).) A measurement that is some seconds old
+//! requests, one that owes is asked after [`PROBE_AT_LAST`](super::health::PROBE_AT_LAST).) A measurement that is a second old
 //! is replaced by the next one, so that an endpoint which has recovered has its share after one or two of them.
 //!
 //! **Left out** is an endpoint that cannot be connected to or that fails: [`ejection`](super::ejection) has when, and for how long.
@@ -53,7 +58,7 @@ use super::affinity::Caller;
 use super::ejection::{Counts, LeftOut, Standing, Verdict};
 use super::group::Group;
 use super::hash::{of_address, of_endpoint};
-use super::health::{Answer, Health, Others};
+use super::health::{Answer, Health, Others, SIMILAR};
 use super::methods::Among;
 use crate::model::{BackendTls, Balancing, Endpoint, ServiceName};
 use crate::telemetry::ServiceMetrics;
@@ -132,6 +137,8 @@ pub struct Member {
 pub struct InHand {
     member: Rc<Member>,
     began: Instant,
+    /// When there was a connection for it.
+    sent: Instant,
     rules: Balancing,
     /// The first one after an ejection.
     is_probe: bool,
@@ -385,6 +392,7 @@ impl Member {
         InHand {
             member: Rc::clone(self),
             began: now,
+            sent: now,
             // All that is asked of it when it ends.
             rules: Balancing {
                 load_balancer: None,
@@ -471,10 +479,10 @@ impl Member {
             Answer::Missing if self.hangs(rules, began, now) => Verdict::Fails,
             Answer::Missing => Verdict::Nothing,
         };
-        self.health.borrow_mut().learn(answer, began, now);
+        self.health.borrow_mut().learn(answer, began, in_hand.sent, now);
         let compares = in_hand.compares && self.group.has_zones();
         if compares && matches!((answer, verdict), (Answer::Good, _) | (Answer::Missing, Verdict::Fails)) {
-            let time = now.saturating_duration_since(began);
+            let time = now.saturating_duration_since(in_hand.sent);
             self.group.zones.borrow_mut().answered(!self.remote.get(), time, now);
         }
         let others = |policy| {
@@ -527,11 +535,14 @@ impl Member {
         let (my_average, other_average) = (mine.average(now), others.average(now));
         // Of two that have not answered yet, any time will do: it is compared with what they owe.
         let known = my_average.or(other_average).unwrap_or(UNKNOWN);
-        let load = |member: &Self, health: &Health, average: Option<f64>| {
-            let seconds = average.unwrap_or(known).max(health.at_least(now));
-            seconds * f64::from(member.in_hand.get() + 1) * times(member)
+        let seconds = |health: &Health, average: Option<f64>| average.unwrap_or(known).max(health.at_least(now));
+        let (my_time, other_time) = (seconds(&mine, my_average), seconds(&others, other_average));
+        let (my_time, other_time) = match my_time.max(other_time) < SIMILAR * my_time.min(other_time) {
+            true => (1.0, 1.0),
+            false => (my_time, other_time),
         };
-        load(self, &mine, my_average) < load(other, &others, other_average)
+        let in_hand = |member: &Self| f64::from(member.in_hand.get() + 1) * times(member);
+        my_time * in_hand(self) < other_time * in_hand(other)
     }
 }
 
@@ -550,6 +561,11 @@ impl InHand {
     /// It stays with its session, and so how long it takes compares nobody.
     pub fn stays(&mut self) {
         self.compares = false;
+    }
+
+    /// There is a connection for it: what it takes from now on is the endpoint's time.
+    pub fn sent(&mut self, now: Instant) {
+        self.sent = now;
     }
 
     /// There is an answer, or it is known that there will be none. Counts once.
@@ -572,3 +588,7 @@ impl Drop for InHand {
 #[cfg(test)]
 #[path = "balance_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "balance_few_tests.rs"]
+mod few_tests;

@@ -54,6 +54,7 @@ pub async fn send_beside(
     let mut in_hand = member.take(&rules, Instant::now());
     let sent = async {
         let checkout = checkout(state, &member, None, version, CONNECT).await?;
+        in_hand.sent(Instant::now());
         ask(checkout, request, &member).await
     };
     let result = sent.await;

@@ -32,9 +32,9 @@ fn of_connections_and_requests() {
     let request = size(|(state, target, version, request): Call| super::handle(state, target, version, request));
     let dial = size(|dialer: &'static EndpointDialer<'static>| dialer.connect_for(MeshProtocol::Http1));
     assert_bounded(&[
-        ("a connection", connection, 2560),
-        ("one of bytes", opaque, 1168),
-        ("a request", request, 3944),
+        ("a connection", connection, 2568),
+        ("one of bytes", opaque, 1184),
+        ("a request", request, 3960),
         ("a connection that is made", dial, 192),
     ]);
 }

@@ -1,4 +1,4 @@
-//! How much the pods of a Service take together, under load.
+//! How much the pods of a Service take together, under load: of one caller, by the default balancer.
 
 use std::time::Duration;
 
@@ -18,17 +18,6 @@ fn policy() -> Value {
         "spec": {
             "targetRefs": [{"kind": "Service", "name": "inventory"}],
             "limits": [{"name": "all", "rate": rate, "burst": BURST as u64, "scope": "Service"}],
-        },
-    })
-}
-
-/// So that the load is even: by default, the slowest of three gets next to nothing of requests that come one at a time.
-fn in_turns() -> Value {
-    json!({
-        "apiVersion": "outrigger.dev/v1alpha1", "kind": "TrafficPolicy", "metadata": {"name": "inventory"},
-        "spec": {
-            "targetRefs": [{"kind": "Service", "name": "inventory"}],
-            "loadBalancer": {"type": "RoundRobin"},
         },
     })
 }
@@ -88,12 +77,9 @@ fn a_rate_is_kept_by_three_pods_by_five_and_by_one() -> Result<()> {
     with_shop(async |cluster| {
         let shop = cluster.admin.namespace(SHOP);
         cluster.set_failure_rate("0").await?;
-        for object in [policy(), in_turns()] {
-            shop.apply(&object.to_string()).await?;
-        }
+        shop.apply(&policy().to_string()).await?;
         let kept = is_kept(&cluster, &shop).await;
-        shop.run(["delete", "ratelimitpolicy,trafficpolicy", "inventory"])
-            .await?;
+        shop.run(["delete", "ratelimitpolicy", "inventory"]).await?;
         scale(&shop, 2).await?;
         kept
     })
