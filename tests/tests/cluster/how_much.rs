@@ -7,9 +7,10 @@ use outrigger_tests::cluster::{Cluster, Report, SHOP, rolled_out, with_shop};
 use outrigger_tests::kube::{Kubectl, eventually};
 use serde_json::{Value, json};
 
-/// A second, of all pods together. What the burst admits at once is little beside it.
+/// A second, of all pods together. What the burst admits at once is little beside it; with one of two requests for each pod, chance would refuse one of twenty
+/// that are due.
 const RATE: f64 = 100.0;
-const BURST: f64 = 10.0;
+const BURST: f64 = 20.0;
 
 fn policy() -> Value {
     let rate = json!({"requests": RATE as u64, "interval": "1s"});
