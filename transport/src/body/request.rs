@@ -20,8 +20,8 @@ use crate::cause::BoxError;
 pub enum RequestBody {
     /// There is none.
     Empty,
-    /// This sidecar's own, until it has been read.
-    Own(Bytes),
+    /// This sidecar's own, one piece after the other, until they have been read. An empty piece is none.
+    Own(Box<[Bytes; 2]>),
     /// A client's.
     Replay(Replay),
     /// A copy of a client's.
@@ -102,9 +102,9 @@ impl Body for RequestBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self.get_mut() {
             RequestBody::Empty => Poll::Ready(None),
-            RequestBody::Own(bytes) => {
-                let bytes = std::mem::take(bytes);
-                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+            RequestBody::Own(pieces) => {
+                let piece = pieces.iter_mut().find(|piece| !piece.is_empty()).map(std::mem::take);
+                Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
             }
             RequestBody::Replay(replay) => Pin::new(replay).poll_frame(cx),
             RequestBody::Copied(copied) => Pin::new(copied).poll_frame(cx),
@@ -115,7 +115,7 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match self {
             RequestBody::Empty => true,
-            RequestBody::Own(bytes) => bytes.is_empty(),
+            RequestBody::Own(pieces) => pieces.iter().all(Bytes::is_empty),
             RequestBody::Replay(replay) => replay.is_end_stream(),
             RequestBody::Copied(copied) => copied.is_end_stream(),
             // One that has no bytes is not waited for.
@@ -126,7 +126,7 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             RequestBody::Empty => SizeHint::with_exact(0),
-            RequestBody::Own(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            RequestBody::Own(pieces) => SizeHint::with_exact(pieces.iter().map(|piece| piece.len() as u64).sum()),
             RequestBody::Replay(replay) => replay.size_hint(),
             RequestBody::Copied(copied) => copied.size_hint(),
             RequestBody::Awaited(awaited) => awaited.size_hint(),

@@ -12,12 +12,13 @@ use outrigger_proxy_transport::grpc::grpc_status;
 use outrigger_proxy_transport::headers::{REQUEST_ID, is_reserved};
 use outrigger_proxy_transport::net::HttpVersion;
 use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
 use super::verdict::{Change, Denial, Verdict};
 use super::wire::check_response::HttpResponse;
 use super::wire::{
-    AppendAction, AttributeContext, CheckRequest, CheckResponse, DeniedHttpResponse, HeaderValueOption, HttpRequest,
-    OkHttpResponse, Peer, Timestamp,
+    AppendAction, AttributeContext, CheckResponse, DeniedHttpResponse, HeaderValueOption, HttpRequest, OkHttpResponse,
+    Peer, Timestamp,
 };
 use super::{Question, listed, since_1970};
 use crate::model::ServiceName;
@@ -25,6 +26,12 @@ use crate::model::ServiceName;
 const METHOD: &str = "/envoy.service.auth.v3.Authorization/Check";
 /// A message that is not compressed, and its length (PROTOCOL-HTTP2.md, "Length-Prefixed-Message").
 const PREFIX: usize = 5;
+/// Numbers of fields: `CheckRequest.attributes`, `AttributeContext.request`, `Request.http`, `HttpRequest.body` and `raw_body`.
+const ATTRIBUTES: u32 = 1;
+const REQUEST: u32 = 4;
+const HTTP: u32 = 2;
+const BODY: u32 = 11;
+const RAW_BODY: u32 = 12;
 
 /// What is said of a request beside itself.
 pub(super) struct Facts {
@@ -43,29 +50,7 @@ pub(super) fn question(
     facts: Facts,
     asked: &ServiceName,
 ) -> Question {
-    let message = CheckRequest {
-        attributes: Some(AttributeContext {
-            source: Some(Peer {
-                principal: facts.caller.unwrap_or_default(),
-                ..Peer::default()
-            }),
-            destination: Some(Peer {
-                service: facts.service,
-                ..Peer::default()
-            }),
-            request: Some(super::wire::Request {
-                time: Some(timestamp(facts.now)),
-                http: Some(attributes(headers, head, body)),
-            }),
-        }),
-    };
-    let length = message.encoded_len();
-    let mut bytes = BytesMut::with_capacity(PREFIX + length);
-    bytes.put_u8(0);
-    // A head of 64 KiB and a body of 1 MiB at most.
-    bytes.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
-    // Not reached: it has room.
-    let _ = message.encode(&mut bytes);
+    let bytes = message(attributes(headers, head, body.as_ref()), body.as_ref(), facts);
     let mut request = Request::new(());
     *request.method_mut() = Method::POST;
     *request.version_mut() = Version::HTTP_2;
@@ -81,20 +66,70 @@ pub(super) fn question(
     head.headers.insert(TE, HeaderValue::from_static("trailers"));
     Question {
         head,
-        body: bytes.freeze(),
+        // It counts among the bodies that were read ahead, and is not copied.
+        body: [bytes, body.unwrap_or_default()],
         version: HttpVersion::Http2,
     }
 }
 
-fn attributes(headers: Option<&[HeaderName]>, head: &Parts, body: Option<Bytes>) -> HttpRequest {
-    let told = listed(headers, &head.headers).filter(|name| head.headers.contains_key(*name));
-    let size = body.as_ref().map_or(-1, |body| i64::try_from(body.len()).unwrap_or(-1));
+/// All of the message but the bytes of the body, which are its last field: of each message, the one that has them is written last.
+fn message(http: HttpRequest, body: Option<&Bytes>, facts: Facts) -> Bytes {
+    let body = body.filter(|body| !body.is_empty());
     // In a field that has to be UTF-8, or in the one for all other.
-    let (text, raw) = match body.map(|body| String::from_utf8(body.to_vec())) {
-        None => (String::new(), Vec::new()),
-        Some(Ok(text)) => (text, Vec::new()),
-        Some(Err(other)) => (String::new(), other.into_bytes()),
+    let body = body.map(|body| match std::str::from_utf8(body) {
+        Ok(_) => (BODY, body.len()),
+        Err(_) => (RAW_BODY, body.len()),
+    });
+    let request = super::wire::Request {
+        time: Some(timestamp(facts.now)),
+        http: None,
     };
+    let context = AttributeContext {
+        source: Some(Peer {
+            principal: facts.caller.unwrap_or_default(),
+            ..Peer::default()
+        }),
+        destination: Some(Peer {
+            service: facts.service,
+            ..Peer::default()
+        }),
+        request: None,
+    };
+    let of_http = http.encoded_len() + body.map_or(0, |(tag, length)| field(tag, length));
+    let of_request = request.encoded_len() + field(HTTP, of_http);
+    let of_context = context.encoded_len() + field(REQUEST, of_request);
+    let length = field(ATTRIBUTES, of_context);
+    let mut bytes = BytesMut::with_capacity(PREFIX + length - body.map_or(0, |(_, length)| length));
+    bytes.put_u8(0);
+    // A head of 64 KiB and a body of 1 MiB at most.
+    bytes.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+    begin(ATTRIBUTES, of_context, &mut bytes);
+    context.encode_raw(&mut bytes);
+    begin(REQUEST, of_request, &mut bytes);
+    request.encode_raw(&mut bytes);
+    begin(HTTP, of_http, &mut bytes);
+    http.encode_raw(&mut bytes);
+    if let Some((tag, length)) = body {
+        begin(tag, length, &mut bytes);
+    }
+    bytes.freeze()
+}
+
+/// How many bytes a field with a length has.
+fn field(tag: u32, length: usize) -> usize {
+    key_len(tag) + encoded_len_varint(length as u64) + length
+}
+
+/// What is before the bytes of a field with a length.
+fn begin(tag: u32, length: usize, bytes: &mut BytesMut) {
+    encode_key(tag, WireType::LengthDelimited, bytes);
+    encode_varint(length as u64, bytes);
+}
+
+/// Without the body.
+fn attributes(headers: Option<&[HeaderName]>, head: &Parts, body: Option<&Bytes>) -> HttpRequest {
+    let told = listed(headers, &head.headers).filter(|name| head.headers.contains_key(*name));
+    let size = body.map_or(-1, |body| i64::try_from(body.len()).unwrap_or(-1));
     let id = head.headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
     HttpRequest {
         id: id.unwrap_or_default().to_owned(),
@@ -112,8 +147,8 @@ fn attributes(headers: Option<&[HeaderName]>, head: &Parts, body: Option<Bytes>)
             _ => "HTTP/1.1",
         }
         .to_owned(),
-        body: text,
-        raw_body: raw,
+        body: String::new(),
+        raw_body: Vec::new(),
     }
 }
 

@@ -58,7 +58,7 @@ pub(super) fn question(
     asked.headers.insert(CONTENT_LENGTH, body.len().into());
     Ok(Question {
         head: asked,
-        body,
+        body: [body, Bytes::new()],
         version: HttpVersion::Http1,
     })
 }

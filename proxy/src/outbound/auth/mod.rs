@@ -71,7 +71,8 @@ pub struct Asked<'a> {
 /// A question, as it is sent.
 struct Question {
     head: Parts,
-    body: Bytes,
+    /// What is said, and then what is not copied for it.
+    body: [Bytes; 2],
     version: HttpVersion,
 }
 
@@ -322,9 +323,9 @@ impl Limit {
 
 impl Question {
     fn request(&self) -> Request<RequestBody> {
-        let body = match self.body.is_empty() {
+        let body = match self.body.iter().all(Bytes::is_empty) {
             true => RequestBody::Empty,
-            false => RequestBody::Own(self.body.clone()),
+            false => RequestBody::Own(Box::new(self.body.clone())),
         };
         Request::from_parts(self.head.clone(), body)
     }

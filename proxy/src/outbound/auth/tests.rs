@@ -103,7 +103,7 @@ fn a_question_in_http_says_what_the_filter_says_and_nothing_else() {
     let body = Bytes::from_static(b"abc");
     let asked = plain::question("", &[], &everything(Version::HTTP_11), Some(body.clone())).unwrap();
     assert_eq!(
-        (&asked.head.headers["content-length"], asked.body),
+        (&asked.head.headers["content-length"], asked.body.concat().into()),
         (&HeaderValue::from_static("3"), body)
     );
 }
@@ -299,10 +299,11 @@ fn asked(allowed: Option<&[&str]>, head: &Parts, body: Option<&'static [u8]>) ->
     };
     let allowed = allowed.map(names);
     let question = grpc::question(allowed.as_deref(), head, body.map(Bytes::from_static), facts, &auth);
-    let message = CheckRequest::decode(&question.body[5..]).unwrap();
+    let said = question.body.concat();
+    let message = CheckRequest::decode(&said[5..]).unwrap();
     assert_eq!(
-        question.body[..5],
-        [&[0][..], &u32::try_from(question.body.len() - 5).unwrap().to_be_bytes()].concat()
+        said[..5],
+        [&[0][..], &u32::try_from(said.len() - 5).unwrap().to_be_bytes()].concat()
     );
     (question, message)
 }
@@ -360,8 +361,13 @@ fn a_question_in_grpc_says_what_the_filter_says() {
         (&b"text"[..], "text", &b""[..]),
         (b"\xff\0", "", b"\xff\0"),
         (b"", "", b""),
+        // Lengths that take another byte each.
+        (&[b'x'; 130], &"x".repeat(130), b""),
+        (&[b'x'; 16_500], &"x".repeat(16_500), b""),
     ] {
-        let (_, message) = asked(None, &everything(Version::HTTP_2), Some(body));
+        let (question, message) = asked(None, &everything(Version::HTTP_2), Some(body));
+        let [_, told] = &question.body;
+        assert_eq!((told.as_ptr(), told.len()), (body.as_ptr(), body.len()), "it is copied");
         let http = message.attributes.unwrap().request.unwrap().http.unwrap();
         assert_eq!((&*http.body, &*http.raw_body), (text, raw));
         assert_eq!(http.size, i64::try_from(body.len()).unwrap());
