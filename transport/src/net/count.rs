@@ -89,7 +89,13 @@ impl Bound {
         self.count.take(self.most)
     }
 
-    /// The same, behind those who wait.
+    /// One more, whether there may be one or not.
+    pub fn beyond(&self) -> Place {
+        self.count.taken.fetch_add(1, SeqCst);
+        Place(Arc::clone(&self.count))
+    }
+
+    /// The same as [`Bound::take`], behind those who wait.
     fn take_behind(&self) -> Option<Place> {
         if self.count.wanted() > 0 { None } else { self.take() }
     }
@@ -128,31 +134,32 @@ impl Held {
         Self::each(bounds, |_, bound| bound.take_behind())
     }
 
-    /// The same as soon as there is one of each. `make_room` is called before it waits.
+    /// The same as soon as there is one of each. `make_room` is called before it waits. What is counted widest comes first in `bounds`.
+    ///
+    /// The place that is counted narrowest is waited for first, and held while the wider ones are waited for. So each is waited for once, behind
+    /// those who came before. Nobody waits in a circle, since what is wider is never held while something narrower is waited for, which may last
+    /// for days; and who wants the narrower place needs the wider one as well.
     pub async fn wait(bounds: &[Bound], make_room: impl Fn()) -> Self {
-        let mut full = match Self::take_behind(bounds) {
-            Ok(held) => return held,
-            Err(full) => full,
-        };
-        loop {
-            make_room();
-            // Nothing else is held meanwhile, which others may wait for.
-            let mut waited = Some(bounds[full].wait().await);
-            let take = |n, bound: &Bound| if n == full { waited.take() } else { bound.take() };
-            full = match Self::each(bounds, take) {
-                Ok(held) => return held,
-                Err(full) => full,
-            };
+        if let Ok(held) = Self::take_behind(bounds) {
+            return held;
         }
+        let mut places = Vec::with_capacity(bounds.len());
+        for bound in bounds.iter().rev() {
+            let free = bound.take_behind();
+            places.push(match free {
+                Some(place) => place,
+                None => {
+                    make_room();
+                    bound.wait().await
+                }
+            });
+        }
+        Self(Some(places.into()))
     }
 
     /// One place of each, whether there is one or not.
     pub fn beyond(bounds: &[Bound]) -> Self {
-        let place = |bound: &Bound| {
-            bound.count.taken.fetch_add(1, SeqCst);
-            Place(Arc::clone(&bound.count))
-        };
-        let places: Box<[_]> = bounds.iter().map(place).collect();
+        let places: Box<[_]> = bounds.iter().map(Bound::beyond).collect();
         Self((!places.is_empty()).then_some(places))
     }
 
@@ -277,5 +284,35 @@ mod tests {
         assert!(most.load(SeqCst) <= 3);
         assert_eq!(all.count.wanted(), 0);
         assert_eq!(all.count.taken(), 0);
+    }
+
+    /// Who needs two waits for each of them once, though others always want both.
+    #[tokio::test]
+    async fn who_waits_for_two_has_them_after_those_who_came_before() {
+        let bounds = [bound(1), bound(1)];
+        let served = Arc::<AtomicUsize>::default();
+        let mut others = tokio::task::JoinSet::new();
+        for n in 0..6 {
+            let (bound, served) = (bounds[n % 2].clone(), Arc::clone(&served));
+            others.spawn(async move {
+                loop {
+                    let held = Held::wait(std::slice::from_ref(&bound), || {}).await;
+                    served.fetch_add(1, SeqCst);
+                    for _ in 0..=n {
+                        tokio::task::yield_now().await;
+                    }
+                    drop(held);
+                }
+            });
+        }
+        while served.load(SeqCst) < 20 {
+            tokio::task::yield_now().await;
+        }
+        let victim = tokio::spawn(async move { Held::wait(&bounds, || {}).await });
+        while !victim.is_finished() {
+            // Three come before it at each of them, and at the other meanwhile some more.
+            assert!(served.load(SeqCst) < 20 + 100, "it starves");
+            tokio::task::yield_now().await;
+        }
     }
 }
