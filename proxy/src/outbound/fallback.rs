@@ -107,27 +107,37 @@ pub async fn carry_out(
     let Some((done, cause)) = instead else {
         return sent;
     };
-    call.fallback(cause, said);
-    if let Ok(server) = sent {
-        server.discard();
-    }
-    match done {
-        Done::Answered(reply) => Err(reply),
-        Done::Ask(backend) => {
-            let Some(backend) = snapshot.backend(backend) else {
-                let none = "the fallback's backend is not one of the Service's";
-                return Err(ProxyError::new(Reason::InvalidBackend, none).into());
-            };
-            let breaker = backend.breaker(attempts.rules, attempts.metrics);
-            let place = breaker.as_ref().map(Breaker::request).transpose()?.flatten();
-            let elsewhere = Attempts {
-                backend,
-                breaker: breaker.as_ref(),
-                session: None,
-                ..*attempts
-            };
-            Ok(elsewhere.send(head, body, place, call).await?)
+    let backend = match done {
+        Done::Answered(reply) => {
+            begin(cause, said, sent, call);
+            return Err(reply);
         }
+        Done::Ask(backend) => backend,
+    };
+    // Where it cannot be asked, the failure stays: a backend that is none of the Service's is the fault of who names it, and one that has enough
+    // to do has not had the request, which another server perhaps had.
+    let Some(backend) = snapshot.backend(backend) else {
+        return sent;
+    };
+    let breaker = backend.breaker(attempts.rules, attempts.metrics);
+    let Ok(place) = breaker.as_ref().map(Breaker::request).transpose() else {
+        return sent;
+    };
+    begin(cause, said, sent, call);
+    let elsewhere = Attempts {
+        backend,
+        breaker: breaker.as_ref(),
+        session: None,
+        ..*attempts
+    };
+    Ok(elsewhere.send(head, body, place.flatten(), call).await?)
+}
+
+/// Something else is done, and the failure is no more.
+fn begin(cause: FallbackCause, said: Status, failure: Sent, call: &mut Call) {
+    call.fallback(cause, said);
+    if let Ok(server) = failure {
+        server.discard();
     }
 }
 

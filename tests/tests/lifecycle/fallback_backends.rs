@@ -37,6 +37,8 @@ enum Spare {
     Works,
     Fails,
     Nobody,
+    /// The controller says one that is none of the Service's.
+    None,
 }
 
 struct Lab {
@@ -115,7 +117,7 @@ impl Lab {
         let spec: TrafficPolicySpec = serde_saphyr::from_str(policy).unwrap();
         let mut policy = spec.to_proto().unwrap();
         for asked in policy.fallback.iter_mut().flat_map(|fallback| &mut fallback.backends) {
-            asked.backend = Some(1);
+            asked.backend = Some(if spare == Spare::None { 7 } else { 1 });
         }
         policy.session_persistence = Some(SessionPersistence {
             r#type: SessionType::Header.into(),
@@ -304,4 +306,28 @@ async fn each_attempt_has_its_span() {
         (Some("503"), vec!["outrigger.fallback".to_owned()])
     );
     assert_eq!((status(1).as_deref(), events(1)), (Some("200"), vec![]));
+}
+
+/// Where there is nobody to ask, the failure is not lost.
+#[tokio::test]
+async fn a_backend_that_is_none_leaves_the_failure() {
+    for speaks in Speaks::ALL {
+        for (fails, status, error) in [
+            (Fails::Status(503), 503, None),
+            (Fails::Nobody, 503, Some("no-endpoints")),
+        ] {
+            let policy = "{retry: {attempts: 0, nonIdempotent: true}, fallback: {when: {reasons: [NoEndpoints], statuses: [503], grpcStatuses: [14]}, \
+                          backendRefs: [{name: spare, port: 80}]}}";
+            let lab = Lab::new(speaks, fails, Spare::None, policy, "").await;
+            let seen = lab.send(speaks, &[]).await;
+            let is_grpc = speaks == Speaks::Grpc && error.is_some();
+            let seen_status = if is_grpc { 200 } else { status };
+            assert_eq!(
+                (seen.status, seen.error()),
+                (seen_status, error),
+                "{speaks:?} {fails:?}"
+            );
+            assert!(!seen.headers.contains_key("outrigger-fallback"), "{speaks:?} {fails:?}");
+        }
+    }
 }
