@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use super::balance::{EndpointLimit, InHand, Member, Pick};
 use super::breaker::Breaker;
 use super::connect::checkout;
+use super::earlier::Earlier;
 use super::penalty::penalised;
 use super::retry::{Attempted, RetryDecision, backoff, judge, repeatable};
 use super::target::{WorkerBackend, WorkerTarget};
@@ -132,6 +133,7 @@ impl Attempts<'_> {
         let repeatable = repeatable(&head.method, &head.headers, retry);
         let mut repeats = Repeats::default();
         let mut tried: Vec<Rc<Member>> = Vec::new();
+        let mut earlier = Earlier::new(limit.is_some());
         let mut session = self.session;
         let key = balancing.hash_keys();
         let key = key.and_then(|on| hash::key(on, Some(head), self.state.caller));
@@ -145,11 +147,24 @@ impl Attempts<'_> {
                 session,
                 limit,
             };
-            let member = self.backend.pick(pick, self.breaker, *connect_timeout).await?;
+            let member = match self.backend.pick(pick, self.breaker, *connect_timeout).await {
+                Ok(member) => member,
+                Err(error) => {
+                    let mut sent = earlier.in_place_of(error);
+                    if let Ok(server) = &mut sent {
+                        let of_endpoint = self
+                            .breaker
+                            .and_then(|b| b.of_endpoint_again(server.in_flight.member()));
+                        server.in_flight.hold([place.take(), of_endpoint]);
+                    }
+                    return sent;
+                }
+            };
             // Another worker may have been faster.
             let Ok(of_endpoint) = self.breaker.map_or(Ok(None), |breaker| breaker.of_endpoint(&member)) else {
                 continue;
             };
+            earlier.discard();
             let began = Instant::now();
             let mut in_flight = member.take(balancing, began);
             if session == Some(member.reference()) {
@@ -164,7 +179,7 @@ impl Attempts<'_> {
             };
             let result = tokio::select! {
                 biased;
-                result = self.attempt(&mut in_flight, head, body, *connect_timeout, call) => result,
+                result = self.attempt(&mut in_flight, !tried.is_empty(), (head, body), call) => result,
                 limit = waits.over() => {
                     let took = Took {
                         attempt: began.elapsed(),
@@ -183,13 +198,21 @@ impl Attempts<'_> {
                 member.penalise(Instant::now() + time);
             }
             let decision = judge(&attempted, repeatable, retry, clock.now());
-            match self.wait_before_retry(decision, retry, body, &mut repeats) {
+            let wait = self.wait_before_retry(decision, retry, body, &mut repeats);
+            let status = status(&attempted);
+            let sent = result.map_err(|failure| failure.error);
+            let mut sent = sent.map(|(response, lease)| ServerResponse {
+                response,
+                from_sidecar: member.endpoint.identity.is_some(),
+                lease,
+                in_flight,
+                deadline,
+            });
+            match wait {
                 Some(wait) => {
-                    call.end_attempt(status(&attempted));
-                    drop((in_flight, of_endpoint));
-                    if let Ok((response, lease)) = result {
-                        discard(response, lease);
-                    }
+                    call.end_attempt(status);
+                    drop(of_endpoint);
+                    earlier.set(sent);
                     if !wait.is_zero() {
                         tokio::time::sleep(wait).await;
                     }
@@ -198,15 +221,10 @@ impl Attempts<'_> {
                     tried.push(member);
                 }
                 None => {
-                    let (response, lease) = result.map_err(|failure| failure.error)?;
-                    let in_flight = in_flight.holding([place.take(), of_endpoint]);
-                    return Ok(ServerResponse {
-                        response,
-                        from_sidecar: member.endpoint.identity.is_some(),
-                        lease,
-                        in_flight,
-                        deadline,
-                    });
+                    if let Ok(server) = &mut sent {
+                        server.in_flight.hold([place.take(), of_endpoint]);
+                    }
+                    return sent;
                 }
             }
         }
@@ -215,12 +233,14 @@ impl Attempts<'_> {
     async fn attempt(
         &self,
         in_flight: &mut InHand,
-        head: &Parts,
-        body: &BodySource,
-        limit: Duration,
+        again: bool,
+        (head, body): (&Parts, &BodySource),
         call: &Call,
     ) -> Result<(Response<Incoming>, Lease), Failure> {
-        let checkout = checkout(self.state, in_flight.member(), self.breaker, self.version, limit).await?;
+        let limit = self.rules.connect_timeout;
+        let member = in_flight.member();
+        let bounds = self.breaker.map(|breaker| breaker.bounds(in_flight, again));
+        let checkout = checkout(self.state, member, bounds, self.version, limit).await?;
         let Some(next) = body.attempt() else {
             // Not reached: there is no retry without a body.
             let lost = ProxyError::new(Reason::UpstreamReset, "the request's body cannot be sent again");

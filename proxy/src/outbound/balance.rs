@@ -136,7 +136,7 @@ pub struct Member {
 /// A request in an endpoint's hands, until the last byte of its response. Dropped before [`InHand::end`], it got no answer.
 pub struct InHand {
     member: Rc<Member>,
-    began: Instant,
+    began: Cell<Instant>,
     /// When there was a connection for it.
     sent: Instant,
     rules: Balancing,
@@ -146,8 +146,10 @@ pub struct InHand {
     compares: bool,
     /// Whether it waits for the head of a response.
     waits: bool,
+    /// A limit of this sidecar's keeps it from the endpoint meanwhile.
+    held_back: Cell<bool>,
     /// Where the number of requests is limited: its own, and its endpoint's.
-    _places: [Option<Place>; 2],
+    places: [Option<Place>; 2],
 }
 
 impl Balancer {
@@ -391,7 +393,7 @@ impl Member {
         }
         InHand {
             member: Rc::clone(self),
-            began: now,
+            began: Cell::new(now),
             sent: now,
             // All that is asked of it when it ends.
             rules: Balancing {
@@ -401,7 +403,8 @@ impl Member {
             is_probe,
             compares: rules.prefers_near() && rules.hash_keys().is_none(),
             waits: true,
-            _places: [None, None],
+            held_back: Cell::new(false),
+            places: [None, None],
         }
     }
 
@@ -471,13 +474,13 @@ impl Member {
     }
 
     fn learn(&self, in_hand: &InHand, answer: Answer, now: Instant) {
-        let (rules, began) = (&in_hand.rules, in_hand.began);
+        let (rules, began) = (&in_hand.rules, in_hand.began.get());
         let verdict = match answer {
             Answer::Good | Answer::Connected => Verdict::Works,
             Answer::Bad | Answer::Broken => Verdict::Fails,
             Answer::Unreachable => Verdict::Absent,
             Answer::Missing if self.hangs(rules, began, now) => Verdict::Fails,
-            Answer::Missing => Verdict::Nothing,
+            Answer::Missing | Answer::Unasked => Verdict::Nothing,
         };
         self.health.borrow_mut().learn(answer, began, in_hand.sent, now);
         let compares = in_hand.compares && self.group.has_zones();
@@ -548,9 +551,13 @@ impl Member {
 
 impl InHand {
     /// The same, which has these places until its end.
-    pub fn holding(mut self, places: [Option<Place>; 2]) -> Self {
-        self._places = places;
-        self
+    pub fn hold(&mut self, places: [Option<Place>; 2]) {
+        self.places = places;
+    }
+
+    /// Gives these places up, to who holds them longer.
+    pub fn take_places(&mut self) -> [Option<Place>; 2] {
+        std::mem::take(&mut self.places)
     }
 
     /// Whose hands.
@@ -568,9 +575,25 @@ impl InHand {
         self.sent = now;
     }
 
+    /// A limit of this sidecar's keeps it: what it waits for, and that it ends before, says nothing about the endpoint.
+    pub fn hold_back(&self) {
+        if !self.held_back.replace(true) {
+            self.member.health.borrow_mut().hold_back();
+        }
+    }
+
+    /// The limit lets it go on.
+    pub fn go_on(&self, now: Instant) {
+        if self.held_back.replace(false) {
+            self.began.set(now);
+            self.member.health.borrow_mut().ask(now);
+        }
+    }
+
     /// There is an answer, or it is known that there will be none. Counts once.
     pub fn end(&mut self, answer: Answer, now: Instant) {
         if std::mem::take(&mut self.waits) {
+            let answer = if self.held_back.get() { Answer::Unasked } else { answer };
             self.member.learn(self, answer, now);
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! What it protects: a backend from more requests and connections than it can carry, and the app from requests that pile up behind one that does
 //! not answer. What is beyond a limit is answered at once, and never tried again: another attempt would be one more of what there is too much of.
+//! Where an attempt was made before, what that one came to is the answer ([`super::earlier`]).
 //! Nobody is ejected for it.
 //!
 //! What it does not protect from: other callers. Each sidecar counts its own requests, so a backend has at most the limit times the pods that call it.
@@ -18,7 +19,7 @@ use outrigger_proxy_transport::error::{ProxyError, Reason};
 use outrigger_proxy_transport::net::count::{Bound, Count, Held, Place};
 use tokio::time::Instant;
 
-use super::balance::Member;
+use super::balance::{InHand, Member};
 use crate::model::{CallLimits, Service, ServiceName};
 use crate::telemetry::ServiceMetrics;
 use crate::telemetry::metrics::AtLimit;
@@ -51,6 +52,9 @@ pub struct Bounds<'a> {
     pending: Option<Bound>,
     breaker: &'a Breaker<'a>,
     member: &'a Member,
+    /// The request that needs a connection. `None`: a connection of bytes, which does not wait.
+    request: Option<&'a InHand>,
+    again: bool,
 }
 
 impl Breakers {
@@ -133,8 +137,23 @@ impl<'a> Breaker<'a> {
             .ok_or(AtLimit::EndpointRequests)
     }
 
-    /// What a connection to an endpoint is limited by.
-    pub fn bounds(&'a self, member: &'a Member) -> Bounds<'a> {
+    /// The same for one whose place was given back, and that is still there: it counts, whether there is room or not.
+    pub fn of_endpoint_again(&self, member: &Member) -> Option<Place> {
+        let most = self.limits.endpoint_requests?;
+        Some(bound(&member.usage().requests, most).beyond())
+    }
+
+    /// What the connection of a request is limited by. `again`: of one that was sent before. It has given its connection back, so who waits
+    /// for another one is no one more; were it refused, its client would hear that nothing of it was sent.
+    pub fn bounds(&'a self, request: &'a InHand, again: bool) -> Bounds<'a> {
+        Bounds {
+            request: Some(request),
+            again,
+            ..self.bounds_of(request.member())
+        }
+    }
+
+    fn bounds_of(&'a self, member: &'a Member) -> Bounds<'a> {
         let all = self.limits.connections.map(|most| bound(&self.all.connections, most));
         let endpoint = self.limits.endpoint_connections;
         let endpoint = endpoint.map(|most| bound(&member.usage().connections, most));
@@ -143,6 +162,8 @@ impl<'a> Breaker<'a> {
             pending: self.limits.pending.map(|most| bound(&self.all.pending, most)),
             breaker: self,
             member,
+            request: None,
+            again: false,
         }
     }
 
@@ -151,7 +172,7 @@ impl<'a> Breaker<'a> {
     /// # Errors
     /// Which limit leaves no place.
     pub async fn connection(&'a self, member: &'a Member) -> Result<Held, AtLimit> {
-        let bounds = self.bounds(member);
+        let bounds = self.bounds_of(member);
         let mut held = Held::take(&bounds.connections);
         if held.is_err() && bounds.make_room() {
             // Its own task closes it, and is before this one.
@@ -202,10 +223,27 @@ impl Bounds<'_> {
         let Some(pending) = &self.pending else {
             return Ok(None);
         };
+        if self.again {
+            return Ok(Some(pending.beyond()));
+        }
         pending
             .take()
             .map(Some)
             .ok_or_else(|| self.breaker.refuse(AtLimit::Pending))
+    }
+
+    /// The request has to wait for a connection because of them.
+    pub fn hold_back(&self) {
+        if let Some(request) = self.request {
+            request.hold_back();
+        }
+    }
+
+    /// It has to wait no more.
+    pub fn go_on(&self) {
+        if let Some(request) = self.request {
+            request.go_on(Instant::now());
+        }
     }
 
     /// See [`Dialer::make_room`](outrigger_proxy_transport::client::Dialer::make_room). `false`: no connection is idle.

@@ -13,6 +13,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::time::{Instant, advance};
 
+use super::super::testing::{NO_RULES, balancer, member};
 use super::Breakers;
 use crate::model::{Service, from_proto};
 use crate::telemetry::Metrics;
@@ -145,4 +146,23 @@ fn what_no_policy_limits_is_not_counted() {
             .counts
             .is_empty()
     );
+}
+
+/// A request that is sent again has given its connection back, and is no one more.
+#[tokio::test(start_paused = true)]
+async fn who_is_sent_again_waits_in_any_case() {
+    let (registry, metrics) = (Registry::default(), Metrics::new().service(None));
+    let service = service(policy("limits: {maxPendingRequests: 1}"), Vec::new());
+    let breakers = Breakers::new(&registry, &service, &service.name);
+    let limits = service.rules.attempt.limits.as_deref().unwrap();
+    let breaker = breakers.of(limits, &service.name, &metrics).unwrap();
+    let balancer = balancer(1, Instant::now());
+    let request = member(&balancer, 1).take(&NO_RULES, Instant::now());
+    let first = breaker.bounds(&request, false).wait().unwrap();
+    assert!(breaker.bounds(&request, false).wait().is_err());
+    let again = breaker.bounds(&request, true).wait().unwrap();
+    drop(first);
+    assert!(breaker.bounds(&request, false).wait().is_err(), "it counts");
+    drop(again);
+    assert!(breaker.bounds(&request, false).wait().is_ok());
 }

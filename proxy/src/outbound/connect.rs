@@ -12,7 +12,7 @@ use outrigger_proxy_transport::net::count::{Bound, Place};
 use outrigger_proxy_transport::net::{HttpVersion, Io, ReadAhead, Stream, Termed, listen};
 
 use super::balance::Member;
-use super::breaker::{Bounds, Breaker};
+use super::breaker::Bounds;
 use super::{State, tls};
 use crate::context::Process;
 use crate::identity::{Credentials, MeshProtocol};
@@ -33,7 +33,7 @@ pub struct EndpointDialer<'a> {
     bounds: Option<Box<Bounds<'a>>>,
 }
 
-/// A connection for one request, whether it is there or made within `limit`; as soon as `breaker` allows another one.
+/// A connection for one request, whether it is there or made within `limit`; as soon as `bounds` allow another one.
 ///
 /// # Errors
 /// Those of [`EndpointDialer::new`] and [`EndpointDialer::connect_for`]; in HTTP/2 [`Reason::ConnectTimeout`] and others when
@@ -41,13 +41,16 @@ pub struct EndpointDialer<'a> {
 pub async fn checkout(
     state: &Rc<State>,
     member: &Member,
-    breaker: Option<&Breaker<'_>>,
+    bounds: Option<Bounds<'_>>,
     version: HttpVersion,
     limit: Duration,
 ) -> Result<Checkout, Failure> {
     let mut dialer = EndpointDialer::new(state, member, limit).map_err(Failure::before_sending)?;
-    dialer.bounds = breaker.map(|breaker| Box::new(breaker.bounds(member)));
+    dialer.bounds = bounds.map(Box::new);
     let checkout = member.pool.checkout(version, &dialer).await;
+    if let Some(bounds) = &dialer.bounds {
+        bounds.go_on();
+    }
     checkout.map_err(Failure::before_sending)
 }
 
@@ -127,10 +130,14 @@ impl Dialer for EndpointDialer<'_> {
     fn make_room(&self) {
         if let Some(bounds) = &self.bounds {
             bounds.make_room();
+            bounds.hold_back();
         }
     }
 
     fn connect(&self, version: HttpVersion) -> impl Future<Output = Result<Stream, ProxyError>> + 'static {
+        if let Some(bounds) = &self.bounds {
+            bounds.go_on();
+        }
         self.connect_for(match version {
             HttpVersion::Http1 => MeshProtocol::Http1,
             HttpVersion::Http2 => MeshProtocol::Http2,

@@ -40,6 +40,8 @@ pub enum Answer {
     Unreachable,
     /// A time-out, or a client that went away: how long the response would have taken is not known.
     Missing,
+    /// A limit of this sidecar's has kept the request from it to the end ([`Health::hold_back`]).
+    Unasked,
     /// It was a connection of bytes, and it was made.
     Connected,
 }
@@ -96,6 +98,11 @@ impl Health {
         (self.asked, self.passed) = (now, 0);
     }
 
+    /// A request that was to be sent is kept by a limit of this sidecar's: the endpoint is not silent for that. It asks anew when it is let.
+    pub fn hold_back(&mut self) {
+        self.waiting = self.waiting.saturating_sub(1);
+    }
+
     /// Another endpoint was preferred.
     pub fn pass_over(&mut self) {
         self.passed = self.passed.saturating_add(1);
@@ -103,7 +110,9 @@ impl Health {
 
     /// A request that began to wait at `began` does so no more. It was `sent` as soon as there was a connection for it.
     pub fn learn(&mut self, answer: Answer, began: Instant, sent: Instant, now: Instant) {
-        self.waiting = self.waiting.saturating_sub(1);
+        if answer != Answer::Unasked {
+            self.waiting = self.waiting.saturating_sub(1);
+        }
         let time = now.saturating_duration_since(began);
         // A handshake says how long the next one takes, and not the next request.
         let answered_in = now.saturating_duration_since(sent);
@@ -118,6 +127,7 @@ impl Health {
             }
             Answer::Broken | Answer::Unreachable => self.no_head(time + PENALTY, now),
             Answer::Missing => self.no_head(time, now),
+            Answer::Unasked => {}
             Answer::Connected => (self.silent_since, self.owed) = (now, 0.0),
         }
     }

@@ -8,6 +8,7 @@ pub mod beside;
 pub mod breaker;
 pub mod budget;
 pub mod connect;
+pub mod earlier;
 pub mod ejection;
 pub mod fallback;
 pub mod faults;

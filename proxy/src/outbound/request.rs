@@ -334,13 +334,18 @@ fn respond(
         mut response,
         from_sidecar,
         lease,
-        in_flight,
+        mut in_flight,
         deadline,
     } = response;
     let (connect, activity) = (call.request.is_connect(), &state.context.activity);
     let until_cut = |lease: &Lease| {
         let term = lease.term();
-        async move { term.until_cut().await }
+        // A request that has become a connection of another protocol counts until that ends.
+        let places = in_flight.take_places();
+        async move {
+            term.until_cut().await;
+            drop(places);
+        }
     };
     let lease = upgrade::join_if_switched(&mut response, connect, upgrade, until_cut, plan.idle, activity, lease);
     strip_response(&mut response);

@@ -218,8 +218,16 @@ impl WorkerBackend {
             known = self.resolved(names, limit).await;
             pick.now = Instant::now();
         }
-        let balancer = self.balancer.borrow();
-        balancer.pick(&pick).ok_or_else(|| {
+        let mut picked = self.balancer.borrow().pick(&pick);
+        if let (None, Some(EndpointLimit::Connections(_))) = (&picked, pick.limit)
+            && self.close_one_idle(&pick)
+        {
+            // Its own task closes it, and is before this one.
+            tokio::task::yield_now().await;
+            picked = self.balancer.borrow().pick(&pick);
+        }
+        picked.ok_or_else(|| {
+            let balancer = self.balancer.borrow();
             if let Some(breaker) = breaker.filter(|_| !balancer.members().is_empty()) {
                 return breaker.refuse(match pick.limit {
                     Some(EndpointLimit::Connections(_)) => AtLimit::EndpointConnections,
@@ -235,6 +243,14 @@ impl WorkerBackend {
                 format!("{} has no ready endpoint; {why}", self.name()),
             )
         })
+    }
+
+    /// Where each endpoint has all of its connections: rather one to an endpoint that works.
+    fn close_one_idle(&self, pick: &Pick<'_>) -> bool {
+        let balancer = self.balancer.borrow();
+        let (good, bad): (Vec<_>, Vec<_>) =
+            { balancer.members().iter() }.partition(|member| member.left_out(pick.rules, pick.now).is_none());
+        good.iter().chain(&bad).any(|member| member.pool.close_idle())
     }
 
     fn new(

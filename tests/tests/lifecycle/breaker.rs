@@ -11,8 +11,8 @@ use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use outrigger_proxy::app::RunningProxy;
 use outrigger_tests::mesh::{App, Authority, Http, Seen, Sidecar, echo, id, metric, status, talk, until};
-use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
@@ -331,20 +331,45 @@ async fn an_endpoint_has_room_while_a_request_waits_before_it_is_sent_again() {
     assert_eq!(again.await.unwrap(), 200);
 }
 
-/// HTTP and bytes go to one Service: what an idle connection has, a connection of bytes gets.
+/// HTTP and bytes go to one Service: what an idle connection has, a connection of bytes gets, to whichever endpoint it is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_connection_is_closed_for_one_of_bytes() {
-    let authority = Authority::start(&["web", "orders"], DAY).await;
-    let orders = Sidecar::new("orders").protects(echo().await).start(&authority).await;
-    let endpoints = [(orders.inbound[0], Some(id("orders")))];
-    let web = Sidecar::new("web").calls("orders", "detect", &endpoints, "{limits: {maxConnections: 1}}");
-    let web = web.start(&authority).await;
-    let to = web.outbound[0];
-    // What echoes a request is no server of HTTP, but the connection to its sidecar is kept.
-    assert_eq!(Http::one().get(to, "/").await.status, 502);
-    let one = connect(to).await;
-    assert!(one.is_some());
-    assert!(connect(to).await.is_none(), "and no more than that");
+    for (limits, apps) in [
+        ("{maxConnections: 1}", 1),
+        ("{maxConnections: 1}", 2),
+        ("{perEndpoint: {maxConnections: 1}}", 1),
+        ("{perEndpoint: {maxConnections: 1}}", 2),
+        ("{maxConnections: 2, perEndpoint: {maxConnections: 1}}", 2),
+    ] {
+        let authority = Authority::start(&["web", "orders"], DAY).await;
+        let (mut orders, mut endpoints) = (Vec::new(), Vec::new());
+        for _ in 0..apps {
+            let sidecar = Sidecar::new("orders").protects(echo().await).start(&authority).await;
+            endpoints.push((sidecar.inbound[0], Some(id("orders"))));
+            orders.push(sidecar);
+        }
+        let most = if limits.contains("perEndpoint") { apps } else { 1 };
+        let policy = format!("{{limits: {limits}, loadBalancer: {{type: RoundRobin}}}}");
+        let web = Sidecar::new("web").calls("orders", "detect", &endpoints, &policy);
+        let web = web.start(&authority).await;
+        let to = web.outbound[0];
+        let mut open = Vec::new();
+        // What echoes a request is no server of HTTP, but the connection to its sidecar is kept, at each of them that may have one.
+        for _ in 0..apps {
+            assert_eq!(Http::one().get(to, "/").await.status, 502);
+        }
+        for _ in 0..most {
+            open.push(
+                connect(to)
+                    .await
+                    .unwrap_or_else(|| panic!("{limits}, {apps} apps: it is reset")),
+            );
+        }
+        assert!(
+            connect(to).await.is_none(),
+            "{limits}, {apps} apps: and no more than that"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -386,4 +411,178 @@ async fn a_request_counts_until_the_last_byte_of_its_response() {
         go.notify_one();
         assert_eq!(Http::one().get(to, "/").await.status, 200, "{policy}");
     }
+}
+
+/// An app that fails `/fails` and wants to be asked again in a second; other requests it holds until it is let.
+async fn failing(speaks: Speaks, go: &Arc<Notify>, in_hand: &Arc<AtomicUsize>) -> App {
+    let (go, in_hand) = (Arc::clone(go), Arc::clone(in_hand));
+    App::start(move |request| {
+        let (go, in_hand) = (Arc::clone(&go), Arc::clone(&in_hand));
+        async move {
+            let fails = request.headers().contains_key("fails");
+            if !fails {
+                in_hand.fetch_add(1, SeqCst);
+                go.notified().await;
+            }
+            let mut response = status(if fails && speaks != Speaks::Grpc { 503 } else { 200 });
+            let headers = response.headers_mut();
+            if fails {
+                headers.insert("retry-after", HeaderValue::from_static("1"));
+                headers.insert("of-the-app", HeaderValue::from_static("yes"));
+            }
+            if speaks == Speaks::Grpc {
+                headers.insert("content-type", HeaderValue::from_static("application/grpc"));
+                headers.insert("grpc-status", HeaderValue::from_static(if fails { "14" } else { "0" }));
+            }
+            response
+        }
+    })
+    .await
+}
+
+/// `overloaded` says that nothing was sent. What was sent and failed has its own answer where a limit leaves no room to send it again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_no_limit_lets_be_sent_again_has_the_answer_that_it_had() {
+    for speaks in Speaks::ALL {
+        for limits in [
+            "{perEndpoint: {maxRequests: 1}}",
+            "{perEndpoint: {maxRequests: 1}, maxRequests: 9, maxPendingRequests: 9}",
+        ] {
+            let authority = Authority::start(&["web", "orders"], DAY).await;
+            let (go, in_hand) = <(Arc<Notify>, Arc<AtomicUsize>)>::default();
+            let app = failing(speaks, &go, &in_hand).await;
+            let orders = Sidecar::new("orders").protects(app.address).start(&authority).await;
+            let protocol = if speaks == Speaks::Http1 { "http1" } else { "http2" };
+            let policy = format!("{{limits: {limits}, retry: {{nonIdempotent: true, attempts: 1}}}}");
+            let web =
+                Sidecar::new("web").calls("orders", protocol, &[(orders.inbound[0], Some(id("orders")))], &policy);
+            let web = web.start(&authority).await;
+            let to = web.outbound[0];
+            let fails = tokio::spawn(async move { speaks.send(to, &[("fails", "yes")]).await });
+            until("it has failed once", async || {
+                metric(&web, "outrigger_upstream_attempts_total", &["outcome=\"failure\""]) == 1
+            })
+            .await;
+            // It waits for a second from now on. On a machine that stands still for so long this shows nothing.
+            let held = tokio::spawn(async move { speaks.send(to, &[]).await });
+            let seen = fails.await.unwrap();
+            assert_eq!(seen.error(), None, "{speaks:?} {limits}: {:?}", seen.headers);
+            assert_eq!(seen.headers.get("of-the-app").map(|v| v.as_bytes()), Some(&b"yes"[..]));
+            match speaks {
+                Speaks::Grpc => assert_eq!(seen.headers["grpc-status"], "14"),
+                _ => assert_eq!(seen.status, 503),
+            }
+            until("it is answered", async || {
+                go.notify_waiters();
+                held.is_finished()
+            })
+            .await;
+            assert_eq!(held.await.unwrap().status, 200);
+            // What was answered counts no more.
+            let after = tokio::spawn(async move { speaks.send(to, &[]).await });
+            until("it is answered", async || {
+                go.notify_waiters();
+                after.is_finished()
+            })
+            .await;
+            assert_eq!(after.await.unwrap().status, 200);
+        }
+    }
+}
+
+/// Who waits for a connection that a limit does not let be made has not asked its endpoint: that does not count against it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_is_not_ejected_for_requests_that_a_limit_kept_from_it() {
+    let authority = Authority::start(&["web", "orders"], DAY).await;
+    // Its one connection has a response that does not end.
+    let goes_on = App::start(|_| async {
+        let end = futures_util::stream::pending::<Result<Frame<Bytes>, _>>();
+        Response::new(StreamBody::new(end).boxed())
+    })
+    .await;
+    let answers = App::start(|_| async { status(200) }).await;
+    let (mut orders, mut endpoints) = (Vec::new(), Vec::new());
+    for app in [&goes_on, &answers] {
+        let sidecar = Sidecar::new("orders").protects(app.address).start(&authority).await;
+        endpoints.push((sidecar.inbound[0], Some(id("orders"))));
+        orders.push(sidecar);
+    }
+    // More than a second, after which silence counts.
+    let policy = "{limits: {perEndpoint: {maxConnections: 1}}, loadBalancer: {type: RoundRobin}, ejection: {consecutiveFailures: 1}, \
+                  retry: {attempts: 0}, timeouts: {responseHeaders: 1200ms}}";
+    let web = Sidecar::new("web").calls("orders", "http1", &endpoints, policy);
+    let web = web.start(&authority).await;
+    let to = web.outbound[0];
+    let ask = || tokio::spawn(async move { Http::one().get(to, "/").await.status });
+    let held = [ask(), ask()];
+    until("the other one has answered", async || {
+        held.iter().any(JoinHandle::is_finished)
+    })
+    .await;
+    let mut late = 0;
+    for request in [(); 8].map(|()| ask()) {
+        late += usize::from(request.await.unwrap() == 504);
+    }
+    assert!(late > 0, "none has waited");
+    assert_eq!(metric(&web, "outrigger_endpoint_ejections_total", &[]), 0);
+    assert!(held.iter().any(|held| !held.is_finished()));
+}
+
+/// What a request has become is asked of the backend until it ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_was_a_request_counts_until_it_ends() {
+    for limits in [
+        "{maxRequests: 1}",
+        "{perEndpoint: {maxRequests: 1}}",
+        "{maxRequests: 1, perEndpoint: {maxRequests: 1}}",
+    ] {
+        for (asks, answers) in [
+            (
+                "GET / HTTP/1.1\r\nhost: orders\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+                "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+            ),
+            (
+                "CONNECT orders:80 HTTP/1.1\r\nhost: orders:80\r\n\r\n",
+                "HTTP/1.1 200 OK\r\n\r\n",
+            ),
+        ] {
+            let authority = Authority::start(&["web", "orders"], DAY).await;
+            let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let orders = Sidecar::new("orders").protects(app.local_addr().unwrap());
+            let orders = orders.start(&authority).await;
+            let policy = format!("{{limits: {limits}, retry: {{attempts: 0}}}}");
+            let endpoints = [(orders.inbound[0], Some(id("orders")))];
+            let web = Sidecar::new("web").calls("orders", "http1", &endpoints, &policy);
+            let web = web.start(&authority).await;
+            let to = web.outbound[0];
+            let opens = tokio::spawn(async move { talk(to, asks.as_bytes(), 8).await });
+            let mut server = head(&app).await;
+            server.write_all(answers.as_bytes()).await.unwrap();
+            let (client, _) = opens.await.unwrap().unwrap();
+            assert_eq!(
+                Http::one().get(to, "/").await.error(),
+                Some("overloaded"),
+                "{limits} {asks}"
+            );
+            drop((client, server));
+            let served = tokio::spawn(async move {
+                loop {
+                    let mut server = head(&app).await;
+                    let _ = server.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+                }
+            });
+            until("it has ended", async || Http::one().get(to, "/").await.status == 200).await;
+            served.abort();
+        }
+    }
+}
+
+/// The next connection, after the head of its first request.
+async fn head(app: &TcpListener) -> TcpStream {
+    let (mut server, _) = app.accept().await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        assert!(server.read_buf(&mut head).await.unwrap() > 0);
+    }
+    server
 }
