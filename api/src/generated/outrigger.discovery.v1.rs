@@ -1082,6 +1082,12 @@ pub enum Feature {
     LimitClaims = 21,
     /// `limits.v1.Limit.global`. Who does not understand it divides the rate by `shares`.
     GlobalLimits = 22,
+    /// `Service.byte_routes`. Who does not understand them carries the connections to the Service itself.
+    ByteRoutes = 23,
+    /// `Filter.cors`. Who does not understand it answers the rule's requests 500.
+    Cors = 24,
+    /// `Filter.external_auth`. Who does not understand it answers the rule's requests 500.
+    ExternalAuth = 25,
 }
 impl Feature {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1109,6 +1115,9 @@ impl Feature {
             Self::ConnectionLimits => "FEATURE_CONNECTION_LIMITS",
             Self::LimitClaims => "FEATURE_LIMIT_CLAIMS",
             Self::GlobalLimits => "FEATURE_GLOBAL_LIMITS",
+            Self::ByteRoutes => "FEATURE_BYTE_ROUTES",
+            Self::Cors => "FEATURE_CORS",
+            Self::ExternalAuth => "FEATURE_EXTERNAL_AUTH",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1133,6 +1142,9 @@ impl Feature {
             "FEATURE_CONNECTION_LIMITS" => Some(Self::ConnectionLimits),
             "FEATURE_LIMIT_CLAIMS" => Some(Self::LimitClaims),
             "FEATURE_GLOBAL_LIMITS" => Some(Self::GlobalLimits),
+            "FEATURE_BYTE_ROUTES" => Some(Self::ByteRoutes),
+            "FEATURE_CORS" => Some(Self::Cors),
+            "FEATURE_EXTERNAL_AUTH" => Some(Self::ExternalAuth),
             _ => None,
         }
     }

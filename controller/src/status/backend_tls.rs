@@ -4,9 +4,10 @@ use outrigger_api::discovery::Feature;
 use serde_json::Value;
 
 use super::entries::{Entry, To, Verdict, merged};
-use super::policy::word_of_another;
+use super::older::{Asked, PARTIALLY, Written};
 use crate::answers::backend_tls::{Trusted, trusted};
 use crate::index::{Callers, Of};
+use crate::objects::ObjectName;
 use crate::objects::backend_tls::{BackendTls, Target, Trust};
 use crate::store::Store;
 
@@ -90,25 +91,25 @@ fn problems(trusted: &Trusted) -> String {
     messages.join("; ")
 }
 
-/// Each controller knows its own sidecars: the first that says it goes on, as with other policies.
 fn programmed(store: &Store, callers: &Callers<'_>, policy: &BackendTls, target: &Target) -> Verdict {
-    const PARTIALLY: &str = "PartiallyProgrammed";
-    if let Some(message) = word_of_another(store, &policy.ancestors, policy.generation, &target.reference) {
-        return Verdict::new(PROGRAMMED, PARTIALLY, message.to_owned());
+    let asked = Asked {
+        needs: &[Feature::BackendTls],
+        of: Of::These([&target.service].into()),
+        meant: |service: &ObjectName, port, _: &str| {
+            let ports = store.services.get(service).into_iter().flat_map(|s| &s.ports);
+            let mut named = ports.filter(|p| p.port == port);
+            target.section.is_none() || named.any(|p| target.section.as_ref() == Some(&p.name))
+        },
+        called: "Service",
+        effect: "are told of no endpoint that is not in the mesh".to_owned(),
+    };
+    let written = Written {
+        to: To::Ancestor,
+        entries: &policy.ancestors,
+        generation: policy.generation,
+    };
+    match asked.lacking(store, callers, written, &target.reference) {
+        Some(message) => Verdict::new(PROGRAMMED, PARTIALLY, message),
+        None => Verdict::new(PROGRAMMED, PROGRAMMED, "All that it says is in force".to_owned()),
     }
-    let needs = [Feature::BackendTls];
-    let count = callers.count(&needs, &Of::These([&target.service].into()), |service, port, _| {
-        let ports = store.services.get(service).into_iter().flat_map(|s| &s.ports);
-        let mut named = ports.filter(|p| p.port == port);
-        target.section.is_none() || named.any(|p| target.section.as_ref() == Some(&p.name))
-    });
-    if count.lacking > 0 {
-        let message = format!(
-            "{}: {} of {} sidecars that it tells of the Service are older: they are told of no endpoint that is not in the mesh. kubectl \
-             rollout restart brings the new one into their pods",
-            store.own.name, count.lacking, count.all
-        );
-        return Verdict::new(PROGRAMMED, PARTIALLY, message);
-    }
-    Verdict::new(PROGRAMMED, PROGRAMMED, "All that it says is in force".to_owned())
 }

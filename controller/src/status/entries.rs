@@ -16,11 +16,12 @@ pub(super) struct Verdict {
 }
 
 impl Verdict {
-    /// It is true where its reason is its own name, as Gateway API has it.
+    /// It is true where its reason is its own name, as Gateway API has it. A type of our own has a domain before it, which no reason can have.
     pub(super) fn new(type_: &'static str, reason: &'static str, message: String) -> Self {
+        let name = type_.rsplit_once('/').map_or(type_, |(_, name)| name);
         Self {
             type_,
-            ok: reason == type_,
+            ok: reason == name,
             reason,
             message,
         }
@@ -42,7 +43,7 @@ pub(super) enum To {
 }
 
 impl To {
-    fn field(self) -> &'static str {
+    pub(super) fn field(self) -> &'static str {
         match self {
             Self::Parent => "parentRef",
             Self::Ancestor => "ancestorRef",

@@ -7,6 +7,7 @@ mod entries;
 mod keys;
 mod limits;
 mod mesh;
+mod older;
 mod policy;
 mod reach;
 mod route;
@@ -40,7 +41,7 @@ pub(crate) fn wanted(store: &Store, callers: &Callers<'_>, absent: &Absent, now:
             kind: Kind::Route(*kind),
             name: name.clone(),
             resource_version: route.resource_version.clone(),
-            status: json!({"parents": route::parents(store, &mut over, route, now)?}),
+            status: json!({"parents": route::parents(store, callers, &mut over, route, now)?}),
         })
     });
     let policies = store.policies.iter().filter_map(|policy| {
@@ -101,6 +102,9 @@ mod enforced_tests;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod limits_tests;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod older_tests;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;

@@ -5,7 +5,8 @@ use std::borrow::Cow;
 use outrigger_api::policy::crd::APPLY;
 use serde_json::Value;
 
-use super::entries::{Entry, Verdict, is_ours};
+use super::entries::{Entry, To, Verdict};
+use super::older::{Asked, PARTIALLY, Written, word_of_another};
 use super::{Absent, access, limits};
 use crate::answers::{Uneven, is_overridden, unresolved};
 use crate::index::{Callers, Of};
@@ -15,7 +16,6 @@ use crate::store::Store;
 
 const ACCEPTED: &str = "Accepted";
 const PROGRAMMED: &str = "Programmed";
-const PARTIALLY: &str = "PartiallyProgrammed";
 
 /// Mistakes that a status names, and bytes of each: a condition has room for them (`entries::clipped`).
 const MOST_MISTAKES: usize = 16;
@@ -164,8 +164,7 @@ fn old_crd<'a>(dropped: impl Iterator<Item = &'a String>) -> String {
     )
 }
 
-/// Which sidecars do not understand all of it. Each controller knows its own; so that two do not write over one another without end,
-/// the first to say it goes on until its sidecars do, or it is gone.
+/// Which sidecars do not understand all of it.
 fn lacking(
     store: &Store,
     callers: &Callers<'_>,
@@ -177,53 +176,28 @@ fn lacking(
         .as_ref()
         .map(|compiled| &*compiled.needs)
         .unwrap_or_default();
-    if needs.is_empty() {
-        return None;
-    }
-    if let Some(message) = said_by_another(store, policy, reference) {
-        return Some(message.to_owned());
-    }
-    let (features, fields): (Vec<_>, Vec<_>) = needs.iter().copied().unzip();
-    let count = callers.count(&features, &services(store, target), |service, port, callers| {
-        concerns(store, target, service, port, callers)
-    });
-    (count.lacking > 0).then(|| {
-        format!(
-            "{}: {} of {} sidecars that it tells of the target are older, and do not know all of {}: kubectl rollout restart brings \
-             the new one into their pods",
-            store.own.name,
-            count.lacking,
-            count.all,
-            fields.join(", ")
-        )
-    })
+    let (needs, fields): (Vec<_>, Vec<_>) = needs.iter().copied().unzip();
+    let asked = Asked {
+        needs: &needs,
+        of: services(store, target),
+        meant: |service: &ObjectName, port, callers: &str| concerns(store, target, service, port, callers),
+        called: "target",
+        effect: format!("do not know all of {}", fields.join(", ")),
+    };
+    asked.lacking(store, callers, written(policy), reference)
 }
 
 /// The word of another controller's pod that is still there, on this generation.
 pub(super) fn said_by_another<'a>(store: &Store, policy: &'a Policy, reference: &Value) -> Option<&'a str> {
-    word_of_another(store, &policy.ancestors, policy.generation, reference)
+    word_of_another(store, written(policy), reference)
 }
 
-/// The same among these ancestors.
-pub(super) fn word_of_another<'a>(
-    store: &Store,
-    ancestors: &'a [Value],
-    generation: i64,
-    reference: &Value,
-) -> Option<&'a str> {
-    let entries = ancestors.iter();
-    let entry = entries
-        .filter(|e| is_ours(e))
-        .find(|e| e.get("ancestorRef") == Some(reference))?;
-    let conditions = entry.get("conditions")?.as_array()?;
-    let said = conditions.iter().find(|c| {
-        c.get("reason").is_some_and(|reason| reason == PARTIALLY)
-            && c.get("observedGeneration").and_then(Value::as_i64) == Some(generation)
-    })?;
-    let message = said.get("message")?.as_str()?;
-    let (who, _) = message.split_once(": ")?;
-    let pod = store.pods.get(&ObjectName::new(&store.own.namespace, who))?;
-    (*who != *store.own.name && !pod.ended).then_some(message)
+fn written(policy: &Policy) -> Written<'_> {
+    Written {
+        to: To::Ancestor,
+        entries: &policy.ancestors,
+        generation: policy.generation,
+    }
 }
 
 /// The Services that a call may be of which has the target on its way.

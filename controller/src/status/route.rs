@@ -1,18 +1,44 @@
 //! What a route's status should say, for each parent that is a Service.
 
+use std::collections::BTreeSet;
+
+use outrigger_api::discovery::Feature;
 use outrigger_api::pattern::{MAX_PATTERNS, MAX_TOTAL};
 use serde_json::Value;
 
 use super::entries::{Entry, To, Verdict, merged};
+use super::older::{Asked, PARTIALLY, Written};
 use crate::answers::{OverBudget, displaced_by, resolve};
+use crate::index::{Callers, Of};
+use crate::objects::ObjectName;
 use crate::objects::route::{Parent, Route};
 use crate::store::Store;
 
+const UNSUPPORTED: &str = "UnsupportedValue";
+/// Gateway API has no condition of a route for it, and asks for a domain before the name of one that is not its own.
+const PROGRAMMED: &str = "outrigger.dev/Programmed";
+
 /// `status.parents` as it should be. None: it is so already. `now` is RFC 3339.
-pub(super) fn parents<'a>(store: &'a Store, over: &mut OverBudget<'a>, route: &Route, now: &str) -> Option<Vec<Value>> {
-    let entries = route.parents.iter().map(|parent| Entry {
-        reference: parent.reference.clone(),
-        verdicts: vec![accepted(store, over, route, parent), resolved(store, route)],
+pub(super) fn parents<'a>(
+    store: &'a Store,
+    callers: &Callers<'_>,
+    over: &mut OverBudget<'a>,
+    route: &Route,
+    now: &str,
+) -> Option<Vec<Value>> {
+    let needs = route.needs();
+    let entries = route.parents.iter().map(|parent| {
+        let accepted = accepted(store, over, route, parent);
+        // What of it is supported is in force, and so told.
+        let in_force = accepted.ok || accepted.reason == UNSUPPORTED;
+        let programmed = in_force.then(|| programmed(store, callers, route, parent, &needs));
+        Entry {
+            reference: parent.reference.clone(),
+            verdicts: [accepted, resolved(store, route)]
+                .into_iter()
+                .chain(programmed.flatten())
+                .collect(),
+        }
     });
     merged(
         To::Parent,
@@ -54,7 +80,7 @@ fn accepted<'a>(store: &'a Store, over: &mut OverBudget<'a>, route: &Route, pare
         return verdict("Conflicted", message);
     }
     if !route.unsupported.is_empty() {
-        return verdict("UnsupportedValue", route.unsupported.join("; "));
+        return verdict(UNSUPPORTED, route.unsupported.join("; "));
     }
     if over.has(store, &parent.service, route) {
         let message = format!(
@@ -63,7 +89,7 @@ fn accepted<'a>(store: &'a Store, over: &mut OverBudget<'a>, route: &Route, pare
             parent.service,
             MAX_TOTAL / 1024
         );
-        return verdict("UnsupportedValue", message);
+        return verdict(UNSUPPORTED, message);
     }
     verdict("Accepted", "In force".to_owned())
 }
@@ -79,4 +105,43 @@ fn resolved(store: &Store, route: &Route) -> Verdict {
             verdict(first.reason, messages.join("; "))
         }
     }
+}
+
+/// `None`: every sidecar that has a session knows all of it.
+fn programmed(
+    store: &Store,
+    callers: &Callers<'_>,
+    route: &Route,
+    parent: &Parent,
+    needs: &BTreeSet<(Feature, &'static str)>,
+) -> Option<Verdict> {
+    if needs.is_empty() {
+        return None;
+    }
+    let (features, fields): (Vec<_>, Vec<_>) = needs.iter().copied().unzip();
+    let only_own = route.is_consumer_route_of(&parent.service);
+    let asked = Asked {
+        needs: &features,
+        of: Of::These([&parent.service].into()),
+        meant: |service: &ObjectName, port, callers: &str| {
+            let ports = store.services.get(service).into_iter().flat_map(|s| &s.ports);
+            let mut covered = ports.filter(|p| p.port == port && parent.covers(p.port, &p.name));
+            covered.next().is_some() && (!only_own || *route.name.namespace == *callers)
+        },
+        called: "Service",
+        effect: format!("do not know all of {}", fields.join(", ")),
+    };
+    let written = Written {
+        to: To::Parent,
+        entries: &route.status_parents,
+        generation: route.generation,
+    };
+    Some(match asked.lacking(store, callers, written, &parent.reference) {
+        Some(message) => Verdict::new(PROGRAMMED, PARTIALLY, message),
+        None => Verdict::new(
+            PROGRAMMED,
+            "Programmed",
+            "No sidecar that is told of it is too old for what it says".to_owned(),
+        ),
+    })
 }

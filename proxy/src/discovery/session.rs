@@ -39,6 +39,9 @@ const FEATURES: &[Feature] = &[
     Feature::ConnectionLimits,
     Feature::LimitClaims,
     Feature::GlobalLimits,
+    Feature::ByteRoutes,
+    Feature::Cors,
+    Feature::ExternalAuth,
 ];
 /// Words that are on their way. The others wait in [`super::wants::Wants`].
 const WORDS: usize = 16;

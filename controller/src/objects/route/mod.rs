@@ -12,10 +12,13 @@ mod matches;
 mod sessions;
 mod spec;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use kube::core::DynamicObject;
+use outrigger_api::discovery::Feature;
 use outrigger_api::pattern::Cost;
+use outrigger_api::policy::needs;
 use outrigger_api::{discovery as proto, duration};
 use prost::Message;
 use serde::Deserialize;
@@ -150,6 +153,20 @@ impl RouteFilter {
         }
     }
 
+    /// What a sidecar must understand to carry it out, beyond the first version of the session.
+    fn needs(&self) -> Option<(Feature, &'static str)> {
+        match self {
+            Self::Plain(proto::filter::Kind::Cors(_)) => {
+                Some((Feature::Cors, "the filter CORS (they answer its rule's requests 500)"))
+            }
+            Self::ExternalAuth { .. } => Some((
+                Feature::ExternalAuth,
+                "the filter ExternalAuth (they answer its rule's requests 500)",
+            )),
+            Self::Plain(_) | Self::Mirror { .. } => None,
+        }
+    }
+
     fn size(&self) -> usize {
         match self {
             Self::Plain(kind) => kind.encoded_len(),
@@ -248,6 +265,23 @@ impl Route {
             let weighted = weighted.flat_map(|w| std::iter::once(&w.backend).chain(referred(&w.filters)));
             weighted.chain(referred(&rule.filters))
         })
+    }
+
+    /// What a sidecar must understand, beyond the first version of the session, to carry it out as it is meant; and the field that says it.
+    pub(crate) fn needs(&self) -> BTreeSet<(Feature, &'static str)> {
+        let bytes = self.kind.protocol().map(|_| {
+            let what = match self.kind {
+                RouteKind::Tls => "TLSRoute (they carry connections to the Service itself)",
+                _ => "TCPRoute (they carry connections to the Service itself)",
+            };
+            (Feature::ByteRoutes, what)
+        });
+        // A rule that is broken has no filters for anybody.
+        let rules = self.rules.iter().filter(|rule| !rule.broken).flat_map(|rule| {
+            let filters = rule.filters.iter().filter_map(RouteFilter::needs);
+            filters.chain(needs(&rule.policy))
+        });
+        bytes.into_iter().chain(rules).collect()
     }
 
     /// What it is in a message, in bytes: about as much, and often less, where its rules are told in several parts.
