@@ -3,6 +3,10 @@
 /// The `controllerName` of an entry that Outrigger's controller has written into a status (Gateway API).
 pub const CONTROLLER: &str = "outrigger.dev/controller";
 
+/// The condition of a route, at each of its parents, that says which sidecars are too old for it. Gateway API has none for that, and asks for a domain
+/// before the names of others.
+pub const ROUTE_PROGRAMMED: &str = "outrigger.dev/Programmed";
+
 /// Whether it can be the name of a namespace: a label of RFC 1123, 1 to 63 of `[a-z0-9-]`, with no `-` at either end.
 pub fn is_namespace(name: &str) -> bool {
     name.len() <= 63 && is_label(name)

@@ -84,10 +84,11 @@ fn refusal(object: &DynamicObject) -> Option<Finding> {
     })
 }
 
-/// A policy that is in force, and not all of it, or not everywhere.
+/// A policy or a route that is in force, and not all of it, or not everywhere.
 fn shortfall(object: &DynamicObject) -> Option<Finding> {
-    let conditions = ours(object.data.get("status")?, "ancestors").flat_map(conditions);
-    let mut short: Vec<_> = conditions.filter_map(short).collect();
+    let status = object.data.get("status")?;
+    let of_both = ours(status, "ancestors").chain(ours(status, "parents"));
+    let mut short: Vec<_> = of_both.flat_map(conditions).filter_map(short).collect();
     short.dedup();
     (!short.is_empty()).then(|| {
         let text = format!("{} is not all in force: {}", title(object), short.join("; "));
@@ -112,7 +113,8 @@ fn refused(condition: &Value) -> Option<String> {
 
 /// That something nearer says it all is no fault.
 fn short(condition: &Value) -> Option<String> {
-    let counts = text(condition, "type") == "Programmed" && text(condition, "reason") != "Overridden";
+    let is_it = ["Programmed", names::ROUTE_PROGRAMMED].contains(&text(condition, "type"));
+    let counts = is_it && text(condition, "reason") != "Overridden";
     counts.then(|| denied(condition)).flatten()
 }
 

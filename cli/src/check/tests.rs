@@ -447,6 +447,14 @@ fn policies_and_routes_that_are_not_in_force_are_named() {
             route("example.com/x", json!([condition("Accepted", "False", "NotAllowed")])),
         ),
         object("HTTPRoute", "new", json!({})),
+        object(
+            "TLSRoute",
+            "partly",
+            route(
+                ours,
+                json!([condition("outrigger.dev/Programmed", "False", "PartiallyProgrammed")]),
+            ),
+        ),
     ];
     let at_target = |controller: &str, reason: &str| {
         let programmed = condition("Programmed", "False", reason);
@@ -468,7 +476,10 @@ fn policies_and_routes_that_are_not_in_force_are_named() {
     let short: Vec<_> = short.iter().filter(|text| text.contains("not all in force")).collect();
     assert_eq!(
         short,
-        ["TrafficPolicy shop/partly is not all in force: Programmed: False, PartiallyProgrammed: why"]
+        [
+            "TLSRoute shop/partly is not all in force: outrigger.dev/Programmed: False, PartiallyProgrammed: why",
+            "TrafficPolicy shop/partly is not all in force: Programmed: False, PartiallyProgrammed: why",
+        ]
     );
     let wrong = texts(&facts, Level::Wrong);
     let wrong: Vec<_> = wrong.iter().filter(|text| text.contains("not in force")).collect();

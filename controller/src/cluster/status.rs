@@ -11,19 +11,17 @@ use kube::api::{ApiResource, Patch, PatchParams};
 use kube::core::DynamicObject;
 use kube::{Api, Client};
 use serde_json::json;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use tokio::time::Instant;
 
 use crate::index::Index;
 use crate::metrics::Metrics;
 use crate::objects::{Kind, ObjectName};
-use crate::status::{Absent, Write, wanted};
+use crate::status::{Absent, Now, Write, wanted};
 use outrigger_issuer::clock;
 
 /// How long changes are gathered.
 const DEBOUNCE: Duration = Duration::from_millis(50);
-/// After this time what still differs is written again.
+/// After this time what still differs is written again, and what has ended by itself is said to have.
 const RETRY: Duration = Duration::from_secs(10);
 /// Writes of one object within [`WINDOW`]: two versions of the controller, which put things differently, must not write
 /// over one another without end.
@@ -41,9 +39,7 @@ pub async fn run(client: Client, index: Arc<Index>, metrics: Arc<Metrics>) {
     let (mut written, mut absent) = (Written::default(), Absent::default());
     loop {
         changes.borrow_and_update();
-        let now = OffsetDateTime::from(clock::now());
-        let now = now.replace_nanosecond(0).unwrap_or(now);
-        let now = now.format(&Rfc3339).unwrap_or_default();
+        let now = Now::new(clock::now().into());
         for write in written.due(wanted_now(&index, &mut absent, &now), Instant::now()) {
             // Whatever has a status to write has one.
             let Some(resource) = write.kind.resource() else {
@@ -113,7 +109,7 @@ impl Written {
     }
 }
 
-fn wanted_now(index: &Index, absent: &mut Absent, now: &str) -> Vec<Write> {
+fn wanted_now(index: &Index, absent: &mut Absent, now: &Now) -> Vec<Write> {
     let (store, callers) = (index.snapshot(), index.callers());
     absent.look(&store, &callers, Instant::now());
     wanted(&store, &callers, absent, now)

@@ -233,7 +233,7 @@ fn pods_whose_sidecar_no_controller_tells_anything_are_counted_after_a_while() {
     let mut said_at = |cluster: &Cluster, seconds: u64| {
         let (store, callers) = (cluster.index.snapshot(), cluster.index.callers());
         absent.look(&store, &callers, start + Duration::from_secs(seconds));
-        let writes = wanted(&store, &callers, &absent, super::tests::NOW);
+        let writes = wanted(&store, &callers, &absent, &super::tests::at(super::tests::NOW));
         let write = writes.into_iter().find(|write| *write.name.name == *"p").unwrap();
         let condition = write.status["ancestors"][0]["conditions"][1].clone();
         let message = condition["message"].as_str().unwrap().to_owned();

@@ -7,7 +7,7 @@ use outrigger_api::discovery::Feature;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::tests::{NOW, writes};
+use super::tests::{NOW, at, writes};
 use super::{Absent, wanted};
 use crate::discovery::Discover;
 use crate::index::Index;
@@ -461,7 +461,7 @@ fn pods_whose_sidecar_no_controller_tells_anything_are_counted_after_a_while() {
     for (seconds, reason) in [(0, "Programmed"), (59, "Programmed"), (60, "PartiallyProgrammed")] {
         let (store, callers) = (cluster.index.snapshot(), cluster.index.callers());
         absent.look(&store, &callers, start + Duration::from_secs(seconds));
-        let writes = wanted(&store, &callers, &absent, NOW);
+        let writes = wanted(&store, &callers, &absent, &at(NOW));
         let write = writes.iter().find(|write| &*write.name.name == "p").unwrap();
         let condition = &write.status["ancestors"][0]["conditions"][1];
         assert_eq!(condition["reason"], reason, "{seconds}");

@@ -4,6 +4,7 @@ mod absent;
 mod access;
 mod backend_tls;
 mod entries;
+mod faults;
 mod keys;
 mod limits;
 mod mesh;
@@ -14,6 +15,8 @@ mod route;
 mod uncaptured;
 
 use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 pub(crate) use self::absent::Absent;
 use self::entries::{To, conditions, merged};
@@ -32,8 +35,28 @@ pub(crate) struct Write {
     pub(crate) status: Value,
 }
 
-/// All statuses that are not as they should be. `now` is RFC 3339.
-pub(crate) fn wanted(store: &Store, callers: &Callers<'_>, absent: &Absent, now: &str) -> Vec<Write> {
+/// A time.
+pub(crate) struct Now {
+    /// In RFC 3339, as conditions have it.
+    text: String,
+    /// Since 1970; 0 before.
+    unix_seconds: u64,
+}
+
+impl Now {
+    /// To the second.
+    pub(crate) fn new(now: OffsetDateTime) -> Self {
+        let now = now.replace_nanosecond(0).unwrap_or(now);
+        Self {
+            text: now.format(&Rfc3339).unwrap_or_default(),
+            unix_seconds: u64::try_from(now.unix_timestamp()).unwrap_or_default(),
+        }
+    }
+}
+
+/// All statuses that are not as they should be now. They change with the time alone, too: what ends by itself is said to have ended.
+pub(crate) fn wanted(store: &Store, callers: &Callers<'_>, absent: &Absent, time: &Now) -> Vec<Write> {
+    let now = &*time.text;
     let mut over = OverBudget::default();
     let uneven = Uneven::new(store);
     let routes = store.routes.iter().filter_map(|((kind, name), route)| {
@@ -49,7 +72,7 @@ pub(crate) fn wanted(store: &Store, callers: &Callers<'_>, absent: &Absent, now:
             kind: Kind::Policy(policy.kind),
             name: policy.name.clone(),
             resource_version: policy.resource_version.clone(),
-            status: of_policy((store, &uneven), callers, absent, policy, now)?,
+            status: of_policy((store, &uneven), callers, absent, policy, time)?,
         })
     });
     let meshes = store.meshes.iter().filter_map(|(name, mesh)| {
@@ -77,13 +100,13 @@ fn of_policy(
     callers: &Callers<'_>,
     absent: &Absent,
     policy: &Policy,
-    now: &str,
+    now: &Now,
 ) -> Option<Value> {
     let dropped = store.old_crds.get(&policy.kind).map(Vec::as_slice).unwrap_or_default();
-    let entries = policy::entries((store, uneven), callers, absent, policy);
+    let entries = policy::entries((store, uneven), callers, absent, policy, now.unix_seconds);
     let summary = policy::summary(policy, &entries, dropped);
-    let conditions = conditions(&[summary], &policy.conditions, policy.generation, now);
-    let ancestors = merged(To::Ancestor, &entries, &policy.ancestors, policy.generation, now);
+    let conditions = conditions(&[summary], &policy.conditions, policy.generation, &now.text);
+    let ancestors = merged(To::Ancestor, &entries, &policy.ancestors, policy.generation, &now.text);
     let same = conditions == policy.conditions
         && (ancestors.is_none() || dropped.iter().any(|field| field == "status.ancestors"));
     let ancestors = ancestors.unwrap_or_else(|| policy.ancestors.clone());

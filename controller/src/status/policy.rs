@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::entries::{Entry, To, Verdict};
 use super::older::{Asked, PARTIALLY, Written, word_of_another};
-use super::{Absent, access, limits};
+use super::{Absent, access, faults, limits};
 use crate::answers::{Uneven, is_overridden, unresolved};
 use crate::index::{Callers, Of};
 use crate::objects::ObjectName;
@@ -21,12 +21,13 @@ const PROGRAMMED: &str = "Programmed";
 const MOST_MISTAKES: usize = 16;
 const LONGEST_MISTAKE: usize = 224;
 
-/// One for each target.
+/// One for each target. `now` is seconds since 1970.
 pub(super) fn entries(
     (store, uneven): (&Store, &Uneven<'_>),
     callers: &Callers<'_>,
     absent: &Absent,
     policy: &Policy,
+    now: u64,
 ) -> Vec<Entry> {
     let entry = |attachment: &Attachment| {
         let accepted = accepted(store, policy, attachment);
@@ -39,6 +40,7 @@ pub(super) fn entries(
                 absent,
                 policy,
                 (target, &attachment.reference),
+                now,
             )
         });
         Entry {
@@ -114,6 +116,7 @@ fn programmed(
     absent: &Absent,
     policy: &Policy,
     (target, reference): (&Target, &Value),
+    now: u64,
 ) -> Verdict {
     if !policy.unknown.is_empty() {
         let mut message = format!(
@@ -152,7 +155,9 @@ fn programmed(
         let message = "what is nearer to each request says all that this policy says".to_owned();
         return Verdict::new(PROGRAMMED, "Overridden", message);
     }
-    Verdict::new(PROGRAMMED, PROGRAMMED, "All that it says is in force".to_owned())
+    let ended = policy.traffic().and_then(|traffic| faults::ended(traffic, now));
+    let ended = ended.map_or_else(String::new, |ended| format!("; {ended}"));
+    Verdict::new(PROGRAMMED, PROGRAMMED, format!("All that it says is in force{ended}"))
 }
 
 fn old_crd<'a>(dropped: impl Iterator<Item = &'a String>) -> String {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use outrigger_api::discovery::Feature;
+use outrigger_api::names::ROUTE_PROGRAMMED;
 use outrigger_api::pattern::{MAX_PATTERNS, MAX_TOTAL};
 use serde_json::Value;
 
@@ -15,8 +16,6 @@ use crate::objects::route::{Parent, Route};
 use crate::store::Store;
 
 const UNSUPPORTED: &str = "UnsupportedValue";
-/// Gateway API has no condition of a route for it, and asks for a domain before the name of one that is not its own.
-const PROGRAMMED: &str = "outrigger.dev/Programmed";
 
 /// `status.parents` as it should be. None: it is so already. `now` is RFC 3339.
 pub(super) fn parents<'a>(
@@ -137,9 +136,9 @@ fn programmed(
         generation: route.generation,
     };
     Some(match asked.lacking(store, callers, written, &parent.reference) {
-        Some(message) => Verdict::new(PROGRAMMED, PARTIALLY, message),
+        Some(message) => Verdict::new(ROUTE_PROGRAMMED, PARTIALLY, message),
         None => Verdict::new(
-            PROGRAMMED,
+            ROUTE_PROGRAMMED,
             "Programmed",
             "No sidecar that is told of it is too old for what it says".to_owned(),
         ),

@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use outrigger_api::discovery::Feature;
 use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
-use super::{Absent, Kind, Write, wanted};
+use super::{Absent, Kind, Now, Write, wanted};
 use crate::answers::OverBudget;
 use crate::discovery::Discover;
 use crate::index::Of;
@@ -24,8 +26,13 @@ pub(super) fn writes(cluster: &Cluster, now: &str) -> Vec<Write> {
         &cluster.index.snapshot(),
         &cluster.index.callers(),
         &Absent::default(),
-        now,
+        &at(now),
     )
+}
+
+/// A time of RFC 3339.
+pub(super) fn at(time: &str) -> Now {
+    Now::new(OffsetDateTime::parse(time, &Rfc3339).unwrap())
 }
 
 /// Applies the object with the status that would be written, as the API server would hand it back.
@@ -415,7 +422,7 @@ fn a_snapshot_holds_nobody_up_and_does_not_change() {
     cluster.delete(Kind::Policy(PolicyKind::Traffic), "shop", "p");
     cluster.delete(Kind::Pod, "shop", "web-1");
     assert_eq!(
-        wanted(&snapshot, &cluster.index.callers(), &Absent::default(), NOW),
+        wanted(&snapshot, &cluster.index.callers(), &Absent::default(), &at(NOW)),
         before
     );
     let after = writes(&cluster, NOW);
@@ -957,4 +964,59 @@ fn sidecars_that_do_not_know_all_of_a_policy_are_counted() {
     cluster.apply_value(object);
     cluster.delete(Kind::Pod, "outrigger", "controller-b");
     assert_eq!(said(&cluster).0, "Programmed");
+}
+
+/// A fault ends by its time alone: nobody touches the policy, and its status says so from then on.
+#[test]
+fn a_status_says_that_a_fault_has_ended() {
+    let cluster = Cluster::new();
+    cluster.add_service("web", 1);
+    let fault = |more: Value| {
+        let mut fault = json!({"percent": 1, "abort": {"status": 503}});
+        fault.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        fault
+    };
+    let until = |time: &str| fault(json!({"until": time}));
+    let asked = || fault(json!({"onlyWhenHeader": {"name": "x-chaos"}}));
+    let (before, then) = ("2026-05-01T11:59:59Z", "2026-05-01T12:00:00Z");
+    let in_force = "All that it says is in force";
+    for (faults, says) in [
+        (json!([until(then)]), "; its fault has ended"),
+        // One that asks for a header too ends all the same.
+        (
+            json!([fault(json!({"until": then, "onlyWhenHeader": {"name": "x-chaos"}}))]),
+            "; its fault has ended",
+        ),
+        (json!([until(then), until(then)]), "; all its faults have ended"),
+        (
+            json!([asked(), until(then), until("2027-01-01T00:00:00Z")]),
+            "; of its faults these have ended: faults[1]",
+        ),
+        (json!([asked()]), ""),
+        (json!([until("2027-01-01T00:00:00Z")]), ""),
+        (json!([]), ""),
+    ] {
+        let object = policy("p", "2026-01-01", web(), json!({"faults": faults}));
+        cluster.apply_value(object.clone());
+        let write = writes(&cluster, before).remove(0);
+        let programmed = |write: &Write| write.status["ancestors"][0]["conditions"][1].clone();
+        assert_eq!(programmed(&write)["message"], in_force, "{faults}");
+        write_back(&cluster, &object, &write);
+        assert_eq!(writes(&cluster, before), [], "{faults}");
+        let later = writes(&cluster, then);
+        if says.is_empty() {
+            assert_eq!(later, [], "{faults}");
+            continue;
+        }
+        let said = programmed(&later[0]);
+        assert_eq!(
+            (&said["status"], &said["reason"]),
+            (&json!("True"), &json!("Programmed")),
+            "{faults}"
+        );
+        assert_eq!(said["message"], format!("{in_force}{says}"), "{faults}");
+        // It is said once.
+        write_back(&cluster, &object, &later[0]);
+        assert_eq!(writes(&cluster, LATER), [], "{faults}");
+    }
 }
