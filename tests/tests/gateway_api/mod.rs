@@ -6,6 +6,8 @@
 mod cases;
 mod own;
 mod recipes;
+mod sessions;
+mod tls;
 mod verdict;
 
 use std::path::Path;

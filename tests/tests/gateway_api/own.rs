@@ -74,6 +74,10 @@ fn what_the_suite_leaves_out() -> Result<()> {
                 .run_with_input(["delete", "--wait=true", "-f", "-"], case.objects)
                 .await?;
         }
+        let tls = super::tls::all(&cluster, &routes).await;
+        failed.extend(tls.err().map(|error| format!("BackendTLSPolicy: {error:#}")));
+        let sessions = super::sessions::all(&routes).await;
+        failed.extend(sessions.err().map(|error| format!("sessions: {error:#}")));
         let recipes = super::recipes::all(&cluster, &routes).await;
         failed.extend(recipes.err().map(|error| format!("{error:#}")));
         cluster
@@ -120,9 +124,11 @@ impl Case {
     }
 }
 
-/// For every parent: the reasons, for what the object is now.
+/// For every parent of a route, or ancestor of a policy: the reasons, for what the object is now.
 pub(super) fn conditions_are(object: &Value, accepted: &str, resolved: &str) -> Result<()> {
-    let parents = object["status"]["parents"].as_array().context("no status")?;
+    let status = &object["status"];
+    let parents = status["parents"].as_array().or_else(|| status["ancestors"].as_array());
+    let parents = parents.context("no status")?;
     ensure!(!parents.is_empty(), "no parents");
     for parent in parents {
         ensure!(parent["controllerName"] == "outrigger.dev/controller", "{parent}");
