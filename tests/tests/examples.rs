@@ -77,8 +77,10 @@ fn the_shop() {
     );
 }
 
+/// Each is valid, and together they have every field and every word that a field may have.
 #[test]
 fn the_policies() {
+    let mut said = BTreeSet::new();
     for (file, object) in objects("policies") {
         match object["kind"].as_str().unwrap() {
             "TrafficPolicy" => {
@@ -88,11 +90,20 @@ fn the_policies() {
                     .to_proto()
                     .unwrap_or_else(|errors| panic!("{file}: {errors:?}"));
                 assert!(!policy.spec.target_refs.is_empty(), "{file}");
+                say(&object["spec"], "spec", &mut said);
             }
             "HTTPRoute" => assert_eq!(object["apiVersion"], "gateway.networking.k8s.io/v1", "{file}"),
             kind => panic!("{file}: a {kind} is not expected"),
         }
     }
+    let known = known_of("TrafficPolicy");
+    assert!(known.contains("spec.loadBalancer.type=ConsistentHash"), "{known:?}");
+    // `retryConstraint` is what is to be written in its place.
+    let older = "spec.retry.budget";
+    let missing: Vec<_> = { known.difference(&said) }
+        .filter(|path| !path.starts_with(older))
+        .collect();
+    assert!(missing.is_empty(), "no example has {missing:?}");
 }
 
 /// Each is a valid policy on a Service that stands beside it.
