@@ -57,6 +57,16 @@ impl Rate {
     pub(crate) fn units(&self, tokens: u32) -> u64 {
         self.token.saturating_mul(tokens.into()).min(self.capacity)
     }
+
+    /// Microseconds until one more request is admitted than now, of a bucket that is full again after `full` microseconds.
+    pub(crate) fn next_in(&self, full: u64) -> u64 {
+        let [token, per_micro, capacity, full] = [self.token, self.per_micro, self.capacity, full].map(u128::from);
+        // Not rounded up, or a bucket that lacks whole tokens would seem to lack a little more.
+        let missing = (full.saturating_sub(1) * per_micro + u128::from(full > 0)).min(capacity);
+        let there = capacity - missing;
+        let units = ((there / token + 1) * token - there).min(missing);
+        u64::try_from(units.div_ceil(per_micro)).unwrap_or(u64::MAX)
+    }
 }
 
 impl Bucket {
@@ -194,5 +204,27 @@ mod tests {
         ] {
             assert_eq!(rate(requests, interval, burst, 1), None);
         }
+    }
+
+    #[test]
+    fn the_next_request_is_admitted_before_the_bucket_is_full() {
+        // 5 a minute: one every 12 s.
+        let rate = self::rate(5, 60_000, 5, 0).unwrap();
+        let (second, mut bucket) = (1_000_000, Bucket::default());
+        assert_eq!(rate.next_in(0), 0);
+        for taken in 1..=5 {
+            bucket.take(&rate, 1, 0);
+            assert_eq!(bucket.full_at(&rate), taken * 12 * second);
+            assert_eq!(rate.next_in(taken * 12 * second), 12 * second, "{taken}");
+        }
+        assert_eq!(rate.next_in(60 * second - 5 * second), 7 * second);
+        assert_eq!(rate.next_in(second), second);
+        // A share that is no whole number of requests: what is beyond the last whole one admits nobody.
+        let third = self::rate(5, 60_000, 5, 3).unwrap();
+        assert_eq!(third.next_in(60 * second), 36 * second);
+        assert_eq!(third.next_in(24 * second), 24 * second);
+        // Where a token is no whole number of microseconds.
+        let thirds = self::rate(3, 1000, 5, 0).unwrap();
+        assert_eq!(thirds.next_in(1_666_667), 333_333);
     }
 }

@@ -91,6 +91,8 @@ pub struct Standing<'a> {
     pub seconds: u64,
     /// Requests that it would admit now.
     pub remaining: u64,
+    /// Until it would admit one more, rounded up to seconds.
+    pub next: u64,
     /// Until all of the burst is there again, rounded up to seconds.
     pub reset: u64,
 }
@@ -394,6 +396,7 @@ impl Outcome {
             quota: rate.requests,
             seconds: rate.seconds,
             remaining: state.remaining,
+            next: rate.next_in(state.full).div_ceil(1_000_000),
             reset: state.full.div_ceil(1_000_000),
         })
     }

@@ -10,7 +10,7 @@ use outrigger_api::policy::TrafficPolicy;
 use outrigger_api::policy::access::AccessPolicy;
 use outrigger_api::policy::crd::crds;
 use outrigger_api::policy::limits::RateLimitPolicy;
-use outrigger_controller::objects::{Kind, Object};
+use outrigger_controller::objects::{Kind, Object, RouteKind};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -92,7 +92,6 @@ fn the_policies() {
                 assert!(!policy.spec.target_refs.is_empty(), "{file}");
                 say(&object["spec"], "spec", &mut said);
             }
-            "HTTPRoute" => assert_eq!(object["apiVersion"], "gateway.networking.k8s.io/v1", "{file}"),
             kind => panic!("{file}: a {kind} is not expected"),
         }
     }
@@ -104,6 +103,40 @@ fn the_policies() {
         .filter(|path| !path.starts_with(older))
         .collect();
     assert!(missing.is_empty(), "no example has {missing:?}");
+}
+
+/// Each is in force as a whole, and together they have every kind and every filter.
+#[test]
+fn the_routes() {
+    let mut said = BTreeSet::new();
+    for (file, object) in objects("routes") {
+        assert_eq!(object["apiVersion"], "gateway.networking.k8s.io/v1", "{file}");
+        let name = object["kind"].as_str().unwrap();
+        let kind = RouteKind::ALL.into_iter().find(|kind| kind.name() == name);
+        let kind = kind.unwrap_or_else(|| panic!("{file}: a {name} is not expected"));
+        let read = serde_json::from_value(object.clone()).unwrap();
+        let Some((_, Object::Route(route))) = Object::read(Kind::Route(kind), &read) else {
+            panic!("{file} is not read");
+        };
+        assert_eq!(route.unsupported(), [""; 0], "{file}");
+        said.insert(name.to_owned());
+        for rule in object["spec"]["rules"].as_array().unwrap() {
+            said.extend(rule.as_object().unwrap().keys().cloned());
+            let filters = rule["filters"].as_array().into_iter().flatten();
+            said.extend(filters.map(|filter| filter["type"].as_str().unwrap().to_owned()));
+        }
+    }
+    let mut wanted: Vec<_> = RouteKind::ALL.map(RouteKind::name).into();
+    wanted.extend(["retry", "sessionPersistence", "timeouts", "matches", "name"]);
+    wanted.extend([
+        "RequestHeaderModifier",
+        "ResponseHeaderModifier",
+        "URLRewrite",
+        "RequestRedirect",
+    ]);
+    wanted.extend(["RequestMirror", "CORS", "ExternalAuth"]);
+    wanted.retain(|what| !said.contains(*what));
+    assert!(wanted.is_empty(), "no example has {wanted:?}");
 }
 
 /// Each is a valid policy on a Service that stands beside it.

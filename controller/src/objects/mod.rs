@@ -22,7 +22,8 @@ use self::backend_tls::BackendTls;
 use self::mesh::Mesh;
 use self::networks::Networks;
 use self::policy::{Policy, PolicyKind};
-use self::route::{Route, RouteKind};
+use self::route::Route;
+pub use self::route::RouteKind;
 
 /// The namespace and name of an object. The namespace of a Namespace, and of a Node, is "".
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -268,6 +268,7 @@ fn left(standing: &Standing<'_>) -> Option<Left> {
         quota,
         seconds,
         remaining,
+        next,
         reset,
         ..
     } = *standing;
@@ -276,7 +277,8 @@ fn left(standing: &Standing<'_>) -> Option<Left> {
         Headers::Ietf => {
             // Names are of letters, digits, ".", "_" and "-": nothing is to be escaped in a String (RFC 9651 section 3.3.3).
             headers.insert(POLICY, format!("\"{limit}\";q={quota};w={seconds}").try_into().ok()?);
-            headers.insert(LEFT, format!("\"{limit}\";r={remaining};t={reset}").try_into().ok()?);
+            // `t` is the time until there is more, of which Retry-After is to be no earlier one.
+            headers.insert(LEFT, format!("\"{limit}\";r={remaining};t={next}").try_into().ok()?);
         }
         Headers::Legacy => {
             insert(&mut headers, LEGACY_LIMIT, quota);

@@ -41,7 +41,7 @@ pub(super) async fn dry_run(namespace: &Kubectl, object: &Value) -> Result<Strin
 fn the_crd_takes_what_is_valid_and_refuses_what_is_not() -> Result<()> {
     run(async |plane| {
         plane.admin.create_namespace("shop", &[]).await?;
-        let folders = ["access", "rate-limits"].map(|name| repository().join("examples").join(name));
+        let folders = ["access", "rate-limits", "policies"].map(|name| repository().join("examples").join(name));
         let mut examples = 0;
         let paths = folders.iter().map(std::fs::read_dir).collect::<Result<Vec<_>, _>>()?;
         for entry in paths.into_iter().flatten() {
@@ -59,7 +59,7 @@ fn the_crd_takes_what_is_valid_and_refuses_what_is_not() -> Result<()> {
             taken.with_context(|| path.display().to_string())?;
             examples += 1;
         }
-        ensure!(examples >= 10, "only {examples} examples");
+        ensure!(examples >= 18, "only {examples} examples");
 
         let shop = namespace(&plane.admin, "access", false).await?;
         let rule = |rule: Value| json!({"rules": [rule]});

@@ -189,7 +189,11 @@ async fn what_is_left_is_said_as_the_policy_says() {
     scene.get("/").await;
     let seen = scene.get("/").await;
     assert_eq!(seen.status, 429);
-    assert_eq!(numbers(&seen, "ratelimit", ours)[0], ("r", 0));
+    // Not later than Retry-After says (section "Server Behavior" of the draft), and not when all of the three are there again.
+    let left = numbers(&seen, "ratelimit", ours);
+    let after = i64::try_from(number(&seen, "retry-after")).unwrap();
+    assert_eq!((left[0], left[1]), (("r", 0), ("t", after)));
+    assert!((1..=1200).contains(&after), "{after}");
 
     let scene = Scene::new(&of("Legacy")).await;
     let seen = scene.get("/").await;

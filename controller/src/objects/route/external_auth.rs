@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn the_example_is_understood() {
-        let text = include_str!("../../../../examples/policies/external-auth.yaml");
+        let text = include_str!("../../../../examples/routes/external-auth.yaml");
         let object: DynamicObject = serde_saphyr::from_str(text).unwrap();
         let route = Route::read(RouteKind::Http, &object).unwrap();
         assert_eq!(route.unsupported, [""; 0]);

@@ -199,6 +199,11 @@ impl Parent {
 }
 
 impl Route {
+    /// What of it is not in force, and why, whatever other objects there are.
+    pub fn unsupported(&self) -> &[String] {
+        &self.unsupported
+    }
+
     /// Reads a route. None if it is so different that nothing can be made of it.
     pub fn read(kind: RouteKind, object: &DynamicObject) -> Option<Self> {
         let name = from_k8s::object_name(&object.metadata);
