@@ -89,7 +89,7 @@ struct Facts {
     namespaces: Vec<Namespace>,
     /// The pods of the labelled namespaces.
     pods: Vec<Pod>,
-    /// TrafficPolicies and the routes of Gateway API.
+    /// All that the controller writes conditions on: policies, routes and XMeshes.
     objects: Vec<DynamicObject>,
     /// What their sidecars count.
     sidecars_say: metrics::Said,

@@ -10,10 +10,11 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{ApiResource, ListParams, TypeMeta};
-use kube::core::{DynamicObject, GroupVersionKind};
+use kube::core::DynamicObject;
 use kube::{Api, Client, ResourceExt};
 use outrigger_api::labels;
 use outrigger_api::policy::crd;
+use outrigger_controller::objects::Kind;
 use serde::de::DeserializeOwned;
 
 use super::namespaces::is_labelled;
@@ -23,9 +24,6 @@ use super::{Facts, lives, metrics, with_ready_sidecar};
 const PAGE: u32 = 500;
 /// What the chart makes empty, and the controller and the injector fill.
 const SECRETS: [&str; 2] = ["outrigger-ca", "outrigger-injector-tls"];
-
-/// Of Gateway API.
-const ROUTES: [&str; 4] = ["HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute"];
 
 #[expect(clippy::disallowed_methods, reason = "the place where the clock is read")]
 pub(super) async fn facts(client: &Client, namespace: &str) -> anyhow::Result<Facts> {
@@ -137,15 +135,10 @@ async fn objects(client: &Client) -> anyhow::Result<Vec<DynamicObject>> {
     Ok(objects)
 }
 
-/// What the controller writes conditions on.
+/// What the controller writes conditions on: all kinds that a cluster may have or not, apart from the ServiceCIDRs, which it only reads.
 fn kinds() -> impl Iterator<Item = ApiResource> {
-    let own = crd::crds().into_iter().flat_map(|crd| {
-        let spec = crd.spec;
-        let kind = move |version: String| GroupVersionKind::gvk(&spec.group, &version, &spec.names.kind);
-        spec.versions.into_iter().map(move |version| kind(version.name))
-    });
-    let routes = ROUTES.map(|kind| GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", kind));
-    own.chain(routes).map(|kind| ApiResource::from_gvk(&kind))
+    let kinds = Kind::optional().filter(|kind| *kind != Kind::ServiceCidr);
+    kinds.filter_map(Kind::resource)
 }
 
 async fn trust_bundle(client: &Client, namespace: &str) -> anyhow::Result<Option<String>> {
@@ -183,5 +176,30 @@ pub(super) async fn list<K: Clone + DeserializeOwned + Debug>(
             Some(token) => parameters.continue_token = Some(token),
             None => return Ok(all),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::kinds;
+
+    #[test]
+    fn all_kinds_are_looked_at_that_the_controller_writes_conditions_on() {
+        let mut kinds: Vec<_> = kinds().map(|resource| resource.kind).collect();
+        kinds.sort();
+        assert_eq!(
+            kinds,
+            [
+                "AccessPolicy",
+                "BackendTLSPolicy",
+                "GRPCRoute",
+                "HTTPRoute",
+                "RateLimitPolicy",
+                "TCPRoute",
+                "TLSRoute",
+                "TrafficPolicy",
+                "XMesh"
+            ]
+        );
     }
 }

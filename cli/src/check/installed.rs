@@ -18,7 +18,7 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
         )
     }));
     findings.push(good(match facts.gateway_api {
-        true => "Gateway API is installed: its routes are in force",
+        true => "Gateway API is installed: Outrigger carries out its routes whose parent is a Service",
         false => "Gateway API is not installed: everything works, except for routes",
     }));
     findings

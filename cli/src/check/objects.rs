@@ -13,7 +13,7 @@ const APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
     let objects = facts.objects.iter();
     objects
-        .flat_map(|object| [refusal(object), shortfall(object), loss(object)])
+        .flat_map(|object| [refusal(object), unresolved(object), shortfall(object), loss(object)])
         .flatten()
         .collect()
 }
@@ -60,8 +60,10 @@ fn absent(applied: &Value, kept: &Value, path: &str, lost: &mut Vec<String>) {
 }
 
 fn title(object: &DynamicObject) -> String {
-    let namespace = object.namespace().unwrap_or_default();
-    format!("{} {namespace}/{}", kind(object), object.name_any())
+    match object.namespace() {
+        Some(namespace) => format!("{} {namespace}/{}", kind(object), object.name_any()),
+        None => format!("{} {}", kind(object), object.name_any()),
+    }
 }
 
 fn kind(object: &DynamicObject) -> &str {
@@ -69,31 +71,72 @@ fn kind(object: &DynamicObject) -> &str {
 }
 
 fn describe(object: &DynamicObject) -> String {
-    let namespace = object.namespace().unwrap_or_default();
+    let namespace = object.namespace().map(|namespace| format!("-n {namespace} "));
     let kind = kind(object).to_ascii_lowercase();
-    format!("kubectl describe {kind} -n {namespace} {}", object.name_any())
+    format!(
+        "kubectl describe {kind} {}{}",
+        namespace.unwrap_or_default(),
+        object.name_any()
+    )
 }
 
+/// What is not accepted. What comes of that is the message's to say: a faulty policy may hold in part, or let nothing through.
 fn refusal(object: &DynamicObject) -> Option<Finding> {
-    let status = object.data.get("status")?;
-    let of_parents = ours(status, "parents").flat_map(conditions);
-    let refused: Vec<_> = conditions(status).chain(of_parents).filter_map(refused).collect();
+    let refused = said(own_conditions(object), "Accepted");
     (!refused.is_empty()).then(|| {
-        let text = format!("{} is not in force: {}", title(object), refused.join("; "));
+        let text = format!("{} is not accepted: {}", title(object), refused.join("; "));
+        wrong(text, describe(object))
+    })
+}
+
+/// References that lead nowhere, of what is in force besides.
+fn unresolved(object: &DynamicObject) -> Option<Finding> {
+    let lost = said(own_conditions(object), "ResolvedRefs");
+    let is_refused = !said(own_conditions(object), "Accepted").is_empty();
+    (!lost.is_empty() && !is_refused).then(|| {
+        let text = format!(
+            "{} is in force, but not all that it refers to is there: {}",
+            title(object),
+            lost.join("; ")
+        );
         wrong(text, describe(object))
     })
 }
 
 /// A policy or a route that is in force, and not all of it, or not everywhere.
 fn shortfall(object: &DynamicObject) -> Option<Finding> {
-    let status = object.data.get("status")?;
-    let of_both = ours(status, "ancestors").chain(ours(status, "parents"));
-    let mut short: Vec<_> = of_both.flat_map(conditions).filter_map(short).collect();
-    short.dedup();
+    let mut short = said(own_conditions(object), "Programmed");
+    short.extend(said(own_conditions(object), names::ROUTE_PROGRAMMED));
     (!short.is_empty()).then(|| {
         let text = format!("{} is not all in force: {}", title(object), short.join("; "));
         warning(text, describe(object))
     })
+}
+
+/// The conditions that the controller has written: those of the object itself, of its parents and its targets. An XMesh may be another mesh's.
+fn own_conditions(object: &DynamicObject) -> Vec<&Value> {
+    let Some(status) = object.data.get("status") else {
+        return Vec::new();
+    };
+    let mesh = object.data.pointer("/spec/controllerName").and_then(Value::as_str);
+    let is_ours = kind(object) != "XMesh" || mesh == Some(names::CONTROLLER);
+    let itself = conditions(status).filter(|_| is_ours);
+    let entries = ours(status, "parents").chain(ours(status, "ancestors"));
+    itself.chain(entries.flat_map(conditions)).collect()
+}
+
+/// What conditions of a type deny, each once: an object says of itself what it says of its targets.
+fn said(conditions: Vec<&Value>, type_: &str) -> Vec<String> {
+    let of_type = conditions
+        .into_iter()
+        .filter(|condition| text(condition, "type") == type_);
+    let mut said: Vec<String> = Vec::new();
+    for words in of_type.filter_map(denied) {
+        if !said.contains(&words) {
+            said.push(words);
+        }
+    }
+    said
 }
 
 /// Entries that the controller has written.
@@ -106,21 +149,11 @@ fn conditions(status: &Value) -> impl Iterator<Item = &Value> {
     status.get("conditions").and_then(Value::as_array).into_iter().flatten()
 }
 
-fn refused(condition: &Value) -> Option<String> {
-    let decides = ["Accepted", "ResolvedRefs"].contains(&text(condition, "type"));
-    decides.then(|| denied(condition)).flatten()
-}
-
 /// That something nearer says it all is no fault.
-fn short(condition: &Value) -> Option<String> {
-    let is_it = ["Programmed", names::ROUTE_PROGRAMMED].contains(&text(condition, "type"));
-    let counts = is_it && text(condition, "reason") != "Overridden";
-    counts.then(|| denied(condition)).flatten()
-}
-
 fn denied(condition: &Value) -> Option<String> {
     let text = |field| text(condition, field);
-    (text("status") == "False").then(|| format!("{}: False, {}: {}", text("type"), text("reason"), text("message")))
+    let counts = text("status") == "False" && text("reason") != "Overridden";
+    counts.then(|| format!("{}: False, {}: {}", text("type"), text("reason"), text("message")))
 }
 
 fn text<'a>(condition: &'a Value, field: &str) -> &'a str {

@@ -414,11 +414,11 @@ fn policies_and_routes_that_are_not_in_force_are_named() {
         serde_json::from_value(object).unwrap()
     };
     let route = |controller: &str, conditions: serde_json::Value| json!({"parents": [{"controllerName": controller, "parentRef": {"name": "web"}, "conditions": conditions}]});
+    let ours = "outrigger.dev/controller";
     let good = json!([
         condition("Accepted", "True", "Accepted"),
         condition("ResolvedRefs", "True", "ResolvedRefs")
     ]);
-    let ours = "outrigger.dev/controller";
     facts.objects = vec![
         object(
             "TrafficPolicy",
@@ -428,7 +428,10 @@ fn policies_and_routes_that_are_not_in_force_are_named() {
         object(
             "TrafficPolicy",
             "late",
-            json!({"conditions": [condition("Accepted", "False", "Conflicted")]}),
+            json!({
+                "conditions": [condition("Accepted", "False", "Conflicted")],
+                "ancestors": [{"controllerName": ours, "conditions": [condition("Accepted", "False", "Conflicted")]}],
+            }),
         ),
         object("HTTPRoute", "fine", route(ours, good)),
         object(
@@ -448,6 +451,17 @@ fn policies_and_routes_that_are_not_in_force_are_named() {
         ),
         object("HTTPRoute", "new", json!({})),
         object(
+            "HTTPRoute",
+            "both",
+            route(
+                ours,
+                json!([
+                    condition("Accepted", "False", "NoMatchingParent"),
+                    condition("ResolvedRefs", "False", "BackendNotFound")
+                ]),
+            ),
+        ),
+        object(
             "TLSRoute",
             "partly",
             route(
@@ -457,7 +471,12 @@ fn policies_and_routes_that_are_not_in_force_are_named() {
         ),
     ];
     let at_target = |controller: &str, reason: &str| {
-        let programmed = condition("Programmed", "False", reason);
+        let type_ = if reason == "TargetNotFound" {
+            "Accepted"
+        } else {
+            "Programmed"
+        };
+        let programmed = condition(type_, "False", reason);
         let ancestor =
             json!({"controllerName": controller, "ancestorRef": {"name": "web"}, "conditions": [programmed]});
         // Of two targets with the same words.
@@ -466,12 +485,27 @@ fn policies_and_routes_that_are_not_in_force_are_named() {
     facts.objects.extend([
         object("TrafficPolicy", "partly", at_target(ours, "PartiallyProgrammed")),
         object("TrafficPolicy", "needless", at_target(ours, "Overridden")),
+        object("BackendTLSPolicy", "misspelt", at_target(ours, "TargetNotFound")),
+        object("BackendTLSPolicy", "older", at_target(ours, "PartiallyProgrammed")),
+        object(
+            "BackendTLSPolicy",
+            "elsewhere",
+            at_target("example.com/x", "TargetNotFound"),
+        ),
         object(
             "TrafficPolicy",
             "of-another",
             at_target("example.com/x", "PartiallyProgrammed"),
         ),
     ]);
+    let mesh = |name: &str, controller: &str| {
+        let status = json!({"conditions": [condition("Accepted", "False", "InvalidParameters")]});
+        let object = json!({"apiVersion": "x/v1", "kind": "XMesh", "metadata": {"name": name}, "spec": {"controllerName": controller}, "status": status});
+        serde_json::from_value(object).unwrap()
+    };
+    facts
+        .objects
+        .extend([mesh("outrigger", ours), mesh("another", "example.com/x")]);
     let short = texts(&facts, Level::Warning);
     let short: Vec<_> = short.iter().filter(|text| text.contains("not all in force")).collect();
     assert_eq!(
@@ -479,16 +513,21 @@ fn policies_and_routes_that_are_not_in_force_are_named() {
         [
             "TLSRoute shop/partly is not all in force: outrigger.dev/Programmed: False, PartiallyProgrammed: why",
             "TrafficPolicy shop/partly is not all in force: Programmed: False, PartiallyProgrammed: why",
+            "BackendTLSPolicy shop/older is not all in force: Programmed: False, PartiallyProgrammed: why",
         ]
     );
     let wrong = texts(&facts, Level::Wrong);
-    let wrong: Vec<_> = wrong.iter().filter(|text| text.contains("not in force")).collect();
+    let of_objects = |text: &&String| text.contains("not accepted") || text.contains("is in force, but");
+    let wrong: Vec<_> = wrong.iter().filter(of_objects).collect();
     assert_eq!(
         wrong,
         [
-            "TrafficPolicy shop/late is not in force: Accepted: False, Conflicted: why",
-            "HTTPRoute shop/refused is not in force: Accepted: False, NoMatchingParent: why",
-            "GRPCRoute shop/lost is not in force: ResolvedRefs: False, BackendNotFound: why",
+            "TrafficPolicy shop/late is not accepted: Accepted: False, Conflicted: why",
+            "HTTPRoute shop/refused is not accepted: Accepted: False, NoMatchingParent: why",
+            "GRPCRoute shop/lost is in force, but not all that it refers to is there: ResolvedRefs: False, BackendNotFound: why",
+            "HTTPRoute shop/both is not accepted: Accepted: False, NoMatchingParent: why",
+            "BackendTLSPolicy shop/misspelt is not accepted: Accepted: False, TargetNotFound: why",
+            "XMesh outrigger is not accepted: Accepted: False, InvalidParameters: why",
         ]
     );
 }

@@ -41,10 +41,23 @@ pub(crate) fn fallback_ref(asked: &proto::FallbackBackend) -> BackendRef {
 
 /// What keeps some of a policy's fallback from being asked.
 pub(crate) fn unresolved(store: &Store, policy: &proto::Policy) -> Option<String> {
-    let backends = policy.fallback.iter().flat_map(|fallback| &fallback.backends);
-    let problems = backends.filter_map(|asked| resolve(store, &fallback_ref(asked)).err());
-    let messages: Vec<_> = problems.map(|problem| problem.message).collect();
-    (!messages.is_empty()).then(|| format!("a fallback is not asked: {}", messages.join("; ")))
+    let backends = || policy.fallback.iter().flat_map(|fallback| &fallback.backends);
+    let resolved = |asked| resolve(store, &fallback_ref(asked));
+    let problems = backends().filter_map(|asked| Some((asked, resolved(asked).err()?.message)));
+    let problems: Vec<_> = problems
+        .map(|(asked, why)| format!("{}/{}:{} ({why})", asked.namespace, asked.name, asked.port))
+        .collect();
+    if problems.is_empty() {
+        return None;
+    }
+    let so = match backends().any(|asked| asked.weight > 0 && resolved(asked).is_ok()) {
+        true => "the other backends have their share",
+        false => "there is no other backend, and failures stay as they are",
+    };
+    Some(format!(
+        "fallback.backendRefs: not asked: {}; {so}",
+        problems.join(", ")
+    ))
 }
 
 /// How what is of no Service is called in a namespace.

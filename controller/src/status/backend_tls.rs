@@ -41,23 +41,29 @@ pub(super) fn ancestors(store: &Store, callers: &Callers<'_>, policy: &BackendTl
     merged(To::Ancestor, &entries, &policy.ancestors, policy.generation, now)
 }
 
+/// A policy without its target is attached to nothing (GEP-1897), and so protects nothing.
+const UNTIL_THEN: &str = "until then calls of it go as without the policy, in plaintext where the app speaks it";
+
 fn accepted(store: &Store, policy: &BackendTls, target: &Target, trusted: Option<&Trusted>) -> Verdict {
     let Some(service) = store.services.get(&target.service) else {
-        let message = format!("there is no Service {}", target.service.name);
+        let message = format!("there is no Service {}; {UNTIL_THEN}", target.service.name);
         return Verdict::new(ACCEPTED, "TargetNotFound", message);
     };
     if let Some(section) = target.section.as_deref()
         && !service.ports.iter().any(|port| *port.name == *section)
     {
         let message = format!(
-            "the Service {} has no TCP port of the name {section:?}",
+            "the Service {} has no TCP port of the name {section:?}; {UNTIL_THEN}",
             target.service.name
         );
         return Verdict::new(ACCEPTED, "TargetNotFound", message);
     }
     let holder = store.backend_tls.at(&target.service, target.section.as_deref());
     if let Some(holder) = holder.filter(|holder| holder.name != policy.name) {
-        let message = format!("the older policy {} is in force there", holder.name.name);
+        let message = format!(
+            "the older policy {} is in force there: put both into one, delete one, or name another port in sectionName",
+            holder.name.name
+        );
         return Verdict::new(ACCEPTED, "Conflicted", message);
     }
     if let Err(mistakes) = &policy.spec {

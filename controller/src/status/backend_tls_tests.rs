@@ -117,6 +117,9 @@ fn reasons() {
         let status = status(&cluster, "p").unwrap();
         assert_eq!(conditions(&status, 0), expected, "{targets} {validation}");
         let entry = &status["ancestors"][0];
+        let accepted = entry["conditions"][0]["message"].as_str().unwrap();
+        let is_attached = !expected[0].contains("TargetNotFound");
+        assert_ne!(accepted.contains("in plaintext"), is_attached, "{accepted}");
         assert_eq!(entry["controllerName"], "outrigger.dev/controller");
         assert_eq!(entry["ancestorRef"]["kind"], "Service");
         assert_eq!(entry["conditions"][0]["observedGeneration"], 3);

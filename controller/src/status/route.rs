@@ -12,7 +12,7 @@ use super::older::{Asked, PARTIALLY, Written};
 use crate::answers::{OverBudget, displaced_by, resolve};
 use crate::index::{Callers, Of};
 use crate::objects::ObjectName;
-use crate::objects::route::{Parent, Route};
+use crate::objects::route::{Parent, Route, RouteKind, Use};
 use crate::store::Store;
 
 const UNSUPPORTED: &str = "UnsupportedValue";
@@ -27,16 +27,17 @@ pub(super) fn parents<'a>(
 ) -> Option<Vec<Value>> {
     let needs = route.needs();
     let entries = route.parents.iter().map(|parent| {
-        let accepted = accepted(store, over, route, parent);
+        let mut accepted = accepted(store, over, route, parent);
         // What of it is supported is in force, and so told.
         let in_force = accepted.ok || accepted.reason == UNSUPPORTED;
+        let resolved = resolved(store, route, in_force);
+        if accepted.ok && !resolved.ok {
+            accepted.message += ", except for what ResolvedRefs names";
+        }
         let programmed = in_force.then(|| programmed(store, callers, route, parent, &needs));
         Entry {
             reference: parent.reference.clone(),
-            verdicts: [accepted, resolved(store, route)]
-                .into_iter()
-                .chain(programmed.flatten())
-                .collect(),
+            verdicts: [accepted, resolved].into_iter().chain(programmed.flatten()).collect(),
         }
     });
     merged(
@@ -93,8 +94,16 @@ fn accepted<'a>(store: &'a Store, over: &mut OverBudget<'a>, route: &Route, pare
     verdict("Accepted", "In force".to_owned())
 }
 
-fn resolved(store: &Store, route: &Route) -> Verdict {
-    let mut problems: Vec<_> = route.references().filter_map(|b| resolve(store, b).err()).collect();
+/// `in_force`: it is, so that what leads nowhere has consequences.
+fn resolved(store: &Store, route: &Route, in_force: bool) -> Verdict {
+    let problems = route.uses().filter_map(|(backend, used)| {
+        let mut problem = resolve(store, backend).err()?;
+        if in_force {
+            problem.message += consequence(used, route.kind);
+        }
+        Some(problem)
+    });
+    let mut problems: Vec<_> = problems.collect();
     problems.dedup();
     let verdict = |reason, message| Verdict::new("ResolvedRefs", reason, message);
     match problems.first() {
@@ -103,6 +112,18 @@ fn resolved(store: &Store, route: &Route) -> Verdict {
             let messages: Vec<_> = problems.iter().map(|p| p.message.as_str()).collect();
             verdict(first.reason, messages.join("; "))
         }
+    }
+}
+
+/// What comes of a backend that leads nowhere. The others have no part of its share.
+fn consequence(used: Use, kind: RouteKind) -> &'static str {
+    match (used, kind) {
+        (Use::Share, RouteKind::Http | RouteKind::Grpc) => {
+            ": its share of the requests is answered 500 (invalid-backend)"
+        }
+        (Use::Share, RouteKind::Tls | RouteKind::Tcp) => ": its share of the connections is reset",
+        (Use::Copies, _) => ": no requests are copied to it",
+        (Use::Authorization, _) => ": requests that it should be asked about are answered 500 (invalid-backend)",
     }
 }
 

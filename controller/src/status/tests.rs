@@ -103,6 +103,53 @@ fn a_route_is_written_once_and_keeps_its_time() {
     assert_eq!(conditions[1]["lastTransitionTime"], LATER);
 }
 
+/// What is in force of a route says what comes of a backend that is not there.
+#[test]
+fn a_backend_that_is_not_there_has_its_consequence_in_words() {
+    let backend = json!({"name": "gone", "port": 80});
+    let asked = json!({"type": "ExternalAuth", "externalAuth": {"protocol": "GRPC", "backendRef": backend}});
+    let share = json!({"backendRefs": [backend]});
+    let gone = "there is no Service shop/gone";
+    for (kind, rule, words) in [
+        (
+            "HTTPRoute",
+            share.clone(),
+            "its share of the requests is answered 500 (invalid-backend)",
+        ),
+        (
+            "GRPCRoute",
+            share.clone(),
+            "its share of the requests is answered 500 (invalid-backend)",
+        ),
+        ("TLSRoute", share.clone(), "its share of the connections is reset"),
+        ("TCPRoute", share, "its share of the connections is reset"),
+        (
+            "HTTPRoute",
+            json!({"filters": [{"type": "RequestMirror", "requestMirror": {"backendRef": backend}}]}),
+            "no requests are copied to it",
+        ),
+        (
+            "HTTPRoute",
+            json!({"filters": [asked]}),
+            "requests that it should be asked about are answered 500 (invalid-backend)",
+        ),
+    ] {
+        let cluster = Cluster::new();
+        let mut object = route(on_web(), json!([rule]));
+        object["kind"] = kind.into();
+        cluster.apply_value(object.clone());
+        // It holds nowhere, and so nothing comes of it.
+        let message = |n: usize| {
+            let write = writes(&cluster, NOW).remove(0);
+            write.status["parents"][0]["conditions"][n]["message"].clone()
+        };
+        assert_eq!(message(1), gone);
+        cluster.add_service("web", 1);
+        assert_eq!(message(0), "In force, except for what ResolvedRefs names");
+        assert_eq!(message(1), format!("{gone}: {words}"), "{kind}");
+    }
+}
+
 #[test]
 fn what_other_controllers_wrote_stays() {
     let cluster = Cluster::new();
@@ -647,7 +694,14 @@ fn a_fallback_that_cannot_be_asked_is_named() {
     let message = written.status["ancestors"][0]["conditions"][1]["message"]
         .as_str()
         .unwrap();
-    assert_eq!(message, "a fallback is not asked: there is no Service shop/late");
+    let not_asked = "fallback.backendRefs: not asked: shop/late:80 (there is no Service shop/late)";
+    assert_eq!(message, format!("{not_asked}; the other backends have their share"));
+    let alone = json!({"fallback": {"when": {"statuses": [503]}, "backendRefs": [{"name": "late", "port": 80}]}});
+    cluster.apply_value(policy("p", "2026-01-01", web(), alone));
+    let without = writes(&cluster, NOW).remove(0).status;
+    let message = &without["ancestors"][0]["conditions"][1]["message"];
+    let none = "there is no other backend, and failures stay as they are";
+    assert_eq!(*message, format!("{not_asked}; {none}"));
     write_back(&cluster, &object, &written);
     cluster.add_service("late", 2);
     let status = writes(&cluster, NOW).remove(0).status;

@@ -183,6 +183,17 @@ pub(crate) struct WeightedRef {
     pub(crate) filters: Vec<RouteFilter>,
 }
 
+/// What a backend gets of a rule's requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// Some of them, or all.
+    Share,
+    /// Copies.
+    Copies,
+    /// The question whether each is let through.
+    Authorization,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct BackendRef {
     /// "Service", or "group/kind" of what is not one.
@@ -265,9 +276,14 @@ impl Route {
 
     /// All backends that it names.
     pub(crate) fn references(&self) -> impl Iterator<Item = &BackendRef> {
+        self.uses().map(|(backend, _)| backend)
+    }
+
+    /// All backends that it names, and what for.
+    pub(crate) fn uses(&self) -> impl Iterator<Item = (&BackendRef, Use)> {
         self.rules.iter().flat_map(|rule| {
             let weighted = rule.backends.iter();
-            let weighted = weighted.flat_map(|w| std::iter::once(&w.backend).chain(referred(&w.filters)));
+            let weighted = weighted.flat_map(|w| std::iter::once((&w.backend, Use::Share)).chain(referred(&w.filters)));
             weighted.chain(referred(&rule.filters))
         })
     }
@@ -302,9 +318,10 @@ impl Route {
 }
 
 /// Backends that filters name.
-fn referred(filters: &[RouteFilter]) -> impl Iterator<Item = &BackendRef> {
+fn referred(filters: &[RouteFilter]) -> impl Iterator<Item = (&BackendRef, Use)> {
     filters.iter().filter_map(|filter| match filter {
-        RouteFilter::Mirror { backend, .. } | RouteFilter::ExternalAuth { backend, .. } => Some(backend),
+        RouteFilter::Mirror { backend, .. } => Some((backend, Use::Copies)),
+        RouteFilter::ExternalAuth { backend, .. } => Some((backend, Use::Authorization)),
         RouteFilter::Plain(_) => None,
     })
 }
