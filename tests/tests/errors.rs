@@ -425,7 +425,7 @@ async fn upstream_reset() {
     let mut lab = Lab::new().await;
     let app = App::start(async |_| -> Response<Body> { panic!("the app crashes") }).await;
     let (web, _orders) = lab.pair(app.address, ONCE).await;
-    let words = "closed the connection before it answered; check whether it restarted or crashed";
+    let words = "closed the connection before it answered; check whether it restarted or crashed, or expects TLS";
     lab.told(&web, web.outbound[0], Reason::UpstreamReset, words).await;
 }
 

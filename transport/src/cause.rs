@@ -27,7 +27,7 @@ pub fn unanswered(reason: Reason, why: &str, unsent: bool, to: SocketAddr) -> Pr
         Reason::TlsFailed => "ended the TLS handshake after we had done our part; its log says why",
         Reason::ClientClosed => "was not sent all of the request, because the client broke off",
         Reason::BadRequest => "was not sent all of the request, because its body is malformed",
-        _ => "closed the connection before it answered; check whether it restarted or crashed",
+        _ => "closed the connection before it answered; check whether it restarted or crashed, or expects TLS",
     };
     ProxyError::new(reason, format!("{to} {what}: {why}"))
 }

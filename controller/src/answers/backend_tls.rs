@@ -63,7 +63,7 @@ fn told(store: &Store, policy: &BackendTls) -> proto::BackendTls {
             match trusted.certificates.is_empty() {
                 true if trusted.unread => nobody("its CA certificates have not been read yet".to_owned()),
                 // Who reads it in an error need not know what there is in another namespace: the status says it.
-                true => nobody("it has no CA certificate that can be used: its status says why".to_owned()),
+                true => nobody("the policy has no CA certificate that can be used; its status says why".to_owned()),
                 false => Some(backend_tls::Trust::Ca(proto::CaCertificates {
                     certificates: trusted.certificates,
                 })),

@@ -248,7 +248,7 @@ impl AccessRule {
         };
         limit.log(Instant::now(), |left_out| {
             tracing::info!(
-                client = ?caller.address,
+                client = caller.address.map(tracing::field::display),
                 peer = caller.peer.as_ref().map(SpiffeId::as_str),
                 port = caller.app.port(),
                 policy = note.policy,

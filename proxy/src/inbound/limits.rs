@@ -192,7 +192,7 @@ impl LimitRule {
         };
         log.log(Instant::now(), |left_out| {
             tracing::info!(
-                client = ?caller.address,
+                client = caller.address.map(tracing::field::display),
                 peer = caller.peer.as_ref().map(SpiffeId::as_str),
                 port = caller.app.port(),
                 policy = by.policy,

@@ -409,12 +409,17 @@ struct Took {
 
 impl fmt::Display for Took {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "after {:?}", self.attempt)?;
+        write!(f, "after {:?}", whole(self.attempt))?;
         match self.attempts {
             0 | 1 => Ok(()),
-            attempts => write!(f, ", the last of {attempts} attempts in {:?}", self.all),
+            attempts => write!(f, ", the last of {attempts} attempts in {:?}", whole(self.all)),
         }
     }
+}
+
+/// In milliseconds: what is less is the timer's.
+fn whole(time: Duration) -> Duration {
+    Duration::from_millis(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
 }
 
 fn out_of_time(limit: Limit, member: &Member, took: &Took) -> Failure {
@@ -481,7 +486,7 @@ mod tests {
 
     #[test]
     fn the_text_of_a_timeout_tells_the_time_of_all_attempts() {
-        let [attempt, all] = [300, 1250].map(Duration::from_millis);
+        let [attempt, all] = [300_807, 1_250_001].map(Duration::from_micros);
         let took = |attempts| {
             let took = Took { attempt, attempts, all };
             took.to_string()

@@ -209,12 +209,13 @@ async fn open(state: &State, endpoint: &Endpoint) -> Result<Io, ProxyError> {
         return state.self_calls.connect(endpoint.address);
     }
     listen::connect(endpoint.address).await.map(Io::Tcp).map_err(|e| {
+        let check = match endpoint.pod {
+            Some(_) => "check that the pod is ready",
+            None => "check that a server listens there; no pod is known at this address",
+        };
         ProxyError::new(
             Reason::ConnectFailed,
-            format!(
-                "cannot connect to {}: {e}; check that the pod is ready",
-                endpoint.address
-            ),
+            format!("cannot connect to {}: {e}; {check}", endpoint.address),
         )
     })
 }

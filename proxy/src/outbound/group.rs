@@ -120,15 +120,16 @@ impl Group {
         let (Some(why), Some(until)) = (member.left_out(rules, now), member.ends(rules)) else {
             return;
         };
-        self.tell(match why {
+        let why = match why {
             LeftOut::Absent => Ejected::Absent,
             LeftOut::Failing => Ejected::Failing,
-        });
+        };
+        self.tell(why);
         tracing::info!(
             endpoint = %member.endpoint.address,
             pod = member.endpoint.pod.as_deref(),
             route = rules.counters().map(|route| &**route),
-            ?why,
+            why = why.name(),
             time = ?until.saturating_duration_since(now),
             "an endpoint is left out"
         );

@@ -107,7 +107,7 @@ impl Asked<'_> {
     /// What answers the request, which is not let through.
     pub async fn ask(&self, auth: &ExternalAuth, head: &mut Parts, body: &mut ClientBody) -> Result<(), LocalReply> {
         let Some(backend) = auth.backend.and_then(|index| self.snapshot.backend(index)) else {
-            let none = "the Service that the route's ExternalAuth filter names is none that can be asked";
+            let none = "there is no Service of the name that the ExternalAuth filter of the matching route has; the route's status names it";
             return Err(ProxyError::new(Reason::InvalidBackend, none).into());
         };
         let verdict = self.verdict(auth, backend, head, body).await;

@@ -104,6 +104,11 @@ pub enum Ejected {
 impl Ejected {
     /// The label's values, in the order of the enum.
     pub(super) const NAMES: [&str; 3] = ["unreachable", "failing", "too-many"];
+
+    /// The word for it, in logs too.
+    pub fn name(self) -> &'static str {
+        Self::NAMES[self as usize]
+    }
 }
 
 /// Which limit of a TrafficPolicy leaves no place for something.
