@@ -47,6 +47,10 @@ const MOST_OUT: usize = 64 * 1024;
 const MOST_BYTES: usize = 1024 * 1024;
 /// The name, the connection, and that the store knows the script.
 const CONNECT: Duration = Duration::from_secs(1);
+/// All that connecting may take of it: one address after the other, each for its part.
+const DIAL: Duration = Duration::from_millis(750);
+/// Addresses of a name that are tried, and the next ones the next time.
+const MOST_TRIED: usize = 4;
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// At once.
 const READ: usize = 4096;
@@ -140,6 +144,7 @@ impl Link {
             state: Rc::clone(&state),
             questions: receiver,
             counted: metrics.store_link(),
+            tried: Cell::new(0),
         };
         let task = tokio::task::spawn_local(keeper.run()).abort_handle();
         Self {
@@ -314,6 +319,8 @@ struct Keeper {
     state: Rc<Shared>,
     questions: mpsc::Receiver<Question>,
     counted: StoreLink,
+    /// Addresses of its name, so far.
+    tried: Cell<usize>,
 }
 
 impl Keeper {
@@ -382,18 +389,36 @@ impl Keeper {
                 }
             }
         };
+        let mut permitted = Vec::with_capacity(addresses.len());
         for address in addresses {
-            if let Err(why) = (self.permitted)(address.ip()) {
-                wrong = format!("{} is {why}: it is never called for a policy", address.ip());
-                continue;
+            match (self.permitted)(address.ip()) {
+                Ok(()) => permitted.push(address),
+                Err(why) => wrong = format!("{} is {why}: it is never called for a policy", address.ip()),
             }
-            match TcpStream::connect(address).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) => wrong = format!("{address}: {error}"),
+        }
+        let tried = self.tried.replace(self.tried.get().wrapping_add(MOST_TRIED));
+        let (addresses, each) = in_turn(permitted, tried);
+        for address in addresses {
+            match timeout(each, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) => wrong = format!("{address}: {error}"),
+                Err(_) => wrong = format!("{address}: no connection within {each:?}"),
             }
         }
         Err(wrong)
     }
+}
+
+/// Those that are tried after so many have been, and how long each. One that does not answer takes no other's time.
+fn in_turn(mut addresses: Vec<SocketAddr>, tried: usize) -> (Vec<SocketAddr>, Duration) {
+    let all = addresses.len().max(1);
+    if all > MOST_TRIED {
+        addresses.rotate_left(tried % all);
+        addresses.truncate(MOST_TRIED);
+    }
+    // Never more than a few.
+    let parts = u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
+    (addresses, DIAL / parts)
 }
 
 struct Connection {
@@ -402,6 +427,7 @@ struct Connection {
     name: Bytes,
     out: BytesMut,
     input: BytesMut,
+    reader: resp::Reader,
     pending: VecDeque<Pending>,
 }
 
@@ -418,6 +444,7 @@ impl Connection {
             name: Bytes::new(),
             out: BytesMut::new(),
             input: BytesMut::new(),
+            reader: resp::Reader::default(),
             pending: VecDeque::new(),
         }
     }
@@ -464,7 +491,7 @@ impl Connection {
             .await
             .map_err(|error| error.to_string())?;
         loop {
-            if let Some(reply) = resp::read(&mut self.input).map_err(|wrong| wrong.to_string())? {
+            if let Some(reply) = self.reader.read(&mut self.input).map_err(|wrong| wrong.to_string())? {
                 return Ok(reply);
             }
             match self.stream.read_buf(&mut self.input).await {
@@ -514,7 +541,7 @@ impl Connection {
     }
 
     fn receive(&mut self) -> Result<(), String> {
-        while let Some(reply) = resp::read(&mut self.input).map_err(|wrong| wrong.to_string())? {
+        while let Some(reply) = self.reader.read(&mut self.input).map_err(|wrong| wrong.to_string())? {
             let Some(Pending { question, whole }) = self.pending.pop_front() else {
                 return Err(resp::Malformed.to_string());
             };
@@ -546,4 +573,29 @@ fn write(out: &mut Vec<u8>, question: &Question, command: &[u8], script: &[u8]) 
 /// What a store says of an error.
 fn shown(error: &str) -> String {
     format!("it says {:?}", &error[..error.floor_char_boundary(LONGEST_WORD)])
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::{CONNECT, MOST_TRIED, in_turn};
+    use std::collections::HashSet;
+    use std::net::SocketAddr;
+
+    /// Of however many addresses each is tried at some time, and has a part of the time that the others cannot take.
+    #[test]
+    fn each_address_has_its_turn_and_its_time() {
+        for all in [1, 2, 4, 5, 7, 100] {
+            let addresses: Vec<SocketAddr> = (0..all).map(|n| ([10, 0, 0, n], 6379).into()).collect();
+            let mut tried = HashSet::new();
+            for round in 0..100 {
+                let (now, each) = in_turn(addresses.clone(), round * MOST_TRIED);
+                assert_eq!(now.len(), addresses.len().min(MOST_TRIED));
+                assert!(each * u32::try_from(now.len()).unwrap() < CONNECT);
+                tried.extend(now);
+            }
+            assert_eq!(tried.len(), addresses.len(), "{all}");
+        }
+        assert!(in_turn(Vec::new(), 3).0.is_empty());
+    }
 }

@@ -3,14 +3,12 @@
 //!
 //! What a server says is bounded: whoever named it in a policy may have named anything.
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 
 /// Of a line, and of a text.
 const LONGEST: usize = 4096;
 /// Of an array.
 const MOST_NUMBERS: usize = 4096;
-/// What has come and is no whole reply yet.
-pub(super) const MOST_INPUT: usize = 128 * 1024;
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Reply {
@@ -44,66 +42,66 @@ impl Writer<'_> {
     }
 }
 
-/// Takes a reply. `None`: not all of it is there.
-pub(super) fn read(input: &mut BytesMut) -> Result<Option<Reply>, Malformed> {
-    let mut rest: &[u8] = input;
-    let Some(reply) = reply(&mut rest)? else {
-        return match input.len() > MOST_INPUT {
-            true => Err(Malformed),
-            false => Ok(None),
-        };
-    };
-    let read = input.len() - rest.len();
-    input.advance(read);
-    Ok(Some(reply))
+/// Reads replies as they come: each byte once, however small the pieces are that they come in.
+#[derive(Debug, Default)]
+pub(super) struct Reader {
+    /// Bytes of a line that has no end yet.
+    seen: usize,
+    /// How long the text is that comes now.
+    text: Option<usize>,
+    /// The numbers of an array so far, and how many it has.
+    array: Option<(Vec<i64>, usize)>,
 }
 
-fn reply(input: &mut &[u8]) -> Result<Option<Reply>, Malformed> {
-    let Some((kind, text)) = line(input)? else {
-        return Ok(None);
-    };
-    Ok(Some(match kind {
-        b'+' => Reply::Text(Bytes::copy_from_slice(text)),
-        b'-' => Reply::Error(String::from_utf8_lossy(text).into_owned()),
-        b':' => Reply::Numbers(vec![number(text)?]),
-        b'$' => {
-            let length = bounded(text, LONGEST)?;
-            let Some((text, rest)) = input.split_at_checked(length + 2) else {
+impl Reader {
+    /// Takes a reply. `None`: not all of it is there. What is left of `input` is shorter than a line or a text may be.
+    pub(super) fn read(&mut self, input: &mut BytesMut) -> Result<Option<Reply>, Malformed> {
+        loop {
+            if let Some(length) = self.text {
+                if input.len() < length + 2 {
+                    return Ok(None);
+                }
+                self.text = None;
+                let text = input.split_to(length + 2);
+                let text = text.strip_suffix(b"\r\n").ok_or(Malformed)?;
+                return Ok(Some(Reply::Text(Bytes::copy_from_slice(text))));
+            }
+            if let Some((numbers, _)) = self.array.take_if(|(numbers, all)| numbers.len() == *all) {
+                return Ok(Some(Reply::Numbers(numbers)));
+            }
+            let Some(line) = self.line(input)? else {
                 return Ok(None);
             };
-            *input = rest;
-            let text = text.strip_suffix(b"\r\n").ok_or(Malformed)?;
-            Reply::Text(Bytes::copy_from_slice(text))
-        }
-        b'*' => {
-            let mut numbers = Vec::new();
-            for _ in 0..bounded(text, MOST_NUMBERS)? {
-                match line(input)? {
-                    Some((b':', text)) => numbers.push(number(text)?),
-                    Some(_) => return Err(Malformed),
-                    None => return Ok(None),
-                }
+            let line = line.strip_suffix(b"\r\n").ok_or(Malformed)?;
+            let (kind, text) = line.split_first().ok_or(Malformed)?;
+            match (kind, &mut self.array) {
+                (b':', Some((numbers, _))) => numbers.push(number(text)?),
+                (_, Some(_)) => return Err(Malformed),
+                (b'+', None) => return Ok(Some(Reply::Text(Bytes::copy_from_slice(text)))),
+                (b'-', None) => return Ok(Some(Reply::Error(String::from_utf8_lossy(text).into_owned()))),
+                (b':', None) => return Ok(Some(Reply::Numbers(vec![number(text)?]))),
+                (b'$', None) => self.text = Some(bounded(text, LONGEST)?),
+                (b'*', None) => self.array = Some((Vec::new(), bounded(text, MOST_NUMBERS)?)),
+                (_, None) => return Err(Malformed),
             }
-            Reply::Numbers(numbers)
         }
-        _ => return Err(Malformed),
-    }))
-}
+    }
 
-/// The first byte of a line, and the others without its end.
-fn line<'a>(input: &mut &'a [u8]) -> Result<Option<(u8, &'a [u8])>, Malformed> {
-    let Some(end) = input.iter().take(LONGEST).position(|&byte| byte == b'\n') else {
-        return match input.len() < LONGEST {
-            true => Ok(None),
-            false => Err(Malformed),
+    /// A line with its end.
+    fn line(&mut self, input: &mut BytesMut) -> Result<Option<BytesMut>, Malformed> {
+        let most = input.len().min(LONGEST);
+        let unseen = input.get(self.seen..most).unwrap_or_default();
+        let Some(end) = unseen.iter().position(|&byte| byte == b'\n') else {
+            self.seen = most;
+            return if input.len() < LONGEST {
+                Ok(None)
+            } else {
+                Err(Malformed)
+            };
         };
-    };
-    let (line, rest) = input.split_at(end + 1);
-    *input = rest;
-    let line = line.strip_suffix(b"\r\n").ok_or(Malformed)?;
-    line.split_first()
-        .map(|(kind, text)| Some((*kind, text)))
-        .ok_or(Malformed)
+        let length = std::mem::take(&mut self.seen) + end + 1;
+        Ok(Some(input.split_to(length)))
+    }
 }
 
 fn number(text: &[u8]) -> Result<i64, Malformed> {
@@ -134,10 +132,10 @@ mod tests {
             Reply::Error("OOM command not allowed".to_owned()),
         ];
         for size in 1..all.len() {
-            let (mut input, mut read_so_far) = (BytesMut::new(), Vec::new());
+            let (mut input, mut read_so_far, mut reader) = (BytesMut::new(), Vec::new(), Reader::default());
             for piece in all.chunks(size) {
                 input.extend_from_slice(piece);
-                while let Some(reply) = read(&mut input).unwrap() {
+                while let Some(reply) = reader.read(&mut input).unwrap() {
                     read_so_far.push(reply);
                 }
             }
@@ -146,10 +144,23 @@ mod tests {
         }
     }
 
+    /// A store that says one byte at a time is read once, and not from the beginning of its reply each time.
+    #[test]
+    fn what_was_read_is_not_kept() {
+        let most = format!("*{MOST_NUMBERS}\r\n{}", format!(":{:0>40}\r\n", 7).repeat(MOST_NUMBERS));
+        let (mut input, mut reader) = (BytesMut::new(), Reader::default());
+        let mut replies = Vec::new();
+        for byte in most.bytes() {
+            input.extend_from_slice(&[byte]);
+            replies.extend(reader.read(&mut input).unwrap());
+            assert!(input.len() < 43 && reader.seen == input.len());
+        }
+        assert_eq!(replies, [Reply::Numbers(vec![7; MOST_NUMBERS])]);
+    }
+
     #[test]
     fn what_is_no_reply_or_too_much_is_refused() {
         let long = [b"-".as_slice(), &[b'x'; LONGEST]].concat();
-        let many = format!("*4096\r\n{}", format!(":{:0>40}\r\n", 1).repeat(3100));
         for wrong in [
             &b"HTTP/1.1 400 Bad Request\r\n"[..],
             b"\r\n",
@@ -165,10 +176,9 @@ mod tests {
             b":\r\n",
             b"$1\r\nabc",
             &long,
-            many.as_bytes(),
         ] {
             assert_eq!(
-                read(&mut BytesMut::from(wrong)),
+                Reader::default().read(&mut BytesMut::from(wrong)),
                 Err(Malformed),
                 "{}",
                 String::from_utf8_lossy(&wrong[..wrong.len().min(40)])
