@@ -27,24 +27,29 @@ const REREAD: Duration = Duration::from_secs(60);
 /// # Errors
 /// Says why not.
 pub fn check(pem: &str) -> Result<(), String> {
+    certificates(pem, "the trust bundle")
+}
+
+/// The same, of what is called so.
+pub(crate) fn certificates(pem: &str, what: &str) -> Result<(), String> {
     if pem.len() > MAX_TRUST_BUNDLE {
         let size = pem.len();
         return Err(format!(
-            "the trust bundle has {size} bytes; {MAX_TRUST_BUNDLE} are allowed, because it is in the environment of every sidecar"
+            "{what} has {size} bytes; {MAX_TRUST_BUNDLE} are allowed, because it is in the environment of every sidecar"
         ));
     }
     let mut roots = 0;
     for der in CertificateDer::pem_slice_iter(pem.as_bytes()) {
         // The library's error may quote all of it.
-        let der = der.map_err(|_| "the trust bundle is not PEM".to_owned())?;
-        X509Certificate::from_der(&der).map_err(|_| "a certificate of the trust bundle cannot be read".to_owned())?;
+        let der = der.map_err(|_| format!("{what} is not PEM"))?;
+        X509Certificate::from_der(&der).map_err(|_| format!("a certificate of {what} cannot be read"))?;
         roots += 1;
     }
     match pem.matches("-----BEGIN ").count() {
-        0 => Err("the trust bundle has no certificate".to_owned()),
+        0 => Err(format!("{what} has no certificate")),
         sections if sections == roots => Ok(()),
         // A private key, perhaps: it must not get into every pod.
-        _ => Err("the trust bundle has something beside certificates".to_owned()),
+        _ => Err(format!("{what} has something beside certificates")),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the injector puts into pods: one YAML file, mounted from the chart's ConfigMap, or the defaults and a few flags
 //! when `outrigger inject` works offline.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use outrigger_api::spiffe::SpiffeId;
 use outrigger_api::{duration, labels, ports};
 use serde::Deserialize;
 
-use crate::quantity;
+use crate::{quantity, roots};
 
 /// The version of this injector, and of the sidecar whose image it names by default.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -65,6 +66,9 @@ pub struct Tracing {
     /// An OTLP endpoint, "http://collector.observability.svc:4317". A name without a dot is a Service of the pod's own namespace:
     /// "http://jaeger:4317" becomes `jaeger.<namespace>.svc`.
     pub endpoint: String,
+    /// Who may have signed the certificate of an `https` endpoint, in PEM. Empty: public authorities.
+    #[serde(default)]
+    pub ca_certificates: String,
     /// gRPC or HTTP.
     #[serde(default)]
     pub protocol: Protocol,
@@ -148,7 +152,16 @@ impl Settings {
         check("opaquePorts", labels::parse_ports(&self.opaque_ports).map(drop));
         check("logLevel", log_filter(&self.log_level));
         if let Some(tracing) = &self.tracing {
-            check("tracing.endpoint", http_url(&tracing.endpoint));
+            check("tracing.endpoint", url(&tracing.endpoint));
+            if !tracing.ca_certificates.is_empty() {
+                check(
+                    "tracing.caCertificates",
+                    roots::certificates(&tracing.ca_certificates, "it"),
+                );
+                let used = tracing.endpoint.starts_with("https:");
+                let why = || "it is for endpoints of https".to_owned();
+                check("tracing.caCertificates", used.then_some(()).ok_or_else(why));
+            }
             let ratio = tracing.sample_ratio;
             let valid = (0.0..=1.0).contains(&ratio);
             let why = || format!("{ratio} is not between 0 and 1");
@@ -189,6 +202,7 @@ impl Default for Settings {
             trust_domain: "cluster.local".to_owned(),
             controller: None,
             tracing: Some(Tracing {
+                ca_certificates: String::new(),
                 endpoint: "http://jaeger:4317".to_owned(),
                 protocol: Protocol::Grpc,
                 sample_ratio: default_ratio(),
@@ -287,12 +301,17 @@ fn non_empty(text: &str) -> Result<(), String> {
         .ok_or_else(|| "is empty".to_owned())
 }
 
-fn http_url(text: &str) -> Result<(), String> {
+fn url(text: &str) -> Result<(), String> {
     let uri: Option<http::Uri> = text.parse().ok();
-    // The sidecar speaks plain HTTP to the collector: to one in the mesh it goes by mTLS anyway.
-    uri.filter(|u| u.scheme_str() == Some("http") && u.host().is_some_and(|h| !h.is_empty()))
+    let is_good = |uri: &http::Uri| match (uri.scheme_str(), uri.host()) {
+        (Some("http"), Some(host)) => !host.is_empty(),
+        // A certificate is for a name.
+        (Some("https"), Some(host)) => !host.is_empty() && !host.starts_with('[') && host.parse::<IpAddr>().is_err(),
+        _ => false,
+    };
+    uri.filter(is_good)
         .map(drop)
-        .ok_or_else(|| format!("{text:?} is not a URL like \"http://jaeger:4317\""))
+        .ok_or_else(|| format!("{text:?} is not a URL like \"http://jaeger:4317\" (or https, with a name)"))
 }
 
 fn default_ratio() -> f64 {

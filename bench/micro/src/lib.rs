@@ -246,6 +246,7 @@ static TELEMETRY: LazyLock<Telemetry> = LazyLock::new(|| {
     let resolver = Resolver::start(Some(&[([127, 0, 0, 1], 53).into()])).expect("a resolver");
     let tracing = TracingConfig {
         endpoint: Uri::from_static("http://127.0.0.1:4317"),
+        ca_certificates: Vec::new(),
         protocol: TracingProtocol::Grpc,
         sample_ratio: 1.0,
         not_sampled: NotSampled::Omit,

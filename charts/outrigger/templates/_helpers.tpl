@@ -94,7 +94,7 @@ livenessProbe:
 {{- range $key := list "cpuRequest" "cpuLimit" "memoryRequest" "memoryLimit" -}}
 {{- $_ := set $resources $key (get $proxy.resources $key | default nil) -}}
 {{- end -}}
-{{- $tracing := dict "endpoint" .Values.tracing.endpoint "protocol" .Values.tracing.protocol "sampleRatio" (float64 .Values.tracing.sampleRatio) "notSampled" (.Values.tracing.notSampled | default "Omit") -}}
+{{- $tracing := dict "endpoint" .Values.tracing.endpoint "caCertificates" (.Values.tracing.caCertificates | default "") "protocol" .Values.tracing.protocol "sampleRatio" (float64 .Values.tracing.sampleRatio) "notSampled" (.Values.tracing.notSampled | default "Omit") -}}
 {{- dict
   "namespace" .Release.Namespace
   "image" (include "outrigger.image" (list . "proxy"))

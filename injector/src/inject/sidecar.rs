@@ -130,6 +130,9 @@ impl Parts<'_> {
         if let Some(tracing) = &self.settings.tracing {
             let endpoint = in_namespace(&escaped(&tracing.endpoint), self.namespace);
             env.as_it_is("OUTRIGGER_TRACING_ENDPOINT", &endpoint);
+            if !tracing.ca_certificates.is_empty() {
+                env.value("OUTRIGGER_TRACING_CA_CERTIFICATES", &tracing.ca_certificates);
+            }
             env.value("OUTRIGGER_TRACING_PROTOCOL", tracing.protocol.as_str());
             env.value("OUTRIGGER_TRACING_SAMPLE_RATIO", tracing.sample_ratio.to_string());
             if tracing.not_sampled == NotSampled::Pass {

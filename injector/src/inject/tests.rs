@@ -304,6 +304,40 @@ fn forwarded_for_is_appended_where_the_chart_or_the_pod_says_so() {
     }
 }
 
+/// A sidecar gets them as they are, and none that it could not use.
+#[test]
+fn authorities_of_the_collector_come_into_the_pod() {
+    let root = include_str!("../../testdata/roots.pem");
+    let settings = |endpoint: &str, certificates: &str| {
+        let mut settings = Settings::default();
+        let tracing = settings.tracing.as_mut().unwrap();
+        (tracing.endpoint, tracing.ca_certificates) = (endpoint.to_owned(), certificates.to_owned());
+        settings
+    };
+    for certificates in ["", root] {
+        let settings = settings("https://jaeger:4317", certificates);
+        assert_eq!(settings.mistakes(), Vec::<String>::new());
+        let given = env(
+            &sidecar(json!({}), json!({}), &settings),
+            "OUTRIGGER_TRACING_CA_CERTIFICATES",
+        );
+        assert_eq!(given.as_deref(), Some(certificates).filter(|given| !given.is_empty()));
+    }
+    for (endpoint, certificates, field) in [
+        ("http://jaeger:4317", root, "tracing.caCertificates: "),
+        ("https://jaeger:4317", "none", "tracing.caCertificates: "),
+        ("https://10.0.0.1:4317", "", "tracing.endpoint: "),
+        ("https://[::1]:4317", "", "tracing.endpoint: "),
+        ("ftp://jaeger", "", "tracing.endpoint: "),
+    ] {
+        let mistakes = settings(endpoint, certificates).mistakes();
+        assert!(
+            mistakes.len() == 1 && mistakes[0].starts_with(field),
+            "{endpoint}: {mistakes:?}"
+        );
+    }
+}
+
 #[test]
 fn contexts_that_are_not_sampled_are_passed_where_the_chart_says_so() {
     for (tracing, expected) in [
@@ -349,6 +383,8 @@ fn spans_go_to_a_service_of_the_pods_own_namespace_or_where_they_are_told() {
         ("http://jaeger.tracing.svc:4317", "http://jaeger.tracing.svc:4317"),
         ("http://jaeger.:4317", "http://jaeger.:4317"),
         ("http://traces.example.com", "http://traces.example.com"),
+        ("https://jaeger:4317", "https://jaeger.shop.svc:4317"),
+        ("https://otel.example.com", "https://otel.example.com"),
         ("http://jaeger:4317/$(HOME)", "http://jaeger.shop.svc:4317/$$(HOME)"),
     ] {
         let mut settings = Settings::default();

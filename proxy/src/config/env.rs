@@ -143,8 +143,15 @@ impl Env<'_> {
             limits::sample_ratio(text.parse().map_err(|_| format!("{text:?} is not a number"))?)
         });
         let not_sampled = self.or_default("OUTRIGGER_TRACING_NOT_SAMPLED", "Omit", limits::not_sampled);
+        let name = "OUTRIGGER_TRACING_CA_CERTIFICATES";
+        let certificates = self.optional(name, limits::ca_certificates).unwrap_or_default();
+        let used = { endpoint.as_ref() }.map_or(Ok(()), |to| limits::ca_certificates_are_used(to, &certificates));
+        if let Err(error) = used {
+            self.errors.push(format!("{name}: {error}"));
+        }
         Some(TracingConfig {
             endpoint: endpoint?,
+            ca_certificates: certificates,
             protocol: protocol.unwrap_or(TracingProtocol::Grpc),
             sample_ratio: ratio?,
             not_sampled: not_sampled?,

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use outrigger_api::duration;
+use outrigger_api::labels::MAX_TRUST_BUNDLE;
 use outrigger_api::spiffe::SpiffeId;
-use rustls_pki_types::CertificateDer;
+use rustls::RootCertStore;
 use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, DnsName};
 
 use super::{ForwardedFor, Mtls};
 use crate::telemetry::{NotSampled, TracingProtocol};
@@ -43,8 +45,42 @@ pub(super) fn forwarded_for(text: &str) -> Result<ForwardedFor, String> {
 pub(super) fn tracing_endpoint(text: &str) -> Result<http::Uri, String> {
     text.parse::<http::Uri>()
         .ok()
-        .filter(|uri| uri.scheme_str() == Some("http") && uri.host().is_some())
-        .ok_or_else(|| format!("{text:?} is not a URL like \"http://jaeger.tracing.svc:4317\""))
+        .filter(|uri| match uri.scheme_str() {
+            Some("http") => uri.host().is_some(),
+            // A certificate is for a name.
+            Some("https") => uri.host().is_some_and(|host| DnsName::try_from(host).is_ok()),
+            _ => false,
+        })
+        .ok_or_else(|| format!("{text:?} is not a URL like \"http://jaeger.tracing.svc:4317\" (or https, with a name)"))
+}
+
+/// PEM: certificates alone.
+pub(super) fn ca_certificates(text: &str) -> Result<Vec<Vec<u8>>, String> {
+    if text.len() > MAX_TRUST_BUNDLE {
+        return Err(format!("{} bytes are more than {MAX_TRUST_BUNDLE}", text.len()));
+    }
+    let certificates: Result<Vec<Vec<u8>>, String> = CertificateDer::pem_slice_iter(text.as_bytes())
+        .map(|der| {
+            // The library's error may quote all of it.
+            let der = der.map_err(|_| "is not PEM".to_owned())?;
+            let read = RootCertStore::empty().add(der.clone());
+            read.map_err(|_| "a certificate cannot be read".to_owned())?;
+            Ok(der.to_vec())
+        })
+        .collect();
+    certificates.and_then(|certificates| match text.matches("-----BEGIN ").count() {
+        0 => Err("has no certificate".to_owned()),
+        sections if sections == certificates.len() => Ok(certificates),
+        _ => Err("has something beside certificates".to_owned()),
+    })
+}
+
+/// Where nobody is asked for a certificate, none can be believed.
+pub(super) fn ca_certificates_are_used(endpoint: &http::Uri, certificates: &[Vec<u8>]) -> Result<(), String> {
+    match endpoint.scheme_str() == Some("https") || certificates.is_empty() {
+        true => Ok(()),
+        false => Err("is for endpoints of https".to_owned()),
+    }
 }
 
 pub(super) fn tracing_protocol(text: &str) -> Result<TracingProtocol, String> {

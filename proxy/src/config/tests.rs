@@ -161,6 +161,48 @@ fn roots_of_the_environment_win_over_a_file() {
     assert_eq!(given(pem, "").unwrap_err(), ["OUTRIGGER_TRUST_BUNDLE_KEPT: is not set"]);
 }
 
+/// Whom a collector in TLS is believed by.
+#[test]
+fn authorities_of_a_collector() {
+    let root = include_str!("../../../injector/testdata/roots.pem");
+    let key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+    let (https, many) = ("https://otel.example:4317", root.repeat(100));
+    for (endpoint, certificates, wrong) in [
+        (https, "", None),
+        (https, root, None),
+        ("http://otel.example:4317", "", None),
+        (
+            "http://otel.example:4317",
+            root,
+            Some("OUTRIGGER_TRACING_CA_CERTIFICATES: is for endpoints of https"),
+        ),
+        ("https://10.0.0.1:4317", "", Some("OUTRIGGER_TRACING_ENDPOINT: ")),
+        ("https://[fd00::1]:4317", "", Some("OUTRIGGER_TRACING_ENDPOINT: ")),
+        (https, "AAAA", Some("has no certificate")),
+        (https, &root.replace("-----END", "-----XXX"), Some("is not PEM")),
+        (
+            https,
+            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+            Some("cannot be read"),
+        ),
+        (https, &format!("{root}{key}"), Some("something beside certificates")),
+        (https, &many, Some("are more than")),
+    ] {
+        let more = [
+            ("OUTRIGGER_TRACING_ENDPOINT", endpoint),
+            ("OUTRIGGER_TRACING_CA_CERTIFICATES", certificates),
+        ];
+        let read = env(&more).map(|config| config.tracing.unwrap().ca_certificates.len());
+        match wrong {
+            None => assert_eq!(read, Ok(certificates.matches("BEGIN").count()), "{endpoint}"),
+            Some(why) => {
+                let errors = read.unwrap_err();
+                assert!(errors.len() == 1 && errors[0].contains(why), "{why}: {errors:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn all_mistakes_of_the_environment_together() {
     let mistakes = [

@@ -142,6 +142,7 @@ struct DnsEntry {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct TracingEntry {
     endpoint: Spanned<String>,
+    ca_certificates: Option<Spanned<String>>,
     protocol: Option<Spanned<String>>,
     sample_ratio: Option<Spanned<f64>>,
     not_sampled: Option<Spanned<String>>,
@@ -300,8 +301,16 @@ impl Reader<'_> {
         let not_sampled = self.optional("tracing.notSampled", entry.not_sampled.as_ref(), |text| {
             limits::not_sampled(text)
         });
+        let certificates = self.optional("tracing.caCertificates", entry.ca_certificates.as_ref(), |text| {
+            let certificates = limits::ca_certificates(text)?;
+            if let Some(endpoint) = &endpoint {
+                limits::ca_certificates_are_used(endpoint, &certificates)?;
+            }
+            Ok(certificates)
+        });
         Some(TracingConfig {
             endpoint: endpoint?,
+            ca_certificates: certificates.unwrap_or_default(),
             protocol: protocol.unwrap_or(TracingProtocol::Grpc),
             sample_ratio: ratio.unwrap_or(1.0),
             not_sampled: not_sampled.unwrap_or_default(),

@@ -6,6 +6,7 @@
 //! opentelemetry_sdk's batch processor is not used: with tonic it can deadlock on a runtime with one thread, which is a
 //! sidecar's normal state.
 
+mod dial;
 mod otlp;
 mod sink;
 #[cfg(test)]

@@ -49,8 +49,10 @@ use tunnel::TunnelEnd;
 /// Where spans go.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TracingConfig {
-    /// `http://jaeger.shop.svc:4317`.
+    /// `http://jaeger.shop.svc:4317`; with `https`, in TLS.
     pub endpoint: http::Uri,
+    /// Who may have signed the certificate of an `https` endpoint, in DER. None: public authorities.
+    pub ca_certificates: Vec<Vec<u8>>,
     pub protocol: TracingProtocol,
     /// Share of the traces that begin here which are recorded, 0 to 1.
     pub sample_ratio: f64,

@@ -1,5 +1,6 @@
 //! The collector, spoken to by OTLP over gRPC or HTTP.
 
+use std::error::Error;
 use std::io;
 use std::time::Duration;
 
@@ -11,11 +12,11 @@ use hyper_util::rt::TokioIo;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
 use prost::Message;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
+use super::dial::Dial;
 use crate::dns::Resolver;
 use crate::telemetry::{TracingConfig, TracingProtocol};
 
@@ -44,33 +45,23 @@ impl Sink {
     /// Nothing is resolved or connected yet.
     pub(super) fn new(config: &TracingConfig, resolver: Resolver) -> Result<Self, String> {
         let endpoint = &config.endpoint;
-        let (Some("http"), Some(host)) = (endpoint.scheme_str(), endpoint.host()) else {
-            return Err(format!(
-                "the tracing endpoint {endpoint} is not of the form http://HOST:PORT; spans are sent without TLS, to a collector in \
-                 the cluster"
-            ));
-        };
-        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let dial = move |default_port: u16, uri: &Uri| Dial {
-            resolver: resolver.clone(),
-            host: host.clone(),
-            port: uri.port_u16().unwrap_or(default_port),
-        };
+        let dial = Dial::new(config, resolver)?;
         Ok(match config.protocol {
             TracingProtocol::Grpc => {
-                let dial = dial(4317, endpoint);
                 let connector = tower::service_fn(move |_: Uri| {
                     let dial = dial.clone();
                     async move { dial.connect().await.map(TokioIo::new) }
                 });
-                let channel = Endpoint::from(endpoint.clone())
+                // The connector begins TLS, and requests say the scheme that the user sees (RFC 9113 section 8.3.1).
+                let channel = Endpoint::from_static("http://collector")
+                    .origin(endpoint.clone())
                     .timeout(REQUEST_TIMEOUT)
                     .connect_timeout(CONNECT_TIMEOUT)
                     .connect_with_connector_lazy(connector);
                 Sink::Grpc(TraceServiceClient::new(channel))
             }
             TracingProtocol::Http => Sink::Http(Http {
-                dial: dial(4318, endpoint),
+                dial,
                 target: format!("{}/v1/traces", endpoint.path().trim_end_matches('/')),
                 host: HeaderValue::from_str(endpoint.authority().map_or("", |authority| authority.as_str()))
                     .map_err(|_| format!("the tracing endpoint {endpoint} has no usable host"))?,
@@ -99,7 +90,13 @@ impl Sink {
 
 /// Retryable or not, as OTLP says (specification, "Failures").
 fn grpc_error(status: &tonic::Status) -> SinkError {
-    let text = format!("{:?}: {}", status.code(), status.message());
+    let mut text = format!("{:?}: {}", status.code(), status.message());
+    // Why there is no connection is behind that.
+    let mut source = status.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
     match status.code() {
         Code::Cancelled
         | Code::DeadlineExceeded
@@ -169,27 +166,5 @@ impl Http {
             }
         });
         Ok(sender)
-    }
-}
-
-/// Resolves the collector's name when it is needed, and connects.
-#[derive(Clone)]
-struct Dial {
-    resolver: Resolver,
-    host: String,
-    port: u16,
-}
-
-impl Dial {
-    async fn connect(&self) -> io::Result<TcpStream> {
-        let addresses = self.resolver.resolve(&self.host).await.map_err(io::Error::other)?;
-        let mut result = Err(io::ErrorKind::NotFound.into());
-        for address in addresses {
-            result = TcpStream::connect((address, self.port)).await;
-            if result.is_ok() {
-                break;
-            }
-        }
-        result
     }
 }

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,11 +13,18 @@ use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::ServerConfig;
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls_pki_types::PrivateKeyDer;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
+use super::sink::{Sink, SinkError};
 use super::{BATCH, QUEUE, otlp};
 use crate::dns::Resolver;
 use crate::model::ServiceName;
@@ -73,6 +81,7 @@ fn settings(endpoint: &str, protocol: TracingProtocol) -> Settings {
         },
         tracing: Some(TracingConfig {
             endpoint: endpoint.parse().unwrap(),
+            ca_certificates: Vec::new(),
             protocol,
             sample_ratio: 1.0,
             not_sampled: NotSampled::Omit,
@@ -269,7 +278,8 @@ fn endpoints_that_cannot_be() {
         let resolver = Resolver::start(Some(&[])).unwrap();
         Telemetry::start(&settings(endpoint, TracingProtocol::Grpc), &resolver).err()
     };
-    assert!(start("https://jaeger:4317").unwrap().contains("https://jaeger:4317"));
+    assert!(start("ftp://jaeger:4317").unwrap().contains("ftp://jaeger:4317"));
+    assert!(start("https://jaeger:4317").is_none());
     assert!(start("/jaeger").is_some());
     assert!(start("http://[fd00::1]:4317").is_none());
 }
@@ -379,4 +389,153 @@ fn what_a_peer_sends_does_not_make_a_span_large() {
         all.contains(&"http.request.method=_OTHER".to_owned())
             && all.contains(&"http.request.method_original=BREW".to_owned())
     );
+}
+
+/// What a collector is to a sidecar that believes one authority.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Shows {
+    Good,
+    OtherName,
+    OtherAuthority,
+    Expired,
+    /// Not even the beginning of TLS.
+    Plaintext,
+    /// No protocol, or only the other one.
+    NoAlpn,
+}
+
+/// What it speaks TLS with, and whom to believe.
+fn certified(shows: Shows, protocol: TracingProtocol) -> (TlsAcceptor, Vec<Vec<u8>>) {
+    let authority = || {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let der = params.self_signed(&key).unwrap().der().to_vec();
+        (der, Issuer::new(params, key))
+    };
+    let ((root, issuer), (other, _)) = (authority(), authority());
+    let name = if shows == Shows::OtherName {
+        "other.example"
+    } else {
+        "localhost"
+    };
+    let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+    if shows == Shows::Expired {
+        params.not_after = time::OffsetDateTime::from_unix_timestamp(1_000_000_000).unwrap();
+    }
+    let key = KeyPair::generate().unwrap();
+    let leaf = params.signed_by(&key, &issuer).unwrap().der().clone();
+    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![leaf], key)
+        .unwrap();
+    config.alpn_protocols = match (shows, protocol) {
+        (Shows::NoAlpn, TracingProtocol::Grpc) => Vec::new(),
+        (Shows::NoAlpn, TracingProtocol::Http) => vec![b"h2".to_vec()],
+        (_, TracingProtocol::Grpc) => vec![b"h2".to_vec()],
+        (_, TracingProtocol::Http) => vec![b"http/1.1".to_vec()],
+    };
+    let believed = if shows == Shows::OtherAuthority { other } else { root };
+    (TlsAcceptor::from(Arc::new(config)), vec![believed])
+}
+
+/// Its endpoint, whom to believe, and what it has read in TLS.
+async fn secured(shows: Shows, protocol: TracingProtocol) -> (String, Vec<Vec<u8>>, mpsc::UnboundedReceiver<Vec<u8>>) {
+    let (acceptor, believed) = certified(shows, protocol);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("https://localhost:{}", listener.local_addr().unwrap().port());
+    let (heard, hears) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            let mut first = vec![0; 64];
+            let read = match shows {
+                Shows::Plaintext => {
+                    let _ = tcp.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+                    0
+                }
+                _ => match acceptor.accept(tcp).await {
+                    Ok(mut tls) => tls.read(&mut first).await.unwrap_or(0),
+                    Err(_) => 0,
+                },
+            };
+            first.truncate(read);
+            let _ = heard.send(first);
+        }
+    });
+    (endpoint, believed, hears)
+}
+
+/// Nothing is sent to a collector that is not shown to be the one.
+#[tokio::test]
+async fn spans_go_in_tls_to_whom_the_certificate_is_for() {
+    for protocol in [TracingProtocol::Grpc, TracingProtocol::Http] {
+        for (shows, says) in [
+            (Shows::Good, ""),
+            (Shows::OtherName, "certificate"),
+            (Shows::OtherAuthority, "certificate"),
+            (Shows::Expired, "certificate"),
+            (Shows::Plaintext, "TLS with localhost failed"),
+            (Shows::NoAlpn, ""),
+        ] {
+            let (endpoint, believed, mut hears) = secured(shows, protocol).await;
+            let mut config = settings(&endpoint, protocol).tracing.unwrap();
+            config.ca_certificates = believed;
+            let mut sink = Sink::new(&config, Resolver::start(Some(&[])).unwrap()).unwrap();
+            let batch = ExportTraceServiceRequest::default();
+            // The collector breaks off in any case.
+            let Err(SinkError::Unavailable(why)) = sink.send(&batch).await else {
+                panic!("{protocol:?} {shows:?}: it was sent");
+            };
+            let heard = tokio::time::timeout(LIMIT, hears.recv()).await.unwrap().unwrap();
+            let first = match protocol {
+                TracingProtocol::Grpc => &b"PRI * HTTP/2.0"[..],
+                TracingProtocol::Http => b"POST /v1/traces HTTP/1.1",
+            };
+            match shows {
+                Shows::Good => assert!(heard.starts_with(first), "{protocol:?}: {heard:?} {why}"),
+                _ => {
+                    assert_eq!(heard, b"", "{protocol:?} {shows:?}");
+                    assert!(why.contains(says), "{protocol:?} {shows:?}: {why}");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn public_authorities_are_believed_where_no_other_is_named() {
+    let (endpoint, _, mut hears) = secured(Shows::Good, TracingProtocol::Grpc).await;
+    let config = settings(&endpoint, TracingProtocol::Grpc).tracing.unwrap();
+    let mut sink = Sink::new(&config, Resolver::start(Some(&[])).unwrap()).unwrap();
+    let Err(SinkError::Unavailable(why)) = sink.send(&ExportTraceServiceRequest::default()).await else {
+        panic!("an authority of nobody's is believed");
+    };
+    assert!(why.contains("UnknownIssuer"), "{why}");
+    assert_eq!(hears.recv().await.unwrap(), b"");
+}
+
+/// A real server of gRPC behind TLS has the spans.
+#[tokio::test]
+async fn a_collector_behind_tls_has_them() {
+    let (plain, mut received) = collector(Vec::new()).await;
+    let (acceptor, believed) = certified(Shows::Good, TracingProtocol::Grpc);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("https://localhost:{}", listener.local_addr().unwrap().port());
+    let relay = tokio::spawn(async move {
+        let mut tls = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
+        let mut server = tokio::net::TcpStream::connect(plain.trim_start_matches("http://"))
+            .await
+            .unwrap();
+        let _ = tokio::io::copy_bidirectional(&mut tls, &mut server).await;
+    });
+    let mut settings = settings(&endpoint, TracingProtocol::Grpc);
+    settings.tracing.as_mut().unwrap().ca_certificates = believed;
+    let telemetry = Telemetry::start(&settings, &Resolver::start(Some(&[])).unwrap()).unwrap();
+    put(&telemetry);
+    telemetry.flush(LIMIT).await;
+    assert_eq!(spans(&received.recv().await.unwrap()).len(), 1);
+    relay.abort();
 }
