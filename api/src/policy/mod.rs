@@ -48,7 +48,8 @@ pub struct PolicyStatus {
     #[serde(default)]
     #[schemars(length(max = 16))]
     pub ancestors: Vec<Ancestor>,
-    /// All of that in one: `Accepted`, with the reason of the first target where it is not, or of the policy itself.
+    /// All of that in one: `Accepted`, with the reason of the first target where it is not, or of the policy itself; and, where it is
+    /// accepted at a target, `Programmed`, with the reason of the first of these where it is not.
     #[serde(default)]
     #[schemars(length(max = 8))]
     pub conditions: Vec<Condition>,

@@ -82,7 +82,7 @@ fn describe(object: &DynamicObject) -> String {
 
 /// What is not accepted. What comes of that is the message's to say: a faulty policy may hold in part, or let nothing through.
 fn refusal(object: &DynamicObject) -> Option<Finding> {
-    let refused = said(own_conditions(object), "Accepted");
+    let refused = said(object, "Accepted");
     (!refused.is_empty()).then(|| {
         let text = format!("{} is not accepted: {}", title(object), refused.join("; "));
         wrong(text, describe(object))
@@ -91,8 +91,8 @@ fn refusal(object: &DynamicObject) -> Option<Finding> {
 
 /// References that lead nowhere, of what is in force besides.
 fn unresolved(object: &DynamicObject) -> Option<Finding> {
-    let lost = said(own_conditions(object), "ResolvedRefs");
-    let is_refused = !said(own_conditions(object), "Accepted").is_empty();
+    let lost = said(object, "ResolvedRefs");
+    let is_refused = !said(object, "Accepted").is_empty();
     (!lost.is_empty() && !is_refused).then(|| {
         let text = format!(
             "{} is in force, but not all that it refers to is there: {}",
@@ -105,38 +105,40 @@ fn unresolved(object: &DynamicObject) -> Option<Finding> {
 
 /// A policy or a route that is in force, and not all of it, or not everywhere.
 fn shortfall(object: &DynamicObject) -> Option<Finding> {
-    let mut short = said(own_conditions(object), "Programmed");
-    short.extend(said(own_conditions(object), names::ROUTE_PROGRAMMED));
+    let mut short = said(object, "Programmed");
+    short.extend(said(object, names::ROUTE_PROGRAMMED));
     (!short.is_empty()).then(|| {
         let text = format!("{} is not all in force: {}", title(object), short.join("; "));
         warning(text, describe(object))
     })
 }
 
-/// The conditions that the controller has written: those of the object itself, of its parents and its targets. An XMesh may be another mesh's.
-fn own_conditions(object: &DynamicObject) -> Vec<&Value> {
+/// What the controller's conditions of a type deny, each once: of each parent or target, or else of the object itself, which says the same
+/// of all together. An XMesh may be another mesh's.
+fn said(object: &DynamicObject, type_: &str) -> Vec<String> {
     let Some(status) = object.data.get("status") else {
         return Vec::new();
     };
+    let denied = |conditions: Vec<&Value>| {
+        let of_type = conditions
+            .into_iter()
+            .filter(|condition| text(condition, "type") == type_);
+        let mut said: Vec<String> = Vec::new();
+        for words in of_type.filter_map(denied) {
+            if !said.contains(&words) {
+                said.push(words);
+            }
+        }
+        said
+    };
+    let entries = ours(status, "parents").chain(ours(status, "ancestors"));
+    let said = denied(entries.flat_map(conditions).collect());
     let mesh = object.data.pointer("/spec/controllerName").and_then(Value::as_str);
     let is_ours = kind(object) != "XMesh" || mesh == Some(names::CONTROLLER);
-    let itself = conditions(status).filter(|_| is_ours);
-    let entries = ours(status, "parents").chain(ours(status, "ancestors"));
-    itself.chain(entries.flat_map(conditions)).collect()
-}
-
-/// What conditions of a type deny, each once: an object says of itself what it says of its targets.
-fn said(conditions: Vec<&Value>, type_: &str) -> Vec<String> {
-    let of_type = conditions
-        .into_iter()
-        .filter(|condition| text(condition, "type") == type_);
-    let mut said: Vec<String> = Vec::new();
-    for words in of_type.filter_map(denied) {
-        if !said.contains(&words) {
-            said.push(words);
-        }
+    match said.is_empty() && is_ours {
+        true => denied(conditions(status).collect()),
+        false => said,
     }
-    said
 }
 
 /// Entries that the controller has written.

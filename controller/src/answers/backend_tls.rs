@@ -107,7 +107,10 @@ pub(crate) fn trusted(store: &Store, references: &[(String, Result<KeySource, Ba
         };
         trusted.bad.push(BadReference {
             reason: bad.reason,
-            message: format!("{shown}: {}", bad.message),
+            message: match bad.message.contains(shown) {
+                true => bad.message,
+                false => format!("{shown}: {}", bad.message),
+            },
         });
     }
     trusted

@@ -157,6 +157,10 @@ pub fn pod(pod: &core::Pod) -> Option<(ObjectName, Object)> {
         node: spec.node_name.as_deref().map(Arc::from),
         service_account: spec.service_account_name.as_deref().unwrap_or("default").into(),
         in_mesh: !ended && containers().any(|c| c.name == labels::PROXY_CONTAINER),
+        left_out: [&pod.metadata.labels, &pod.metadata.annotations]
+            .into_iter()
+            .flatten()
+            .any(|said| said.get(labels::INJECT).is_some_and(|value| value == labels::DISABLED)),
         ports: ports.collect(),
         skip_inbound: capture
             .map(|capture| ports_in_env(&pod.metadata, capture, labels::SKIP_INBOUND_PORTS_VARIABLE))

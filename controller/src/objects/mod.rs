@@ -174,6 +174,8 @@ pub struct Pod {
     pub service_account: Arc<str>,
     /// Has a sidecar.
     pub in_mesh: bool,
+    /// Its own label or annotation says that it is to have none.
+    pub left_out: bool,
     pub labels: BTreeMap<String, String>,
     /// Named TCP ports of its containers.
     pub ports: Vec<(Arc<str>, u16)>,

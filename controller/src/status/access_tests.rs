@@ -281,14 +281,17 @@ fn pods_that_let_everybody_in_are_counted() {
         cluster.apply_value(policy("p", target, json!({})));
         said(&cluster, "p").remove(1)
     };
-    let bare = "1 of 3 pods have no sidecar, and let everybody in";
+    let bare = "1 of 3 pods have no sidecar, and let everybody in: shop/c";
     assert_eq!(
         programmed(target("api")),
         ("PartiallyProgrammed".to_owned(), bare.to_owned())
     );
     assert_eq!(programmed(target("web")).0, "Programmed");
     let (_, message) = programmed(shop());
-    assert_eq!(message, "2 of 5 pods have no sidecar, and let everybody in");
+    assert_eq!(
+        message,
+        "2 of 5 pods have no sidecar, and let everybody in: shop/c, shop/d"
+    );
 
     // Its sidecars, of which this controller tells three.
     let today = [Feature::EndpointChanges, Feature::Access];
@@ -317,6 +320,25 @@ fn pods_that_let_everybody_in_are_counted() {
     drop(first);
 }
 
+#[test]
+fn three_pods_without_a_sidecar_are_named_and_those_that_are_left_out_on_purpose_are_counted_apart() {
+    let cluster = cluster();
+    for name in ["e", "c", "a", "d", "b"] {
+        let mut bare = pod(name, "api", false);
+        if name == "b" {
+            bare["metadata"]["labels"]["outrigger.dev/inject"] = "disabled".into();
+        }
+        cluster.apply_value(bare);
+    }
+    let api = json!({"kind": "Pod", "selector": {"matchLabels": {"app": "api"}}});
+    cluster.apply_value(policy("p", api, json!({})));
+    assert_eq!(
+        said(&cluster, "p")[1].1,
+        "4 of 5 pods have no sidecar, and let everybody in: shop/a, shop/c, shop/d and 1 more; \
+         1 of 5 pods are left out on purpose (outrigger.dev/inject: disabled), and let everybody in"
+    );
+}
+
 /// Of the whole mesh are the namespaces that are in it: no policy of this kind could ever be enforced in the others.
 #[test]
 fn the_mesh_is_what_is_injected() {
@@ -335,7 +357,7 @@ fn the_mesh_is_what_is_injected() {
     // web-1 has one, without a label on its namespace.
     assert_eq!(
         said(&cluster, "mesh")[1].1,
-        "1 of 2 pods have no sidecar, and let everybody in"
+        "1 of 2 pods have no sidecar, and let everybody in: in/bare"
     );
 }
 

@@ -125,7 +125,7 @@ fn reasons() {
         assert_eq!(entry["conditions"][0]["observedGeneration"], 3);
         if expected[0].contains("NoValid") {
             let message = entry["conditions"][1]["message"].as_str().unwrap();
-            assert!(message.starts_with("Secret ca: ") || message.contains("none: there is no ConfigMap none"));
+            assert!(message.starts_with("Secret ca: ") || message == "there is no ConfigMap none");
         }
     }
 }

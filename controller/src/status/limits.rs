@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use outrigger_api::limits::OnFailure;
 use outrigger_api::policy::limits::UnresolvedLimits;
 use serde_json::Value;
 
@@ -83,10 +84,39 @@ pub(super) fn short(
     }
     parts.extend(reach.open("limit nothing"));
     if let Some(limits) = policy.limits() {
+        parts.extend(no_store(store, limits));
         parts.extend(unverified(store, limits, attachment));
         parts.extend(divided((store, uneven), policy, limits, attachment, reach.bare > 0));
     }
     (!parts.is_empty()).then(|| parts.join("; "))
+}
+
+/// Where the Service in which all pods should count is not there. Whether it answers, only its callers know. Nothing is said of a name that may
+/// be one outside of the cluster, nor of ports of what is no ClusterIP: there they are the pods' own.
+fn no_store(store: &Store, limits: &UnresolvedLimits) -> Option<String> {
+    let (asked, on_failure) = limits.store_service()?;
+    let name = ObjectName::new(&asked.namespace, &asked.name);
+    if !asked.surely && store.namespaces.get(&name.namespace).is_none() {
+        return None;
+    }
+    let why = match store.services.get(&name) {
+        None => format!("there is no Service {name}"),
+        Some(service) if service.cluster_ips.is_empty() => return None,
+        Some(service) => {
+            let port = asked
+                .port
+                .filter(|port| !service.ports.iter().any(|known| known.port == *port))?;
+            format!("the Service {name} has no TCP port {port}")
+        }
+    };
+    let so = match on_failure {
+        OnFailure::Allow => "limits of the scope Global admit all (onFailure: Allow)",
+        OnFailure::Deny => {
+            "requests that limits of the scope Global are about are answered 503, limit-unavailable (onFailure: Deny)"
+        }
+        OnFailure::Unspecified => "each pod counts its share by itself, as of the scope Service (onFailure: Local)",
+    };
+    Some(format!("global.address: {why}; until then {so}"))
 }
 
 /// Where nothing verifies the tokens that it asks for.
@@ -108,8 +138,8 @@ fn unverified(store: &Store, limits: &UnresolvedLimits, attachment: &Attachment)
     }
     let said = without.into_iter().map(|((policy, provider), pods)| {
         format!(
-            "{pods} of its pods are not, or not at all of its ports, selected by an AccessPolicy {policy} with a provider {provider}: \
-             there no tokens of it are verified, and limits that ask for them count all requests together"
+            "on {pods} of its pods, no AccessPolicy {policy} with the provider {provider} selects all ports of this policy. On the other ports \
+             no such tokens are verified, and limits that ask for them count all requests together"
         )
     });
     said.collect()

@@ -88,7 +88,7 @@ fn what_is_not_as_it_says_is_said() {
             json!({}),
             true,
             "PartiallyProgrammed",
-            "1 of 3 pods have no sidecar, and limit nothing",
+            "1 of 3 pods have no sidecar, and limit nothing: shop/web-3",
         ),
         (
             "shop",
@@ -292,7 +292,7 @@ fn older_sidecars_are_counted() {
 fn sidecars_that_ask_no_store_are_counted_and_told_their_share() {
     let cluster = cluster();
     let mut policy = policy("shop", "Global", 9, json!({}));
-    policy["spec"]["global"] = json!({"address": "redis.shop.svc:6379"});
+    policy["spec"]["global"] = json!({"address": "redis.example.com:6379"});
     cluster.apply_value(policy);
     let follow = |pod: &str, features: &[Feature]| {
         let reader = Reader {
@@ -320,7 +320,7 @@ fn sidecars_that_ask_no_store_are_counted_and_told_their_share() {
     let told = told.borrow();
     let policy = &told.said().unwrap().policies[0];
     assert_eq!((policy.limits[0].shares, policy.limits[0].global), (2, true));
-    assert_eq!(policy.global.as_ref().unwrap().address, "redis.shop.svc:6379");
+    assert_eq!(policy.global.as_ref().unwrap().address, "redis.example.com:6379");
 }
 
 /// What the version before the fields understands of a policy is in force, and the status says what is not.
@@ -425,7 +425,7 @@ fn tokens_of_no_provider_are_said() {
             cluster.apply_value(policy("shop", "Pod", 9, more.clone()));
             let (reason, message) = said(&cluster).remove(1);
             assert_eq!(reason == "Programmed", is_verified, "{access:?}: {message}");
-            let words = "2 of its pods are not, or not at all of its ports, selected by an AccessPolicy shop/tokens with a provider login";
+            let words = "on 2 of its pods, no AccessPolicy shop/tokens with the provider login selects all ports of this policy. ";
             assert_eq!(message.contains(words), !is_verified, "{message}");
         }
     }
@@ -505,4 +505,57 @@ fn sidecars_that_are_not_told_for_want_of_room_are_counted() {
         message.ends_with("and those that have just begun limit nothing"),
         "{message}"
     );
+}
+
+/// What is outside of the cluster is not judged; and the word goes when the Service comes.
+#[test]
+fn a_store_that_is_no_service_of_the_cluster_is_named() {
+    let none = "there is no Service shop/redis";
+    let local = "each pod counts its share by itself, as of the scope Service (onFailure: Local)";
+    let address = |of: &str, on_failure: Option<&str>| {
+        let mut object = policy("shop", "Global", 9, json!({}));
+        object["spec"]["global"] = json!({"address": of});
+        if let Some(on_failure) = on_failure {
+            object["spec"]["global"]["onFailure"] = on_failure.into();
+        }
+        object
+    };
+    let cluster = cluster();
+    cluster.apply("kind: Namespace\nmetadata: {name: shop}\n");
+    let message = || said(&cluster).remove(1).1;
+    for (of, on_failure, so) in [
+        ("redis.shop:80", None, local),
+        ("redis.shop.svc:80", Some("Local"), local),
+        ("Redis.shop.svc.cluster.local:80", None, local),
+        ("redis-0.redis.shop.svc:6379", None, local),
+        (
+            "redis.shop.svc:80",
+            Some("Allow"),
+            "limits of the scope Global admit all (onFailure: Allow)",
+        ),
+        (
+            "redis.shop.svc:80",
+            Some("Deny"),
+            "requests that limits of the scope Global are about are answered 503, limit-unavailable (onFailure: Deny)",
+        ),
+    ] {
+        cluster.apply_value(address(of, on_failure));
+        assert_eq!(message(), format!("global.address: {none}; until then {so}"), "{of}");
+    }
+    for outside in [
+        "10.0.0.7:6379",
+        "[fd00::7]:6379",
+        "redis.example.com:6379",
+        "example.com:6379",
+    ] {
+        cluster.apply_value(address(outside, None));
+        assert_eq!(message(), "All that it says is in force", "{outside}");
+    }
+    cluster.apply_value(address("redis.shop:80", None));
+    assert!(message().contains(none));
+    cluster.add_service("redis", 7);
+    assert_eq!(message(), "All that it says is in force");
+    cluster.apply_value(address("redis.shop.svc:6379", None));
+    let no_port = "global.address: the Service shop/redis has no TCP port 6379; until then";
+    assert!(message().starts_with(no_port), "{}", message());
 }

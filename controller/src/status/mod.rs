@@ -105,7 +105,11 @@ fn of_policy(
     let dropped = store.old_crds.get(&policy.kind).map(Vec::as_slice).unwrap_or_default();
     let entries = policy::entries((store, uneven), callers, absent, policy, now.unix_seconds);
     let summary = policy::summary(policy, &entries, dropped);
-    let conditions = conditions(&[summary], &policy.conditions, policy.generation, &now.text);
+    let in_all: Vec<_> = [summary]
+        .into_iter()
+        .chain(policy::programmed_in_all(&entries))
+        .collect();
+    let conditions = conditions(&in_all, &policy.conditions, policy.generation, &now.text);
     let ancestors = merged(To::Ancestor, &entries, &policy.ancestors, policy.generation, &now.text);
     let same = conditions == policy.conditions
         && (ancestors.is_none() || dropped.iter().any(|field| field == "status.ancestors"));

@@ -16,6 +16,7 @@ use crate::store::Store;
 
 const ACCEPTED: &str = "Accepted";
 const PROGRAMMED: &str = "Programmed";
+const OVERRIDDEN: &str = "Overridden";
 
 /// Mistakes that a status names, and bytes of each: a condition has room for them (`entries::clipped`).
 const MOST_MISTAKES: usize = 16;
@@ -79,6 +80,24 @@ pub(super) fn summary(policy: &Policy, entries: &[Entry], dropped: &[String]) ->
     Verdict::new(ACCEPTED, reason, message)
 }
 
+/// Whether it is carried out at all targets where it is accepted. `None`: there is none. What is needless at one target is not so at all.
+pub(super) fn programmed_in_all(entries: &[Entry]) -> Option<Verdict> {
+    let verdicts = entries.iter().flat_map(|entry| &entry.verdicts);
+    let programmed: Vec<_> = verdicts.filter(|verdict| verdict.type_ == PROGRAMMED).collect();
+    let short: Vec<_> = programmed.iter().filter(|v| !v.ok && v.reason != OVERRIDDEN).collect();
+    let first = short.first().copied();
+    let first = first
+        .or_else(|| programmed.iter().find(|verdict| verdict.ok))
+        .or(programmed.first())?;
+    let mut messages: Vec<_> = short.iter().map(|verdict| verdict.message.as_str()).collect();
+    messages.dedup();
+    let message = match messages.is_empty() {
+        true => first.message.clone(),
+        false => messages.join("; "),
+    };
+    Some(Verdict::new(PROGRAMMED, first.reason, message))
+}
+
 fn accepted(store: &Store, policy: &Policy, attachment: &Attachment) -> Verdict {
     if !policy.mistakes().is_empty() {
         return Verdict::new(ACCEPTED, "Invalid", invalid(policy));
@@ -96,7 +115,7 @@ fn accepted(store: &Store, policy: &Policy, attachment: &Attachment) -> Verdict 
     let holder = holders.next().filter(|holder| holder.name != policy.name);
     if let Some(holder) = holder.filter(|_| !row.joined) {
         let message = format!(
-            "for {shown} the older {} {} is in force",
+            "for {shown} the older {} {} is in force: put both into one, delete one, or name a part of the target in sectionName",
             (row.resource)().kind,
             holder.name.name
         );
@@ -153,7 +172,7 @@ fn programmed(
         .is_some_and(|traffic| is_overridden(store, traffic, target))
     {
         let message = "what is nearer to each request says all that this policy says".to_owned();
-        return Verdict::new(PROGRAMMED, "Overridden", message);
+        return Verdict::new(PROGRAMMED, OVERRIDDEN, message);
     }
     let ended = policy.traffic().and_then(|traffic| faults::ended(traffic, now));
     let ended = ended.map_or_else(String::new, |ended| format!("; {ended}"));

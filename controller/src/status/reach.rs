@@ -1,5 +1,6 @@
 //! How far a policy reaches that the called pods' own sidecars enforce: its pods, and those of them that do not enforce it.
 
+use outrigger_api::labels;
 use outrigger_api::policy::access::Unresolved;
 
 use super::Absent;
@@ -9,12 +10,19 @@ use crate::objects::policy::{Attachment, TargetKind};
 use crate::objects::{ObjectName, Pod};
 use crate::store::Store;
 
+/// Pods that are named, of those without a sidecar.
+const NAMED_PODS: usize = 3;
+
 /// Pods of one target.
 #[derive(Default)]
 pub(super) struct Reach {
     all: usize,
     /// Without a sidecar.
     pub(super) bare: usize,
+    /// Of those: the ones that say so themselves.
+    left_out: usize,
+    /// The first names of the others.
+    named: Vec<String>,
     /// No controller tells their sidecars anything.
     away: usize,
     uncaptured: Uncaptured,
@@ -26,11 +34,22 @@ impl Reach {
         let mut reach = Self::default();
         for (name, pod) in reached(store, attachment) {
             reach.all += 1;
-            reach.bare += usize::from(!pod.in_mesh);
+            if !pod.in_mesh {
+                reach.bare(name, pod);
+            }
             reach.away += usize::from(absent.has(name));
             reach.uncaptured.add(store, access, attachment, pod);
         }
         reach
+    }
+
+    fn bare(&mut self, name: &ObjectName, pod: &Pod) {
+        self.bare += 1;
+        if pod.left_out {
+            self.left_out += 1;
+        } else if self.named.len() < NAMED_PODS {
+            self.named.push(name.to_string());
+        }
     }
 
     /// Of sidecars that no controller tells anything; `so`: what comes of it.
@@ -45,8 +64,25 @@ impl Reach {
 
     /// Of pods and ports without a sidecar in the way; `what` they do.
     pub(super) fn open(&self, what: &str) -> impl Iterator<Item = String> {
-        let bare = (self.bare > 0).then(|| format!("{} of {} pods have no sidecar, and {what}", self.bare, self.all));
-        [bare, self.uncaptured.text(self.all, what)].into_iter().flatten()
+        let all = self.all;
+        let without = self.bare - self.left_out;
+        let bare = (without > 0).then(|| {
+            let more = match without - self.named.len() {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            let names = self.named.join(", ");
+            format!("{without} of {all} pods have no sidecar, and {what}: {names}{more}")
+        });
+        let left_out = (self.left_out > 0).then(|| {
+            format!(
+                "{} of {all} pods are left out on purpose ({}: {}), and {what}",
+                self.left_out,
+                labels::INJECT,
+                labels::DISABLED
+            )
+        });
+        [bare, left_out, self.uncaptured.text(all, what)].into_iter().flatten()
     }
 }
 

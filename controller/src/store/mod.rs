@@ -449,6 +449,8 @@ impl Store {
     fn set_namespace(&mut self, name: Arc<str>, namespace: Option<Namespace>, touched: &mut Touched) {
         let old = self.namespaces.get(&name);
         if old != namespace.as_ref() {
+            // A name like `redis.shop` is a Service's where there is such a namespace.
+            touched.statuses |= old.is_some() != namespace.is_some();
             if old.map(|old| &old.labels) != namespace.as_ref().map(|new| &new.labels) {
                 touched.deps.insert(Dep::Namespaces);
             }

@@ -97,3 +97,37 @@ pub(super) fn literal(text: &str) -> Option<IpAddr> {
     let (host, _) = text.rsplit_once(':')?;
     host.trim_start_matches('[').trim_end_matches(']').parse().ok()
 }
+
+/// A Service of the cluster, by the name under which pods ask for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreService {
+    pub namespace: String,
+    pub name: String,
+    /// Of the Service. `None`: one of its pods is named, and the port is the pod's.
+    pub port: Option<u16>,
+    /// It is written as a Service (`redis.shop.svc`). Otherwise (`redis.shop`) it is one only if there is such a namespace.
+    pub surely: bool,
+}
+
+/// `None`: the text names no Service, but an address, or a name of somewhere else.
+pub(super) fn service(text: &str) -> Option<StoreService> {
+    let (host, port) = text.rsplit_once(':')?;
+    if literal(text).is_some() {
+        return None;
+    }
+    let host = host.trim_end_matches('.').to_ascii_lowercase();
+    let labels: Vec<&str> = host.split('.').collect();
+    let port = port.parse().ok();
+    let (name, namespace, port, surely) = match &labels[..] {
+        [name, namespace] => (name, namespace, port, false),
+        [name, namespace, "svc", ..] => (name, namespace, port, true),
+        [_, name, namespace, "svc", ..] => (name, namespace, None, true),
+        _ => return None,
+    };
+    Some(StoreService {
+        namespace: (*namespace).to_owned(),
+        name: (*name).to_owned(),
+        port,
+        surely,
+    })
+}

@@ -63,6 +63,8 @@ pub const HEADERS: [&str; 3] = ["Off", "IETF", "Legacy"];
         printcolumn = r#"{"name":"Mode","type":"string","jsonPath":".spec.mode"}"#,
         printcolumn = r#"{"name":"Accepted","type":"string","jsonPath":".status.conditions[?(@.type=='Accepted')].status"}"#,
         printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.conditions[?(@.type=='Accepted')].reason"}"#,
+        printcolumn = r#"{"name":"Programmed","type":"string","jsonPath":".status.conditions[?(@.type=='Programmed')].status"}"#,
+        printcolumn = r#"{"name":"Programmed-Reason","type":"string","jsonPath":".status.conditions[?(@.type=='Programmed')].reason"}"#,
         printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
     )
 )]

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::global::literal;
+use super::global::{StoreService, literal, service};
 use crate::access as access_proto;
 use crate::access::source;
 use crate::limits as proto;
@@ -101,6 +101,12 @@ impl UnresolvedLimits {
     /// The address of the store, where it is an address and no name.
     pub fn store_address(&self) -> Option<IpAddr> {
         literal(&self.global.as_ref()?.address)
+    }
+
+    /// The Service that is the store, and what is done while it does not answer. `None`: no limit asks it, or it is named otherwise.
+    pub fn store_service(&self) -> Option<(StoreService, proto::OnFailure)> {
+        let global = self.global.as_ref().filter(|_| self.asks_store())?;
+        Some((service(&global.address)?, global.on_failure()))
     }
 
     /// Whether a limit is divided among pods, always or while a store does not answer.

@@ -31,8 +31,11 @@ const MAX_NAME: usize = 256;
 /// Which endpoint a request goes to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "has(self.consistentHash) == (has(self.type) && self.type == 'ConsistentHash')",
-    "message": "consistentHash belongs to the type ConsistentHash, and that needs it"
+    "rule": "!has(self.type) || self.type != 'ConsistentHash' || has(self.consistentHash)",
+    "message": "type ConsistentHash needs consistentHash.keys"
+}, {
+    "rule": "!has(self.consistentHash) || (has(self.type) && self.type == 'ConsistentHash')",
+    "message": "consistentHash needs type: ConsistentHash beside it"
 }]))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LoadBalancerSpec {
@@ -171,10 +174,12 @@ pub struct PenaltySpec {
 impl LoadBalancerSpec {
     pub(super) fn to_proto(&self, errors: &mut Vec<String>) -> discovery::LoadBalancer {
         let is_hash = self.method == Some(LoadBalancerType::ConsistentHash);
-        if is_hash != self.consistent_hash.is_some() {
-            errors.push(
-                "loadBalancer.consistentHash: it belongs to the type ConsistentHash, and that needs it".to_owned(),
-            );
+        match (is_hash, &self.consistent_hash) {
+            (true, None) => errors.push("loadBalancer.type: ConsistentHash needs consistentHash.keys".to_owned()),
+            (false, Some(_)) => {
+                errors.push("loadBalancer.consistentHash: it needs type: ConsistentHash beside it".to_owned());
+            }
+            _ => {}
         }
         discovery::LoadBalancer {
             r#type: self.method.map_or(0, |method| method.to_proto().into()),
@@ -375,7 +380,7 @@ mod tests {
     fn mistakes_with_their_fields() {
         let hash = |keys: &str| format!("{{type: ConsistentHash, consistentHash: {{keys: {keys}}}}}");
         for (spec, field) in [
-            ("{type: ConsistentHash}".to_owned(), "consistentHash"),
+            ("{type: ConsistentHash}".to_owned(), "type"),
             ("{consistentHash: {keys: [{type: Path}]}}".to_owned(), "consistentHash"),
             (
                 "{type: Random, consistentHash: {keys: [{type: Path}]}}".to_owned(),

@@ -61,6 +61,8 @@ pub use timeouts::TimeoutSpec;
         shortname = "trafficpol",
         printcolumn = r#"{"name":"Accepted","type":"string","jsonPath":".status.conditions[?(@.type=='Accepted')].status"}"#,
         printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.conditions[?(@.type=='Accepted')].reason"}"#,
+        printcolumn = r#"{"name":"Programmed","type":"string","jsonPath":".status.conditions[?(@.type=='Programmed')].status"}"#,
+        printcolumn = r#"{"name":"Programmed-Reason","type":"string","jsonPath":".status.conditions[?(@.type=='Programmed')].reason"}"#,
         printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
     )
 )]
