@@ -374,6 +374,23 @@ pub fn repository() -> PathBuf {
     tests.parent().unwrap_or(tests).to_owned()
 }
 
+/// The API server takes each file of these folders of `examples`, by its schemas. How many there are.
+///
+/// # Errors
+/// With the file that it does not take.
+pub async fn examples_are_taken(kubectl: &Kubectl, folders: &[&str]) -> Result<usize> {
+    let mut examples = 0;
+    for folder in folders {
+        for entry in std::fs::read_dir(repository().join("examples").join(folder))? {
+            let path = entry?.path();
+            let taken = kubectl.try_apply(&std::fs::read_to_string(&path)?).await;
+            taken.with_context(|| path.display().to_string())?;
+            examples += 1;
+        }
+    }
+    Ok(examples)
+}
+
 /// Prints what a person would look at first.
 async fn dump(admin: &Kubectl) {
     let show = async |title: &str, args: &[&str]| {

@@ -118,6 +118,22 @@ impl Kubectl {
         self.run_with_input(["apply", "-f", "-"], manifests).await
     }
 
+    /// What the API server says of objects, by its schemas and strictly. Nothing of them is kept.
+    ///
+    /// # Errors
+    /// As [`Kubectl::run`].
+    pub async fn try_apply(&self, manifests: &str) -> Result<String> {
+        let apply = [
+            "apply",
+            "--server-side",
+            "--dry-run=server",
+            "--validate=strict",
+            "-f",
+            "-",
+        ];
+        self.run_with_input(apply, manifests).await
+    }
+
     /// `get ... -o json`
     ///
     /// # Errors

@@ -119,26 +119,26 @@ fn said(object: &DynamicObject, type_: &str) -> Vec<String> {
     let Some(status) = object.data.get("status") else {
         return Vec::new();
     };
-    let denied = |conditions: Vec<&Value>| {
-        let of_type = conditions
-            .into_iter()
-            .filter(|condition| text(condition, "type") == type_);
-        let mut said: Vec<String> = Vec::new();
-        for words in of_type.filter_map(denied) {
-            if !said.contains(&words) {
-                said.push(words);
-            }
-        }
-        said
-    };
     let entries = ours(status, "parents").chain(ours(status, "ancestors"));
-    let said = denied(entries.flat_map(conditions).collect());
+    let said = each_denied(entries.flat_map(conditions), type_);
     let mesh = object.data.pointer("/spec/controllerName").and_then(Value::as_str);
     let is_ours = kind(object) != "XMesh" || mesh == Some(names::CONTROLLER);
     match said.is_empty() && is_ours {
-        true => denied(conditions(status).collect()),
+        true => each_denied(conditions(status), type_),
         false => said,
     }
+}
+
+/// Those of a type that are denied, in words, each once.
+fn each_denied<'a>(conditions: impl Iterator<Item = &'a Value>, type_: &str) -> Vec<String> {
+    let of_type = conditions.filter(|condition| text(condition, "type") == type_);
+    let mut said: Vec<String> = Vec::new();
+    for words in of_type.filter_map(denied) {
+        if !said.contains(&words) {
+            said.push(words);
+        }
+    }
+    said
 }
 
 /// Entries that the controller has written.

@@ -198,8 +198,8 @@ impl Attempts<'_> {
                 member.penalise(Instant::now() + time);
             }
             let decision = judge(&attempted, repeatable, retry, clock.now());
-            let wait = self.wait_before_retry(decision, retry, body, &mut repeats);
-            let status = status(&attempted);
+            let again = self.wait_before_retry(decision, retry, body, &mut repeats);
+            let again = again.map(|wait| (wait, status(&attempted)));
             let sent = result.map_err(|failure| failure.error);
             let mut sent = sent.map(|(response, lease)| ServerResponse {
                 response,
@@ -208,8 +208,8 @@ impl Attempts<'_> {
                 in_flight,
                 deadline,
             });
-            match wait {
-                Some(wait) => {
+            match again {
+                Some((wait, status)) => {
                     call.end_attempt(status);
                     drop(of_endpoint);
                     earlier.set(sent);

@@ -550,7 +550,7 @@ impl Member {
 }
 
 impl InHand {
-    /// The same, which has these places until its end.
+    /// It has these places until its end.
     pub fn hold(&mut self, places: [Option<Place>; 2]) {
         self.places = places;
     }

@@ -23,10 +23,10 @@ impl Earlier {
 
     /// There is to be another attempt after this one.
     pub fn set(&mut self, came_to: Result<ServerResponse, ProxyError>) {
-        self.discard();
-        self.kept = Some(Box::new(came_to));
-        if !self.keeps {
-            self.discard();
+        match came_to {
+            came_to if self.keeps => self.kept = Some(Box::new(came_to)),
+            Ok(server) => server.discard(),
+            Err(_) => {}
         }
     }
 

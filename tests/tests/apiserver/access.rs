@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use outrigger_tests::cluster::repository;
-use outrigger_tests::kube::{Kubectl, eventually};
+use outrigger_tests::cluster::examples_are_taken;
+use outrigger_tests::kube::eventually;
 use serde_json::{Value, json};
 
 use super::{namespace, run};
@@ -21,19 +21,6 @@ fn policy(spec: Value) -> Value {
     policy
 }
 
-/// What the API server says of it, without keeping it.
-pub(super) async fn dry_run(namespace: &Kubectl, object: &Value) -> Result<String> {
-    let apply = [
-        "apply",
-        "--server-side",
-        "--dry-run=server",
-        "--validate=strict",
-        "-f",
-        "-",
-    ];
-    namespace.run_with_input(apply, &object.to_string()).await
-}
-
 /// kube-apiserver estimates what a rule in CEL costs at most when the CRD is applied, and refuses the CRD otherwise. That it takes it, all
 /// tests here show.
 #[test]
@@ -41,24 +28,7 @@ pub(super) async fn dry_run(namespace: &Kubectl, object: &Value) -> Result<Strin
 fn the_crd_takes_what_is_valid_and_refuses_what_is_not() -> Result<()> {
     run(async |plane| {
         plane.admin.create_namespace("shop", &[]).await?;
-        let folders = ["access", "rate-limits", "policies"].map(|name| repository().join("examples").join(name));
-        let mut examples = 0;
-        let paths = folders.iter().map(std::fs::read_dir).collect::<Result<Vec<_>, _>>()?;
-        for entry in paths.into_iter().flatten() {
-            let path = entry?.path();
-            let text = std::fs::read_to_string(&path)?;
-            let apply = [
-                "apply",
-                "--server-side",
-                "--dry-run=server",
-                "--validate=strict",
-                "-f",
-                "-",
-            ];
-            let taken = plane.admin.run_with_input(apply, &text).await;
-            taken.with_context(|| path.display().to_string())?;
-            examples += 1;
-        }
+        let examples = examples_are_taken(&plane.admin, &["access", "rate-limits", "policies"]).await?;
         ensure!(examples >= 18, "only {examples} examples");
 
         let shop = namespace(&plane.admin, "access", false).await?;
@@ -212,7 +182,7 @@ fn the_crd_takes_what_is_valid_and_refuses_what_is_not() -> Result<()> {
                 "100ms to 30s",
             ),
         ] {
-            match dry_run(&shop, &policy(wrong.clone())).await {
+            match shop.try_apply(&policy(wrong.clone()).to_string()).await {
                 Ok(_) => mistakes.push(format!("{wrong} was taken")),
                 Err(refused) if format!("{refused:#}").contains(words) => {}
                 Err(refused) => mistakes.push(format!("{wrong}: {refused:#}\ndoes not say {words}")),
@@ -224,7 +194,7 @@ fn the_crd_takes_what_is_valid_and_refuses_what_is_not() -> Result<()> {
             {"name": "p", "issuer": "j", "audiences": ["a"], "jwks": {"inline": "{}"}},
         ]}});
         ensure!(
-            dry_run(&shop, &policy(twice)).await.is_err(),
+            shop.try_apply(&policy(twice).to_string()).await.is_err(),
             "two providers of one name were taken"
         );
         // And these are taken.
@@ -234,7 +204,7 @@ fn the_crd_takes_what_is_valid_and_refuses_what_is_not() -> Result<()> {
             rule(json!({"sources": any(), "requires": [{"type": "Unauthenticated"}]})),
             target(json!({"kind": "Pod", "selector": {}})),
         ] {
-            dry_run(&shop, &policy(right.clone()))
+            shop.try_apply(&policy(right.clone()).to_string())
                 .await
                 .with_context(|| right.to_string())?;
         }

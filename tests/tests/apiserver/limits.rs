@@ -3,7 +3,6 @@
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use super::access::dry_run;
 use super::{namespace, run};
 
 #[test]
@@ -109,7 +108,7 @@ fn the_crd_of_limits_refuses_what_is_wrong() -> Result<()> {
             });
             let spec = object["spec"].as_object_mut().unwrap();
             spec.extend(wrong.as_object().unwrap().clone());
-            match dry_run(&shop, &object).await {
+            match shop.try_apply(&object.to_string()).await {
                 Ok(_) => mistakes.push(format!("{wrong} is taken")),
                 Err(error) if format!("{error:#}").contains(words) => {}
                 Err(error) => mistakes.push(format!("{wrong}: {error:#}")),

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
+use outrigger_api::spiffe::SpiffeId;
 use outrigger_proxy::app::RunningProxy;
 use outrigger_tests::mesh::{App, Authority, Http, Seen, Sidecar, echo, id, metric, status, talk, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -242,6 +243,17 @@ async fn requests_of_http2_share_the_connections_that_there_may_be() {
     }
 }
 
+/// Sidecars of apps that send back what comes, and where they are called.
+async fn echoing(authority: &Authority, apps: usize) -> (Vec<RunningProxy>, Vec<(SocketAddr, Option<SpiffeId>)>) {
+    let (mut orders, mut endpoints) = (Vec::new(), Vec::new());
+    for _ in 0..apps {
+        let sidecar = Sidecar::new("orders").protects(echo().await).start(authority).await;
+        endpoints.push((sidecar.inbound[0], Some(id("orders"))));
+        orders.push(sidecar);
+    }
+    (orders, endpoints)
+}
+
 /// One that carries bytes, or `None`: it was reset.
 async fn connect(to: SocketAddr) -> Option<TcpStream> {
     talk(to, b"\0word", 5).await.ok().map(|(client, _)| client)
@@ -260,12 +272,7 @@ async fn connections_of_bytes_beyond_the_limit_are_reset() {
         ),
     ] {
         let authority = Authority::start(&["web", "orders"], DAY).await;
-        let (mut orders, mut endpoints) = (Vec::new(), Vec::new());
-        for _ in 0..apps {
-            let sidecar = Sidecar::new("orders").protects(echo().await).start(&authority).await;
-            endpoints.push((sidecar.inbound[0], Some(id("orders"))));
-            orders.push(sidecar);
-        }
+        let (_orders, endpoints) = echoing(&authority, apps).await;
         let web = Sidecar::new("web").calls("orders", "opaque", &endpoints, policy);
         let web = web.with("workers: 2").start(&authority).await;
         let refusals = || {
@@ -342,12 +349,7 @@ async fn an_idle_connection_is_closed_for_one_of_bytes() {
         ("{maxConnections: 2, perEndpoint: {maxConnections: 1}}", 2),
     ] {
         let authority = Authority::start(&["web", "orders"], DAY).await;
-        let (mut orders, mut endpoints) = (Vec::new(), Vec::new());
-        for _ in 0..apps {
-            let sidecar = Sidecar::new("orders").protects(echo().await).start(&authority).await;
-            endpoints.push((sidecar.inbound[0], Some(id("orders"))));
-            orders.push(sidecar);
-        }
+        let (_orders, endpoints) = echoing(&authority, apps).await;
         let most = if limits.contains("perEndpoint") { apps } else { 1 };
         let policy = format!("{{limits: {limits}, loadBalancer: {{type: RoundRobin}}}}");
         let web = Sidecar::new("web").calls("orders", "detect", &endpoints, &policy);

@@ -36,6 +36,7 @@ enum Spare {
     /// Says what it was sent.
     Works,
     Fails,
+    Hangs,
     Nobody,
     /// The controller says one that is none of the Service's.
     None,
@@ -90,7 +91,15 @@ impl Lab {
         let [own, other] = asked.clone();
         let apps = vec![
             app(Some(fails), own).await,
-            app((spare == Spare::Fails).then_some(Fails::Status(503)), other).await,
+            app(
+                match spare {
+                    Spare::Fails => Some(Fails::Status(503)),
+                    Spare::Hangs => Some(Fails::Hangs),
+                    _ => None,
+                },
+                other,
+            )
+            .await,
         ];
         let mut sidecars = Vec::new();
         for (name, app) in ["orders", "spare"].into_iter().zip(&apps) {
@@ -329,5 +338,34 @@ async fn a_backend_that_is_none_leaves_the_failure() {
             );
             assert!(!seen.headers.contains_key("outrigger-fallback"), "{speaks:?} {fails:?}");
         }
+    }
+}
+
+/// One that has enough to do has not had the request, which the first one had: what that one answered stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_that_has_enough_to_do_leaves_the_failure() {
+    for speaks in Speaks::ALL {
+        let fails = if speaks == Speaks::Grpc {
+            Fails::Grpc("14")
+        } else {
+            Fails::Status(503)
+        };
+        let more = ", retry: {attempts: 0, nonIdempotent: true}, limits: {maxRequests: 1}";
+        let lab = Lab::new(speaks, fails, Spare::Hangs, &policy(more), "").await;
+        let to = lab.web.outbound[0];
+        let held = tokio::spawn(async move { speaks.send(to, &[]).await });
+        until("it is asked", async || lab.asked()[1] == 1).await;
+        let seen = lab.send(speaks, &[]).await;
+        assert_eq!(
+            (seen.error(), said(&seen, "outrigger-fallback")),
+            (None, None),
+            "{speaks:?}: {seen:?}"
+        );
+        match speaks {
+            Speaks::Grpc => assert_eq!(said(&seen, "grpc-status"), Some("14")),
+            _ => assert_eq!(seen.status, 503),
+        }
+        assert_eq!(lab.asked(), [2, 1], "{speaks:?}");
+        held.abort();
     }
 }
