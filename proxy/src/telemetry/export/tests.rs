@@ -514,7 +514,8 @@ async fn public_authorities_are_believed_where_no_other_is_named() {
         panic!("an authority of nobody's is believed");
     };
     assert!(why.contains("UnknownIssuer"), "{why}");
-    assert_eq!(hears.recv().await.unwrap(), b"");
+    let heard = tokio::time::timeout(LIMIT, hears.recv()).await.unwrap();
+    assert_eq!(heard.unwrap(), b"");
 }
 
 /// A real server of gRPC behind TLS has the spans.
@@ -536,6 +537,7 @@ async fn a_collector_behind_tls_has_them() {
     let telemetry = Telemetry::start(&settings, &Resolver::start(Some(&[])).unwrap()).unwrap();
     put(&telemetry);
     telemetry.flush(LIMIT).await;
-    assert_eq!(spans(&received.recv().await.unwrap()).len(), 1);
+    let has = tokio::time::timeout(LIMIT, received.recv()).await.unwrap();
+    assert_eq!(spans(&has.unwrap()).len(), 1);
     relay.abort();
 }
