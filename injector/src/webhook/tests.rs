@@ -116,7 +116,9 @@ impl Server {
 
     /// Status and body of what is answered.
     async fn ask(&self, trusted: &Material, method: &str, path: &str, body: &str) -> (u16, String) {
-        self.announce(trusted, method, path, body.len(), body).await
+        let asked = self.announce(trusted, method, path, body.len(), body);
+        let answer = tokio::time::timeout(Duration::from_secs(60), asked).await;
+        answer.unwrap_or_else(|_| panic!("{method} {path} was not answered"))
     }
 
     /// Asks with a body that is said to be so long.
@@ -144,9 +146,13 @@ impl Server {
                 .find_map(|l| l.strip_prefix("outrigger_admission_connections "));
             line.map_or(0, |number| number.parse::<usize>().unwrap())
         };
-        while open() < connections {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        let crowd = async {
+            while open() < connections {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let crowded = tokio::time::timeout(Duration::from_secs(60), crowd).await;
+        assert!(crowded.is_ok(), "{} connections of {connections}", open());
     }
 
     async fn end(self) {
