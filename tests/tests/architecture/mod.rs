@@ -84,26 +84,39 @@ fn crates_use_each_other_as_is_written() {
     assert!(problems.is_empty(), "{problems:#?}");
 }
 
+/// What `cargo tree` says, a crate in each line, as it would for a user, whatever this machine's own configuration says.
+fn tree(arguments: &[&str]) -> String {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut tree = Command::new(cargo);
+    tree.args(["tree", "--offline", "--edges", "normal,build", "--prefix", "none"]);
+    tree.args(arguments)
+        .env("CARGO_RESOLVER_FEATURE_UNIFICATION", "selected");
+    let output = tree.current_dir(repository()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A sidecar refused `\p{L}`, which the controller had accepted: a crate of the controller's turns on more features of the one
+/// that reads patterns, and the image of the sidecar is built by itself. What a pattern costs depends on features as well.
+#[test]
+fn a_pattern_is_the_same_in_each_program() {
+    let features = |packages: &[&str]| {
+        let text = tree(&[packages, &["--no-dedupe", "--format", "{p} {f}"]].concat());
+        let about = |line: &&str| line.starts_with("regex-syntax ") || line.starts_with("regex-automata ");
+        text.lines().filter(about).map(str::to_owned).collect::<BTreeSet<_>>()
+    };
+    let all = features(&["--workspace"]);
+    assert_eq!(all.len(), 2, "{all:?}");
+    for program in ["outrigger-proxy", "outrigger-controller", "outrigger-demo", "outrigger"] {
+        assert_eq!(features(&["--package", program]), all, "{program}");
+    }
+}
+
 /// A first look at Outrigger is `cargo run`, and compiles neither a Kubernetes client nor a protobuf compiler.
 #[test]
 fn what_cargo_run_builds_is_without_kubernetes() {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut tree = Command::new(cargo);
-    tree.args([
-        "tree",
-        "--offline",
-        "--edges",
-        "normal,build",
-        "--prefix",
-        "none",
-        "--format",
-        "{lib}",
-    ]);
-    // As for a user, whatever this machine's own configuration says: of the default member only.
-    tree.env("CARGO_RESOLVER_FEATURE_UNIFICATION", "selected");
-    let output = tree.current_dir(repository()).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).unwrap();
+    // Of the default member only.
+    let text = tree(&["--format", "{lib}"]);
     let crates: BTreeSet<&str> = text.lines().filter_map(|line| line.split(' ').next()).collect();
     assert!(
         crates.contains("outrigger_proxy") && !crates.contains("outrigger_controller"),
