@@ -19,6 +19,7 @@ GATEWAY_API_VERSION=v1.6.3 # of the CRDs; its conformance suite, in src/gateway-
 GATEWAY_API=$CLUSTER_DIR/gateway-api-$GATEWAY_API_VERSION # CRDs, by channel
 COREDNS_IMAGE=outrigger.test/coredns:1
 ECHO_IMAGE=registry.k8s.io/gateway-api/echo-advanced:v1.5.1 # the name that the suite's manifests have
+EXT_AUTHZ_IMAGE=registry.istio.io/testing/ext-authz:latest # the name in Istio's sample
 PAUSE_IMAGE=outrigger.test/pause:1
 
 # The node. All its addresses are on bridges of this machine.

@@ -44,6 +44,29 @@ metadata: {name: another}
 spec: {controllerName: example.com/another}
 ";
 
+/// Istio's sample of a server that is asked, twice: one lets the service account "default" through where a request says nothing, one nobody.
+const AUTHORIZED: &str = r#"
+{apiVersion: v1, kind: List, items: [
+{apiVersion: v1, kind: Service, metadata: {name: ext-authz}, spec: {selector: {app: ext-authz}, ports: [
+  {name: http, port: 8000, appProtocol: http}, {name: grpc, port: 9000, appProtocol: grpc}]}},
+{apiVersion: v1, kind: Service, metadata: {name: ext-authz-other}, spec: {selector: {app: ext-authz-other}, ports: [{name: grpc, port: 9000, appProtocol: grpc}]}},
+{apiVersion: apps/v1, kind: Deployment, metadata: {name: ext-authz}, spec: {selector: {matchLabels: {app: ext-authz}}, template: {
+  metadata: {labels: {app: ext-authz}}, spec: {terminationGracePeriodSeconds: 5, containers: [{name: ext-authz, image: "registry.istio.io/testing/ext-authz:latest",
+  imagePullPolicy: IfNotPresent, args: [-allow_service_account=default]}]}}}},
+{apiVersion: apps/v1, kind: Deployment, metadata: {name: ext-authz-other}, spec: {selector: {matchLabels: {app: ext-authz-other}}, template: {
+  metadata: {labels: {app: ext-authz-other}}, spec: {terminationGracePeriodSeconds: 5, containers: [{name: ext-authz, image: "registry.istio.io/testing/ext-authz:latest",
+  imagePullPolicy: IfNotPresent, args: [-allow_service_account=nobody]}]}}}},
+{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: authorized}, spec: {parentRefs: [{group: '', kind: Service, name: echo, port: 80}], rules: [
+  {matches: [{path: {value: /http}}], backendRefs: [{name: echo-v1, port: 80}],
+   filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: ext-authz, port: 8000}, http: {allowedHeaders: [x-ext-authz]}}}]},
+  {matches: [{path: {value: /grpc}}], backendRefs: [{name: echo-v1, port: 80}],
+   filters: [{type: ExternalAuth, externalAuth: {protocol: GRPC, backendRef: {name: ext-authz, port: 9000}, grpc: {}, forwardBody: {maxSize: 1024}}}]},
+  {matches: [{path: {value: /grpc-other}}], backendRefs: [{name: echo-v1, port: 80}],
+   filters: [{type: ExternalAuth, externalAuth: {protocol: GRPC, backendRef: {name: ext-authz-other, port: 9000}, grpc: {}}}]},
+]}},
+]}
+"#;
+
 pub(super) const CASES: &[Case] = &[
     Case {
         name: "time limits of a request and of an attempt",
@@ -140,6 +163,22 @@ spec:
             Ask { client: "--count 20 http://echo/?codes=401:100", sees: Sees::All("401 v2") },
             Ask { client: "--count 20 http://echo/away", sees: Sees::All("503 -") },
             Ask { client: "--count 20 http://echo/gone", sees: Sees::All("500 -") },
+        ],
+    },
+    Case {
+        name: "ExternalAuth with a server of others, in HTTP and in gRPC",
+        objects: AUTHORIZED,
+        says: &["httproute/authorized Accepted ResolvedRefs"],
+        asks: &[
+            Ask { client: "-H x-ext-authz:allow http://echo/http", sees: Sees::Has("200 v1", &["RequestHeader=X-Ext-Authz-Check-Result:allowed"]) },
+            Ask { client: "-H x-ext-authz:no http://echo/http", sees: Sees::Has("403 -", &["denied by ext_authz", "X-Ext-Authz-Check-Result:denied"]) },
+            Ask { client: "http://echo/http", sees: Sees::All("403 -") },
+            Ask { client: "-H x-ext-authz:allow http://echo/grpc", sees: Sees::Has("200 v1", &["RequestHeader=X-Ext-Authz-Check-Result:allowed"]) },
+            Ask { client: "-H x-ext-authz:no http://echo/grpc", sees: Sees::Has("403 -", &["denied by ext_authz", "X-Ext-Authz-Check-Result:denied"]) },
+            // Without that header it asks whose the call is: of the service account "default".
+            Ask { client: "http://echo/grpc", sees: Sees::Has("200 v1", &["RequestHeader=X-Ext-Authz-Check-Result:allowed"]) },
+            Ask { client: "http://echo/grpc-other", sees: Sees::Has("403 -", &["denied by ext_authz"]) },
+            Ask { client: "--count 20 -H x-ext-authz:allow --msg hello http://echo/grpc", sees: Sees::All("200 v1") },
         ],
     },
     Case {
