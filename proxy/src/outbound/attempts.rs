@@ -18,10 +18,11 @@ use outrigger_proxy_transport::net::count::Place;
 use outrigger_proxy_transport::server::{HttpVersion, reason_of};
 use tokio::time::Instant;
 
-use super::balance::{EndpointLimit, InHand, Member, Pick};
+use super::balance::Pick;
 use super::breaker::Breaker;
 use super::connect::checkout;
 use super::earlier::Earlier;
+use super::member::{EndpointLimit, InHand, Member};
 use super::penalty::penalised;
 use super::retry::{Attempted, RetryDecision, backoff, judge, repeatable};
 use super::target::{WorkerBackend, WorkerTarget};

@@ -7,8 +7,8 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 use tokio::time::Instant;
 
-use super::InHand;
 use crate::outbound::health::Answer;
+use crate::outbound::member::InHand;
 use crate::outbound::testing::{MS, NO_RULES, SECOND, balancer, pick_by, port, rng};
 
 const SEEDS: std::ops::Range<u64> = 0..4;

@@ -10,10 +10,11 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 use tokio::time::Instant;
 
-use super::{Balancer, InHand, Member, Pick};
+use super::{Balancer, Member, Pick};
 use crate::model::{Ejection, Workload};
 use crate::outbound::affinity::Caller;
 use crate::outbound::health::{Answer, HUNG};
+use crate::outbound::member::InHand;
 use crate::outbound::testing::{MS, NO_RULES, SECOND, ask_by, balancer, endpoints, member, pick_by, port, rng};
 
 /// As without a policy.
@@ -63,7 +64,7 @@ fn a_new_endpoint_is_asked_however_fast_the_others_are() {
     for _ in 0..100 {
         held.push(pick(&balancer, &[], now, &rng).take(&NO_RULES, now));
     }
-    assert!(member(&balancer, 2).in_hand.get().abs_diff(50) <= 1);
+    assert!(member(&balancer, 2).in_hand().abs_diff(50) <= 1);
 }
 
 #[test]
@@ -76,10 +77,10 @@ fn load_in_hand_spreads() {
         held.push(pick(&balancer, &[], now, &rng).take(&NO_RULES, now));
     }
     for m in balancer.members() {
-        assert!((80..120).contains(&m.in_hand.get()), "{}", m.in_hand.get());
+        assert!((80..120).contains(&m.in_hand()), "{}", m.in_hand());
     }
     held.clear();
-    assert!(balancer.members().iter().all(|m| m.in_hand.get() == 0));
+    assert!(balancer.members().iter().all(|m| m.in_hand() == 0));
 }
 
 #[test]
@@ -310,7 +311,7 @@ fn long_polls_eject_nobody() {
 fn a_watch_that_ends_says_nothing() {
     let now = Instant::now();
     let (_balancer, one, other) = with_one_that_answers(now);
-    let before = one.health.borrow().average(now + 60 * SECOND);
+    let before = one.health().average(now + 60 * SECOND);
     for at in 0..100 {
         let mut watch = one.take(&NO_RULES, now);
         watch.end(Answer::Good, now + MS);
@@ -318,7 +319,7 @@ fn a_watch_that_ends_says_nothing() {
         drop(watch);
     }
     let later = now + 60 * SECOND;
-    let health = one.health.borrow();
+    let health = one.health();
     assert!(!is_ejected(&one, later) && health.average(later) <= before && health.at_least(later) <= 0.0);
 }
 
@@ -326,7 +327,7 @@ fn a_watch_that_ends_says_nothing() {
 fn a_lower_bound_raises_and_never_lowers() {
     let now = Instant::now();
     let (_balancer, one, _) = with_one_that_answers(now);
-    let average = |now| one.health.borrow().average(now).unwrap();
+    let average = |now| one.health().average(now).unwrap();
     // One slow answer alone says nothing.
     let now = ask(&one, Answer::Good, 2 * SECOND, now);
     let now = ask(&one, Answer::Good, 2 * SECOND, now);
@@ -352,8 +353,8 @@ async fn a_request_that_is_dropped_has_waited_in_vain() {
     let in_hand = one.take(&NO_RULES, Instant::now());
     tokio::time::sleep(2 * SECOND).await;
     drop(in_hand);
-    assert_eq!(one.in_hand.get(), 0);
-    let health = one.health.borrow();
+    assert_eq!(one.in_hand(), 0);
+    let health = one.health();
     assert!(health.at_least(Instant::now()) >= 2.0 && health.average(Instant::now()) >= Some(2.0));
 }
 
@@ -373,7 +374,7 @@ fn connections_are_spread_by_their_number_whatever_failed_once() {
         in_hand.end(Answer::Connected, now + MS);
         held.push(in_hand);
     }
-    assert_eq!(member(&balancer, 1).in_hand.get(), 50);
+    assert_eq!(member(&balancer, 1).in_hand(), 50);
     // It has shown that it works: the next failure is its first.
     ask(&member(&balancer, 1), Answer::Unreachable, SECOND, now);
     assert!(!is_ejected(&member(&balancer, 1), now + SECOND + EJECTION));

@@ -14,8 +14,9 @@ use tokio::time::Instant;
 
 use super::State;
 use super::attempts::{ask, attempted, says};
-use super::balance::{InHand, Member, Pick};
+use super::balance::Pick;
 use super::connect::checkout;
+use super::member::{InHand, Member};
 use super::target::WorkerBackend;
 use crate::model::Balancing;
 

@@ -19,7 +19,7 @@ use outrigger_proxy_transport::error::{ProxyError, Reason};
 use outrigger_proxy_transport::net::count::{Bound, Count, Held, Place};
 use tokio::time::Instant;
 
-use super::balance::{InHand, Member};
+use super::member::{InHand, Member};
 use crate::model::{CallLimits, Service, ServiceName};
 use crate::telemetry::ServiceMetrics;
 use crate::telemetry::metrics::AtLimit;

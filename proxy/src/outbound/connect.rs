@@ -11,8 +11,8 @@ use outrigger_proxy_transport::error::{ProxyError, Reason};
 use outrigger_proxy_transport::net::count::{Bound, Place};
 use outrigger_proxy_transport::net::{HttpVersion, Io, ReadAhead, Stream, Termed, listen};
 
-use super::balance::Member;
 use super::breaker::Bounds;
+use super::member::Member;
 use super::{State, tls};
 use crate::context::Process;
 use crate::identity::{Credentials, MeshProtocol};

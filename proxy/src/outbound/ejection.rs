@@ -2,7 +2,7 @@
 //!
 //! **Why.** An endpoint that cannot be connected to is *absent*, at once. One that fails so many times in a row
 //! (`ejection.consecutiveFailures`: the statuses that count, a connection that breaks before the response, or silence while others
-//! answer, see [`balance`](super::balance)) is *failing*, and so is, where a policy asks for it, one that succeeds less often than the
+//! answer, see [`member`](super::member)) is *failing*, and so is, where a policy asks for it, one that succeeds less often than the
 //! others together (`successRate`), by more than chance explains: where all fail alike, nobody is. Other answers, like 403, 429 or 500, are the app's word and not the
 //! endpoint's failure.
 //!

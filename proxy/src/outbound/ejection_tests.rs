@@ -13,8 +13,9 @@ use tokio::time::Instant;
 
 use super::{LeftOut, most};
 use crate::model::{Balancing, Ejection};
-use crate::outbound::balance::{Balancer, Member};
+use crate::outbound::balance::Balancer;
 use crate::outbound::health::Answer;
+use crate::outbound::member::Member;
 use crate::outbound::testing::{MS, NO_RULES, SECOND, ask_by, balancer, endpoints, member, pick_by, port, rng, rules};
 
 fn fail(member: &Rc<Member>, rules: &Balancing, times: u32, now: Instant) {

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::balance::Member;
 use super::ejection::{LeftOut, most};
+use super::member::Member;
 use super::zones::Zones;
 use crate::model::{Balancing, ServiceName};
 use crate::telemetry::ServiceMetrics;

@@ -1,4 +1,4 @@
-//! What is known of one endpoint whoever asks it: how long it takes, and what it owes. `balance` says what for.
+//! What is known of one endpoint whoever asks it: how long it takes, and what it owes. `member` says what for.
 
 use std::time::Duration;
 

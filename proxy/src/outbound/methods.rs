@@ -25,8 +25,9 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 use tokio::time::Instant;
 
-use super::balance::{Member, Pick, better, of_two};
+use super::balance::{Pick, better, of_two};
 use super::hash::{mix, score};
+use super::member::Member;
 use super::penalty::TIMES;
 use crate::model::{Choice, LoadBalancer, SlowStart};
 

@@ -15,6 +15,7 @@ pub mod faults;
 pub mod group;
 pub mod hash;
 pub mod health;
+pub mod member;
 pub mod methods;
 pub mod mirror;
 pub mod opaque;

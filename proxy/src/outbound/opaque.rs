@@ -14,10 +14,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::balance::{EndpointLimit, InHand, Pick};
+use super::balance::Pick;
 use super::connect::EndpointDialer;
 use super::hash;
 use super::health::Answer;
+use super::member::{EndpointLimit, InHand};
 use super::target::WorkerTarget;
 use super::{State, route};
 use crate::identity::MeshProtocol;

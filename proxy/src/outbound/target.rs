@@ -11,9 +11,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::affinity::Caller;
-use super::balance::{Balancer, EndpointLimit, Member, Pick};
+use super::balance::{Balancer, Pick};
 use super::breaker::{Breaker, Breakers};
 use super::budget::Budgets;
+use super::member::{EndpointLimit, Member};
 use crate::dns::{Known, Resolver};
 use crate::model::{AttemptRules, Backend, Endpoint, Endpoints, Service, ServiceName, Target};
 use crate::telemetry::metrics::AtLimit;

@@ -21,7 +21,8 @@ use crate::dns::testing::{SILENT, Server, fill};
 use crate::model::Workload;
 use crate::model::{Backend, Endpoints, Protocol, Service, ServiceName, Target};
 use crate::outbound::affinity::Caller;
-use crate::outbound::balance::{Member, Pick};
+use crate::outbound::balance::Pick;
+use crate::outbound::member::Member;
 use crate::outbound::testing::NO_RULES;
 use crate::telemetry::{Settings, Telemetry};
 

@@ -13,8 +13,9 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::time::Instant;
 
-use super::balance::{Balancer, Member, Pick};
+use super::balance::{Balancer, Pick};
 use super::health::Answer;
+use super::member::Member;
 use crate::model::{AttemptRules, Balancing, Endpoint, Filters, RouteRules};
 
 pub(super) const MS: Duration = Duration::from_millis(1);

@@ -10,9 +10,10 @@ use tokio::time::Instant;
 
 use crate::model::{Balancing, Endpoint, Workload};
 use crate::outbound::affinity::Caller;
-use crate::outbound::balance::{Balancer, InHand};
+use crate::outbound::balance::Balancer;
 use crate::outbound::hash::mix;
 use crate::outbound::health::Answer;
+use crate::outbound::member::InHand;
 use crate::outbound::testing::{
     MS, NO_RULES, SECOND, ask_by, endpoints, member, pick_by, pick_keyed, port, rng, rules,
 };
