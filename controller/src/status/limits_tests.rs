@@ -551,6 +551,12 @@ fn a_store_that_is_no_service_of_the_cluster_is_named() {
         cluster.apply_value(address(outside, None));
         assert_eq!(message(), "All that it says is in force", "{outside}");
     }
+    // Until there is such a namespace.
+    let mut changes = cluster.index.status_changes();
+    changes.mark_unchanged();
+    cluster.apply("kind: Namespace\nmetadata: {name: com}\n");
+    assert!(changes.has_changed().unwrap(), "nobody looks again");
+    assert!(message().contains("there is no Service com/example"), "{}", message());
     cluster.apply_value(address("redis.shop:80", None));
     assert!(message().contains(none));
     cluster.add_service("redis", 7);

@@ -627,6 +627,18 @@ fn reasons_of_policies() {
             "Invalid",
             "spec: invalid type",
         ),
+        (
+            web(),
+            json!({"loadBalancer": {"type": "ConsistentHash"}}),
+            "Invalid",
+            "loadBalancer.type: ConsistentHash needs consistentHash.keys",
+        ),
+        (
+            web(),
+            json!({"loadBalancer": {"consistentHash": {"keys": [{"type": "Header", "name": "x"}]}}}),
+            "Invalid",
+            "loadBalancer.consistentHash: it needs type: ConsistentHash beside it",
+        ),
     ] {
         let cluster = Cluster::new();
         cluster.add_service("web", 1);
@@ -893,6 +905,49 @@ fn what_says_nothing_new_is_overridden() {
             [expected],
             "{target} {spec} below {nearer_at:?}"
         );
+    }
+}
+
+/// What is said at one target by another policy is in force at the others: so it is not needless.
+#[test]
+fn a_policy_that_is_needless_at_one_of_its_targets_is_programmed() {
+    let service = |name: &str, section: Option<&str>| {
+        let mut target = json!({"kind": "Service", "name": name});
+        if let Some(section) = section {
+            target["sectionName"] = section.into();
+        }
+        target
+    };
+    let says = json!({"timeouts": {"request": "1s"}});
+    for (targets, expected) in [
+        (
+            json!([service("web", None), service("shop", None)]),
+            ("True", "Programmed"),
+        ),
+        (
+            json!([service("shop", None), service("web", None)]),
+            ("True", "Programmed"),
+        ),
+        (json!([service("web", None)]), ("False", "Overridden")),
+    ] {
+        let cluster = Cluster::new();
+        cluster.add_service("web", 1);
+        cluster.add_service("shop", 2);
+        cluster.apply_value(policy(
+            "nearer",
+            "2026-01-01",
+            json!([service("web", Some("http"))]),
+            json!({"timeouts": {"request": "9s"}}),
+        ));
+        cluster.apply_value(policy("p", "2026-01-01", targets.clone(), says.clone()));
+        let statuses = writes(&cluster, NOW);
+        let status = &statuses.iter().find(|w| &*w.name.name == "p").unwrap().status;
+        let programmed = &status["conditions"][1];
+        let is = (
+            programmed["status"].as_str().unwrap(),
+            programmed["reason"].as_str().unwrap(),
+        );
+        assert_eq!((&programmed["type"], is), (&json!("Programmed"), expected), "{targets}");
     }
 }
 

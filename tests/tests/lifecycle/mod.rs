@@ -6,6 +6,7 @@ mod balancing;
 mod breaker;
 mod controller;
 mod durations;
+mod earlier;
 mod endpoints;
 mod fallback;
 mod fallback_backends;
