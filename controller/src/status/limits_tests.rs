@@ -552,6 +552,7 @@ fn a_store_that_is_no_service_of_the_cluster_is_named() {
         assert_eq!(message(), "All that it says is in force", "{outside}");
     }
     // Until there is such a namespace.
+    cluster.index.flush();
     let mut changes = cluster.index.status_changes();
     changes.mark_unchanged();
     cluster.apply("kind: Namespace\nmetadata: {name: com}\n");
