@@ -1,14 +1,21 @@
-//! A finished span, and its form in OTLP.
+//! A finished span.
+//!
+//! What a client sends is cut when the span ends, and not only when it is sent: spans wait by the thousand while the collector is away, and a
+//! head has 64 KiB of whatever its client likes.
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
+use http::Method;
 use outrigger_proxy_transport::error::Reason;
 
 use crate::model::ServiceName;
 
 use super::request::{AttemptEnd, Direction, Protocol};
 use super::{AccessNote, LimitNote};
+
+/// Longest text of a span, in bytes: what a peer sends must not make one large.
+pub(super) const MAX_TEXT: usize = 1024;
 
 /// Which side of a call a span is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +46,7 @@ pub struct SpanRecord {
     pub start: SystemTime,
     pub duration: Duration,
     pub protocol: Protocol,
-    pub method: http::Method,
+    pub method: Method,
     /// "http" or "https".
     pub scheme: &'static str,
     /// From a "?" on, it is left out: a query may hold secrets.
@@ -77,16 +84,20 @@ impl SpanRecord {
                 Direction::Inbound => SpanKind::Server,
             },
             name: match request.protocol {
-                Protocol::Grpc => request.path().trim_start_matches('/').to_owned(),
-                _ => request.method.to_string(),
+                Protocol::Grpc => bounded(request.path().trim_start_matches('/')).to_owned(),
+                _ => bounded(request.method.as_str()).to_owned(),
             },
             start: attempt.span.at,
             duration: attempt.span.instant.elapsed(),
             protocol: request.protocol,
-            method: request.method.clone(),
+            method: bounded_method(&request.method),
             scheme: "http",
-            path: request.path().to_owned(),
-            authority: request.authority().to_owned(),
+            path: bounded(request.path()).to_owned(),
+            // Cut, it would be another one.
+            authority: Some(request.authority())
+                .filter(|said| said.len() <= MAX_TEXT)
+                .unwrap_or_default()
+                .to_owned(),
             status: status.http,
             grpc_status: status.grpc,
             error: status.reason.map(Reason::code),
@@ -94,13 +105,27 @@ impl SpanRecord {
             peer: peer.identity.map(|identity| identity.as_str().to_owned()),
             endpoint: peer.address,
             service: request.service.clone(),
-            request_id: request.request_id().map(str::to_owned),
+            request_id: request.request_id().map(|id| bounded(id).to_owned()),
             mtls: peer.identity.is_some(),
             access: request.access.clone(),
             limit: request.limit.clone(),
             events: events(attempt),
         }
     }
+}
+
+/// The beginning of a text, where all of it is too long.
+pub(super) fn bounded(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_TEXT)]
+}
+
+/// The same: the beginning of a token is one.
+fn bounded_method(method: &Method) -> Method {
+    let cut = bounded(method.as_str());
+    if cut.len() == method.as_str().len() {
+        return method.clone();
+    }
+    Method::from_bytes(cut.as_bytes()).unwrap_or_default()
 }
 
 /// What happened before the attempt began is said at its beginning.
@@ -116,4 +141,57 @@ fn events(attempt: &AttemptEnd<'_>) -> Vec<SpanEvent> {
         ..event
     });
     within.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::request::{Peer, RequestInfo, SpanStart, Status};
+    use super::super::{Metrics, TraceContext};
+    use super::*;
+
+    /// What waits for the collector is as long as what is sent to it, whoever calls.
+    #[test]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a span says when it began by the machine's clock"
+    )]
+    fn what_a_client_sends_is_cut_before_it_waits() {
+        let long = "x".repeat(20_000);
+        for (content_type, method) in [("text/plain", &*long), ("application/grpc", "POST")] {
+            let request = http::Request::builder()
+                .method(method)
+                .version(http::Version::HTTP_2)
+                .uri(format!("http://{long}/{long}/{long}"))
+                .header("content-type", content_type)
+                .header("x-request-id", &long)
+                .header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+            let (mut head, ()) = request.body(()).unwrap().into_parts();
+            let context = TraceContext::extract(&head.headers).unwrap();
+            let id = super::super::request_id(&mut head);
+            let request = RequestInfo::new(Direction::Inbound, None, 80, id, context, &head);
+            let record = SpanRecord::of(&AttemptEnd {
+                request: &request,
+                metrics: &Metrics::new().service(None),
+                span: SpanStart {
+                    id: [1; 8],
+                    at: SystemTime::now(),
+                    instant: tokio::time::Instant::now(),
+                },
+                resend: 0,
+                peer: Peer::default(),
+                status: Status::default(),
+            });
+            let texts = [
+                &record.name,
+                record.method.as_str(),
+                &record.path,
+                &record.authority,
+                record.request_id.as_deref().unwrap(),
+            ];
+            assert!(texts.iter().all(|text| text.len() <= MAX_TEXT), "{content_type}");
+            assert_eq!(record.path.len(), MAX_TEXT);
+            assert_eq!(record.authority, "", "of another host");
+        }
+    }
 }

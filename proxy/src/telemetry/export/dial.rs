@@ -2,6 +2,9 @@
 //!
 //! It protects spans from who is between, and from who has taken the collector's name: its certificate has to be for the endpoint's host, and signed
 //! by whom [`TracingConfig::ca_certificates`] names, or else by a public authority. Where it is not, nothing is sent. This sidecar shows no certificate.
+//!
+//! There is one connection: who connects has given the one before up, and that is cut. A collector that reads nothing would keep what waits in
+//! it for as long as it likes, the goodbye of TLS with it, and each attempt would leave another one behind.
 
 use std::io;
 use std::sync::Arc;
@@ -9,6 +12,8 @@ use std::sync::Arc;
 use http::Uri;
 use outrigger_api::discovery as proto;
 use outrigger_api::discovery::backend_tls::Trust;
+use outrigger_proxy_transport::net::{Notice, Standing, Term, Termed};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -32,6 +37,8 @@ pub(super) struct Dial {
     port: u16,
     /// `None`: plaintext.
     tls: Option<(Arc<BackendTls>, Inside)>,
+    /// The end of the connection that was made last.
+    last: Arc<Mutex<Option<Notice>>>,
 }
 
 impl Dial {
@@ -56,15 +63,20 @@ impl Dial {
             port: endpoint.port_u16().unwrap_or(port),
             tls: (scheme == "https").then(|| (secured(endpoint, &host, config), inside)),
             host,
+            last: Arc::default(),
         })
     }
 
-    /// Has no timeout of its own.
+    /// Cuts the connection before. Has no timeout of its own.
     ///
     /// # Errors
     /// Why nothing may be sent.
     pub(super) async fn connect(&self) -> io::Result<Connection> {
-        let tcp = self.open().await?;
+        let (term, notice) = Term::begin();
+        if let Some(before) = self.last.lock().replace(notice) {
+            before.give(Standing::Cut);
+        }
+        let tcp = Termed::new(self.open().await?, term);
         let Some((tls, inside)) = &self.tls else {
             return Ok(Box::new(tcp));
         };

@@ -13,10 +13,9 @@ use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span, Status};
 
 use super::super::request::{Protocol, grpc_server_error};
+use super::super::span::bounded;
 use super::super::{AccessNote, Resource, SpanEvent, SpanKind, SpanRecord};
 
-/// Longest text of an attribute, in bytes: what a peer sends must not make a span large.
-const MAX_TEXT: usize = 1024;
 /// `trace-flags` sampled, the bit that says that the next is known, and the bit for a parent in another process
 /// (opentelemetry/proto/trace/v1/trace.proto, SpanFlags).
 const FLAGS_ROOT: u32 = 0x101;
@@ -259,10 +258,6 @@ fn attribute(key: &str, value: Value) -> KeyValue {
         value: Some(AnyValue { value: Some(value) }),
         ..KeyValue::default()
     }
-}
-
-fn bounded(text: &str) -> &str {
-    &text[..text.floor_char_boundary(MAX_TEXT)]
 }
 
 fn nanos(time: SystemTime) -> u64 {

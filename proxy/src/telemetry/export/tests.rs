@@ -24,6 +24,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
+use super::dial::Dial;
 use super::sink::{Sink, SinkError};
 use super::{BATCH, QUEUE, otlp};
 use crate::dns::Resolver;
@@ -516,6 +517,20 @@ async fn public_authorities_are_believed_where_no_other_is_named() {
     assert!(why.contains("UnknownIssuer"), "{why}");
     let heard = tokio::time::timeout(LIMIT, hears.recv()).await.unwrap();
     assert_eq!(heard.unwrap(), b"");
+}
+
+/// A collector that takes connections and reads nothing does not collect them, with what waits in each.
+#[tokio::test]
+async fn who_connects_once_more_has_given_the_connection_before_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let config = settings(&endpoint, TracingProtocol::Http).tracing.unwrap();
+    let dial = Dial::new(&config, Resolver::start(Some(&[])).unwrap()).unwrap();
+    let mut first = dial.connect().await.unwrap();
+    let waits = tokio::spawn(async move { (first.read_u8().await.is_err(), first.shutdown().await.is_err()) });
+    let mut second = dial.connect().await.unwrap();
+    assert_eq!(tokio::time::timeout(LIMIT, waits).await.unwrap().unwrap(), (true, true));
+    second.write_all(b"spans").await.unwrap();
 }
 
 /// A real server of gRPC behind TLS has the spans.
