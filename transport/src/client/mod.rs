@@ -3,11 +3,13 @@
 mod answer;
 mod dialer;
 mod dials;
+mod leaving;
 mod multiplex;
 mod pool;
 mod send;
 
 pub use dialer::Dialer;
+pub(crate) use leaving::Leaving;
 pub use multiplex::Slot;
 pub use pool::{Checkout, Idling, Lease, Pool, Sender};
 pub use send::{Failure, send};

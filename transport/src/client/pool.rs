@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::dialer::Dialer;
 use super::dials::{Dial, Dials, Turn};
+use super::leaving::{Leaving, until_it_ends};
 use super::multiplex::{Multiplex, Slot};
 use crate::body::{Refused, RequestBody};
 use crate::error::{ProxyError, Reason};
@@ -241,6 +242,7 @@ impl Pool {
     ) -> Result<Idling, ProxyError> {
         let stream = connecting.await?.counted(held);
         let term = stream.term();
+        let (stream, leaves) = Leaving::new(stream);
         let (sender, connection) = http1::Builder::new()
             .preserve_header_case(true)
             .max_buf_size(MAX_BUFFER)
@@ -252,7 +254,7 @@ impl Pool {
             .await
             .map_err(|e| handshake_failed(&e))?;
         tokio::task::spawn_local(async move {
-            if let Err(error) = connection.with_upgrades().await {
+            if let Some(Err(error)) = until_it_ends(connection.with_upgrades(), &leaves).await {
                 tracing::debug!(%error, "an HTTP/1 connection ended");
             }
         });

@@ -10,7 +10,7 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 
 use super::guard::Guard;
-use crate::client::Lease;
+use crate::client::{Lease, Leaving};
 use crate::drain::{Activity, InFlight};
 use crate::net::{Stream, TunnelLimit, copy};
 
@@ -87,8 +87,8 @@ fn join(
 
 /// Ends it so that it is not taken for a complete stream. Of HTTP/2 the library knows no other end than a clean one.
 fn reset(end: Upgraded) {
-    match end.downcast::<TokioIo<Stream>>() {
-        Ok(to_server) => to_server.io.inner().reset_on_close(),
+    match end.downcast::<TokioIo<Leaving>>() {
+        Ok(to_server) => to_server.io.inner().get_ref().reset_on_close(),
         Err(end) => {
             if let Ok(of_client) = end.downcast::<TokioIo<Guard<Stream>>>() {
                 of_client.io.inner().get_ref().reset_on_close();
