@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use outrigger_proxy::app::RunningProxy;
 use outrigger_proxy::config::Mtls;
@@ -28,6 +29,7 @@ const KEPT: usize = 300;
 const BUDGET: Budget = Budget {
     connections: 64,
     head_bytes: 1 << 20,
+    request_bytes: 1 << 20,
 };
 
 /// The addresses of loopback are as many clients.
@@ -192,6 +194,66 @@ async fn unfinished_heads_are_held_to_the_budget() {
     again.write_all(b"\r\n\r\n").await.unwrap();
     soon(again.read_exact(&mut answer)).await.unwrap();
     assert_eq!((&answer, refused()), (b"HTTP/1.1 200 OK", before));
+}
+
+/// Requests that an app does not answer, because their bodies do not come for instance: whatever each takes, by large heads or by many streams,
+/// those beyond the budget are refused, and others are served.
+#[tokio::test]
+async fn requests_that_wait_are_held_to_the_budget() {
+    const CONNECTIONS: usize = 100;
+    const STREAMS: u32 = 20;
+    let authority = authority().await;
+    let app = App::start(|request: Request<Incoming>| async move {
+        if request.uri().path() == "/hangs" {
+            std::future::pending::<()>().await;
+        }
+        Response::new(text("ok"))
+    })
+    .await;
+    let budget = Budget {
+        connections: 1000,
+        ..BUDGET
+    };
+    let orders = orders(&authority, app.address, Mtls::Permissive, budget).await;
+    let inbound = orders.inbound[0];
+    let refused = || metric(&orders, "outrigger_errors_total", &["overloaded"]);
+    let large = format!(
+        "POST /hangs HTTP/1.1\r\nhost: orders\r\ncontent-length: 1\r\nx: {}\r\n\r\n",
+        "x".repeat(20_000)
+    );
+    // POST, "/hangs", http, "a".
+    let block = b"\x83\x04\x06/hangs\x86\x41\x01a";
+    let mut streams = HTTP2.to_vec();
+    for n in 0..STREAMS {
+        streams.extend_from_slice(&[0, 0, u8::try_from(block.len()).unwrap(), 1, 5]);
+        streams.extend_from_slice(&(2 * n + 1).to_be_bytes());
+        streams.extend_from_slice(block);
+    }
+    for (payload, requests, most) in [(large.into_bytes(), 1, 10), (streams, STREAMS as usize, 80)] {
+        let before = refused();
+        let mut attackers = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let mut stream = connect(66, inbound).await;
+            stream.write_all(&payload).await.unwrap();
+            attackers.push(stream);
+        }
+        until("those beyond the budget are refused", async || {
+            refused() - before >= (CONNECTIONS * requests - most) as u64
+        })
+        .await;
+        let mut answer = [0; 15];
+        let mut other = connect(2, inbound).await;
+        other.write_all(GET).await.unwrap();
+        soon(other.read_exact(&mut answer)).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200 OK");
+        // What was held is free again.
+        drop((attackers, other));
+        until("all are gone", async || open(&orders) == 0).await;
+        let mut again = connect(66, inbound).await;
+        again.write_all(GET).await.unwrap();
+        soon(again.read_exact(&mut answer)).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    }
 }
 
 /// A strict workload refuses plaintext before it keeps a head of it, of whichever size.

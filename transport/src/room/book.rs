@@ -33,6 +33,7 @@ pub(super) struct Book {
     places: BTreeMap<u64, Rc<Place>>,
     addresses: HashMap<IpAddr, Rc<Address>>,
     heads: Heads,
+    requests: Heads,
     /// What may be closed, the next one last, with its `since` when it was noted.
     noted: Vec<(Rc<Place>, u64)>,
     /// When they were noted, by the room's clock.
@@ -49,6 +50,7 @@ impl Book {
             places: BTreeMap::new(),
             addresses: HashMap::new(),
             heads: Heads::new(budget.head_bytes),
+            requests: Heads::new(budget.request_bytes),
             noted: Vec::new(),
             noted_at: 0,
             nothing: None,
@@ -100,6 +102,7 @@ impl Book {
                 connections: Cell::new(0),
                 busy: Cell::new(0),
                 heads: self.heads.of_another(),
+                requests: self.requests.of_another(),
             })
         });
         of_address.connections.set(of_address.connections.get() + 1);

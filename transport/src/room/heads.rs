@@ -1,4 +1,4 @@
-//! Bytes of heads whose end is not here.
+//! Bytes of heads: of those whose end is not here, and of those whose requests wait for their answers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -38,7 +38,7 @@ impl Heads {
     }
 
     /// The same for another address.
-    pub(super) fn of_another(&self) -> Self {
+    pub(crate) fn of_another(&self) -> Self {
         Self {
             all: Arc::clone(&self.all),
             own: Arc::default(),

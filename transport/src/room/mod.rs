@@ -33,7 +33,7 @@ const CONNECTION: u64 = 32 * 1024;
 const UNLIMITED: u64 = 2 << 30;
 /// At least so many connections, however small the limit is.
 const FEWEST: usize = 64;
-/// At least so many bytes of unfinished heads.
+/// At least so many bytes of unfinished heads, and of requests that wait.
 const FEWEST_BYTES: usize = 1 << 20;
 /// Where every address has only one idle connection, none is closed before it has had this long: in a storm of honest clients
 /// each of them needs a moment for its first request.
@@ -46,17 +46,21 @@ pub struct Budget {
     pub connections: usize,
     /// Bytes of HTTP/1 heads of which the end is not here.
     pub head_bytes: usize,
+    /// Bytes of memory of requests that wait for their answers.
+    pub request_bytes: usize,
 }
 
 impl Budget {
     /// The budget in a container with so many bytes of memory; `None` where there is no limit. Half of it is for connections
-    /// and an eighth for unfinished heads: the rest is for the process itself and for what is in flight.
+    /// that are idle, a quarter for requests that wait for their answers, and an eighth for unfinished heads: the rest is for the process itself and
+    /// for what is in flight.
     pub fn of(memory_limit: Option<u64>) -> Self {
         let memory = memory_limit.unwrap_or(UNLIMITED);
         let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
         Self {
             connections: size(memory / 2 / CONNECTION).max(FEWEST),
             head_bytes: size(memory / 8).max(FEWEST_BYTES),
+            request_bytes: size(memory / 4).max(FEWEST_BYTES),
         }
     }
 
@@ -66,6 +70,7 @@ impl Budget {
         Self {
             connections: (self.connections / workers.max(1)).max(1),
             head_bytes: self.head_bytes / workers.max(1),
+            request_bytes: self.request_bytes / workers.max(1),
         }
     }
 }
@@ -130,6 +135,7 @@ struct Address {
     /// Those that carry something.
     busy: Cell<usize>,
     heads: Heads,
+    requests: Heads,
 }
 
 impl Room {
@@ -263,6 +269,11 @@ impl Seat {
     /// What its unfinished heads are counted in.
     pub fn heads(&self) -> Heads {
         self.place.address.heads.clone()
+    }
+
+    /// What its requests that wait for their answers are counted in.
+    pub fn requests(&self) -> Heads {
+        self.place.address.requests.clone()
     }
 
     /// Its requests will be refused, so no more than this is held of a head.

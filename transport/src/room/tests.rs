@@ -12,6 +12,7 @@ fn room() -> Rc<Room> {
     let budget = Budget {
         connections: LIMIT,
         head_bytes: 1 << 20,
+        request_bytes: 1 << 20,
     };
     Room::new(budget, Arc::new(()))
 }
@@ -34,6 +35,8 @@ fn open(seats: &[Seat]) -> usize {
 fn the_budget_follows_the_limit_of_memory() {
     let mib = |mib: u64| Budget::of(Some(mib << 20));
     assert_eq!((mib(256).connections, mib(256).head_bytes), (4096, 32 << 20));
+    assert_eq!((mib(256).request_bytes, mib(1).request_bytes), (64 << 20, 1 << 20));
+    assert_eq!(mib(256).share(4).request_bytes, 16 << 20);
     assert_eq!(mib(640).connections, 10_240);
     assert_eq!((mib(1).connections, mib(1).head_bytes), (64, 1 << 20));
     assert_eq!(Budget::of(None).connections, 32_768);

@@ -30,7 +30,7 @@ pub enum Fault {
     TooSlow,
     /// Too much memory is taken by heads whose end is not here.
     NoRoom,
-    /// Too much memory is taken by heads that wait for their answers, on its connection or on all.
+    /// Too much memory is taken by requests that wait for their answers: on its connection, of its address, or by all.
     Crowded,
     /// The client speaks plaintext where only mutual TLS is taken, so no more of its head is kept.
     Plaintext,
@@ -62,8 +62,8 @@ impl Fault {
             ),
             Fault::Crowded => ProxyError::new(
                 Reason::Overloaded,
-                "the requests of this connection that wait for their answers have too many bytes of headers together: at \
-                 most 8 MiB, and less while others have much; send fewer at once",
+                "the requests that wait for their answers take too much memory: those of this client, of which one HTTP/2 connection \
+                 has at most 8 MiB of headers, or those of all; send fewer at once, or give this sidecar more memory",
             ),
             Fault::Plaintext => ProxyError::new(Reason::PlaintextRefused, PLAINTEXT_REFUSED),
         }

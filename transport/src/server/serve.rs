@@ -1,6 +1,6 @@
 //! Serves one connection of a client, the app's or a peer sidecar's.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::{pending, poll_fn};
 use std::pin::pin;
@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use super::fault::Fault;
 use super::guard::{Guard, HEAD_TIME};
 use super::response::ResponseBody;
-use super::waiting::Waiting;
+use super::waiting::{Waiting, of_http1};
 use super::watch::Watch;
 use crate::authority;
 use crate::body::ClientBody;
@@ -30,6 +30,7 @@ use crate::headers::{asks_for_tunnel, join_cookies};
 use crate::limits::{CONNECTION_WINDOW, MAX_BUFFER, STREAM_WINDOW};
 use crate::net::detect::{Peeked, http2_opening, peek};
 use crate::net::{HttpVersion, Standing, Stream};
+use crate::room::Held;
 
 /// Streams that a client may have open on one connection; further ones wait on its side.
 const MAX_STREAMS: u32 = 1000;
@@ -71,13 +72,14 @@ where
     let gone = Arc::clone(&watch);
     // A connection that has not had its first request is not closed by the drain: it was made for one.
     let used = Rc::new(Cell::new(false));
+    let waiting = Rc::new(RefCell::new(Held::new(seat.requests())));
     let service = service_fn({
         let (used, activity, term) = (Rc::clone(&used), open.activity(), term.clone());
         move |request| {
             let first = !used.replace(true);
             watch.progress.begin();
             let busy = seat.busy();
-            let (handle, watch) = (Rc::clone(&handle), Arc::clone(&watch));
+            let (handle, watch, waiting) = (Rc::clone(&handle), Arc::clone(&watch), Rc::clone(&waiting));
             let (activity, term) = (Rc::clone(&activity), term.clone());
             async move {
                 if first && half_closes {
@@ -86,7 +88,7 @@ where
                     tokio::task::yield_now().await;
                 }
                 let ending = || activity.stage() > Stage::Serving || !term.is_good();
-                let response = answer_http1(&*handle, watch, ending, request).await;
+                let response = answer_http1(&*handle, watch, &waiting, ending, request).await;
                 Ok::<_, Infallible>(response.map(|body| body.with_busy(busy)))
             }
         }
@@ -131,6 +133,7 @@ where
 async fn answer_http1<H>(
     handle: &H,
     watch: Arc<Watch>,
+    waiting: &RefCell<Held>,
     ending: impl Fn() -> bool,
     mut request: Request<Incoming>,
 ) -> Response<ResponseBody>
@@ -147,11 +150,17 @@ where
         // RFC 9110 section 7.8: who speaks HTTP/1.0 asks for nothing with it.
         request.headers_mut().remove(UPGRADE);
     }
+    // Held for as long as the head may be: until there is an answer.
+    if fault.is_none() && !waiting.borrow_mut().set(of_http1(request.uri(), request.headers())) {
+        request.extensions_mut().insert(Fault::Crowded);
+    }
     let tunnel = watch.in_tunnel() && asks_for_tunnel(request.method(), request.headers());
     let connect = request.method() == Method::CONNECT;
     let request = request.map(|body| ClientBody::new(body, Some(Arc::clone(&watch.progress))));
     let received = request.body().received();
     let mut response = handle(request).await;
+    // Nothing has room.
+    let _ = waiting.borrow_mut().set(0);
     // RFC 9110 section 2.5: the version is this hop's own. hyper takes it down for an HTTP/1.0 client.
     *response.version_mut() = Version::HTTP_11;
     let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS || (connect && response.status().is_success());
@@ -232,7 +241,7 @@ where
     let used = Rc::new(Cell::new(false));
     // Whether a CONNECT was accepted: the library does not say when a tunnel ends.
     let tunnels = Rc::new(Cell::new(false));
-    let waiting = Waiting::new();
+    let waiting = Waiting::new(seat.requests());
     let service = service_fn({
         let (used, tunnels, term) = (Rc::clone(&used), Rc::clone(&tunnels), term.clone());
         move |request| {
