@@ -8,7 +8,7 @@ mod deadlines;
 mod floods;
 mod heads;
 mod memory;
-mod raw;
+pub(crate) mod raw;
 mod resets;
 mod streams;
 mod unsent;

@@ -2,6 +2,7 @@
 //! where no server says yes.
 
 mod cases;
+mod hostile;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -261,6 +262,7 @@ const ORDERS: usize = 0;
 const AUTH: usize = 1;
 const NOBODY: usize = 2;
 const REFUSES: usize = 3;
+const HOSTILE: usize = 4;
 
 /// An app behind its sidecar, a server that is asked behind its own, and a caller's.
 struct Lab {
@@ -331,6 +333,7 @@ fn routes(server: Server) -> Vec<Route> {
         route(vec![below("/unresolved")], Some(ORDERS), asks(None, None)),
         route(vec![below("/nobody")], Some(ORDERS), asks(Some(NOBODY), None)),
         route(vec![below("/refuses")], Some(ORDERS), asks(Some(REFUSES), None)),
+        route(vec![below("/hostile")], Some(ORDERS), asks(Some(HOSTILE), None)),
         in_time,
         route(vec![below("/open")], Some(ORDERS), Filters::default()),
         route(Vec::new(), Some(ORDERS), everything),
@@ -343,6 +346,11 @@ impl Lab {
     }
 
     async fn with(server: Server, line: &str) -> Self {
+        Self::build(server, line, None).await
+    }
+
+    /// `hostile`: a server that is asked about `/hostile`, without a sidecar.
+    async fn build(server: Server, line: &str, hostile: Option<SocketAddr>) -> Self {
         let authority = Authority::start(&["web", "orders", "auth"], DAY).await;
         let (app, asked) = (Log::default(), Log::default());
         let orders = App::start({
@@ -384,6 +392,10 @@ impl Lab {
             pod: None,
             remote: false,
         };
+        let plaintext = |address| Endpoint {
+            identity: None,
+            ..endpoint("hostile", address)
+        };
         let name = |name: &str| ServiceName {
             namespace: "shop".into(),
             name: name.into(),
@@ -407,6 +419,7 @@ impl Lab {
                 backend("auth", vec![endpoint("auth", sidecars[1].inbound[0])]),
                 backend("nobody", vec![]),
                 backend("refuses", vec![endpoint("auth", ([127, 0, 0, 1], 1).into())]),
+                backend("hostile", hostile.map(plaintext).into_iter().collect()),
             ],
             rules: Arc::default(),
         };
