@@ -1,5 +1,7 @@
 //! BackendTLSPolicy as callers' sidecars carry it out: TLS with servers outside of the mesh, in HTTP/1, HTTP/2, gRPC and bytes.
 
+mod hostile;
+
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
