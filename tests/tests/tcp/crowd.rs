@@ -254,6 +254,15 @@ async fn requests_that_wait_are_held_to_the_budget() {
         soon(again.read_exact(&mut answer)).await.unwrap();
         assert_eq!(&answer, b"HTTP/1.1 200 OK");
     }
+    // Connections that have had their answers wait for nothing.
+    let mut idle = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let (mut one, mut answer) = (connect(66, inbound).await, [0; 15]);
+        one.write_all(GET).await.unwrap();
+        soon(one.read_exact(&mut answer)).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200 OK", "the connection {} is refused", idle.len());
+        idle.push(one);
+    }
 }
 
 /// A strict workload refuses plaintext before it keeps a head of it, of whichever size.
