@@ -75,15 +75,19 @@ struct Server {
     asked: Arc<Mutex<String>>,
 }
 
+/// Protocols by their names in ALPN.
+type Alpn = &'static [&'static [u8]];
+
 #[derive(Clone, Copy, Default)]
 struct Kind {
-    alpn: &'static [&'static [u8]],
+    alpn: Alpn,
     versions: Option<&'static SupportedProtocolVersion>,
     expired: bool,
     echoes: bool,
 }
 
-async fn server(ca: &Ca, kind: Kind) -> Server {
+/// What it has to accept TLS with.
+fn acceptor(ca: &Ca, kind: Kind) -> TlsAcceptor {
     let (certificate, key) = ca.server(kind.expired);
     let versions = kind.versions.map_or(vec![&TLS13, &TLS12], |version| vec![version]);
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -94,7 +98,11 @@ async fn server(ca: &Ca, kind: Kind) -> Server {
         .with_single_cert(vec![certificate], key)
         .unwrap();
     config.alpn_protocols = kind.alpn.iter().map(|protocol| protocol.to_vec()).collect();
-    let acceptor = TlsAcceptor::from(Arc::new(config));
+    TlsAcceptor::from(Arc::new(config))
+}
+
+async fn server(ca: &Ca, kind: Kind) -> Server {
+    let acceptor = acceptor(ca, kind);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let server = Server {
         address: listener.local_addr().unwrap(),
@@ -151,6 +159,12 @@ async fn plaintext() -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
         }
     });
     (address, heard)
+}
+
+/// Whether any of what is meant for TLS is in there as it is.
+fn has_of_a_request(heard: &[u8]) -> bool {
+    let has = |part: &[u8]| heard.windows(part.len()).any(|window| window == part);
+    has(SECRET.as_bytes()) || has(b"POST") || has(b"PRI * HTTP")
 }
 
 fn policy(trusted: &[&Ca], names: &[&str]) -> proto::BackendTls {
@@ -408,10 +422,9 @@ async fn a_server_in_plaintext_is_sent_nothing_of_what_is_meant_for_tls() {
         }
     }
     let heard = heard.lock().unwrap().clone();
-    let has = |part: &[u8]| heard.windows(part.len()).any(|window| window == part);
     // Handshake records of TLS, and no byte of a request.
     assert_eq!(heard.first(), Some(&0x16));
-    assert!(!has(SECRET.as_bytes()) && !has(b"POST") && !has(b"PRI * HTTP"));
+    assert!(!has_of_a_request(&heard));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -159,7 +159,7 @@ where
     let request = request.map(|body| ClientBody::new(body, Some(Arc::clone(&watch.progress))));
     let received = request.body().received();
     let mut response = handle(request).await;
-    // Nothing has room.
+    // To hold nothing is never refused.
     let _ = waiting.borrow_mut().set(0);
     // RFC 9110 section 2.5: the version is this hop's own. hyper takes it down for an HTTP/1.0 client.
     *response.version_mut() = Version::HTTP_11;

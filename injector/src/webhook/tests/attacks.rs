@@ -59,15 +59,14 @@ fn trickle(server: &Arc<Server>, trusted: &Arc<Material>, connections: usize, ad
     attack
 }
 
-/// Asks for reviews, one after the other, each on a connection of its own; says how long each took. All must be answered. A
-/// machine that is overloaded has no time for so many.
+/// Asks for reviews, one after the other, each on a connection of its own; says how long each took. All must be answered.
 async fn reviews(server: &Server, trusted: &Material) -> Vec<Duration> {
     let body = review("shop", &pod(json!({})));
-    let (mut times, begin) = (Vec::new(), Instant::now());
-    while times.len() < REVIEWS && begin.elapsed() < Duration::from_secs(60) {
+    let mut times = Vec::new();
+    for n in 0..REVIEWS {
         let start = Instant::now();
         let (status, answer) = server.ask(trusted, "POST", "/inject", &body).await;
-        assert_eq!(status, 200, "review {}: {answer}", times.len());
+        assert_eq!(status, 200, "review {n}: {answer}");
         times.push(start.elapsed());
     }
     times.sort_unstable();
@@ -82,10 +81,8 @@ async fn connections_that_never_end_their_review_stop_no_other() {
     server.until_crowded(900).await;
     let times = reviews(&server, &material).await;
     println!(
-        "{CONNECTIONS} connections, {} reviews: median {:?}, last {:?}",
-        times.len(),
-        times[times.len() / 2],
-        times[times.len() - 1]
+        "{CONNECTIONS} connections: median {:?}, 99th {:?}, last {:?}",
+        times[50], times[98], times[99]
     );
     attack.shutdown().await;
 }

@@ -19,17 +19,11 @@ const AT_ONCE: usize = 16;
 /// `:status: 200` and `content-type: application/grpc`, by HPACK's tables.
 const OK_GRPC: &[u8] = b"\x88\x5f\x10application/grpc";
 
-/// What a server writes when it has a request. It ends the connection then.
-struct Answer {
-    name: &'static str,
-    bytes: Vec<u8>,
-}
+/// What it is, and what a server writes when it has a request. It ends the connection then.
+type Answer = (&'static str, Vec<u8>);
 
 fn http1() -> Vec<Answer> {
-    let answer = |name, bytes: &[u8]| Answer {
-        name,
-        bytes: bytes.to_vec(),
-    };
+    let answer = |name, bytes: &[u8]| (name, bytes.to_vec());
     let endless = |begin: &str, again: &str| [begin, &again.repeat(4 << 20 >> 4)].concat().into_bytes();
     vec![
         answer("nothing", b""),
@@ -64,32 +58,23 @@ fn http1() -> Vec<Answer> {
             "NUL in a header",
             b"HTTP/1.1 200 OK\r\nx: \0\r\ncontent-length: 0\r\n\r\n",
         ),
-        Answer {
-            name: "100 for ever",
-            bytes: b"HTTP/1.1 100 Continue\r\n\r\n".repeat(10_000),
-        },
-        Answer {
-            name: "lines for ever",
-            bytes: endless("HTTP/1.1 200 OK\r\n", "x-0123456789: y\r\n"),
-        },
-        Answer {
-            name: "one line for ever",
-            bytes: endless("HTTP/1.1 200 OK\r\nx: ", "0123456789abcdef"),
-        },
-        Answer {
-            name: "a denial for ever",
-            bytes: endless("HTTP/1.1 403 Forbidden\r\n\r\n", "0123456789abcdef"),
-        },
+        ("100 for ever", b"HTTP/1.1 100 Continue\r\n\r\n".repeat(10_000)),
+        ("lines for ever", endless("HTTP/1.1 200 OK\r\n", "x-0123456789: y\r\n")),
+        (
+            "one line for ever",
+            endless("HTTP/1.1 200 OK\r\nx: ", "0123456789abcdef"),
+        ),
+        (
+            "a denial for ever",
+            endless("HTTP/1.1 403 Forbidden\r\n\r\n", "0123456789abcdef"),
+        ),
     ]
 }
 
 fn http2() -> Vec<Answer> {
     let settings = frame(SETTINGS, 0, 0, b"");
     let begun = frame(HEADERS, END_HEADERS, 1, OK_GRPC);
-    let answer = |name, frames: &[&[u8]]| Answer {
-        name,
-        bytes: frames.concat(),
-    };
+    let answer = |name, frames: &[&[u8]]| (name, frames.concat());
     let message = |response: CheckResponse| {
         let message = response.encode_to_vec();
         let length = u32::try_from(message.len()).unwrap().to_be_bytes();
@@ -144,10 +129,7 @@ fn http2() -> Vec<Answer> {
         says("no protobuf", b"\0\0\0\0\x04\xff\xff\xff\xff"),
         says("no status", &message(denied)),
         says("an empty answer", b"\0\0\0\0\0"),
-        Answer {
-            name: "messages that are nested deeply",
-            bytes: [&begun[..], &frame(DATA, 0, 1, &nested()), &trailers].concat(),
-        },
+        says("messages that are nested deeply", &nested()),
     ]
 }
 
@@ -194,7 +176,7 @@ async fn answer(of: Server, mut stream: TcpStream, answers: &[Answer]) -> std::i
             _ => {}
         }
     };
-    stream.write_all(&answers[which].bytes).await?;
+    stream.write_all(&answers[which].1).await?;
     stream.shutdown().await?;
     // What is not read would have the kernel reset the connection, and the answer be lost with it.
     while stream.read_buf(&mut got).await? > 0 {
@@ -204,7 +186,7 @@ async fn answer(of: Server, mut stream: TcpStream, answers: &[Answer]) -> std::i
 }
 
 async fn nothing_is_let_through(of: Server, answers: Vec<Answer>) {
-    let names: Vec<_> = answers.iter().map(|answer| answer.name).collect();
+    let names: Vec<_> = answers.iter().map(|(name, _)| *name).collect();
     let hostile = server(of, answers).await;
     let lab = Lab::build(of, "", Some(hostile)).await;
     // Of HTTP/2 one after the other: answers are for the first stream of a connection.
